@@ -1,0 +1,5 @@
+"""The one kind of error that is a user's to mend."""
+
+
+class UserError(Exception):
+    """A mistake the user can mend; its message is one sentence that says where and what to do."""

@@ -1,0 +1,12 @@
+"""The computational graph: its edges' names and order, scores on them, and circuits cut from it.
+
+Nothing here knows a model's modules; a `Graph` is a handful of integers.
+"""
+
+from circuitlit.graph.circuit import Circuit
+from circuitlit.graph.layout import MaskLayout
+from circuitlit.graph.scores import EdgeScores
+from circuitlit.graph.select import reachable_edges, top_k
+from circuitlit.graph.topology import Graph
+
+__all__ = ["Circuit", "EdgeScores", "Graph", "MaskLayout", "reachable_edges", "top_k"]

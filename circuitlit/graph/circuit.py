@@ -1,0 +1,117 @@
+"""The frozen product: which edges are kept, why, and where they come from."""
+
+from __future__ import annotations
+
+import json
+import os
+from dataclasses import asdict, dataclass, field
+from pathlib import Path
+
+import torch
+from jaxtyping import Bool
+from safetensors import SafetensorError, safe_open
+from safetensors.torch import save_file
+from torch import Tensor
+
+from circuitlit.errors import UserError
+from circuitlit.graph.scores import EdgeScores
+from circuitlit.graph.select import reachable_edges, top_k
+from circuitlit.graph.topology import Graph
+
+FORMAT = 1
+
+
+@dataclass(frozen=True)
+class Circuit:
+    """A set of edges of one graph, with the scores it was cut from.
+
+    Attributes:
+        scores: the scores; `scores.graph` fixes the edges' order.
+        kept: True for the edges asked for, one row per token role or a single row.
+        reachable: the kept edges that lie on a path from the input to the logits.
+        provenance: model, task, method, seed, versions ...: plain types only.
+    """
+
+    scores: EdgeScores
+    kept: Bool[Tensor, "copies edge"]
+    reachable: Bool[Tensor, "copies edge"]
+    provenance: dict[str, object] = field(default_factory=dict)
+
+    @classmethod
+    def cut(cls, scores: EdgeScores, count: int, provenance: dict[str, object] | None = None) -> Circuit:
+        """The `count` best edges of some scores, exactly as many, and what of them is reachable."""
+        kept = top_k(scores.importance(), count)
+        return cls(scores, kept, reachable_edges(scores.graph, kept), provenance or {})
+
+    @property
+    def graph(self) -> Graph:
+        """The edges' order."""
+        return self.scores.graph
+
+    @property
+    def n_edges(self) -> int:
+        """Edges asked for."""
+        return int(self.kept.sum())
+
+    @property
+    def n_reachable(self) -> int:
+        """Edges that can matter."""
+        return int(self.reachable.sum())
+
+    @property
+    def sparsity(self) -> float:
+        """Share of the graph's edges removed, unreachable ones counted as kept; 0 is the full model, 1 no edge."""
+        return 1 - self.n_edges / self.kept.numel()
+
+    def edge_names(self) -> list[str]:
+        """Names of the reachable edges, in graph order."""
+        return [self.graph.edge_name(int(edge)) for edge in self.reachable.any(0).nonzero()]
+
+    def save(self, folder: Path) -> None:
+        """Write `circuit.safetensors` (scores, kept, reachable) and `circuit.json` (names, provenance)."""
+        tensors = {"scores": self.scores.values, "kept": self.kept, "reachable": self.reachable}
+        header = {
+            "format": FORMAT,
+            "graph": asdict(self.graph),
+            "method": self.scores.method,
+            "roles": list(self.scores.roles),
+            "ranks_by_magnitude": self.scores.ranks_by_magnitude,
+            "details": self.scores.details,
+            "n_edges_total": self.kept.numel(),
+            "n_edges": self.n_edges,
+            "n_edges_reachable": self.n_reachable,
+            "sparsity": self.sparsity,
+            "provenance": self.provenance,
+        }
+        path = folder / "circuit.safetensors"
+        partial = path.with_suffix(".part")
+        save_file({n: t.cpu().contiguous() for n, t in tensors.items()}, partial, {"circuitlit": json.dumps(header)})
+        os.replace(partial, path)
+        text = json.dumps({**header, "edges": self.edge_names()}, indent=1)
+        partial = folder / "circuit.json.part"
+        partial.write_text(text)
+        os.replace(partial, folder / "circuit.json")
+
+    @classmethod
+    def load(cls, path: Path) -> Circuit:
+        """Read a circuit from its folder or its safetensors file.
+
+        Raises:
+            UserError: the file is missing, damaged or not a circuit.
+        """
+        file = path / "circuit.safetensors" if path.is_dir() else path
+        try:
+            with safe_open(file, "pt") as opened:
+                header = json.loads((opened.metadata() or {})["circuitlit"])
+                tensors = {name: opened.get_tensor(name) for name in ("scores", "kept", "reachable")}
+        except (OSError, SafetensorError, KeyError, ValueError) as error:
+            raise UserError(f"{file}: not a readable circuit ({error}); name a circuit.safetensors or its run") from error
+        scores = EdgeScores(
+            Graph(**header["graph"]),
+            tensors["scores"].to(torch.float32),
+            header["method"],
+            tuple(header["roles"]),
+            header["ranks_by_magnitude"],
+            header["details"],
+        )
+        return cls(scores, tensors["kept"], tensors["reachable"], header["provenance"])

@@ -1,0 +1,141 @@
+"""One transformer block whose every reader sees its own masked sum of the residual stream's writers."""
+
+from __future__ import annotations
+
+from dataclasses import dataclass
+
+import torch
+import torch.nn.functional as F
+from jaxtyping import Float
+from torch import Tensor, nn
+
+from circuitlit.graph import Graph
+from circuitlit.masked.ledger import Ledger, Token
+from circuitlit.model.anatomy import BlockParts, HeadMap, Rotate
+
+
+@dataclass(frozen=True)
+class Rotary:
+    """Cosines and sines of a batch, and the architecture's way to apply them."""
+
+    rotate: Rotate
+    cos: Float[Tensor, "one pos rotated"]
+    sin: Float[Tensor, "one pos rotated"]
+
+
+class MaskedBlock(nn.Module):
+    """A frozen block read and written through a ledger. It owns its weights, as sharding wants it.
+
+    Args:
+        parts: the block, taken apart.
+        graph: the model's graph.
+        layer: which block this is.
+    """
+
+    def __init__(self, parts: BlockParts, graph: Graph, layer: int) -> None:
+        super().__init__()
+        for name, heads in (("q", parts.q), ("k", parts.k), ("v", parts.v)):
+            self._own(f"{name}_weight", heads.weight)
+            self._own(f"{name}_bias", heads.bias)
+        self._own("out_weight", parts.out)
+        self._own("out_bias", parts.out_bias)
+        self.attn_norm, self.mlp_norm = parts.attn_norm, parts.mlp_norm
+        self.q_norm, self.k_norm, self.mlp = parts.q_norm, parts.k_norm, parts.mlp
+        self.scale = parts.scale
+        self.n_heads, self.n_kv_heads, self.parallel = graph.n_heads, graph.n_kv_heads, graph.parallel
+        self.first_writer = graph.writers_before(layer)
+
+    def _own(self, name: str, value: Tensor | None) -> None:
+        self.register_parameter(name, None if value is None else nn.Parameter(value, requires_grad=False))
+
+    @property
+    def attention_readers(self) -> int:
+        """Readers of the attention: q, k and v."""
+        return self.n_heads + 2 * self.n_kv_heads
+
+    def forward(
+        self,
+        ledger: Ledger,
+        token: Token,
+        masks: Float[Tensor, "copies readers writers"],
+        row: int,
+        first: int,
+        ablated: Float[Tensor, "token d"],
+        ablated_heads: Float[Tensor, "batch pos width"],
+        ablated_mlp: Float[Tensor, "token d"],
+        rotary: Rotary | None,
+    ) -> tuple[Token, Float[Tensor, "token d"]]:
+        """Read, compute and write this block's heads and MLP.
+
+        Args:
+            ledger: where writers are entered and readers served; this block's panel is open.
+            token: the last ledger call's.
+            masks: of this block's readers, for the writers of the open panel.
+            row: place of this block's first reader in the panel.
+            first: first writer of the panel.
+            ablated: residual stream of the ablated run ahead of this block.
+            ablated_heads: results of the ablated run's heads, before the output projection.
+            ablated_mlp: output of the ablated run's MLP.
+            rotary: rotary embedding of the batch, None with learned positions.
+
+        Returns:
+            The next token and the ablated residual stream after this block.
+        """
+        heads, split = self.n_heads, self.attention_readers
+        own = self.first_writer - first
+        served = split + 1 if self.parallel else split
+        token, seen = ledger.read(token, masks[:, :served, :own], ablated, row, first)
+        delta = self._attend(self.attn_norm(seen[:split]), ablated_heads, rotary)
+        token = ledger.write(token, self.first_writer, delta)
+
+        after = ablated + torch.einsum("thi,hid->td", ablated_heads.reshape(-1, heads, self.head_width), self.out_weight)
+        if self.out_bias is not None:
+            after = after + self.out_bias
+        if self.parallel:
+            mlp_seen = seen[split:]
+        else:
+            token, mlp_seen = ledger.read(token, masks[:, split:, : own + heads], after, row + split, first)
+        delta = self.mlp(self.mlp_norm(mlp_seen)) - ablated_mlp
+        token = ledger.write(token, self.first_writer + heads, delta)
+        return token, after + ablated_mlp
+
+    @property
+    def head_width(self) -> int:
+        """Width of one head's result."""
+        return self.out_weight.shape[1]
+
+    def _attend(
+        self,
+        normed: Float[Tensor, "readers token d"],
+        ablated_heads: Float[Tensor, "batch pos width"],
+        rotary: Rotary | None,
+    ) -> Float[Tensor, "head token d"]:
+        """What each head adds beyond its ablated output."""
+        batch = ablated_heads.shape[0]
+        readers = normed.split([self.n_heads, self.n_kv_heads, self.n_kv_heads])
+        q, k, v = (
+            self._project(x, HeadMap(weight, bias), batch)
+            for x, weight, bias in zip(
+                readers,
+                (self.q_weight, self.k_weight, self.v_weight),
+                (self.q_bias, self.k_bias, self.v_bias),
+                strict=True,
+            )
+        )
+        if self.q_norm is not None and self.k_norm is not None:
+            q, k = self.q_norm(q), self.k_norm(k)
+        if rotary is not None:
+            q, k = rotary.rotate(q, k, rotary.cos, rotary.sin)
+        grouped = self.n_heads != self.n_kv_heads
+        result = F.scaled_dot_product_attention(q, k, v, is_causal=True, scale=self.scale, enable_gqa=grouped)
+        ablated = ablated_heads.unflatten(-1, (self.n_heads, -1)).transpose(1, 2)
+        delta = (result - ablated).transpose(0, 1).flatten(1, 2)
+        return torch.bmm(delta, self.out_weight)
+
+    @staticmethod
+    def _project(x: Float[Tensor, "head token d"], heads: HeadMap, batch: int) -> Float[Tensor, "batch head pos out"]:
+        if heads.bias is None:
+            projected = torch.bmm(x, heads.weight)
+        else:
+            projected = torch.baddbmm(heads.bias[:, None], x, heads.weight)
+        return projected.unflatten(1, (batch, -1)).transpose(0, 1)

@@ -1,0 +1,133 @@
+"""The edge-masked forward of a frozen model."""
+
+from __future__ import annotations
+
+from operator import attrgetter
+
+import torch
+from jaxtyping import Float, Int
+from torch import Tensor, nn
+from torch.utils.checkpoint import checkpoint
+
+from circuitlit.errors import UserError
+from circuitlit.masked.ablation import Ablated
+from circuitlit.masked.block import MaskedBlock, Rotary
+from circuitlit.masked.ledger import Ledger, Token
+from circuitlit.model.anatomy import window_of
+from circuitlit.model.subject import Subject
+
+
+class MaskedModel(nn.Module):
+    """Runs a subject with a mask on every edge; shares the subject's weights and trains none.
+
+    All masks 1 gives the stock model's logits, all masks 0 the ablated run's. Any real mask is legal; values between
+    mix the clean and the ablated output of a writer.
+
+    Args:
+        subject: the frozen model.
+        panel: consecutive blocks whose reads share one product; more is faster and takes more memory.
+        recompute: True recomputes each panel in the backward pass instead of storing its activations.
+    """
+
+    def __init__(self, subject: Subject, panel: int = 5, recompute: bool = False) -> None:
+        super().__init__()
+        self.subject = subject
+        self.graph = subject.graph
+        self.panel, self.recompute = panel, recompute
+        anatomy, model = subject.anatomy, subject.model
+        self.blocks = nn.ModuleList(
+            MaskedBlock(anatomy.parts(block, self.graph), self.graph, layer)
+            for layer, block in enumerate(anatomy.blocks(model))
+        )
+        self.final_norm = attrgetter(anatomy.final_norm)(model)
+        self._window = window_of(model.config)
+
+    def forward(
+        self,
+        masks: Float[Tensor, "copies reader writer"],
+        ids: Int[Tensor, "batch pos"],
+        ablated: Ablated,
+        positions: Int[Tensor, "batch answer"],
+        roles: Int[Tensor, "batch pos"] | None = None,
+    ) -> Float[Tensor, "batch answer vocab"]:
+        """Logits of the masked model at the answer positions.
+
+        Args:
+            masks: one matrix, or one for every role: `MaskLayout.dense` makes them.
+            ids: clean prompts, padded on the right.
+            ablated: outputs of all writers where their edges are cut.
+            positions: where logits are wanted.
+            roles: which copy of the masks holds at each token; needed with several copies.
+        """
+        batch, length = ids.shape
+        if self._window is not None and length > self._window:
+            raise UserError(f"a prompt of {length} tokens exceeds the model's attention window of {self._window}")
+        masks = masks.to(self.subject.model.dtype)
+        embedded = self.subject.embed(ids).flatten(0, 1)
+        stream = ablated.embed.flatten(0, 1)
+        ledger = Ledger(
+            self.graph.n_writers, embedded, self.panel * self.graph.readers_per_layer, _groups(roles, masks.shape[0])
+        )
+        token = ledger.write(ledger.start(), 0, (embedded - stream)[None])
+        if self.subject.anatomy.positions is not None:
+            table = attrgetter(self.subject.anatomy.positions)(self.subject.model)
+            stream = stream + table(torch.arange(length, device=ids.device)).repeat(batch, 1)
+        rotary = self._rotary(embedded, length)
+        for start in range(0, len(self.blocks), self.panel):
+            args = (ledger, token, stream, masks, ablated, start, rotary)
+            if self.recompute and torch.is_grad_enabled():
+                token, stream = checkpoint(
+                    self._run_panel, *args, use_reentrant=False, preserve_rng_state=False, determinism_check="none"
+                )
+            else:
+                token, stream = self._run_panel(*args)
+        flat = (positions + length * torch.arange(batch, device=ids.device)[:, None]).flatten()
+        final = ledger.read_at(token, masks[:, -1], stream[flat], flat)
+        return self.subject.unembed(self.final_norm(final)).unflatten(0, positions.shape)
+
+    def _run_panel(
+        self,
+        ledger: Ledger,
+        token: Token,
+        stream: Tensor,
+        masks: Tensor,
+        ablated: Ablated,
+        start: int,
+        rotary: Rotary | None,
+    ) -> tuple[Token, Tensor]:
+        graph = self.graph
+        stop = min(start + self.panel, len(self.blocks))
+        first = graph.writers_before(start)
+        rows = slice(graph.reader_rows(start).start, graph.reader_rows(stop - 1).stop)
+        panel = masks[:, rows]
+        token = ledger.open_panel(token, panel[:, :, :first])
+        for layer in range(start, stop):
+            row = (layer - start) * graph.readers_per_layer
+            token, stream = self.blocks[layer](
+                ledger,
+                token,
+                panel[:, row : row + graph.readers_per_layer, first:],
+                row,
+                first,
+                stream,
+                ablated.heads[:, layer],
+                ablated.mlps[:, layer].flatten(0, 1),
+                rotary,
+            )
+        return token, stream
+
+    def _rotary(self, like: Tensor, length: int) -> Rotary | None:
+        anatomy = self.subject.anatomy
+        if anatomy.rotary is None or anatomy.rotate is None:
+            return None
+        module = attrgetter(anatomy.rotary)(self.subject.model)
+        cos, sin = module(like, torch.arange(length, device=like.device)[None])
+        return Rotary(anatomy.rotate, cos, sin)
+
+
+def _groups(roles: Tensor | None, copies: int) -> list[Tensor] | None:
+    if copies == 1:
+        return None
+    if roles is None:
+        raise ValueError(f"{copies} copies of the masks need the role of every token")
+    return [(roles.flatten() == copy).nonzero().flatten() for copy in range(copies)]

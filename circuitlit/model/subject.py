@@ -1,0 +1,67 @@
+"""The frozen model under study."""
+
+from __future__ import annotations
+
+from dataclasses import dataclass, field
+from typing import Any
+
+import torch
+from jaxtyping import Float, Int
+from torch import Tensor, nn
+from transformers import PreTrainedModel, PreTrainedTokenizerBase
+
+from circuitlit.graph import Graph
+from circuitlit.model.anatomy import Anatomy, anatomy_of, graph_of
+
+
+@dataclass
+class Subject:
+    """A frozen causal language model with its tokenizer, anatomy and graph.
+
+    Attributes:
+        model: the Hugging Face model, in eval mode, no parameter trainable; adapters stay unmerged inside it.
+        tokenizer: its tokenizer; None for models built from a bare configuration.
+        name: short name for run directories and tables.
+        provenance: where the weights come from (source, revision, file hash, adapter): plain types.
+    """
+
+    model: PreTrainedModel
+    tokenizer: PreTrainedTokenizerBase | None = None
+    name: str = "model"
+    provenance: dict[str, Any] = field(default_factory=dict)
+
+    def __post_init__(self) -> None:
+        self.model.eval().requires_grad_(False)
+        self.anatomy: Anatomy = anatomy_of(self.model.config)
+        self.graph: Graph = graph_of(self.model.config)
+
+    @property
+    def embed(self) -> nn.Module:
+        """Token embeddings."""
+        return self.model.get_input_embeddings()
+
+    @property
+    def device(self) -> torch.device:
+        """Where the weights are."""
+        return self.model.device
+
+    def hidden(self, ids: Int[Tensor, "batch pos"]) -> Float[Tensor, "batch pos d"]:
+        """Final normed residual stream of the stock forward. Rows are padded on the right, so causality hides pads."""
+        return self.model.base_model(input_ids=ids, use_cache=False).last_hidden_state
+
+    def unembed(self, hidden: Float[Tensor, "*rows d"]) -> Float[Tensor, "*rows vocab"]:
+        """Logits of normed residual vectors."""
+        return self.model.get_output_embeddings()(hidden)
+
+    def logits(
+        self, ids: Int[Tensor, "batch pos"], positions: Int[Tensor, "batch answer"]
+    ) -> Float[Tensor, "batch answer vocab"]:
+        """Stock logits at some positions only."""
+        return self.unembed(take_positions(self.hidden(ids), positions))
+
+
+def take_positions(
+    stream: Float[Tensor, "batch pos d"], positions: Int[Tensor, "batch answer"]
+) -> Float[Tensor, "batch answer d"]:
+    """The vectors at each row's own positions."""
+    return torch.take_along_dim(stream, positions[..., None], 1)

@@ -1,0 +1,72 @@
+"""What a task is made of: pairs of prompts, and the batches that the models see."""
+
+from __future__ import annotations
+
+from dataclasses import dataclass, field, fields
+
+import torch
+from jaxtyping import Bool, Int
+from torch import Tensor
+
+
+@dataclass(frozen=True)
+class Pair:
+    """One clean prompt, its corrupted twin and the text that the model should say next.
+
+    Attributes:
+        clean: prompt on which the model shows the behaviour, without the answer.
+        corrupted: prompt with as many tokens in which the behaviour's cause is changed.
+        answer: continuation of `clean`, with its leading space where the language has one.
+        wrong_answer: continuation to compare with (the other name, say), or None.
+        roles: `(role, start, end)` character spans of `clean` that name what its tokens are for.
+        group: name of the template that made the pair; splits keep groups apart.
+        source: where the pair comes from (`pairs.jsonl:17`), for messages.
+    """
+
+    clean: str
+    corrupted: str
+    answer: str
+    wrong_answer: str | None = None
+    roles: tuple[tuple[str, int, int], ...] = field(default=())
+    group: str = ""
+    source: str = ""
+
+
+@dataclass
+class Batch:
+    """Encoded pairs, padded on the right to one length.
+
+    Answers of several tokens are teacher-forced: `clean` and `corrupted` hold the prompt and all answer tokens but the
+    last, and `positions[b, a]` is where the logits predict answer token `a`.
+
+    Attributes:
+        index: place of each pair in its split; caches are keyed by it.
+        clean: token ids of the clean prompts.
+        corrupted: token ids of the corrupted prompts.
+        lengths: real tokens in each row.
+        positions: where each answer token is predicted; 0 where `answer_mask` is False.
+        answer: answer tokens.
+        answer_mask: True for real answer tokens (rows with shorter answers are padded).
+        contrast: column of `positions` at which answer and wrong answer first differ; 0 without a wrong answer.
+        wrong: token of the wrong answer in that column, -1 where the pair has none.
+        roles: role of every token (index into the task's role names; 0 is "other").
+    """
+
+    index: Int[Tensor, "batch"]
+    clean: Int[Tensor, "batch pos"]
+    corrupted: Int[Tensor, "batch pos"]
+    lengths: Int[Tensor, "batch"]
+    positions: Int[Tensor, "batch answer"]
+    answer: Int[Tensor, "batch answer"]
+    answer_mask: Bool[Tensor, "batch answer"]
+    contrast: Int[Tensor, "batch"]
+    wrong: Int[Tensor, "batch"]
+    roles: Int[Tensor, "batch pos"]
+
+    def to(self, device: torch.device | str, non_blocking: bool = False) -> Batch:
+        """The same batch on another device."""
+        moved = {f.name: getattr(self, f.name).to(device, non_blocking=non_blocking) for f in fields(self)}
+        return Batch(**moved)
+
+    def __len__(self) -> int:
+        return self.clean.shape[0]

@@ -1,0 +1,113 @@
+"""Tiny random models of every architecture, in float64, with norms and biases perturbed so that bugs show."""
+
+from __future__ import annotations
+
+import pytest
+import torch
+from transformers import AutoConfig, AutoModelForCausalLM
+from transformers.models.llama import modeling_llama
+from transformers.models.mistral import modeling_mistral
+from transformers.models.qwen2 import modeling_qwen2
+from transformers.models.qwen3 import modeling_qwen3
+
+from circuitlit.model import Subject
+from circuitlit.tasks.pair import Batch
+
+torch.set_num_threads(1)  # tiny tensors: a second thread only waits
+
+VOCAB = 50
+_GROUPED = {
+    "hidden_size": 24,
+    "intermediate_size": 40,
+    "num_hidden_layers": 3,
+    "num_attention_heads": 4,
+    "num_key_value_heads": 2,
+    "head_dim": 6,
+    "vocab_size": VOCAB,
+    "max_position_embeddings": 64,
+}
+CONFIGS = {
+    "gpt2": {"n_embd": 24, "n_layer": 3, "n_head": 4, "vocab_size": VOCAB, "n_positions": 64},
+    "gpt_neox": {
+        "hidden_size": 24,
+        "intermediate_size": 40,
+        "num_hidden_layers": 3,
+        "num_attention_heads": 4,
+        "vocab_size": VOCAB,
+        "max_position_embeddings": 64,
+    },
+    "gpt_neox_sequential": {
+        "hidden_size": 24,
+        "intermediate_size": 40,
+        "num_hidden_layers": 3,
+        "num_attention_heads": 4,
+        "vocab_size": VOCAB,
+        "max_position_embeddings": 64,
+        "use_parallel_residual": False,
+    },
+    "llama": {**_GROUPED, "attention_bias": True},
+    "mistral": {**_GROUPED, "sliding_window": None},
+    "qwen2": _GROUPED,
+    "qwen3": _GROUPED,
+}
+
+
+@pytest.fixture(autouse=True)
+def norms_in_their_inputs_dtype(monkeypatch: pytest.MonkeyPatch) -> None:
+    """Hugging Face RMSNorms compute in float32, which would hide errors below 1e-7."""
+
+    def forward(self, hidden):
+        variance = hidden.pow(2).mean(-1, keepdim=True)
+        return self.weight * (hidden * torch.rsqrt(variance + self.variance_epsilon))
+
+    for norm in (
+        modeling_llama.LlamaRMSNorm,
+        modeling_mistral.MistralRMSNorm,
+        modeling_qwen2.Qwen2RMSNorm,
+        modeling_qwen3.Qwen3RMSNorm,
+    ):
+        monkeypatch.setattr(norm, "forward", forward)
+
+
+def tiny_model(name: str, seed: int = 0):
+    """A random model of an architecture, every parameter perturbed."""
+    torch.manual_seed(seed)
+    config = AutoConfig.for_model(name.removesuffix("_sequential"), **CONFIGS[name])
+    model = AutoModelForCausalLM.from_config(config).to(torch.float64)
+    with torch.no_grad():
+        for parameter in model.parameters():
+            parameter.add_(0.3 * torch.randn_like(parameter))
+    return model
+
+
+def tiny_batch(rows: int = 3, length: int = 7, answers: int = 2, seed: int = 0) -> Batch:
+    """Random pairs of one length with answers of `answers` tokens at the end."""
+    generator = torch.Generator().manual_seed(seed)
+
+    def draw(*shape: int) -> torch.Tensor:
+        return torch.randint(1, VOCAB, shape, generator=generator)
+
+    return Batch(
+        index=torch.arange(rows),
+        clean=draw(rows, length),
+        corrupted=draw(rows, length),
+        lengths=torch.full((rows,), length),
+        positions=torch.arange(length - answers, length).repeat(rows, 1),
+        answer=draw(rows, answers),
+        answer_mask=torch.ones(rows, answers, dtype=torch.bool),
+        contrast=torch.zeros(rows, dtype=torch.long),
+        wrong=draw(rows),
+        roles=torch.arange(length).clamp(max=2).repeat(rows, 1),
+    )
+
+
+@pytest.fixture(params=CONFIGS)
+def subject(request: pytest.FixtureRequest) -> Subject:
+    """A tiny random subject of each architecture."""
+    return Subject(tiny_model(request.param), name=request.param)
+
+
+@pytest.fixture
+def batch() -> Batch:
+    """Three random pairs."""
+    return tiny_batch()
