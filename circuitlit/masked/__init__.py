@@ -2,5 +2,6 @@
 
 from circuitlit.masked.ablation import Ablated, ablated_run, mean_writers, run_writers
 from circuitlit.masked.forward import MaskedModel
+from circuitlit.masked.reference import Reference, References
 
-__all__ = ["Ablated", "MaskedModel", "ablated_run", "mean_writers", "run_writers"]
+__all__ = ["Ablated", "MaskedModel", "Reference", "References", "ablated_run", "mean_writers", "run_writers"]

@@ -1,0 +1,183 @@
+"""Mask learning as a LightningModule: the circuit is what is left when the model is trained to do without its edges."""
+
+from __future__ import annotations
+
+import math
+from dataclasses import dataclass
+from typing import Any, Literal
+
+import torch
+from jaxtyping import Float
+from lightning import LightningModule
+from torch import Tensor, nn
+
+from circuitlit.discover.gates import HardConcrete, logistic_noise
+from circuitlit.discover.masked_loss import MaskedLoss
+from circuitlit.errors import UserError
+from circuitlit.graph import EdgeScores
+from circuitlit.graph.select import top_k
+from circuitlit.masked import References
+from circuitlit.tasks.pair import Batch
+
+
+@dataclass(frozen=True)
+class Schedule:
+    """How sparsity, noise and learning rate move over a run; shares are of the run's steps.
+
+    Attributes:
+        steps: optimizer steps.
+        lr: learning rate of the log-alphas at its height.
+        lr_final: share of `lr` at the last step; the decay is a half cosine after `lr_warmup` steps of linear rise.
+        lr_warmup: steps of linear rise.
+        start_sparsity: sparsity asked for at step 0; None starts at the target.
+        warmup: share of the run after which the target sparsity holds, reached geometrically in the edges kept.
+        harden: share of the run, at its end, over which the gates' noise shrinks to `final_noise`.
+        final_noise: noise scale at the last step; 1 leaves the gates as they are.
+    """
+
+    steps: int
+    lr: float
+    lr_final: float = 0.1
+    lr_warmup: int = 0
+    start_sparsity: float | None = None
+    warmup: float = 0.0
+    harden: float = 0.0
+    final_noise: float = 1.0
+
+    def open_share(self, step: int, target: float) -> float:
+        """Share of masks that are open in expectation at a step."""
+        final = 1 - target
+        if self.start_sparsity is None or self.warmup <= 0:
+            return final
+        progress = min(1.0, step / (self.warmup * self.steps))
+        start = 1 - self.start_sparsity
+        return start * (final / start) ** progress
+
+    def noise(self, step: int) -> float:
+        """Scale of the gates' noise at a step, falling geometrically."""
+        if self.harden <= 0:
+            return 1.0
+        progress = max(0.0, (step / self.steps - 1 + self.harden) / self.harden)
+        return self.final_noise ** min(1.0, progress)
+
+    def lr_factor(self, step: int) -> float:
+        """Share of `lr` at a step."""
+        if step < self.lr_warmup:
+            return (step + 1) / self.lr_warmup
+        progress = min(1.0, (step - self.lr_warmup) / max(1, self.steps - self.lr_warmup))
+        return self.lr_final + (1 - self.lr_final) * (1 + math.cos(math.pi * progress)) / 2
+
+
+def initial_log_alpha(
+    size: int, how: Literal["equal", "ranks", "confident"], scores: EdgeScores | None, count: int, scale: float
+) -> Float[Tensor, "mask"]:
+    """Where the masks start.
+
+    Args:
+        size: length of the mask vector.
+        how: "equal" gives all the same value; "ranks" spreads them from -scale to scale by importance; "confident" puts
+            the `count` most important at +scale and the others at -scale.
+        scores: needed but for "equal".
+        count: edges asked for.
+        scale: log-alpha units.
+
+    Raises:
+        UserError: scores are needed and absent, or do not fit the layout.
+    """
+    if how == "equal":
+        return torch.full((size,), scale)
+    if scores is None:
+        raise UserError(f"mask.init={how} needs scores; set mask.init_from to a method or a file, or mask.init=equal")
+    importance = scores.importance().flatten()
+    if importance.numel() != size:
+        raise UserError(f"mask.init_from has {importance.numel()} scores, the masks are {size}; make scores of this model")
+    if how == "confident":
+        return (top_k(importance, count).float() * 2 - 1) * scale
+    ranks = torch.empty(size)
+    ranks[torch.sort(importance, stable=True).indices] = torch.linspace(-1, 1, size)
+    return ranks * scale
+
+
+class MaskLearner(LightningModule):
+    """Trains one log-alpha per mask of a frozen model.
+
+    The expected share of open gates is held exactly on its schedule: before each step all log-alphas are shifted by one
+    scalar. The frozen model is no submodule: checkpoints hold the log-alphas alone.
+
+    Args:
+        loss: the objective under masks.
+        references: teacher and ablated writers.
+        initial: log-alphas to start from.
+        target: share of masks to be closed at the end.
+        schedule: how the run goes.
+        gates: the gates' distribution.
+        seed: of the gates' noise.
+    """
+
+    log_alpha: Tensor
+
+    def __init__(
+        self,
+        loss: MaskedLoss,
+        references: References,
+        initial: Float[Tensor, "mask"],
+        target: float,
+        schedule: Schedule,
+        gates: HardConcrete | None = None,
+        seed: int = 0,
+    ) -> None:
+        super().__init__()
+        self.log_alpha = nn.Parameter(initial.float().clone())
+        self.loss, self.references = loss, references
+        self.target, self.schedule, self.seed = target, schedule, seed
+        self.gates = gates or HardConcrete()
+        self._micro_batch = (-1, 0)
+
+    def on_save_checkpoint(self, checkpoint: dict[str, Any]) -> None:
+        """Note what a resumed run must agree on."""
+        checkpoint["circuitlit"] = {"masks": self.log_alpha.numel(), "steps": self.schedule.steps, "seed": self.seed}
+
+    def on_load_checkpoint(self, checkpoint: dict[str, Any]) -> None:
+        """Refuse a checkpoint of another run.
+
+        Raises:
+            UserError: it is not of this model, length or seed.
+        """
+        ours = {"masks": self.log_alpha.numel(), "steps": self.schedule.steps, "seed": self.seed}
+        theirs = checkpoint.get("circuitlit")
+        if theirs != ours:
+            raise UserError(f"ckpt_path holds a run of {theirs}, this one is {ours}; resume with the settings it had")
+
+    def training_step(self, batch: Batch, batch_idx: int) -> Tensor:
+        """One micro-batch: sample the gates, run the masked model, compare."""
+        step = self.global_step
+        scale = self.schedule.noise(step)
+        with torch.no_grad():
+            share = self.schedule.open_share(step, self.target)
+            self.log_alpha += self.gates.shift_to(self.log_alpha, share, scale)
+        noise = logistic_noise(self.log_alpha.numel(), self.seed, step, self._position(step), self.device)
+        masks = self.gates.sample(self.log_alpha, noise, scale)
+        loss = self.loss(masks, batch, self.references(batch))
+        self.log("train/loss", loss.detach(), prog_bar=True, batch_size=len(batch))
+        self.log("train/sparsity", 1 - share, prog_bar=True, batch_size=len(batch))
+        return loss
+
+    def _position(self, step: int) -> int:
+        """Place of this micro-batch among all of its step, over all ranks."""
+        last, count = self._micro_batch
+        count = count + 1 if last == step else 0
+        self._micro_batch = (step, count)
+        return self.global_rank * self.trainer.accumulate_grad_batches + count
+
+    def configure_optimizers(self) -> Any:
+        """Adam on the log-alphas, no weight decay (which would pull needed edges towards undecided)."""
+        optimizer = torch.optim.Adam([self.log_alpha], lr=self.schedule.lr)
+        schedule = torch.optim.lr_scheduler.LambdaLR(optimizer, self.schedule.lr_factor)
+        return {"optimizer": optimizer, "lr_scheduler": {"scheduler": schedule, "interval": "step"}}
+
+    def scores(self) -> EdgeScores:
+        """The log-alphas as edge scores."""
+        layout = self.loss.layout
+        values = self.log_alpha.detach().cpu()[: layout.n_edge_masks].view(layout.copies, layout.graph.n_edges)
+        details: dict[str, object] = {"steps": self.schedule.steps, "target": self.target}
+        return EdgeScores(layout.graph, values.clone(), "hard_concrete", layout.roles, details=details)

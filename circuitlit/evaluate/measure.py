@@ -1,0 +1,70 @@
+"""Runs full model, ablated run and circuits on pairs, example by example."""
+
+from __future__ import annotations
+
+from collections.abc import Iterable
+from dataclasses import dataclass
+
+import torch
+from jaxtyping import Bool
+from torch import Tensor
+
+from circuitlit.graph.layout import scatter_edges
+from circuitlit.masked import MaskedModel, Reference, References
+from circuitlit.objective import Outcome
+from circuitlit.tasks.pair import Batch
+
+
+@dataclass(frozen=True)
+class TestBed:
+    """Held-out pairs with all that circuits are measured against, computed once.
+
+    Attributes:
+        model: the masked forward.
+        batches: the pairs, on the model's device.
+        references: teacher and ablated writers of each batch.
+        full: outcome of the full model (KL 0 by definition).
+        corrupted: outcome of the run in which every edge is ablated.
+    """
+
+    model: MaskedModel
+    batches: list[Batch]
+    references: list[Reference]
+    full: Outcome
+    corrupted: Outcome
+
+    __test__ = False  # not a test class
+
+    @classmethod
+    @torch.no_grad()
+    def build(cls, model: MaskedModel, references: References, batches: Iterable[Batch]) -> TestBed:
+        """Run the full model and the ablated one."""
+        placed = [batch.to(references.subject.device) for batch in batches]
+        made = [references.compute(batch) for batch in placed]
+        full = Outcome.join([Outcome.of(r.teacher, r.teacher, b) for b, r in zip(placed, made, strict=True)])
+        bed = cls(model, placed, made, full, full)
+        nothing = torch.zeros(1, model.graph.n_edges, dtype=torch.bool)
+        if references.kind != "interchange":
+            return cls(model, placed, made, full, bed.run(nothing))
+        subject = references.subject
+        corrupted = [
+            Outcome.of(subject.logits(b.corrupted, b.positions), r.teacher, b)
+            for b, r in zip(placed, made, strict=True)
+        ]
+        return cls(model, placed, made, full, Outcome.join(corrupted))
+
+    @torch.no_grad()
+    def run(self, kept: Bool[Tensor, "copies edge"], pairs: int | None = None) -> Outcome:
+        """Outcome of a set of edges, on all pairs or on the first few."""
+        graph = self.model.graph
+        device = self.model.subject.device
+        masks = scatter_edges(graph, kept.to(device, torch.float32))
+        parts, seen = [], 0
+        for batch, reference in zip(self.batches, self.references, strict=True):
+            if pairs is not None and seen >= pairs:
+                break
+            logits = self.model(masks, batch.clean, reference.ablated, batch.positions, batch.roles)
+            parts.append(Outcome.of(logits, reference.teacher, batch))
+            seen += len(batch)
+        joined = Outcome.join(parts)
+        return joined if pairs is None else joined.head(pairs)

@@ -1,0 +1,79 @@
+"""What a mask run compares with and falls back to: the full model's answers and the ablated writers, cached."""
+
+from __future__ import annotations
+
+import logging
+from collections.abc import Iterable
+from dataclasses import dataclass
+
+import torch
+from jaxtyping import Float
+from torch import Tensor
+
+from circuitlit.masked.ablation import Ablated, Kind, ablated_run
+from circuitlit.model.subject import Subject
+from circuitlit.tasks.pair import Batch
+
+log = logging.getLogger(__name__)
+
+
+@dataclass
+class Reference:
+    """For one batch, the full model's log-probabilities and the outputs of ablated writers."""
+
+    teacher: Float[Tensor, "batch answer vocab"]
+    ablated: Ablated
+
+
+class References:
+    """Makes references, and keeps those of a small split so that each pair is run once.
+
+    Args:
+        subject: the frozen model.
+        kind: how edges are ablated.
+        mean: means of the writers, for mean ablation.
+        budget: bytes the cache may take; a larger split is computed batch by batch.
+    """
+
+    def __init__(self, subject: Subject, kind: Kind, mean: Ablated | None = None, budget: float = 0) -> None:
+        self.subject, self.kind, self.mean, self.budget = subject, kind, mean, budget
+        self._teacher: Tensor | None = None
+        self._ablated: Ablated | None = None
+
+    @torch.no_grad()
+    def compute(self, batch: Batch) -> Reference:
+        """Two stock forwards."""
+        teacher = self.subject.logits(batch.clean, batch.positions).float().log_softmax(-1)
+        return Reference(teacher, ablated_run(self.subject, batch, self.kind, self.mean))
+
+    def fill(self, batches: Iterable[Batch], rows: int) -> bool:
+        """Cache a split whose batches come in order, all padded to one length; False if it would not fit."""
+        if self.kind != "interchange":
+            return False  # nothing worth keeping but the teacher: zeros and means are expanded views
+        teacher: Tensor | None = None
+        ablated: Ablated | None = None
+        for batch in batches:
+            batch = batch.to(self.subject.device)
+            part = self.compute(batch)
+            need = (part.teacher.nbytes + part.ablated.nbytes) / len(batch) * rows
+            if need > self.budget:
+                log.info("references of %d pairs would take %.1f GiB; computed anew each step", rows, need / 2**30)
+                return False
+            if teacher is None or ablated is None:
+                teacher, ablated = _room(part.teacher, rows), Ablated(*(_room(p, rows) for p in vars(part.ablated).values()))
+            teacher[batch.index] = part.teacher
+            for room, rows_of in zip(vars(ablated).values(), vars(part.ablated).values(), strict=True):
+                room[batch.index] = rows_of
+        self._teacher, self._ablated = teacher, ablated
+        return teacher is not None
+
+    def __call__(self, batch: Batch) -> Reference:
+        """The references of a batch of the cached split, or new ones."""
+        if self._teacher is None or self._ablated is None:
+            return self.compute(batch)
+        answers, length = batch.positions.shape[1], batch.clean.shape[1]
+        return Reference(self._teacher[batch.index, :answers], self._ablated.rows(batch.index, length))
+
+
+def _room(like: Tensor, rows: int) -> Tensor:
+    return like.new_zeros(rows, *like.shape[1:])

@@ -1,0 +1,124 @@
+"""What a circuit is asked to match, and how the match is measured: per example, in float32, units stated."""
+
+from __future__ import annotations
+
+from collections.abc import Callable
+from dataclasses import dataclass
+
+import torch
+from jaxtyping import Bool, Float, Int
+from torch import Tensor
+
+from circuitlit.tasks.pair import Batch
+
+Objective = Callable[[Float[Tensor, "batch answer vocab"], Float[Tensor, "batch answer vocab"], Batch], Tensor]
+
+
+def kl_divergence(
+    logits: Float[Tensor, "batch answer vocab"], teacher: Float[Tensor, "batch answer vocab"], batch: Batch
+) -> Float[Tensor, "batch"]:
+    """KL(full model || circuit) in nats, summed over the vocabulary, mean over an example's answer tokens; 0 is equal.
+
+    Args:
+        logits: the circuit's.
+        teacher: the full model's log-probabilities.
+        batch: gives the answer mask.
+
+    Source: Edge Pruning (arXiv 2406.16778) section 3; answers of several tokens are averaged inside the example.
+    """
+    log_q = logits.float().log_softmax(-1)
+    per_token = (teacher.float().exp() * (teacher.float() - log_q)).sum(-1)
+    return _over_answer(per_token, batch.answer_mask)
+
+
+def answer_cross_entropy(
+    logits: Float[Tensor, "batch answer vocab"], teacher: Float[Tensor, "batch answer vocab"], batch: Batch
+) -> Float[Tensor, "batch"]:
+    """Negative log-probability of the answer in nats, mean over its tokens; does not look at the full model."""
+    log_q = logits.float().log_softmax(-1)
+    return _over_answer(-log_q.gather(-1, batch.answer[..., None])[..., 0], batch.answer_mask)
+
+
+def logit_difference_error(
+    logits: Float[Tensor, "batch answer vocab"], teacher: Float[Tensor, "batch answer vocab"], batch: Batch
+) -> Float[Tensor, "batch"]:
+    """Absolute difference between the circuit's and the full model's logit difference, in logits; 0 is equal."""
+    return (logit_difference(logits, batch) - logit_difference(teacher, batch)).abs()
+
+
+def logit_difference(logits: Float[Tensor, "batch answer vocab"], batch: Batch) -> Float[Tensor, "batch"]:
+    """Logit of the answer minus logit of the wrong answer where the two first differ; NaN without a wrong answer.
+
+    Log-probabilities serve as logits: the normaliser cancels.
+    """
+    column = batch.contrast[:, None, None]
+    at = torch.take_along_dim(logits.float(), column, 1)[:, 0]
+    right = torch.take_along_dim(batch.answer, batch.contrast[:, None], 1)
+    difference = at.gather(1, right) - at.gather(1, batch.wrong.clamp(min=0)[:, None])
+    return torch.where(batch.wrong >= 0, difference[:, 0], torch.nan)
+
+
+def says_answer(logits: Float[Tensor, "batch answer vocab"], batch: Batch) -> Bool[Tensor, "batch"]:
+    """True where the most likely token is the answer at every answer position."""
+    return says(logits, batch.answer, batch.answer_mask)
+
+
+def says(
+    logits: Float[Tensor, "batch answer vocab"], tokens: Int[Tensor, "batch answer"], real: Bool[Tensor, "batch answer"]
+) -> Bool[Tensor, "batch"]:
+    """True where the most likely token is the given one at every real position."""
+    return ((logits.argmax(-1) == tokens) | ~real).all(-1)
+
+
+def _over_answer(
+    per_token: Float[Tensor, "batch answer"], real: Bool[Tensor, "batch answer"]
+) -> Float[Tensor, "batch"]:
+    return (per_token * real).sum(-1) / real.sum(-1)
+
+
+@dataclass(frozen=True)
+class Outcome:
+    """How one model or circuit did on each of some pairs.
+
+    Attributes:
+        kl: KL(full || it) in nats.
+        logit_diff: answer minus wrong answer, in logits; NaN for pairs without a wrong answer.
+        accuracy: 1 where it says the answer, else 0.
+        exact_match: 1 where it says what the full model says, else 0.
+    """
+
+    kl: Float[Tensor, "pair"]
+    logit_diff: Float[Tensor, "pair"]
+    accuracy: Float[Tensor, "pair"]
+    exact_match: Float[Tensor, "pair"]
+
+    @classmethod
+    def of(
+        cls,
+        logits: Float[Tensor, "batch answer vocab"],
+        teacher: Float[Tensor, "batch answer vocab"],
+        batch: Batch,
+    ) -> Outcome:
+        """Measure a batch's logits against the full model's log-probabilities."""
+        return cls(
+            kl_divergence(logits, teacher, batch).cpu(),
+            logit_difference(logits, batch).cpu(),
+            says_answer(logits, batch).float().cpu(),
+            says(logits, teacher.argmax(-1), batch.answer_mask).float().cpu(),
+        )
+
+    @classmethod
+    def join(cls, parts: list[Outcome]) -> Outcome:
+        """Outcomes of consecutive batches as one."""
+        return cls(
+            torch.cat([p.kl for p in parts]),
+            torch.cat([p.logit_diff for p in parts]),
+            torch.cat([p.accuracy for p in parts]),
+            torch.cat([p.exact_match for p in parts]),
+        )
+
+    def head(self, count: int) -> Outcome:
+        """The first `count` pairs."""
+        return Outcome(
+            self.kl[:count], self.logit_diff[:count], self.accuracy[:count], self.exact_match[:count]
+        )

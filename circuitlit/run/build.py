@@ -1,0 +1,153 @@
+"""From a configuration to the things that a verb works with."""
+
+from __future__ import annotations
+
+import sys
+from dataclasses import dataclass
+from importlib import metadata
+from pathlib import Path
+from typing import Any
+
+import torch
+from hydra.core.hydra_config import HydraConfig
+from hydra.utils import instantiate
+from omegaconf import DictConfig, OmegaConf
+
+from circuitlit.errors import UserError
+from circuitlit.graph import MaskLayout
+from circuitlit.graph.select import edge_budget
+from circuitlit.masked import Ablated, MaskedModel, References, mean_writers
+from circuitlit.model import Subject
+from circuitlit.model.load import load_subject
+from circuitlit.tasks import PairsModule, Splits
+
+PACKAGES = ("circuitlit", "torch", "lightning", "transformers", "peft", "hydra-core", "wandb")
+
+
+@dataclass(frozen=True)
+class Workbench:
+    """A subject, its task's pairs and the masked model, ready for any method.
+
+    Attributes:
+        subject: the frozen model, on its device.
+        data: encoded pairs and their loaders.
+        model: the masked forward.
+        layout: what the mask vector holds.
+        references: teacher and ablated writers; the training split's are cached where they fit.
+        count: edges that the circuit is to keep.
+    """
+
+    subject: Subject
+    data: PairsModule
+    model: MaskedModel
+    layout: MaskLayout
+    references: References
+    count: int
+
+    def fresh_references(self) -> References:
+        """References without the training split's cache, for other splits."""
+        return References(self.subject, self.references.kind, self.references.mean)
+
+
+def run_dir() -> Path:
+    """Where this run writes."""
+    return Path(HydraConfig.get().runtime.output_dir)
+
+
+def device_of(cfg: DictConfig) -> torch.device:
+    """The device that the Trainer is going to use."""
+    wanted = cfg.trainer.accelerator
+    on_gpu = torch.cuda.is_available() and wanted in ("auto", "gpu", "cuda")
+    if wanted in ("gpu", "cuda") and not on_gpu:
+        raise UserError(f"trainer.accelerator={wanted} but no GPU is visible; leave it at auto")
+    return torch.device("cuda" if on_gpu else "cpu")
+
+
+def check(cfg: DictConfig) -> None:
+    """Refuse what cannot work before anything is loaded.
+
+    Raises:
+        UserError: a setting is out of its range.
+    """
+    target = cfg.sparsity.target
+    if not isinstance(target, int | float) or not 0 < target < 1:
+        hint = ""
+        if isinstance(target, int | float) and 1 < target < 100:
+            hint = f"; did you mean {target / 100:g}?"
+        raise UserError(f"sparsity.target={target} is not a share between 0 and 1{hint}")
+    if str(cfg.trainer.precision).endswith("-true") and not str(cfg.trainer.precision).startswith("32"):
+        raise UserError(f"trainer.precision={cfg.trainer.precision} would round the masks; use 32-true and model.dtype")
+    try:
+        run_dir().mkdir(parents=True, exist_ok=True)
+        probe = run_dir() / ".writable"
+        probe.touch()
+        probe.unlink()
+    except OSError as error:
+        raise UserError(f"the output folder {run_dir()} cannot be written ({error.strerror}); set hydra.run.dir") from error
+
+
+def build_subject(cfg: DictConfig) -> Subject:
+    """Load the model that `model` and `adapter` describe."""
+    model = cfg.model
+    return load_subject(
+        name=model.name,
+        source=model.source,
+        path=model.path,
+        revision=model.revision,
+        dtype=model.dtype,
+        adapter=cfg.adapter.path,
+        cache_dir=cfg.paths.cache_dir,
+        trust_remote_code=model.trust_remote_code,
+        device=device_of(cfg),
+    )
+
+
+def build_workbench(cfg: DictConfig, subject: Subject) -> Workbench:
+    """Pairs, masked model and references for one subject."""
+    splits: Splits = instantiate(cfg.task.build)(tokenizer=subject.tokenizer)
+    data = PairsModule(splits, subject.tokenizer, seed=cfg.seed, **plain(cfg.data))  # type: ignore[arg-type]
+    roles = splits.role_names if cfg.mask.roles else ()
+    layout = MaskLayout(subject.graph, roles, cfg.mask.nodes)
+    model = MaskedModel(subject, cfg.mask.panel, cfg.mask.recompute)
+    references = References(subject, cfg.ablation.kind, _mean(cfg, subject, data), cfg.mask.cache_gib * 2**30)
+    longest = max(data.train.lengths)
+    rows = range(len(data.train))
+    size = cfg.data.batch_size
+    references.fill((data.train.collate(rows[i : i + size], longest) for i in rows[::size]), len(rows))
+    count = edge_budget(cfg.sparsity.target, layout.n_edge_masks)
+    return Workbench(subject, data, model, layout, references, count)
+
+
+def _mean(cfg: DictConfig, subject: Subject, data: PairsModule) -> Ablated | None:
+    if cfg.ablation.kind != "mean":
+        return None
+    rows, size = range(len(data.train)), cfg.data.batch_size
+    return mean_writers(subject, (data.train.collate(rows[i : i + size]).to(subject.device) for i in rows[::size]))
+
+
+def provenance(cfg: DictConfig, subject: Subject) -> dict[str, Any]:
+    """Where a result comes from: weights, settings, versions, machine."""
+    device = subject.device
+    return {
+        "command": " ".join(sys.argv),
+        "model": {"name": subject.name, **subject.provenance},
+        "task": plain(cfg.task),
+        "adapter": plain(cfg.adapter),
+        "ablation": cfg.ablation.kind,
+        "mask": plain(cfg.mask),
+        "seed": cfg.seed,
+        "device": torch.cuda.get_device_name(device) if device.type == "cuda" else "cpu",
+        "versions": {name: _version(name) for name in PACKAGES},
+    }
+
+
+def _version(package: str) -> str:
+    try:
+        return metadata.version(package)
+    except metadata.PackageNotFoundError:
+        return "not installed"
+
+
+def plain(node: Any) -> dict[str, Any]:
+    """A configuration node as plain Python types."""
+    return OmegaConf.to_container(node, resolve=True)  # type: ignore[return-value]

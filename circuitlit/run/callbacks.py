@@ -1,0 +1,157 @@
+"""Callbacks that watch a mask run: curves, mask files, the hard circuit's KL, numbers that went wrong."""
+
+from __future__ import annotations
+
+from pathlib import Path
+from typing import Any
+
+import torch
+from lightning import Callback, LightningModule, Trainer
+from lightning.pytorch.callbacks import RichProgressBar
+from safetensors.torch import save_file
+
+from circuitlit.discover import MaskLearner
+from circuitlit.errors import UserError
+from circuitlit.evaluate import TestBed
+from circuitlit.graph import Circuit
+
+
+class History(Callback):
+    """Keeps the curves, in checkpoints too, so that a resumed run's page shows the whole run.
+
+    Args:
+        every: steps between two rows of loss and sparsity.
+    """
+
+    def __init__(self, every: int = 1) -> None:
+        self.every = every
+        self.rows: list[dict[str, float]] = []
+
+    def add(self, step: int, **values: float) -> None:
+        """Append a row."""
+        self.rows.append({"step": step, **values})
+
+    def on_train_batch_end(self, trainer: Trainer, *args: Any) -> None:
+        """Note loss and sparsity."""
+        step = trainer.global_step - 1
+        if step % self.every == 0 and (not self.rows or self.rows[-1]["step"] < step):
+            metrics = trainer.callback_metrics
+            self.add(step, **{name: float(metrics[f"train/{name}"]) for name in ("loss", "sparsity")})
+
+    def state_dict(self) -> dict[str, Any]:
+        """The rows so far."""
+        return {"rows": list(self.rows)}
+
+    def load_state_dict(self, state_dict: dict[str, Any]) -> None:
+        """Go on from a checkpoint's rows."""
+        self.rows = list(state_dict["rows"])
+
+
+class FiniteLoss(Callback):
+    """Stops a run whose loss is no longer a number.
+
+    Args:
+        every: steps between two looks; each costs a synchronisation with the GPU.
+    """
+
+    def __init__(self, every: int = 10) -> None:
+        self.every = every
+
+    def on_train_batch_end(
+        self, trainer: Trainer, pl_module: LightningModule, outputs: Any, batch: Any, batch_idx: int
+    ) -> None:
+        """Look.
+
+        Raises:
+            UserError: the loss is NaN or infinite.
+        """
+        on_gpu = pl_module.device.type == "cuda"
+        if on_gpu and trainer.global_step % self.every:
+            return
+        loss = outputs["loss"] if isinstance(outputs, dict) else outputs
+        if not bool(torch.isfinite(loss)):
+            raise UserError(
+                f"the loss is {float(loss)} at step {trainer.global_step}; lower mask.schedule.lr, or load the model in "
+                "float32 (model.dtype=float32)"
+            )
+
+
+class MaskSnapshots(Callback):
+    """Writes the log-alphas to `masks/step_*.safetensors`.
+
+    Args:
+        folder: the run's `masks` folder.
+        every: steps between two files.
+    """
+
+    def __init__(self, folder: Path, every: int = 25) -> None:
+        self.folder, self.every = folder, every
+
+    def on_train_batch_end(self, trainer: Trainer, pl_module: LightningModule, *args: Any) -> None:
+        """Write when it is time."""
+        if trainer.is_global_zero and trainer.global_step % self.every == 0:
+            self.write(pl_module, trainer.global_step)
+
+    def on_train_end(self, trainer: Trainer, pl_module: LightningModule) -> None:
+        """Write the last masks."""
+        if trainer.is_global_zero:
+            self.write(pl_module, trainer.global_step)
+
+    def write(self, learner: LightningModule, step: int) -> None:
+        """Write one file, whole or not at all."""
+        assert isinstance(learner, MaskLearner)
+        self.folder.mkdir(parents=True, exist_ok=True)
+        partial = self.folder / "partial"
+        save_file({"log_alpha": learner.log_alpha.detach().float().cpu()}, partial, {"step": str(step)})
+        partial.replace(self.folder / f"step_{step:06d}.safetensors")
+
+
+class HardCircuit(Callback):
+    """Now and then cuts the circuit as it would be delivered and measures it on validation pairs.
+
+    Args:
+        bed: validation pairs.
+        count: edges to keep.
+        every: steps between two looks.
+        pairs: how many pairs.
+        history: where the figures go, beside the logger.
+    """
+
+    def __init__(self, bed: TestBed, count: int, every: int, pairs: int, history: History) -> None:
+        self.bed, self.count, self.every, self.pairs, self.history = bed, count, every, pairs, history
+
+    def on_train_start(self, trainer: Trainer, pl_module: LightningModule) -> None:
+        """Measure the start."""
+        if trainer.global_step == 0:
+            self.look(trainer, pl_module)
+
+    def on_train_batch_end(self, trainer: Trainer, pl_module: LightningModule, *args: Any) -> None:
+        """Measure when it is time."""
+        if trainer.global_step % self.every == 0:
+            self.look(trainer, pl_module)
+
+    def look(self, trainer: Trainer, learner: LightningModule) -> None:
+        """Cut, run, note."""
+        assert isinstance(learner, MaskLearner)
+        circuit = Circuit.cut(learner.scores(), self.count)
+        outcome = self.bed.run(circuit.kept, self.pairs)
+        undecided = float((learner.log_alpha.detach().abs() < 2).float().mean())
+        figures = {
+            "hard_kl": float(outcome.kl.mean()),
+            "hard_accuracy": float(outcome.accuracy.mean()),
+            "undecided": undecided,
+            "reachable": float(circuit.n_reachable),
+        }
+        self.history.add(trainer.global_step, **figures)
+        for logger in trainer.loggers:
+            logger.log_metrics({f"val/{name}": value for name, value in figures.items()}, step=trainer.global_step)
+
+
+class Progress(RichProgressBar):
+    """A progress bar with loss, sparsity and time left, without the version number."""
+
+    def get_metrics(self, trainer: Trainer, pl_module: LightningModule) -> Any:
+        """What stands behind the bar."""
+        metrics = super().get_metrics(trainer, pl_module)
+        metrics.pop("v_num", None)
+        return {name.removeprefix("train/"): value for name, value in metrics.items()}

@@ -1,0 +1,81 @@
+"""The way in: `python train.py ...` and `python -m circuitlit VERB ...`."""
+
+from __future__ import annotations
+
+import importlib
+import logging
+import os
+import sys
+import warnings
+from pathlib import Path
+
+VERBS = {
+    "train": "learn masks until the circuit reproduces the model on a task",
+}
+PACKAGE = Path(__file__).resolve().parent.parent
+
+
+def main() -> None:
+    """Entry of the console script: the first word is the verb."""
+    verb = sys.argv[1] if len(sys.argv) > 1 else ""
+    if verb not in VERBS:
+        lines = "\n".join(f"  {name:12} {text}" for name, text in VERBS.items())
+        print(f"usage: python -m circuitlit VERB [key=value ...]\n\nverbs:\n{lines}", file=sys.stderr)
+        sys.exit(0 if verb in ("-h", "--help") else f"error: no verb '{verb}'" if verb else 2)
+    run_verb(verb, [sys.argv[0], *sys.argv[2:]])
+
+
+def run_verb(verb: str, argv: list[str]) -> None:
+    """Run one verb as a Hydra app.
+
+    Any mistake of the user's ends in one line on stderr and exit status 1, with nothing of the run left but what Hydra
+    itself writes.
+    """
+    _quiet()
+    import hydra
+
+    from circuitlit.run.mistakes import explain, sweep_up
+
+    original = list(sys.argv)
+    os.environ["HYDRA_FULL_ERROR"] = "1"
+    sys.argv = [*argv, f"hydra.job.name={verb}"]
+    left: list[Path] = []
+
+    def job(cfg) -> None:
+        sys.argv = original  # Lightning starts its child processes with it
+        from circuitlit.run.build import run_dir
+
+        left.append(run_dir())
+        before = set(run_dir().rglob("*"))
+        try:
+            importlib.import_module(f"circuitlit.run.{verb}").run(cfg)
+        except Exception as error:
+            if explain(error) is not None:
+                sweep_up(run_dir(), before)
+            raise
+
+    try:
+        hydra.main(version_base="1.3", config_path=str(conf_dir()), config_name=verb)(job)()
+    except Exception as error:
+        message = explain(error)
+        if message is None:
+            raise
+        print(f"error: {message}", file=sys.stderr)
+        sys.exit(1)
+
+
+def conf_dir() -> Path:
+    """The configuration tree: beside the package in a checkout, inside it when installed."""
+    beside = PACKAGE.parent / "conf"
+    return beside if (beside / "base.yaml").is_file() else PACKAGE / "conf"
+
+
+def _quiet() -> None:
+    """Silence what other packages say at import and what does not concern the user."""
+    os.environ.setdefault("TOKENIZERS_PARALLELISM", "false")
+    for name in ("deepspeed", "DeepSpeed", "httpx", "transformers", "lightning.pytorch", "lightning.fabric"):
+        logging.getLogger(name).setLevel(logging.ERROR)
+    warnings.filterwarnings("ignore", category=DeprecationWarning)
+    warnings.filterwarnings("ignore", category=FutureWarning)
+    for text in (".*does not have many workers.*", ".*IterableDataset.*__len__.*", ".*all modules in eval mode.*"):
+        warnings.filterwarnings("ignore", text)

@@ -1,0 +1,118 @@
+"""`result.json`: the circuit and everything it is compared with, on held-out pairs."""
+
+from __future__ import annotations
+
+from dataclasses import asdict, replace
+from typing import Any
+
+from jaxtyping import Bool
+from omegaconf import DictConfig
+from torch import Tensor
+
+from circuitlit.evaluate import TestBed, paired_difference, random_circuit, shuffled_circuit, summarise
+from circuitlit.evaluate.statistics import Estimate
+from circuitlit.graph import Circuit, EdgeScores, reachable_edges, top_k
+from circuitlit.objective import Outcome
+from circuitlit.run.build import Workbench
+
+
+def best_attribution(bench: Workbench, scores: EdgeScores, pairs: int) -> EdgeScores:
+    """The scores ranked by magnitude or by sign, whichever circuit has the lower KL on validation pairs."""
+    rows = range(min(pairs, len(bench.data.val)))
+    if not rows:
+        return scores
+    bed = TestBed.build(bench.model, bench.fresh_references(), [bench.data.val.collate(rows)])
+    rankings = [replace(scores, ranks_by_magnitude=magnitude) for magnitude in (True, False)]
+    return min(rankings, key=lambda r: float(bed.run(Circuit.cut(r, bench.count).kept).kl.mean()))
+
+
+def cut_to_reachable(scores: EdgeScores, reachable: int) -> Bool[Tensor, "copies edge"]:
+    """The smallest top-k circuit of some scores that has at least `reachable` reachable edges."""
+    importance = scores.importance()
+    low, high = 1, importance.numel()
+    while low < high:
+        middle = (low + high) // 2
+        if int(reachable_edges(scores.graph, top_k(importance, middle)).sum()) >= reachable:
+            high = middle
+        else:
+            low = middle + 1
+    return top_k(importance, low)
+
+
+def make_result(cfg: DictConfig, bench: Workbench, circuit: Circuit, rival: EdgeScores) -> dict[str, Any]:
+    """Run everything on the test split.
+
+    Args:
+        cfg: the run's settings.
+        bench: subject, pairs and masked model.
+        circuit: what was found.
+        rival: attribution scores whose circuits of equal size are the baseline.
+    """
+    data, size = bench.data, cfg.data.eval_batch_size
+    order = sorted(range(len(data.test)), key=_scattered)  # so that the controls' first pairs are of all templates
+    batches = [data.test.collate(order[i : i + size]) for i in range(0, len(order), size)]
+    bed = TestBed.build(bench.model, bench.fresh_references(), batches)
+    found = bed.run(circuit.kept)
+    equal = Circuit.cut(rival, bench.count)
+    nominal = bed.run(equal.kept)
+    reachable = cut_to_reachable(rival, circuit.n_reachable)
+    ranking = "absolute" if rival.ranks_by_magnitude else "signed"
+    result: dict[str, Any] = {
+        "task": cfg.task.name,
+        "model": cfg.model.name,
+        "method": circuit.scores.method,
+        "ablation": cfg.ablation.kind,
+        "seed": cfg.seed,
+        "steps": cfg.mask.schedule.steps,
+        "n_edges_total": circuit.kept.numel(),
+        "n_edges": circuit.n_edges,
+        "n_edges_reachable": circuit.n_reachable,
+        "sparsity": circuit.sparsity,
+        "n_pairs": len(data.test),
+        **_entry(bed, [found]),
+        "full": _entry(bed, [bed.full]) | {"n_edges": circuit.kept.numel()},
+        "corrupted": _entry(bed, [bed.corrupted]) | {"n_edges": 0},
+        "attribution": _entry(bed, [nominal])
+        | {"n_edges": equal.n_edges, "n_edges_reachable": equal.n_reachable}
+        | {"label": f"{rival.method}, {ranking}"},
+        "attribution_reachable": _entry(bed, [bed.run(reachable)]) | {"n_edges": int(reachable.sum())},
+        **_controls(cfg, bench, bed, circuit),
+        "attribution_minus_circuit_kl": asdict(paired_difference(nominal.kl, found.kl)),
+    }
+    reason = verdict(result, cfg.evaluate.max_kl_share)
+    return {"status": "FAILED" if reason else "OK", "reason": reason, **result}
+
+
+def _scattered(index: int) -> int:
+    return index * 2654435761 % 2**32
+
+
+def _entry(bed: TestBed, outcomes: list[Outcome]) -> dict[str, Any]:
+    return summarise(outcomes, bed.full, bed.corrupted).to_dict()
+
+
+def _controls(cfg: DictConfig, bench: Workbench, bed: TestBed, circuit: Circuit) -> dict[str, Any]:
+    """Random circuits of the same size, and shuffles with the same degrees."""
+    number, pairs = cfg.evaluate.controls, min(cfg.evaluate.control_pairs, len(bench.data.test))
+    graph = bench.subject.graph
+    kinds = {
+        "random": [random_circuit(graph, bench.count, seed) for seed in range(number)],
+        "shuffled": [shuffled_circuit(graph, circuit.kept, seed) for seed in range(number)],
+    }
+    facts = {"n_edges": bench.count, "n_circuits": number, "n_pairs": pairs}
+    return {
+        kind: _entry(bed, [bed.run(kept, pairs) for kept in circuits]) | facts for kind, circuits in kinds.items()
+    }
+
+
+def verdict(result: dict[str, Any], max_kl_share: float) -> str | None:
+    """Why a circuit misses its bar, or None: its KL against the corrupted run's, and against the controls'."""
+    kl = Estimate(**result["kl"])
+    allowed = max_kl_share * result["corrupted"]["kl"]["value"]
+    assert kl.value is not None and kl.high is not None
+    if kl.value > allowed:
+        return f"its KL of {kl.value:.3f} nats exceeds {allowed:.3f}, {max_kl_share:g} of the corrupted run's"
+    for control in ("random", "shuffled"):
+        if kl.high >= result[control]["kl"]["low"]:
+            return f"its KL is not clearly below that of {control} circuits"
+    return None

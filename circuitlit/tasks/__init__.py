@@ -1,0 +1,18 @@
+"""Tasks: pairs of prompts, from their wording to batches of token ids.
+
+A task is a function that takes the model's tokenizer and returns `Splits`, lists of `Pair`: a clean prompt, a corrupted
+twin with as many tokens, and the answer. `encode` turns pairs into token ids and refuses what position-wise patching
+cannot use; `PairsModule` serves them as dataloaders. This part knows tokenizers, not models. A new task is a new file
+with one such function, and a file in conf/task/.
+
+The functions `ioi`, `jsonl` and `encode` have the names of their files; from this package the names mean the functions.
+"""
+
+from circuitlit.tasks.datamodule import PairsModule
+from circuitlit.tasks.encode import EncodedPairs, encode
+from circuitlit.tasks.ioi import ioi, ioi_single
+from circuitlit.tasks.jsonl import jsonl
+from circuitlit.tasks.pair import Batch, Pair
+from circuitlit.tasks.splits import Splits
+
+__all__ = ["Batch", "EncodedPairs", "Pair", "PairsModule", "Splits", "encode", "ioi", "ioi_single", "jsonl"]

@@ -1,0 +1,125 @@
+"""The pairs of a task as Lightning's dataloaders."""
+
+from __future__ import annotations
+
+from functools import partial
+from typing import Literal
+
+from lightning.pytorch import LightningDataModule
+from torch.utils.data import DataLoader, Dataset
+from transformers import PreTrainedTokenizerBase
+
+from circuitlit.errors import UserError
+from circuitlit.tasks.encode import EncodedPairs, encode
+from circuitlit.tasks.sampler import MicroBatches, shard
+from circuitlit.tasks.splits import Splits
+
+
+class _RowNumbers(Dataset[int]):
+    """The numbers 0 to n - 1: workers get these, `collate` looks the rows up."""
+
+    def __init__(self, n_rows: int) -> None:
+        self.n_rows = n_rows
+
+    def __len__(self) -> int:
+        return self.n_rows
+
+    def __getitem__(self, index: int) -> int:
+        return index
+
+
+class PairsModule(LightningDataModule):
+    """Encoded splits and their dataloaders.
+
+    The loaders shard their rows over ranks themselves: give the Trainer `use_distributed_sampler=False`. Training
+    batches never end: give it `max_steps`. Training resumes at `trainer.global_step` optimizer steps.
+
+    Attributes:
+        splits: the pairs as texts.
+        train: encoded training pairs.
+        val: encoded validation pairs.
+        test: encoded test pairs.
+    """
+
+    def __init__(
+        self,
+        splits: Splits,
+        tokenizer: PreTrainedTokenizerBase,
+        batch_size: int,
+        seed: int,
+        pad_to: Literal["batch", "max"] = "batch",
+        num_workers: int = 0,
+    ) -> None:
+        """Encode and check all splits.
+
+        Args:
+            splits: what a task built.
+            tokenizer: the model's.
+            batch_size: pairs in each micro-batch of each rank.
+            seed: of the order of the training pairs.
+            pad_to: "batch" groups training pairs of similar length and pads to a batch's longest; "max" pads every
+                batch to the longest row of all splits, which gives a compiled model one shape.
+            num_workers: processes that collate; 0 does it in the main one.
+
+        Raises:
+            UserError: a pair that cannot be encoded, or a setting out of range.
+        """
+        super().__init__()
+        if batch_size < 1:
+            raise UserError(f"batch_size={batch_size} is below 1; raise it")
+        if pad_to not in ("batch", "max"):
+            raise UserError(f"pad_to={pad_to} is neither 'batch' nor 'max'; choose one")
+        self.splits = splits
+        self.train, self.val, self.test = (
+            encode(pairs, tokenizer, splits.role_names) for pairs in (splits.train, splits.val, splits.test)
+        )
+        self._batch_size, self._seed, self._num_workers = batch_size, seed, num_workers
+        every = [*self.train.lengths, *self.val.lengths, *self.test.lengths]
+        self._pad_to = max(every, default=0) if pad_to == "max" else None
+
+    def train_dataloader(self) -> DataLoader[int]:
+        """Endless micro-batches of this rank, from the trainer's step on.
+
+        Raises:
+            UserError: the task has no training pairs.
+        """
+        if not len(self.train):
+            raise UserError(f"task {self.splits.name} has no training pairs; raise n_train or give the file some")
+        trainer = self.trainer
+        accumulate = trainer.accumulate_grad_batches if trainer else 1
+        batches = MicroBatches(
+            lengths=self.train.lengths,
+            batch_size=self._batch_size,
+            seed=self._seed,
+            rank=trainer.global_rank if trainer else 0,
+            world=trainer.world_size if trainer else 1,
+            accumulate=accumulate,
+            start=trainer.global_step * accumulate if trainer else 0,
+            by_length=self._pad_to is None,
+        )
+        return self._loader(self.train, batches)
+
+    def val_dataloader(self) -> DataLoader[int] | list[DataLoader[int]]:
+        """All validation pairs in order, rows `rank::world` on each rank; an empty list without any."""
+        return self._loader(self.val, self._shard(self.val)) if len(self.val) else []
+
+    def test_dataloader(self) -> DataLoader[int] | list[DataLoader[int]]:
+        """All test pairs in order, rows `rank::world` on each rank; an empty list without any."""
+        return self._loader(self.test, self._shard(self.test)) if len(self.test) else []
+
+    def _shard(self, encoded: EncodedPairs) -> list[list[int]]:
+        rank, world = (self.trainer.global_rank, self.trainer.world_size) if self.trainer else (0, 1)
+        if len(encoded) < world:
+            raise UserError(
+                f"task {self.splits.name} has {len(encoded)} pairs in a held-out split for {world} processes; "
+                "raise n_val and n_test or use fewer devices"
+            )
+        return shard(len(encoded), self._batch_size, rank, world)
+
+    def _loader(self, encoded: EncodedPairs, batches: MicroBatches | list[list[int]]) -> DataLoader[int]:
+        return DataLoader(
+            _RowNumbers(len(encoded)),
+            batch_sampler=batches,
+            collate_fn=partial(encoded.collate, pad_to=self._pad_to),
+            num_workers=self._num_workers,
+        )

@@ -1,0 +1,218 @@
+"""From pairs of texts to rows of token ids, with every check that position-wise patching needs."""
+
+from __future__ import annotations
+
+from collections.abc import Iterable, Sequence
+from dataclasses import dataclass
+from typing import NamedTuple
+
+import torch
+from jaxtyping import Int
+from torch import Tensor
+from transformers import PreTrainedTokenizerBase
+
+from circuitlit.errors import UserError
+from circuitlit.tasks.pair import Batch, Pair
+from circuitlit.tasks.splits import END
+from circuitlit.tasks.tokens import Offsets, front_tokens, tokenise, tokenise_with_offsets, touched
+
+_CHUNK = 1024  # pairs tokenised at once: tokens with their offsets are many small objects
+
+
+class Row(NamedTuple):
+    """Token ids of one pair.
+
+    Attributes:
+        clean: clean prompt and all answer tokens but the last.
+        corrupted: corrupted prompt and the same answer tokens; as long as `clean`.
+        answer: all answer tokens.
+        end: position of the last prompt token, which predicts the first answer token.
+        contrast: first answer token at which answer and wrong answer differ; 0 without a wrong answer.
+        wrong: token of the wrong answer there, -1 without one.
+        roles: role of every token of `clean`; forced answer tokens are "other", 0.
+    """
+
+    clean: tuple[int, ...]  # tuples: a hundred thousand rows of lists keep the garbage collector busy
+    corrupted: tuple[int, ...]
+    answer: tuple[int, ...]
+    end: int
+    contrast: int
+    wrong: int
+    roles: tuple[int, ...]
+
+
+@dataclass(frozen=True)
+class EncodedPairs:
+    """The pairs of one split as token ids, ragged.
+
+    Attributes:
+        rows: one for each pair, in the split's order.
+        role_names: names of the roles in `rows`, from "other" to "end".
+    """
+
+    rows: list[Row]
+    role_names: tuple[str, ...]
+
+    def __len__(self) -> int:
+        return len(self.rows)
+
+    @property
+    def lengths(self) -> list[int]:
+        """Tokens in each row."""
+        return [len(row.clean) for row in self.rows]
+
+    def collate(self, indices: Sequence[int], pad_to: int | None = None) -> Batch:
+        """Some pairs as one batch, padded on the right with token 0.
+
+        Args:
+            indices: pairs to take, at least one; their order is kept.
+            pad_to: tokens in every row of the batch; None is the longest row taken. With a number given there are also
+                as many answer columns as the split's longest answer has, so that all batches have one shape.
+
+        Raises:
+            ValueError: no index, or a row longer than `pad_to`.
+        """
+        if not indices:
+            raise ValueError("a batch needs at least one pair")
+        rows = [self.rows[i] for i in indices]
+        width = pad_to if pad_to is not None else max(len(row.clean) for row in rows)
+        columns = max(len(row.answer) for row in (rows if pad_to is None else self.rows))
+        mask = torch.arange(columns) < torch.tensor([len(row.answer) for row in rows])[:, None]
+        end = torch.tensor([row.end for row in rows])
+        return Batch(
+            index=torch.tensor(list(indices)),
+            clean=_pad([row.clean for row in rows], width),
+            corrupted=_pad([row.corrupted for row in rows], width),
+            lengths=torch.tensor([len(row.clean) for row in rows]),
+            positions=(end[:, None] + torch.arange(columns)) * mask,
+            answer=_pad([row.answer for row in rows], columns),
+            answer_mask=mask,
+            contrast=torch.tensor([row.contrast for row in rows]),
+            wrong=torch.tensor([row.wrong for row in rows]),
+            roles=_pad([row.roles for row in rows], width),
+        )
+
+
+def encode(pairs: Sequence[Pair], tokenizer: PreTrainedTokenizerBase, role_names: Sequence[str]) -> EncodedPairs:
+    """Tokenise the pairs of one split and check them.
+
+    Tokens that the tokenizer puts in front (BOS) are kept; those it puts at the end (EOS) are left out, because the
+    answer follows there.
+
+    Args:
+        pairs: all pairs of one split.
+        tokenizer: a fast one; only those give character offsets.
+        role_names: every role that the pairs name, between "other" and "end".
+
+    Raises:
+        UserError: a pair is empty, twice there, without a difference, too long, of unequal token counts, names an
+            unknown role, or has an answer that is not separate from the prompt or from the wrong answer.
+    """
+    _check_texts(pairs)
+    front = front_tokens(tokenizer)
+    numbers = {name: number for number, name in enumerate(role_names)}
+    rows: list[Row] = []
+    for begin in range(0, len(pairs), _CHUNK):
+        for pair, prompt, others in _tokenised(pairs[begin : begin + _CHUNK], tokenizer, front):
+            try:
+                row = _row(pair, *prompt, *others, numbers)
+                if len(row.clean) > tokenizer.model_max_length:
+                    raise UserError(
+                        f"{len(row.clean)} tokens, the model takes {tokenizer.model_max_length}; shorten it"
+                    )
+            except UserError as error:
+                raise UserError(f"{_name(len(rows), pair)}: {error}") from None
+            rows.append(row)
+    return EncodedPairs(rows, tuple(role_names))
+
+
+def _tokenised(pairs: Sequence[Pair], tokenizer: PreTrainedTokenizerBase, front: list[int]) -> Iterable[tuple]:
+    """Each pair with its clean prompt's tokens and offsets, and the tokens of the three other texts."""
+    prompts = tokenise_with_offsets([pair.clean for pair in pairs], tokenizer, front)
+    corrupted = tokenise([pair.corrupted for pair in pairs], tokenizer, front)
+    answered = tokenise([pair.clean + pair.answer for pair in pairs], tokenizer, front)
+    contrasted = tokenise([pair.clean + (pair.wrong_answer or pair.answer) for pair in pairs], tokenizer, front)
+    return zip(pairs, prompts, zip(corrupted, answered, contrasted, strict=True), strict=True)
+
+
+def _name(number: int, pair: Pair) -> str:
+    origin = pair.source or pair.group
+    return f"pair {number} ({origin})" if origin else f"pair {number}"
+
+
+def _check_texts(pairs: Iterable[Pair]) -> None:
+    first: dict[tuple[str, str, str], str] = {}
+    for number, pair in enumerate(pairs):
+        name = _name(number, pair)
+        if not pair.clean.strip() or not pair.corrupted.strip():
+            raise UserError(f"{name}: a prompt is empty; write one or drop the pair")
+        if not pair.answer.strip():
+            raise UserError(f"{name}: the answer is empty; write one or drop the pair")
+        if pair.wrong_answer is not None and not pair.wrong_answer.strip():
+            raise UserError(f"{name}: the wrong answer is empty; write one or leave it out")
+        if pair.clean == pair.corrupted:
+            raise UserError(f"{name}: clean and corrupted prompt are the same; corrupt one or drop the pair")
+        twin = first.setdefault((pair.clean, pair.corrupted, pair.answer), name)
+        if twin != name:
+            raise UserError(f"{name}: the same as {twin}; drop one")
+
+
+def _row(
+    pair: Pair,
+    clean: list[int],
+    offsets: Offsets,
+    corrupted: list[int],
+    answered: list[int],
+    contrasted: list[int],
+    numbers: dict[str, int],
+) -> Row:
+    if len(clean) != len(corrupted):
+        raise UserError(
+            f"clean has {len(clean)} tokens, corrupted {len(corrupted)}; "
+            "patching is position-wise; fix the template or drop the pair"
+        )
+    if clean == corrupted:
+        raise UserError("clean and corrupted prompt have the same tokens; corrupt one or drop the pair")
+    answer = _continuation("answer", clean, answered)
+    contrast, wrong = 0, -1
+    if pair.wrong_answer is not None:
+        other = _continuation("wrong answer", clean, contrasted)
+        differing = [i for i, (a, b) in enumerate(zip(answer, other, strict=False)) if a != b]
+        if not differing:
+            raise UserError(f"answer {pair.answer!r} and wrong answer {pair.wrong_answer!r} do not differ in any token")
+        contrast, wrong = differing[0], other[differing[0]]
+    forced = answer[:-1]
+    return Row(
+        clean=(*clean, *forced),
+        corrupted=(*corrupted, *forced),
+        answer=tuple(answer),
+        end=len(clean) - 1,
+        contrast=contrast,
+        wrong=wrong,
+        roles=(*_roles(pair, offsets, numbers), *[0] * len(forced)),
+    )
+
+
+def _continuation(what: str, prompt: list[int], whole: list[int]) -> list[int]:
+    start = len(prompt)
+    if whole[:start] != prompt or len(whole) == start:
+        raise UserError(f"{what} merges with the last token of the prompt; begin it with a space")
+    return whole[start:]
+
+
+def _roles(pair: Pair, offsets: Offsets, numbers: dict[str, int]) -> list[int]:
+    """The last prompt token is "end"; where spans overlap, the first one named has the token."""
+    roles = [0] * len(offsets)
+    for role, start, end in reversed(pair.roles):
+        if role not in numbers:
+            raise UserError(f"role '{role}' is not one of {', '.join(numbers)}")
+        for position in touched(offsets, start, end):
+            roles[position] = numbers[role]
+    roles[-1] = numbers[END]
+    return roles
+
+
+def _pad(rows: Sequence[Sequence[int]], width: int) -> Int[Tensor, "row width"]:
+    if max(map(len, rows)) > width:
+        raise ValueError(f"a row has {max(map(len, rows))} tokens, more than the {width} to pad to")
+    return torch.tensor([[*row, *[0] * (width - len(row))] for row in rows])

@@ -1,0 +1,173 @@
+"""Indirect object identification: "Then, Mary and John went to the store. John gave a drink to" -> " Mary".
+
+The wording is our own. A corrupted prompt has three other names in the three name slots, so that nothing in it says
+who is to be named, and the same number of tokens.
+
+Source: the task is that of Wang et al. 2022, "Interpretability in the Wild"; the corruption is their ABC.
+"""
+
+from __future__ import annotations
+
+import random
+import re
+from collections.abc import Sequence
+from typing import NamedTuple
+
+from transformers import PreTrainedTokenizerBase
+
+from circuitlit.errors import UserError
+from circuitlit.tasks.pair import Pair
+from circuitlit.tasks.splits import END, OTHER, Splits
+from circuitlit.tasks.words import fill, single_tokens
+
+# "s1+1" is the token after the subject's first mention, which previous-token heads write to.
+ROLES = (OTHER, "io", "s1", "s1+1", "s2", "place", "object", END)
+
+SENTENCES = {
+    "went": "Then, {first} and {second} went to the {place}. {s2} gave a {object} to",
+    "walked": "After lunch {first} and {second} walked to the {place}. {s2} handed a {object} to",
+    "met": "When {first} and {second} met at the {place}, {s2} offered a {object} to",
+    "long_day": "After a long day at the {place}, {first} and {second} sat down. {s2} passed a {object} to",
+    "working": "While {first} and {second} were working at the {place}, {s2} handed a {object} to",
+    "friends": "The friends {first} and {second} found a {object} at the {place}. {s2} gave it to",
+    "afternoon": "In the afternoon {first} and {second} had fun at the {place}. {s2} handed a {object} to",
+    "birthday": "It was a birthday, so {first} and {second} went to the {place}. {s2} gave a {object} to",
+    "morning": "One morning {first} and {second} were waiting at the {place}. {s2} passed a {object} to",
+    "inside": "Inside the {place}, {first} and {second} talked for an hour. Then {s2} handed a {object} to",
+    "finally": "Finally, {first} and {second} came back from the {place}. {s2} gave a {object} to",
+    "story": "In the story, {first} and {second} meet at the {place}. {s2} gives a {object} to",
+    "two": "There were two people at the {place}, {first} and {second}. {s2} offered a {object} to",
+    "dinner": "After dinner at the {place}, {first} and {second} said goodbye. {s2} gave a {object} to",
+    "suddenly": "Suddenly {first} and {second} ran into each other at the {place}. {s2} lent a {object} to",
+    "quiet": "The {place} was quiet when {first} and {second} came in. {s2} passed a {object} to",
+    "break": "During the break at the {place}, {first} and {second} laughed. {s2} tossed a {object} to",
+    "became": "At the {place}, {first} and {second} became friends. Later {s2} sent a {object} to",
+    "reached": "Tired and hungry, {first} and {second} reached the {place}. {s2} served a {object} to",
+    "drove": "Yesterday {first} and {second} drove to the {place}. There {s2} lent a {object} to",
+    "argument": "Following an argument at the {place}, {first} and {second} made peace. {s2} gave a {object} to",
+    "together": "Together, {first} and {second} cleaned the {place}. Afterwards {s2} handed a {object} to",
+}
+HELD_OUT = ("drove", "argument", "together")  # the test split's sentences, in both orders
+ORDERS = {"ABBA": ("io", "s1"), "BABA": ("s1", "io")}
+SINGLE = "went/ABBA"
+
+NAMES = (
+    "Mary John James David Joseph Thomas Charles Christopher Matthew Mark Paul Andrew Joshua Kevin Brian George Jason "
+    "Jeffrey Ryan Jacob Eric Jonathan Stephen Larry Justin Scott Benjamin Samuel Gregory Frank Alexander Jack Dennis "
+    "Jerry Tyler Aaron Adam Nathan Henry Peter Luke Oliver Leo Max Oscar Martin Victor Carl Jennifer Linda Elizabeth "
+    "Barbara Susan Jessica Sarah Lisa Nancy Betty Sandra Margaret Emily Michelle Amanda Melissa Rebecca Laura Helen "
+    "Sharon Kathleen Amy Angela Anna Ruth Nicole Rachel Janet Emma Maria Diane Julie Joan Lauren Olivia Ann Alice Jean "
+    "Jane Grace Lucy Kate Claire Sophie Diana Tom Tim Ben Sam Dan Bob Bill Mike Joe Steve Alex Chris Tony Greg Fred "
+    "Harry"
+).split()
+PLACES = (
+    "store park school station library market hospital garden restaurant museum beach theater church hotel house farm "
+    "airport shop"
+).split()
+OBJECTS = (
+    "drink book ring gift cake ball flower phone card bag basket camera pen necklace watch snack toy present box map "
+    "pencil hat coin bottle cup"
+).split()
+
+
+class _Words(NamedTuple):
+    names: list[str]
+    places: list[str]
+    objects: list[str]
+
+
+def templates() -> dict[str, str]:
+    """All sentences in both name orders: `went/ABBA` names the receiver ("io") first, `went/BABA` the giver ("s1")."""
+    return {
+        f"{key}/{order}": sentence.replace("{first}", f"{{{first}}}").replace("{second}", f"{{{second}}}")
+        for key, sentence in SENTENCES.items()
+        for order, (first, second) in ORDERS.items()
+    }
+
+
+def ioi(tokenizer: PreTrainedTokenizerBase, n_train: int, n_val: int, n_test: int, seed: int) -> Splits:
+    """Pairs of many templates; those of the test split occur in no other split.
+
+    `n_val` and `n_test` pairs stay the same when only `n_train` changes.
+
+    Args:
+        tokenizer: only names, places and objects that are single tokens for it are used.
+        n_train: pairs to learn from.
+        n_val: pairs to choose by.
+        n_test: pairs to report on.
+        seed: equal seeds give equal pairs.
+
+    Raises:
+        UserError: too few words are single tokens, or too few different pairs exist.
+    """
+    every = templates()
+    held_out = [key for key in every if key.split("/")[0] in HELD_OUT]
+    rest = [key for key in every if key not in held_out]
+    return _splits("ioi", tokenizer, (rest, rest, held_out), (n_train, n_val, n_test), seed)
+
+
+def ioi_single(tokenizer: PreTrainedTokenizerBase, n_train: int, n_val: int, n_test: int, seed: int) -> Splits:
+    """Pairs of the one template `SINGLE`; the splits differ in their names, places and objects only.
+
+    Arguments and errors are those of `ioi`.
+    """
+    return _splits("ioi_single", tokenizer, ([SINGLE], [SINGLE], [SINGLE]), (n_train, n_val, n_test), seed)
+
+
+def _splits(
+    name: str,
+    tokenizer: PreTrainedTokenizerBase,
+    keys: tuple[list[str], list[str], list[str]],
+    counts: tuple[int, int, int],
+    seed: int,
+) -> Splits:
+    words = _usable_words(tokenizer)
+    seen: set[str] = set()
+    made: dict[str, list[Pair]] = {}
+    # Test first: the largest split is drawn last so that its size does not change the others.
+    for split, of_split, count in reversed(list(zip(("train", "val", "test"), keys, counts, strict=True))):
+        made[split] = _draw(of_split, words, count, random.Random(f"{name}/{split}/{seed}"), seen)
+    return Splits(name=name, role_names=ROLES, **made)
+
+
+def _usable_words(tokenizer: PreTrainedTokenizerBase) -> _Words:
+    words = _Words(*(single_tokens(kind, tokenizer) for kind in (NAMES, PLACES, OBJECTS)))
+    for kind, found, needed in zip(_Words._fields, words, (20, 4, 4), strict=True):
+        if len(found) < needed:
+            raise UserError(
+                f"task ioi: only {len(found)} of its {kind} are single tokens of this tokenizer, {needed} are needed; "
+                "take another model or bring pairs of your own: task=jsonl task.build.path=FILE"
+            )
+    return words
+
+
+def _draw(keys: Sequence[str], words: _Words, count: int, rng: random.Random, seen: set[str]) -> list[Pair]:
+    """`count` pairs with clean prompts not in `seen`, which grows; the templates take turns."""
+    names, places, objects = words
+    available = len(keys) * len(names) * (len(names) - 1) * len(places) * len(objects) - len(seen)
+    if not 0 <= count <= available // 2:
+        raise UserError(
+            f"task ioi: {count} pairs asked for, 0 to {available // 2} can be made; change n_train or n_test"
+        )
+    texts, pairs = templates(), []
+    while len(pairs) < count:
+        key = keys[len(pairs) % len(keys)]
+        five = rng.sample(names, 5)
+        pair = _pair(key, texts[key], five, rng.choice(places), rng.choice(objects))
+        if pair.clean not in seen:
+            seen.add(pair.clean)
+            pairs.append(pair)
+    return pairs
+
+
+def _pair(key: str, template: str, names: Sequence[str], place: str, thing: str) -> Pair:
+    """`names` are the receiver, the giver and the three of the corrupted prompt."""
+    io, subject, *others = names
+    clean, spans = fill(template, {"io": io, "s1": subject, "s2": subject, "place": place, "object": thing})
+    slots = dict(zip(("io", "s1", "s2"), others, strict=True))
+    corrupted, _ = fill(template, {**slots, "place": place, "object": thing})
+    after = next(end for slot, _, end in spans if slot == "s1")
+    word = re.compile(r"\w+|[^\w\s]").search(clean, after)
+    assert word is not None
+    roles = (*spans, ("s1+1", word.start(), word.end()))
+    return Pair(clean, corrupted, f" {io}", f" {subject}", roles, group=key)

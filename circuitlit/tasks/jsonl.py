@@ -1,0 +1,167 @@
+"""Pairs of a user's own, one JSON object a line."""
+
+from __future__ import annotations
+
+import json
+import random
+from collections.abc import Iterable
+from pathlib import Path
+from typing import Any
+
+from transformers import PreTrainedTokenizerBase
+
+from circuitlit.errors import UserError
+from circuitlit.tasks.pair import Pair
+from circuitlit.tasks.splits import END, OTHER, Splits
+
+FIELDS = ("clean", "corrupted", "answer", "wrong_answer", "split", "roles")
+SPLITS = {"train": "train", "val": "val", "validation": "val", "test": "test"}
+OPEN, CLOSE = "<predict>", "</predict>"
+
+
+def jsonl(
+    tokenizer: PreTrainedTokenizerBase, path: str, seed: int, val_fraction: float = 0.2, test_fraction: float = 0.4
+) -> Splits:
+    """The pairs of a file.
+
+    A line has `clean`, `corrupted` and `answer`, and may have `wrong_answer`, `split` ("train", "val", "validation",
+    "test") and `roles`: role -> [start, end] characters of `clean`, or role -> a text whose first occurrence is meant.
+    Without `answer`, `clean` and `corrupted` each hold `<predict>...</predict>`: the prompts end before the tag, the
+    clean one's is the answer and what follows is left out (the form of Edge Pruning's custom data).
+
+    Args:
+        tokenizer: not used; every task takes one.
+        path: the file.
+        seed: lines without `split` are dealt out by it.
+        val_fraction: share of those lines for validation, in [0, 1].
+        test_fraction: share of those lines for the test, in [0, 1]; the rest is for training.
+
+    Raises:
+        UserError: the file cannot be read, a line is malformed, or no pair is in the test split.
+    """
+    if min(val_fraction, test_fraction) < 0 or val_fraction + test_fraction > 1:
+        raise UserError(
+            f"task jsonl: val_fraction={val_fraction} and test_fraction={test_fraction} "
+            "are not shares that sum to at most 1; change them"
+        )
+    made: dict[str, list[Pair]] = {"train": [], "val": [], "test": []}
+    undecided: list[Pair] = []
+    for number, line in enumerate(_lines(path), start=1):
+        if line.strip():
+            source = f"{path}:{number}"
+            try:
+                pair, split = _parse(line, source)
+            except UserError as error:
+                raise UserError(f"{source}: {error}") from None
+            (made[split] if split else undecided).append(pair)
+    if not undecided and not any(made.values()):
+        raise UserError(f"{path} is empty; write one pair a line")
+    random.Random(f"jsonl/{seed}").shuffle(undecided)
+    n_val, n_test = round(val_fraction * len(undecided)), round(test_fraction * len(undecided))
+    made["val"] += undecided[:n_val]
+    made["test"] += undecided[n_val : n_val + n_test]
+    made["train"] += undecided[n_val + n_test :]
+    if not made["test"]:
+        raise UserError(f'{path} has no pair for the test; give a line "split": "test" or raise test_fraction')
+    return Splits(name="jsonl", role_names=(OTHER, *_role_names(made.values()), END), **made)
+
+
+def _lines(path: str) -> list[str]:
+    try:
+        # Not splitlines(): that also breaks at characters that JSON strings may hold.
+        return Path(path).read_text(encoding="utf-8-sig").split("\n")
+    except IsADirectoryError:
+        raise UserError(f"{path} is a folder; name a file with one pair a line: task.build.path=FILE") from None
+    except UnicodeDecodeError:
+        raise UserError(f"{path} is not UTF-8 text; save it as such") from None
+    except OSError as error:
+        reason = error.strerror or type(error).__name__
+        raise UserError(f"{path} cannot be read ({reason}); name a file: task.build.path=FILE") from None
+
+
+def _parse(line: str, source: str) -> tuple[Pair, str | None]:
+    try:
+        row = json.loads(line)
+    except (ValueError, RecursionError) as error:
+        reason = error.msg if isinstance(error, json.JSONDecodeError) else "unreadable"
+        raise UserError(f"not JSON ({reason}); write one object a line") from None
+    if not isinstance(row, dict):
+        raise UserError(f"a {type(row).__name__} where an object belongs; write one object a line")
+    for name in row:
+        if name not in FIELDS:
+            raise UserError(f"unknown field '{name}'; the fields are {', '.join(FIELDS)}")
+    clean, corrupted = _text(row, "clean"), _text(row, "corrupted")
+    if OPEN in clean or OPEN in corrupted:
+        if "answer" in row:
+            raise UserError(f"both 'answer' and {OPEN}; leave one out")
+        (clean, answer), (corrupted, _) = _cut(clean, "clean"), _cut(corrupted, "corrupted")
+    else:
+        answer = _text(row, "answer")
+    wrong = _text(row, "wrong_answer") if row.get("wrong_answer") is not None else None
+    if wrong == answer:
+        raise UserError(f"answer and wrong_answer are both {answer!r}; change one")
+    return Pair(clean, corrupted, answer, wrong, _roles(row.get("roles"), clean), source=source), _split(row)
+
+
+def _text(row: dict[str, Any], name: str) -> str:
+    if name not in row:
+        raise UserError(f"field '{name}' is missing; add it")
+    text = row[name]
+    if not isinstance(text, str):
+        raise UserError(f"{name} is a {type(text).__name__}, not a text; put it in quotes")
+    if not text.strip():
+        raise UserError(f"{name} is empty; fill it or drop the line")
+    if any("\ud800" <= letter <= "\udfff" for letter in text):
+        raise UserError(f"{name} holds half a character (a lone surrogate); repair the text")
+    return text
+
+
+def _cut(text: str, name: str) -> tuple[str, str]:
+    """Prompt and answer of a text with a tag."""
+    prompt, opened, rest = text.partition(OPEN)
+    answer, closed, _ = rest.partition(CLOSE)
+    if not opened or not closed:
+        raise UserError(f"{name} has no {OPEN if not opened else CLOSE}; tag what is to be predicted in both prompts")
+    if not prompt.strip():
+        raise UserError(f"{name} is empty before {OPEN}; write a prompt or drop the line")
+    if not answer.strip():
+        raise UserError(f"{name} has nothing between {OPEN} and {CLOSE}; write what is to be predicted")
+    return prompt, answer
+
+
+def _split(row: dict[str, Any]) -> str | None:
+    split = row.get("split")
+    if split is None:
+        return None
+    if not isinstance(split, str) or split not in SPLITS:
+        raise UserError(f"split is {split!r}; it is one of {', '.join(SPLITS)}")
+    return SPLITS[split]
+
+
+def _roles(roles: object, clean: str) -> tuple[tuple[str, int, int], ...]:
+    if roles is None:
+        return ()
+    if not isinstance(roles, dict):
+        raise UserError(f"roles is a {type(roles).__name__}; write an object: role -> [start, end] or a text")
+    return tuple((role, *_span(role, place, clean)) for role, place in roles.items())
+
+
+def _span(role: str, place: object, clean: str) -> tuple[int, int]:
+    if role in ("", OTHER, END):
+        raise UserError(f"role '{role}' is given to tokens by itself; choose another name")
+    if isinstance(place, str):
+        start = clean.find(place) if place.strip() else -1
+        if start < 0:
+            raise UserError(f"role '{role}': {place!r} does not occur in clean; correct it")
+        return start, start + len(place)
+    if not isinstance(place, list) or len(place) != 2 or any(type(number) is not int for number in place):
+        raise UserError(f"role '{role}' is {place!r}; write [start, end] or a text")
+    start, end = place
+    if not 0 <= start < end <= len(clean):
+        raise UserError(f"role '{role}': span {place} is out of range; clean has {len(clean)} characters")
+    return start, end
+
+
+def _role_names(splits: Iterable[list[Pair]]) -> list[str]:
+    names = {role for pairs in splits for pair in pairs for role, _, _ in pair.roles}
+    return sorted(names)

@@ -1,0 +1,46 @@
+"""A task after its build: three lists of pairs that share nothing, and the names of the token roles."""
+
+from __future__ import annotations
+
+from dataclasses import dataclass
+
+from circuitlit.errors import UserError
+from circuitlit.tasks.pair import Pair
+
+OTHER = "other"
+END = "end"
+
+
+@dataclass(frozen=True)
+class Splits:
+    """The pairs to learn from, to choose by and to report on.
+
+    Attributes:
+        name: the task's name, for tables and file names.
+        train: pairs that masks and scores are learned from; may be empty.
+        val: pairs that settings are chosen by; may be empty.
+        test: held-out pairs that results are reported on.
+        role_names: names of the token roles; "other" first, "end" (the last prompt token) last.
+
+    Raises:
+        UserError: a pair is in two splits.
+        ValueError: `role_names` does not begin with "other" and end with "end", or repeats a name.
+    """
+
+    name: str
+    train: list[Pair]
+    val: list[Pair]
+    test: list[Pair]
+    role_names: tuple[str, ...] = (OTHER, END)
+
+    def __post_init__(self) -> None:
+        names = self.role_names
+        if len(set(names)) != len(names) or len(names) < 2 or names[0] != OTHER or names[-1] != END:
+            raise ValueError(f"role names {names} are not different names from '{OTHER}' to '{END}'")
+        home: dict[tuple[str, str, str], tuple[str, Pair]] = {}
+        for split, pairs in (("train", self.train), ("val", self.val), ("test", self.test)):
+            for pair in pairs:
+                other, twin = home.setdefault((pair.clean, pair.corrupted, pair.answer), (split, pair))
+                if other != split:
+                    places = f"{other} ({twin.source or twin.clean!r}) and in {split} ({pair.source or pair.clean!r})"
+                    raise UserError(f"task {self.name}: the same pair is in {places}; keep it in one split")
