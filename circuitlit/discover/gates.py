@@ -46,6 +46,17 @@ class HardConcrete:
         """Probability that a gate is not 0: the expected L0 of one mask."""
         return torch.sigmoid((log_alpha - self.threshold) / scale)
 
+    def held(self, log_alpha: Float[Tensor, "mask"], scale: float = 1.0) -> Float[Tensor, "mask"]:
+        """The same log-alphas, with the gradient of the shift that holds the constraint.
+
+        The shift s solves sum p(a_i + s) = const, so ds/da_i = -p'_i / sum p'.
+        """
+        with torch.no_grad():
+            p = self.open_probability(log_alpha, scale)
+            slope = p * (1 - p)
+            share = slope / slope.sum().clamp(min=1e-12)
+        return log_alpha - ((log_alpha - log_alpha.detach()) * share).sum()
+
     @torch.no_grad()
     def shift_to(self, log_alpha: Float[Tensor, "mask"], share: float, scale: float = 1.0) -> Float[Tensor, ""]:
         """The scalar that, added to all log-alphas, makes the expected share of open gates exactly `share`.

@@ -112,6 +112,7 @@ class MaskLearner(LightningModule):
         schedule: how the run goes.
         gates: the gates' distribution.
         seed: of the gates' noise.
+        constraint_gradient: True lets the gradient see that opening one gate closes the others a little.
     """
 
     log_alpha: Tensor
@@ -125,12 +126,14 @@ class MaskLearner(LightningModule):
         schedule: Schedule,
         gates: HardConcrete | None = None,
         seed: int = 0,
+        constraint_gradient: bool = False,
     ) -> None:
         super().__init__()
         self.log_alpha = nn.Parameter(initial.float().clone())
         self.loss, self.references = loss, references
         self.target, self.schedule, self.seed = target, schedule, seed
         self.gates = gates or HardConcrete()
+        self.constraint_gradient = constraint_gradient
         self._micro_batch = (-1, 0)
 
     def on_save_checkpoint(self, checkpoint: dict[str, Any]) -> None:
@@ -151,16 +154,21 @@ class MaskLearner(LightningModule):
     def training_step(self, batch: Batch, batch_idx: int) -> Tensor:
         """One micro-batch: sample the gates, run the masked model, compare."""
         step = self.global_step
-        scale = self.schedule.noise(step)
-        with torch.no_grad():
-            share = self.schedule.open_share(step, self.target)
-            self.log_alpha += self.gates.shift_to(self.log_alpha, share, scale)
-        noise = logistic_noise(self.log_alpha.numel(), self.seed, step, self._position(step), self.device)
-        masks = self.gates.sample(self.log_alpha, noise, scale)
-        loss = self.loss(masks, batch, self.references(batch))
+        loss = self.masked_loss(batch, step, self._position(step))
         self.log("train/loss", loss.detach(), prog_bar=True, batch_size=len(batch))
-        self.log("train/sparsity", 1 - share, prog_bar=True, batch_size=len(batch))
+        sparsity = 1 - self.schedule.open_share(step, self.target)
+        self.log("train/sparsity", sparsity, prog_bar=True, batch_size=len(batch))
         return loss
+
+    def masked_loss(self, batch: Batch, step: int, micro_batch: int) -> Float[Tensor, ""]:
+        """Loss of one micro-batch under freshly sampled gates, after the constraint is set to the step's target."""
+        scale = self.schedule.noise(step)
+        share = self.schedule.open_share(step, self.target)
+        with torch.no_grad():
+            self.log_alpha += self.gates.shift_to(self.log_alpha, share, scale)
+        noise = logistic_noise(self.log_alpha.numel(), self.seed, step, micro_batch, self.device)
+        held = self.gates.held(self.log_alpha, scale) if self.constraint_gradient else self.log_alpha
+        return self.loss(self.gates.sample(held, noise, scale), batch, self.references(batch))
 
     def _position(self, step: int) -> int:
         """Place of this micro-batch among all of its step, over all ranks."""

@@ -86,6 +86,7 @@ class Circuit:
         path = folder / "circuit.safetensors"
         partial = path.with_suffix(".part")
         save_file({n: t.cpu().contiguous() for n, t in tensors.items()}, partial, {"circuitlit": json.dumps(header)})
+        partial.chmod(0o644)  # safetensors makes files private; colleagues should read a circuit as they read its page
         os.replace(partial, path)
         text = json.dumps({**header, "edges": self.edge_names()}, indent=1)
         partial = folder / "circuit.json.part"
@@ -104,14 +105,14 @@ class Circuit:
             with safe_open(file, "pt") as opened:
                 header = json.loads((opened.metadata() or {})["circuitlit"])
                 tensors = {name: opened.get_tensor(name) for name in ("scores", "kept", "reachable")}
-        except (OSError, SafetensorError, KeyError, ValueError) as error:
+            scores = EdgeScores(
+                Graph(**header["graph"]),
+                tensors["scores"].to(torch.float32),
+                header["method"],
+                tuple(header["roles"]),
+                header["ranks_by_magnitude"],
+                header["details"],
+            )
+        except (OSError, SafetensorError, KeyError, TypeError, ValueError) as error:
             raise UserError(f"{file}: not a readable circuit ({error}); name a circuit.safetensors or its run") from error
-        scores = EdgeScores(
-            Graph(**header["graph"]),
-            tensors["scores"].to(torch.float32),
-            header["method"],
-            tuple(header["roles"]),
-            header["ranks_by_magnitude"],
-            header["details"],
-        )
         return cls(scores, tensors["kept"], tensors["reachable"], header["provenance"])

@@ -49,7 +49,7 @@ class MaskLayout:
         if not self.nodes:
             return edge
         node = flat[self.n_edge_masks :].view(self.copies, self.graph.n_writers)
-        return edge * node[:, self.graph.writer_of.to(flat.device)]
+        return edge * node[:, self.graph.placed("writer_of", flat.device)]
 
     def dense(self, flat: Float[Tensor, "size"]) -> Float[Tensor, "copies reader writer"]:
         """The masks as matrices that mix writers into readers; 0 where there is no edge."""
@@ -58,6 +58,6 @@ class MaskLayout:
 
 def scatter_edges(graph: Graph, values: Float[Tensor, "copies edge"]) -> Float[Tensor, "copies reader writer"]:
     """Values on edges as `[n_readers, n_writers]` matrices, 0 where there is no edge."""
-    index = graph.dense_index.to(values.device).expand(values.shape[0], -1)
+    index = graph.placed("dense_index", values.device).expand(values.shape[0], -1)
     matrix = values.new_zeros(values.shape[0], graph.n_readers * graph.n_writers)
     return torch.scatter(matrix, 1, index, values).view(-1, graph.n_readers, graph.n_writers)

@@ -95,6 +95,17 @@ class Graph:
         """Place of every edge in a flattened `[n_readers, n_writers]` matrix."""
         return self.reader_of * self.n_writers + self.writer_of
 
+    def placed(self, name: str, device: torch.device) -> Int[Tensor, "_"]:
+        """`dense_index`, `writer_of` or `reader_of` on a device, copied there once (a captured step cannot copy)."""
+        key = (name, device)
+        if key not in self._copies:
+            self._copies[key] = getattr(self, name).to(device)
+        return self._copies[key]
+
+    @cached_property
+    def _copies(self) -> dict[tuple[str, torch.device], Tensor]:
+        return {}
+
     def writers_before(self, layer: int) -> int:
         """Writers ahead of a block: those that its attention sees."""
         return 1 + layer * self.writers_per_layer

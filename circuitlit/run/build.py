@@ -105,7 +105,11 @@ def build_subject(cfg: DictConfig) -> Subject:
 def build_workbench(cfg: DictConfig, subject: Subject) -> Workbench:
     """Pairs, masked model and references for one subject."""
     splits: Splits = instantiate(cfg.task.build)(tokenizer=subject.tokenizer)
-    data = PairsModule(splits, subject.tokenizer, seed=cfg.seed, **plain(cfg.data))  # type: ignore[arg-type]
+    assert subject.tokenizer is not None
+    settings = cfg.data
+    data = PairsModule(
+        splits, subject.tokenizer, settings.batch_size, cfg.seed, settings.pad_to, settings.num_workers
+    )
     roles = splits.role_names if cfg.mask.roles else ()
     layout = MaskLayout(subject.graph, roles, cfg.mask.nodes)
     model = MaskedModel(subject, cfg.mask.panel, cfg.mask.recompute)

@@ -150,6 +150,9 @@ class HardCircuit(Callback):
 class Progress(RichProgressBar):
     """A progress bar with loss, sparsity and time left, without the version number."""
 
+    def _get_train_description(self, current_epoch: int) -> str:
+        return "masks"
+
     def get_metrics(self, trainer: Trainer, pl_module: LightningModule) -> Any:
         """What stands behind the bar."""
         metrics = super().get_metrics(trainer, pl_module)

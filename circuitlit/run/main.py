@@ -12,6 +12,14 @@ from pathlib import Path
 VERBS = {
     "train": "learn masks until the circuit reproduces the model on a task",
 }
+CHATTY = (
+    "deepspeed",
+    "DeepSpeed",
+    "httpx",
+    "lightning.pytorch.utilities.rank_zero",
+    "lightning.fabric.utilities.rank_zero",
+    "lightning_utilities.core.rank_zero",
+)
 PACKAGE = Path(__file__).resolve().parent.parent
 
 
@@ -58,7 +66,7 @@ def run_verb(verb: str, argv: list[str]) -> None:
         hydra.main(version_base="1.3", config_path=str(conf_dir()), config_name=verb)(job)()
     except Exception as error:
         message = explain(error)
-        if message is None:
+        if message is None or os.environ.get("CIRCUITLIT_TRACEBACK"):
             raise
         print(f"error: {message}", file=sys.stderr)
         sys.exit(1)
@@ -73,9 +81,10 @@ def conf_dir() -> Path:
 def _quiet() -> None:
     """Silence what other packages say at import and what does not concern the user."""
     os.environ.setdefault("TOKENIZERS_PARALLELISM", "false")
-    for name in ("deepspeed", "DeepSpeed", "httpx", "transformers", "lightning.pytorch", "lightning.fabric"):
-        logging.getLogger(name).setLevel(logging.ERROR)
-    warnings.filterwarnings("ignore", category=DeprecationWarning)
-    warnings.filterwarnings("ignore", category=FutureWarning)
-    for text in (".*does not have many workers.*", ".*IterableDataset.*__len__.*", ".*all modules in eval mode.*"):
+    os.environ.setdefault("WANDB_SILENT", "true")
+    for category in (DeprecationWarning, FutureWarning):
+        warnings.filterwarnings("ignore", category=category)
+    for text in (".*does not have many workers.*", ".*no `validation_step`.*"):
         warnings.filterwarnings("ignore", text)
+    for name in CHATTY:
+        logging.getLogger(name).addFilter(lambda entry: entry.levelno >= logging.ERROR)

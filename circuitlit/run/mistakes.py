@@ -17,7 +17,7 @@ def explain(error: BaseException) -> str | None:
         if isinstance(cause, UserError):
             return str(cause)
     for cause in _causes(error):
-        if isinstance(cause, HydraException | OmegaConfBaseException):
+        if isinstance(cause, HydraException | OmegaConfBaseException) and str(cause).strip():
             return _one_line(str(cause))
     if isinstance(error, PermissionError | FileExistsError | NotADirectoryError) and error.filename:
         return f"'{error.filename}' cannot be written ({error.strerror}); choose another folder: hydra.run.dir=DIR"

@@ -75,7 +75,8 @@ def make_result(cfg: DictConfig, bench: Workbench, circuit: Circuit, rival: Edge
         "attribution": _entry(bed, [nominal])
         | {"n_edges": equal.n_edges, "n_edges_reachable": equal.n_reachable}
         | {"label": f"{rival.method}, {ranking}"},
-        "attribution_reachable": _entry(bed, [bed.run(reachable)]) | {"n_edges": int(reachable.sum())},
+        "attribution_reachable": _entry(bed, [bed.run(reachable)])
+        | {"n_edges": int(reachable.sum()), "n_edges_reachable": int(reachable_edges(rival.graph, reachable).sum())},
         **_controls(cfg, bench, bed, circuit),
         "attribution_minus_circuit_kl": asdict(paired_difference(nominal.kl, found.kl)),
     }

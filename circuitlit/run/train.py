@@ -105,7 +105,14 @@ def _learn(
     initial = initial_log_alpha(bench.layout.size, cfg.mask.init, start, bench.count, cfg.mask.init_scale)
     device = bench.subject.device
     learner = MaskLearner(
-        loss, bench.references, initial, cfg.sparsity.target, schedule, instantiate(cfg.mask.gates), cfg.seed
+        loss,
+        bench.references,
+        initial,
+        cfg.sparsity.target,
+        schedule,
+        instantiate(cfg.mask.gates),
+        cfg.seed,
+        cfg.mask.constraint_gradient,
     ).to(device)
     history = History(cfg.callbacks.history_every)
     trainer: Trainer = instantiate(
@@ -166,4 +173,6 @@ def _loggers(cfg: DictConfig) -> list[Any]:
 def _finish_wandb() -> None:
     import wandb
 
-    wandb.finish(quiet=True)
+    if wandb.run is not None and wandb.run.url:
+        CONSOLE.print(f"W&B: {wandb.run.url}", highlight=False)
+    wandb.finish()

@@ -9,7 +9,8 @@ The functions `ioi`, `jsonl` and `encode` have the names of their files; from th
 """
 
 from circuitlit.tasks.datamodule import PairsModule
-from circuitlit.tasks.encode import EncodedPairs, encode
+from circuitlit.tasks.encode import encode
+from circuitlit.tasks.encoded import EncodedPairs
 from circuitlit.tasks.ioi import ioi, ioi_single
 from circuitlit.tasks.jsonl import jsonl
 from circuitlit.tasks.pair import Batch, Pair

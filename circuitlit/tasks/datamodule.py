@@ -3,14 +3,14 @@
 from __future__ import annotations
 
 from functools import partial
-from typing import Literal
 
 from lightning.pytorch import LightningDataModule
 from torch.utils.data import DataLoader, Dataset
 from transformers import PreTrainedTokenizerBase
 
 from circuitlit.errors import UserError
-from circuitlit.tasks.encode import EncodedPairs, encode
+from circuitlit.tasks.encode import encode
+from circuitlit.tasks.encoded import EncodedPairs
 from circuitlit.tasks.sampler import MicroBatches, shard
 from circuitlit.tasks.splits import Splits
 
@@ -47,7 +47,7 @@ class PairsModule(LightningDataModule):
         tokenizer: PreTrainedTokenizerBase,
         batch_size: int,
         seed: int,
-        pad_to: Literal["batch", "max"] = "batch",
+        pad_to: str = "batch",
         num_workers: int = 0,
     ) -> None:
         """Encode and check all splits.

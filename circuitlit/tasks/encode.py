@@ -3,94 +3,27 @@
 from __future__ import annotations
 
 from collections.abc import Iterable, Sequence
-from dataclasses import dataclass
 from typing import NamedTuple
 
-import torch
-from jaxtyping import Int
-from torch import Tensor
 from transformers import PreTrainedTokenizerBase
 
 from circuitlit.errors import UserError
-from circuitlit.tasks.pair import Batch, Pair
+from circuitlit.tasks.encoded import EncodedPairs, Row
+from circuitlit.tasks.pair import Pair
 from circuitlit.tasks.splits import END
 from circuitlit.tasks.tokens import Offsets, front_tokens, tokenise, tokenise_with_offsets, touched
 
 _CHUNK = 1024  # pairs tokenised at once: tokens with their offsets are many small objects
 
 
-class Row(NamedTuple):
-    """Token ids of one pair.
+class _Texts(NamedTuple):
+    """Tokens of a pair's clean prompt and where they stand, and of three other texts."""
 
-    Attributes:
-        clean: clean prompt and all answer tokens but the last.
-        corrupted: corrupted prompt and the same answer tokens; as long as `clean`.
-        answer: all answer tokens.
-        end: position of the last prompt token, which predicts the first answer token.
-        contrast: first answer token at which answer and wrong answer differ; 0 without a wrong answer.
-        wrong: token of the wrong answer there, -1 without one.
-        roles: role of every token of `clean`; forced answer tokens are "other", 0.
-    """
-
-    clean: tuple[int, ...]  # tuples: a hundred thousand rows of lists keep the garbage collector busy
-    corrupted: tuple[int, ...]
-    answer: tuple[int, ...]
-    end: int
-    contrast: int
-    wrong: int
-    roles: tuple[int, ...]
-
-
-@dataclass(frozen=True)
-class EncodedPairs:
-    """The pairs of one split as token ids, ragged.
-
-    Attributes:
-        rows: one for each pair, in the split's order.
-        role_names: names of the roles in `rows`, from "other" to "end".
-    """
-
-    rows: list[Row]
-    role_names: tuple[str, ...]
-
-    def __len__(self) -> int:
-        return len(self.rows)
-
-    @property
-    def lengths(self) -> list[int]:
-        """Tokens in each row."""
-        return [len(row.clean) for row in self.rows]
-
-    def collate(self, indices: Sequence[int], pad_to: int | None = None) -> Batch:
-        """Some pairs as one batch, padded on the right with token 0.
-
-        Args:
-            indices: pairs to take, at least one; their order is kept.
-            pad_to: tokens in every row of the batch; None is the longest row taken. With a number given there are also
-                as many answer columns as the split's longest answer has, so that all batches have one shape.
-
-        Raises:
-            ValueError: no index, or a row longer than `pad_to`.
-        """
-        if not indices:
-            raise ValueError("a batch needs at least one pair")
-        rows = [self.rows[i] for i in indices]
-        width = pad_to if pad_to is not None else max(len(row.clean) for row in rows)
-        columns = max(len(row.answer) for row in (rows if pad_to is None else self.rows))
-        mask = torch.arange(columns) < torch.tensor([len(row.answer) for row in rows])[:, None]
-        end = torch.tensor([row.end for row in rows])
-        return Batch(
-            index=torch.tensor(list(indices)),
-            clean=_pad([row.clean for row in rows], width),
-            corrupted=_pad([row.corrupted for row in rows], width),
-            lengths=torch.tensor([len(row.clean) for row in rows]),
-            positions=(end[:, None] + torch.arange(columns)) * mask,
-            answer=_pad([row.answer for row in rows], columns),
-            answer_mask=mask,
-            contrast=torch.tensor([row.contrast for row in rows]),
-            wrong=torch.tensor([row.wrong for row in rows]),
-            roles=_pad([row.roles for row in rows], width),
-        )
+    clean: list[int]
+    offsets: Offsets
+    corrupted: list[int]
+    answered: list[int]  # clean prompt and answer, tokenised as one text
+    contrasted: list[int]  # clean prompt and wrong answer
 
 
 def encode(pairs: Sequence[Pair], tokenizer: PreTrainedTokenizerBase, role_names: Sequence[str]) -> EncodedPairs:
@@ -113,9 +46,10 @@ def encode(pairs: Sequence[Pair], tokenizer: PreTrainedTokenizerBase, role_names
     numbers = {name: number for number, name in enumerate(role_names)}
     rows: list[Row] = []
     for begin in range(0, len(pairs), _CHUNK):
-        for pair, prompt, others in _tokenised(pairs[begin : begin + _CHUNK], tokenizer, front):
+        chunk = pairs[begin : begin + _CHUNK]
+        for pair, texts in zip(chunk, _tokenised(chunk, tokenizer, front), strict=True):
             try:
-                row = _row(pair, *prompt, *others, numbers)
+                row = _row(pair, texts, numbers)
                 if len(row.clean) > tokenizer.model_max_length:
                     raise UserError(
                         f"{len(row.clean)} tokens, the model takes {tokenizer.model_max_length}; shorten it"
@@ -126,13 +60,13 @@ def encode(pairs: Sequence[Pair], tokenizer: PreTrainedTokenizerBase, role_names
     return EncodedPairs(rows, tuple(role_names))
 
 
-def _tokenised(pairs: Sequence[Pair], tokenizer: PreTrainedTokenizerBase, front: list[int]) -> Iterable[tuple]:
-    """Each pair with its clean prompt's tokens and offsets, and the tokens of the three other texts."""
+def _tokenised(pairs: Sequence[Pair], tokenizer: PreTrainedTokenizerBase, front: list[int]) -> list[_Texts]:
     prompts = tokenise_with_offsets([pair.clean for pair in pairs], tokenizer, front)
     corrupted = tokenise([pair.corrupted for pair in pairs], tokenizer, front)
     answered = tokenise([pair.clean + pair.answer for pair in pairs], tokenizer, front)
     contrasted = tokenise([pair.clean + (pair.wrong_answer or pair.answer) for pair in pairs], tokenizer, front)
-    return zip(pairs, prompts, zip(corrupted, answered, contrasted, strict=True), strict=True)
+    columns = zip(prompts, corrupted, answered, contrasted, strict=True)
+    return [_Texts(clean, offsets, *others) for (clean, offsets), *others in columns]
 
 
 def _name(number: int, pair: Pair) -> str:
@@ -157,15 +91,8 @@ def _check_texts(pairs: Iterable[Pair]) -> None:
             raise UserError(f"{name}: the same as {twin}; drop one")
 
 
-def _row(
-    pair: Pair,
-    clean: list[int],
-    offsets: Offsets,
-    corrupted: list[int],
-    answered: list[int],
-    contrasted: list[int],
-    numbers: dict[str, int],
-) -> Row:
+def _row(pair: Pair, texts: _Texts, numbers: dict[str, int]) -> Row:
+    clean, offsets, corrupted, answered, contrasted = texts
     if len(clean) != len(corrupted):
         raise UserError(
             f"clean has {len(clean)} tokens, corrupted {len(corrupted)}; "
@@ -210,9 +137,3 @@ def _roles(pair: Pair, offsets: Offsets, numbers: dict[str, int]) -> list[int]:
             roles[position] = numbers[role]
     roles[-1] = numbers[END]
     return roles
-
-
-def _pad(rows: Sequence[Sequence[int]], width: int) -> Int[Tensor, "row width"]:
-    if max(map(len, rows)) > width:
-        raise ValueError(f"a row has {max(map(len, rows))} tokens, more than the {width} to pad to")
-    return torch.tensor([[*row, *[0] * (width - len(row))] for row in rows])

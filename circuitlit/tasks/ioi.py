@@ -51,6 +51,7 @@ HELD_OUT = ("drove", "argument", "together")  # the test split's sentences, in b
 ORDERS = {"ABBA": ("io", "s1"), "BABA": ("s1", "io")}
 SINGLE = "went/ABBA"
 
+# The words that SmolLM2-135M does well with; separated by spaces.
 NAMES = (
     "Mary John James David Joseph Thomas Charles Christopher Matthew Mark Paul Andrew Joshua Kevin Brian George Jason "
     "Jeffrey Ryan Jacob Eric Jonathan Stephen Larry Justin Scott Benjamin Samuel Gregory Frank Alexander Jack Dennis "
@@ -59,15 +60,15 @@ NAMES = (
     "Sharon Kathleen Amy Angela Anna Ruth Nicole Rachel Janet Emma Maria Diane Julie Joan Lauren Olivia Ann Alice Jean "
     "Jane Grace Lucy Kate Claire Sophie Diana Tom Tim Ben Sam Dan Bob Bill Mike Joe Steve Alex Chris Tony Greg Fred "
     "Harry"
-).split()
+)
 PLACES = (
     "store park school station library market hospital garden restaurant museum beach theater church hotel house farm "
     "airport shop"
-).split()
+)
 OBJECTS = (
     "drink book ring gift cake ball flower phone card bag basket camera pen necklace watch snack toy present box map "
     "pencil hat coin bottle cup"
-).split()
+)
 
 
 class _Words(NamedTuple):
@@ -131,7 +132,7 @@ def _splits(
 
 
 def _usable_words(tokenizer: PreTrainedTokenizerBase) -> _Words:
-    words = _Words(*(single_tokens(kind, tokenizer) for kind in (NAMES, PLACES, OBJECTS)))
+    words = _Words(*(single_tokens(kind.split(), tokenizer) for kind in (NAMES, PLACES, OBJECTS)))
     for kind, found, needed in zip(_Words._fields, words, (20, 4, 4), strict=True):
         if len(found) < needed:
             raise UserError(

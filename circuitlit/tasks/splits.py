@@ -42,5 +42,5 @@ class Splits:
             for pair in pairs:
                 other, twin = home.setdefault((pair.clean, pair.corrupted, pair.answer), (split, pair))
                 if other != split:
-                    places = f"{other} ({twin.source or twin.clean!r}) and in {split} ({pair.source or pair.clean!r})"
+                    places = f"{other} ({twin.source or twin.clean}) and in {split} ({pair.source or pair.clean})"
                     raise UserError(f"task {self.name}: the same pair is in {places}; keep it in one split")

@@ -29,17 +29,17 @@ def tokenise(texts: Sequence[str], tokenizer: PreTrainedTokenizerBase, front: li
 
     A text that itself begins with the `front` tokens (a chat template's output) does not get them twice.
     """
-    options = {"return_attention_mask": False, "return_token_type_ids": False, "verbose": False}
-    rows = tokenizer(list(texts), add_special_tokens=False, **options)["input_ids"]
-    return [ids if ids[: len(front)] == front else front + ids for ids in rows]
+    encoded = tokenizer(list(texts), add_special_tokens=False, return_attention_mask=False, verbose=False)
+    return [ids if ids[: len(front)] == front else front + ids for ids in encoded["input_ids"]]
 
 
 def tokenise_with_offsets(
     texts: Sequence[str], tokenizer: PreTrainedTokenizerBase, front: list[int]
 ) -> list[tuple[list[int], Offsets]]:
     """As `tokenise`, with the characters `[start, end)` of every token; `(-1, -1)` for the added `front` tokens."""
-    options = {"return_attention_mask": False, "return_token_type_ids": False, "verbose": False}
-    encoded = tokenizer(list(texts), add_special_tokens=False, return_offsets_mapping=True, **options)
+    encoded = tokenizer(
+        list(texts), add_special_tokens=False, return_attention_mask=False, return_offsets_mapping=True, verbose=False
+    )
     outside = [(-1, -1)] * len(front)
     return [
         (ids, offsets) if ids[: len(front)] == front else (front + ids, outside + offsets)

@@ -1,0 +1,84 @@
+"""What a finished run leaves in its directory, read and checked before anything is drawn."""
+
+from __future__ import annotations
+
+import json
+from dataclasses import dataclass
+from pathlib import Path
+
+from circuitlit.errors import UserError
+from circuitlit.graph import Circuit
+
+FILES = {
+    "circuit.json": "the circuit's edges by name, with provenance",
+    "circuit.safetensors": "scores of all edges, which are kept, which are reachable",
+    "result.json": "every number of this page",
+    "history.json": "the training curves",
+}
+_NUMBER = (int, float)
+_REQUIRED: dict[str, type | tuple[type, ...]] = {
+    "status": str,
+    "task": str,
+    "model": str,
+    "n_edges_total": int,
+    "n_edges": int,
+    "n_edges_reachable": int,
+    "sparsity": _NUMBER,
+    "n_pairs": int,
+}
+
+
+@dataclass(frozen=True)
+class Run:
+    """The artefacts of one run.
+
+    Attributes:
+        folder: the run directory.
+        circuit: the circuit with the scores of all edges.
+        result: `result.json`: metrics with intervals, settings, provenance.
+        history: `history.json`: rows of the training curves.
+    """
+
+    folder: Path
+    circuit: Circuit
+    result: dict
+    history: dict
+
+
+def read_run(folder: Path) -> Run:
+    """Read a run directory.
+
+    Raises:
+        UserError: an artefact is missing, damaged or lacks a field that the page needs.
+    """
+    result, history = _read_json(folder / "result.json"), _read_json(folder / "history.json")
+    for key, kind in _REQUIRED.items():
+        if not isinstance(result.get(key), kind):
+            raise UserError(f"{folder / 'result.json'}: '{key}' is missing or of a wrong type; write the run again")
+    rows = history.get("rows")
+    if not isinstance(rows, list) or not all(isinstance(row, dict) for row in rows):
+        raise UserError(f"{folder / 'history.json'}: 'rows' is not a list of objects; write the run again")
+    _read_json(folder / "circuit.json")
+    return Run(folder, _read_circuit(folder), result, history)
+
+
+def _read_json(path: Path) -> dict:
+    try:
+        content = json.loads(path.read_text(encoding="utf-8"))
+    except (OSError, ValueError) as error:
+        raise UserError(f"{path}: not readable ({error}); name the directory of a finished run") from error
+    if not isinstance(content, dict):
+        raise UserError(f"{path}: not a JSON object; name the directory of a finished run")
+    return content
+
+
+def _read_circuit(folder: Path) -> Circuit:
+    path = folder / "circuit.safetensors"
+    try:
+        circuit = Circuit.load(path)
+        fits = circuit.kept.shape == circuit.reachable.shape == circuit.scores.values.shape
+    except (KeyError, TypeError, ValueError) as error:
+        raise UserError(f"{path}: not a circuit of this version ({error}); write the run again") from error
+    if not fits:
+        raise UserError(f"{path}: scores and kept edges differ in shape; write the run again")
+    return circuit

@@ -1,0 +1,93 @@
+"""Pairs as token ids: ragged rows, and the batches made of them."""
+
+from __future__ import annotations
+
+from collections.abc import Sequence
+from dataclasses import dataclass
+from typing import NamedTuple
+
+import torch
+from jaxtyping import Int
+from torch import Tensor
+
+from circuitlit.tasks.pair import Batch
+
+
+class Row(NamedTuple):
+    """Token ids of one pair.
+
+    Attributes:
+        clean: clean prompt and all answer tokens but the last.
+        corrupted: corrupted prompt and the same answer tokens; as long as `clean`.
+        answer: all answer tokens.
+        end: position of the last prompt token, which predicts the first answer token.
+        contrast: first answer token at which answer and wrong answer differ; 0 without a wrong answer.
+        wrong: token of the wrong answer there, -1 without one.
+        roles: role of every token of `clean`; forced answer tokens are "other", 0.
+    """
+
+    clean: tuple[int, ...]  # tuples: a hundred thousand rows of lists keep the garbage collector busy
+    corrupted: tuple[int, ...]
+    answer: tuple[int, ...]
+    end: int
+    contrast: int
+    wrong: int
+    roles: tuple[int, ...]
+
+
+@dataclass(frozen=True)
+class EncodedPairs:
+    """The pairs of one split as token ids, ragged.
+
+    Attributes:
+        rows: one for each pair, in the split's order.
+        role_names: names of the roles in `rows`, from "other" to "end".
+    """
+
+    rows: list[Row]
+    role_names: tuple[str, ...]
+
+    def __len__(self) -> int:
+        return len(self.rows)
+
+    @property
+    def lengths(self) -> list[int]:
+        """Tokens in each row."""
+        return [len(row.clean) for row in self.rows]
+
+    def collate(self, indices: Sequence[int], pad_to: int | None = None) -> Batch:
+        """Some pairs as one batch, padded on the right with token 0.
+
+        Args:
+            indices: pairs to take, at least one; their order is kept.
+            pad_to: tokens in every row of the batch; None is the longest row taken. With a number given there are also
+                as many answer columns as the split's longest answer has, so that all batches have one shape.
+
+        Raises:
+            ValueError: no index, or a row longer than `pad_to`.
+        """
+        if not indices:
+            raise ValueError("a batch needs at least one pair")
+        rows = [self.rows[i] for i in indices]
+        width = pad_to if pad_to is not None else max(len(row.clean) for row in rows)
+        columns = max(len(row.answer) for row in (rows if pad_to is None else self.rows))
+        mask = torch.arange(columns) < torch.tensor([len(row.answer) for row in rows])[:, None]
+        end = torch.tensor([row.end for row in rows])
+        return Batch(
+            index=torch.tensor(list(indices)),
+            clean=_pad([row.clean for row in rows], width),
+            corrupted=_pad([row.corrupted for row in rows], width),
+            lengths=torch.tensor([len(row.clean) for row in rows]),
+            positions=(end[:, None] + torch.arange(columns)) * mask,
+            answer=_pad([row.answer for row in rows], columns),
+            answer_mask=mask,
+            contrast=torch.tensor([row.contrast for row in rows]),
+            wrong=torch.tensor([row.wrong for row in rows]),
+            roles=_pad([row.roles for row in rows], width),
+        )
+
+
+def _pad(rows: Sequence[Sequence[int]], width: int) -> Int[Tensor, "row width"]:
+    if max(map(len, rows)) > width:
+        raise ValueError(f"a row has {max(map(len, rows))} tokens, more than the {width} to pad to")
+    return torch.tensor([[*row, *[0] * (width - len(row))] for row in rows])

@@ -1,0 +1,232 @@
+"""The page and the closing table, on artefacts made by hand."""
+
+from __future__ import annotations
+
+import html
+import io
+import json
+import re
+from pathlib import Path
+
+import pytest
+import torch
+from rich.console import Console
+
+from circuitlit.errors import UserError
+from circuitlit.graph import Circuit, EdgeScores, Graph
+from circuitlit.report import print_table, write_page
+from circuitlit.report.circuit_figure import circuit_figure, node_places
+from circuitlit.report.edges import KINDS, ranked_edges
+from circuitlit.report.figures import layer_figure, possible_edges, series, smooth
+from circuitlit.report.page import headline, paired_note
+from circuitlit.report.table import Metric, percent, result_rows
+
+GRAPH = Graph(3, 4, 2)
+METRICS = ("kl", "faithfulness", "faithfulness_raw", "accuracy", "exact_match", "logit_diff")
+NONE = {"value": None, "low": None, "high": None}
+
+
+def metrics(kl: float, **rest: object) -> dict:
+    values = {key: {"value": 0.5, "low": 0.4, "high": 0.6} for key in METRICS}
+    return {**values, "kl": {"value": kl, "low": kl * 0.9, "high": kl * 1.1}, **rest}
+
+
+def make_circuit(roles: tuple[str, ...] = ()) -> Circuit:
+    values = torch.randn(max(1, len(roles)), GRAPH.n_edges, generator=torch.Generator().manual_seed(0))
+    return Circuit.cut(EdgeScores(GRAPH, values, "hard_concrete", roles), values.numel() // 2)
+
+
+def make_result(circuit: Circuit, **changed: object) -> dict:
+    compared = {
+        "full": metrics(0.0),
+        "corrupted": metrics(3.6, faithfulness=NONE),
+        "random": metrics(3.5, n_edges=circuit.n_edges, n_circuits=5, n_pairs=100),
+        "shuffled": metrics(2.9, n_edges=circuit.n_edges, n_circuits=3),
+        "attribution": metrics(0.61, n_edges=circuit.n_edges, label="eap_ig, absolute"),
+        "attribution_reachable": metrics(0.58, n_edges=circuit.n_edges + 3),
+    }
+    settings = {
+        "status": "OK",
+        "reason": None,
+        "task": "ioi",
+        "model": "smollm2",
+        "method": "hard_concrete",
+        "n_edges_total": 70651,
+        "n_edges": 3533,
+        "n_edges_reachable": 3411,
+        "sparsity": 0.95,
+        "n_pairs": 200,
+        "attribution_minus_circuit_kl": {"value": 0.25, "low": 0.17, "high": 0.33},
+        "provenance": {"model": {"sha256": "a3f1"}, "command": ["train.py", "task=ioi"]},
+        "seconds_by_phase": {"training": 240.0},
+    }
+    return {**metrics(0.36), **settings, **compared, **changed}
+
+
+def make_run(folder: Path, circuit: Circuit, result: dict) -> Path:
+    circuit.save(folder)
+    (folder / "result.json").write_text(json.dumps(result))
+    rows = [{"step": step, "loss": 1.2 - step / 100, "sparsity": 0.9} for step in range(50)]
+    rows += [{"step": 24, "hard_kl": 0.5}, {"step": 49, "hard_kl": float("nan")}]
+    (folder / "history.json").write_text(json.dumps({"rows": rows, "target_sparsity": 0.95}))
+    return folder
+
+
+def without_plotly(page: str) -> str:
+    """The page but for the big script, which names addresses in its comments."""
+    return re.sub(r"<script>\s*/\*\*\s*\* plotly\.js.*?</script>", "", page, flags=re.DOTALL)
+
+
+@pytest.fixture(scope="module")
+def page(tmp_path_factory: pytest.TempPathFactory) -> str:
+    circuit = make_circuit()
+    folder = make_run(tmp_path_factory.mktemp("run"), circuit, make_result(circuit))
+    path = write_page(folder)
+    assert path == folder / "report.html" and not list(folder.glob("*.part"))
+    return path.read_text(encoding="utf-8")
+
+
+def test_the_page_says_the_result_and_where_it_comes_from(page: str) -> None:
+    text = html.unescape(without_plotly(page))
+    assert (
+        "3,533 of 70,651 edges (95.0 % removed), 3,411 of them reachable, reproduce smollm2 on ioi with KL 0.360 nats "
+        "[0.324, 0.396]; the corrupted run has 3.60, random circuits of equal size 3.50." in text
+    )
+    for expected in (
+        "eap_ig, absolute",
+        "shuffled, mean of 3",
+        "random, mean of 5 (100 pairs)",
+        "0.250 [0.170, 0.330] nats",
+        "a3f1",
+    ):
+        assert expected in text
+    assert "<dt>model.sha256</dt>" in text and "<dd>train.py task=ioi</dd>" in text
+    for name in ("circuit.json", "circuit.safetensors", "result.json", "history.json"):
+        assert f'href="{name}"' in text
+
+
+def test_the_page_lists_the_strongest_edges_and_draws_every_figure(page: str) -> None:
+    circuit = make_circuit()
+    listed = re.findall(r'<td class="text"><code>(.*?)</code>', page)
+    assert [html.unescape(name) for name in listed] == [edge.name for edge in ranked_edges(circuit)[:30]]
+    assert f"All {circuit.n_reachable} reachable edges; the stronger" in page
+    figures = dict(re.findall(r'<script type="application/json" id="figure-(\w+)">(.*?)</script>', page))
+    assert set(figures) == {"circuit", "layers", "training"}
+    names = {trace["name"] for trace in json.loads(figures["training"])["data"]}
+    assert {"loss, each step", "loss, running mean", "sparsity", "target sparsity"} <= names
+
+
+def test_the_page_loads_nothing_and_holds_plotly_once(page: str) -> None:
+    assert len(re.findall(r"\* plotly\.js v\d", page)) == 1
+    rest = without_plotly(page)
+    assert len(rest) < 1_000_000 and "http://" not in rest and "https://" not in rest
+    assert not re.search(r"<script[^>]+src=|<link(?![^>]+href=\"data:)|@import|<iframe|<img", rest)
+    assert "default-src 'none'" in rest
+
+
+def test_hostile_names_stay_text(tmp_path: Path) -> None:
+    circuit = make_circuit(("</script><b>", "end"))
+    result = make_result(circuit, model="<script>alert(1)</script>", reason="a < b", kl=NONE)
+    text = without_plotly(write_page(make_run(tmp_path, circuit, result)).read_text(encoding="utf-8"))
+    assert "<script>alert" not in text and "&lt;script&gt;alert(1)&lt;/script&gt;" in text
+    assert "</script><b>" not in text and "&lt;/script&gt;&lt;b&gt;" in text
+    assert "with no KL measured" in text
+
+
+def test_missing_values_are_dashes_and_failures_claim_nothing() -> None:
+    result = make_result(make_circuit(), status="FAILED", reason="misses [the] bar")
+    rows = {row.key: row for row in result_rows(result)}
+    assert [*rows][:2] == ["circuit", "attribution"] and [*rows][-1] == "full"
+    assert str(rows["corrupted"].metrics[1]) == "-" and rows["corrupted"].edges == "0"
+    assert str(rows["circuit"].metrics[0]) == "0.360 [0.324, 0.396]" and rows["circuit"].reachable == "3,411"
+    assert str(Metric.of({"value": 1, "low": None})) == "1.000" and str(Metric.of(None)) == "-"
+    assert str(Metric.of({"value": float("nan"), "low": 0, "high": 1})) == "-"
+    assert str(Metric.of({"value": -0.0001, "low": -1, "high": 1})) == "0.000 [-1.000, 1.000]"
+    assert "reproduce" not in headline(result)
+    del result["shuffled"]
+    assert "shuffled" not in {row.key for row in result_rows(result)}
+
+
+@pytest.mark.parametrize(
+    ("low", "high", "expected"),
+    [(0.1, 0.3, "this circuit is closer"), (-0.3, -0.1, "attribution is closer"), (-0.1, 0.1, "includes 0")],
+)
+def test_the_paired_difference_is_read_with_its_interval(low: float, high: float, expected: str) -> None:
+    assert expected in paired_note({"attribution_minus_circuit_kl": {"value": 0.0, "low": low, "high": high}})
+
+
+@pytest.mark.parametrize(("width", "intervals"), [(80, 0), (100, 1), (120, 2), (160, 5)])
+def test_the_closing_table_fits_the_terminal(width: int, intervals: int) -> None:
+    result = make_result(make_circuit(), status="FAILED", reason="misses [the] bar")
+    console = Console(width=width, file=io.StringIO(), force_terminal=True, color_system="standard", record=True)
+    print_table(result, console)
+    lines = console.export_text(clear=False).splitlines()
+    ours = next(line for line in lines if "this circuit" in line)
+    assert ours.count("[") == intervals and "3,533" in ours and "0.360" in ours
+    assert max(map(len, lines)) <= width and not any("…" in line for line in lines)
+    assert "ioi on smollm2: 95.0 % of 70,651 edges removed, 200 held-out pairs" in "\n".join(lines)
+    assert lines[-1] == "FAILED: misses [the] bar" and "\x1b[1;31mFAILED" in console.export_text(styles=True)
+
+
+@pytest.mark.parametrize("name", ["circuit.json", "circuit.safetensors", "result.json", "history.json"])
+def test_a_missing_or_damaged_artefact_is_one_sentence(tmp_path: Path, name: str) -> None:
+    circuit = make_circuit()
+    make_run(tmp_path, circuit, make_result(circuit))
+    (tmp_path / name).write_text("{")
+    with pytest.raises(UserError, match=re.escape(name)):
+        write_page(tmp_path)
+    (tmp_path / name).unlink()
+    with pytest.raises(UserError, match=re.escape(name)):
+        write_page(tmp_path)
+    assert not (tmp_path / "report.html").exists()
+
+
+def test_a_result_without_a_needed_field_names_it(tmp_path: Path) -> None:
+    circuit = make_circuit()
+    make_run(tmp_path, circuit, {**make_result(circuit), "n_pairs": None})
+    with pytest.raises(UserError, match="n_pairs"):
+        write_page(tmp_path)
+
+
+def test_edges_are_ranked_by_importance_and_meet_at_drawn_nodes() -> None:
+    circuit = make_circuit(("subject", "end"))
+    edges = ranked_edges(circuit)
+    assert len(edges) == int(circuit.reachable.any(0).sum())
+    assert [edge.score for edge in edges] == sorted((edge.score for edge in edges), reverse=True)
+    places = node_places(GRAPH)
+    for edge in edges:
+        row = ("subject", "end").index(edge.role)
+        assert circuit.reachable[row, GRAPH.edge_index(edge.name)]
+        assert edge.kind in KINDS and places[edge.source][1] < places[edge.target][1]
+
+
+def test_only_the_strongest_edges_become_lines() -> None:
+    edges = ranked_edges(make_circuit())
+    figure = circuit_figure(GRAPH, edges, drawn=20)
+    lines = [trace for trace in figure.data if trace.meta in KINDS]
+    assert sum(trace.x.count(None) for trace in lines) == 20
+    notes = dict(zip(node_places(GRAPH), figure.data[-1].text, strict=True))
+    into = sum(edge.target == "logits" for edge in edges)
+    assert notes["logits"].startswith(f"<b>logits</b><br>in {into}, out 0")
+    assert "&lt;" in "".join(notes.values()) and "<q>" not in "".join(notes.values())
+
+
+@pytest.mark.parametrize("graph", [GRAPH, Graph(2, 3, 3, parallel=True)])
+def test_the_heat_map_counts_every_edge_once(graph: Graph) -> None:
+    layers = [(s, t) for s in range(-1, graph.n_layers) for t in range(graph.n_layers + 1)]
+    assert sum(possible_edges(graph, source, target) for source, target in layers) == graph.n_edges
+    everything = Circuit.cut(EdgeScores(graph, torch.zeros(1, graph.n_edges), "all"), graph.n_edges)
+    edges = ranked_edges(everything)
+    counts = [[cell or 0 for cell in row] for row in layer_figure(graph, edges).data[0].z]
+    assert counts == [
+        [possible_edges(graph, source, target) for target in range(graph.n_layers + 1)]
+        for source in range(-1, graph.n_layers)
+    ]
+    assert {node for edge in edges for node in (edge.source, edge.target)} == set(node_places(graph))
+
+
+def test_curves_skip_what_was_not_recorded() -> None:
+    history = {"rows": [{"step": 0, "loss": 1.0}, {"step": 1}, {"step": 2, "loss": None}, {"loss": 3.0}]}
+    assert series(history, "loss") == ([0], [1.0])
+    assert smooth([1.0] * 7) == [1.0] * 7 and smooth([0.0, 3.0, 6.0]) == [0.0, 3.0, 6.0]
+    assert percent(0.95) == "95.0 %" and percent(0.9997) == "99.97 %" and percent(None) == "-"
