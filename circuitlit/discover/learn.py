@@ -29,7 +29,7 @@ class Schedule:
         lr: learning rate of the log-alphas at its height.
         lr_final: share of `lr` at the last step; the decay is a half cosine after `lr_warmup` steps of linear rise.
         lr_warmup: steps of linear rise.
-        start_sparsity: sparsity asked for at step 0; None starts at the target.
+        start_sparsity: sparsity asked for at step 0, never above the target; None starts at the target.
         warmup: share of the run after which the target sparsity holds, reached geometrically in the edges kept.
         harden: share of the run, at its end, over which the gates' noise shrinks to `final_noise`.
         final_noise: noise scale at the last step; 1 leaves the gates as they are.
@@ -50,7 +50,7 @@ class Schedule:
         if self.start_sparsity is None or self.warmup <= 0:
             return final
         progress = min(1.0, step / (self.warmup * self.steps))
-        start = 1 - self.start_sparsity
+        start = max(final, 1 - self.start_sparsity)
         return start * (final / start) ** progress
 
     def noise(self, step: int) -> float:

@@ -46,7 +46,7 @@ def run_verb(verb: str, argv: list[str]) -> None:
 
     original = list(sys.argv)
     os.environ["HYDRA_FULL_ERROR"] = "1"
-    sys.argv = [*argv, f"hydra.job.name={verb}"]
+    sys.argv = argv
     left: list[Path] = []
 
     def job(cfg) -> None:
