@@ -119,6 +119,4 @@ class Outcome:
 
     def head(self, count: int) -> Outcome:
         """The first `count` pairs."""
-        return Outcome(
-            self.kl[:count], self.logit_diff[:count], self.accuracy[:count], self.exact_match[:count]
-        )
+        return Outcome(self.kl[:count], self.logit_diff[:count], self.accuracy[:count], self.exact_match[:count])

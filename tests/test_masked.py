@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import pytest
 import torch
+from brute_force import masked_logits
 from conftest import tiny_batch, tiny_model
 from peft import LoraConfig, get_peft_model
 
@@ -26,122 +27,6 @@ def run(subject: Subject, batch: Batch, flat: torch.Tensor, kind="interchange", 
     masks = MaskLayout(subject.graph, roles).dense(flat)
     token_roles = batch.roles if roles else None
     return MaskedModel(subject, **options)(masks, batch.clean, ablated, batch.positions, token_roles)
-
-
-def brute_force(subject: Subject, batch: Batch, dense: torch.Tensor) -> torch.Tensor:
-    """The masked model by the textbook: every reader's input summed writer by writer, one block call per reader."""
-    model, anatomy, graph = subject.model, subject.anatomy, subject.graph
-    ablated = ablated_run(subject, batch, "interchange")
-    width = ablated.heads.shape[-1] // graph.n_heads
-    blocks = anatomy.blocks(model)
-
-    def head_outputs(layer: int, results: torch.Tensor) -> list[torch.Tensor]:
-        out = getattr(getattr(blocks[layer], anatomy.attention), anatomy.out)
-        nothing = torch.zeros_like(results)
-        outputs = []
-        for head in range(graph.n_heads):
-            only = nothing.clone()
-            only[..., head * width : (head + 1) * width] = results[..., head * width : (head + 1) * width]
-            outputs.append(out(only) - out(nothing))
-        return outputs
-
-    constants = torch.zeros_like(ablated.embed)
-    if anatomy.positions is not None:
-        constants = constants + model.transformer.wpe(torch.arange(batch.clean.shape[1]))
-    cut = [ablated.embed]
-    for layer in range(graph.n_layers):
-        cut += [*head_outputs(layer, ablated.heads[:, layer]), ablated.mlps[:, layer]]
-    own = [subject.embed(batch.clean)]
-    hooks = []
-    recorded: dict[str, torch.Tensor] = {}
-
-    def seen(reader: int) -> torch.Tensor:
-        total = constants.clone()
-        for writer in range(len(own)):
-            keep = dense[reader, writer]
-            total = total + keep * own[writer] + (1 - keep) * cut[writer]
-        for writer in range(len(own), visible_constants[reader]):
-            total = total + cut[writer]
-        return total
-
-    visible_constants = graph.visible.tolist()
-    for layer, block in enumerate(blocks):
-        attention = getattr(block, anatomy.attention)
-        out = getattr(attention, anatomy.out)
-        norm = getattr(block, anatomy.attn_norm)
-        start = graph.reader_rows(layer).start
-        group = graph.n_heads // graph.n_kv_heads
-        inputs = {r: norm(seen(start + r)) for r in range(graph.n_heads + 2 * graph.n_kv_heads)}
-        results = []
-        for head in range(graph.n_heads):
-            kv = head // group
-            q, k, v = inputs[head], inputs[graph.n_heads + kv], inputs[graph.n_heads + graph.n_kv_heads + kv]
-            results.append(one_head(subject, attention, out, head, q, k, v, recorded, hooks)[..., head * width :][..., :width])
-        joined = torch.cat(results, -1)
-        mlp_norm, mlp = getattr(block, anatomy.mlp_norm), getattr(block, anatomy.mlp)
-        mlp_reader = start + graph.readers_per_layer - 1
-        if graph.parallel:
-            mlp_out = mlp(mlp_norm(seen(mlp_reader)))
-            own += head_outputs(layer, joined)
-        else:
-            own += head_outputs(layer, joined)
-        bias = out(torch.zeros_like(joined))
-        if not graph.parallel:
-            constants = constants + bias
-            mlp_out = mlp(mlp_norm(seen(mlp_reader)))
-        else:
-            constants = constants + bias
-        own.append(mlp_out)
-    final = subject.unembed(model.base_model.norm(seen(-1)) if hasattr(model.base_model, "norm") else _final(model)(seen(-1)))
-    return torch.take_along_dim(final, batch.positions[..., None], 1)
-
-
-def _final(model):
-    return getattr(model.base_model, "ln_f", None) or model.base_model.final_layer_norm
-
-
-def one_head(subject, attention, out, head, q, k, v, recorded, hooks) -> torch.Tensor:
-    """All heads' results when queries are made of `q`, keys of `k` and values of `v`, by the stock attention module."""
-    length = q.shape[1]
-    kwargs = {"attention_mask": torch.full((length, length), -torch.inf, dtype=q.dtype).triu(1)[None, None]}
-    if subject.anatomy.rotary is not None:
-        rotary = subject.model.base_model.rotary_emb
-        kwargs["position_embeddings"] = rotary(q, torch.arange(length)[None])
-
-    def with_inputs(module_name, picks):
-        module = getattr(attention, module_name)
-        return module.register_forward_hook(lambda m, a, o: picks(m))
-
-    handles = []
-    if hasattr(attention, "q_proj"):
-        for name, value in (("q_proj", q), ("k_proj", k), ("v_proj", v)):
-            handles.append(
-                getattr(attention, name).register_forward_pre_hook(lambda m, a, value=value: (value,))
-            )
-    elif hasattr(attention, "c_attn"):
-
-        def stacked(module, args, output):
-            d = q.shape[-1]
-            maps = [x @ module.weight + module.bias for x in (q, k, v)]
-            return torch.cat([maps[i][..., i * d : (i + 1) * d] for i in range(3)], -1)
-
-        handles.append(attention.c_attn.register_forward_hook(stacked))
-    else:
-
-        def interleaved(module, args, output):
-            parts = []
-            for i, x in enumerate((q, k, v)):
-                full = x @ module.weight.t() + module.bias
-                parts.append(full.unflatten(-1, (subject.graph.n_heads, 3, -1))[..., i, :])
-            return torch.stack(parts, -2).flatten(-3)
-
-        handles.append(attention.query_key_value.register_forward_hook(interleaved))
-    caught = []
-    handles.append(out.register_forward_pre_hook(lambda m, a: caught.append(a[0])))
-    attention(q, **kwargs)
-    for handle in handles:
-        handle.remove()
-    return caught[0]
 
 
 def test_all_on_is_the_stock_model(subject: Subject, batch: Batch) -> None:
@@ -167,7 +52,7 @@ def test_all_off_with_zero_ablation_forgets_the_tokens(subject: Subject, batch: 
 def test_any_masks_equal_brute_force(subject: Subject, batch: Batch) -> None:
     flat = random_masks(subject)
     dense = MaskLayout(subject.graph).dense(flat)[0]
-    expected = brute_force(subject, batch, dense)
+    expected = masked_logits(subject, batch, dense)
     for panel in (1, 2, 5):
         torch.testing.assert_close(run(subject, batch, flat, panel=panel), expected, **TIGHT)
 

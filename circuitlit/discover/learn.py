@@ -90,7 +90,9 @@ def initial_log_alpha(
         raise UserError(f"mask.init={how} needs scores; set mask.init_from to a method or a file, or mask.init=equal")
     importance = scores.importance().flatten()
     if importance.numel() != size:
-        raise UserError(f"mask.init_from has {importance.numel()} scores, the masks are {size}; make scores of this model")
+        raise UserError(
+            f"mask.init_from has {importance.numel()} scores, the masks are {size}; make scores of this model"
+        )
     if how == "confident":
         return (top_k(importance, count).float() * 2 - 1) * scale
     ranks = torch.empty(size)
@@ -180,7 +182,7 @@ class MaskLearner(LightningModule):
     def configure_optimizers(self) -> Any:
         """Adam on the log-alphas, no weight decay (which would pull needed edges towards undecided)."""
         optimizer = torch.optim.Adam([self.log_alpha], lr=self.schedule.lr)
-        schedule = torch.optim.lr_scheduler.LambdaLR(optimizer, self.schedule.lr_factor)
+        schedule = torch.optim.lr_scheduler.LambdaLR(optimizer, lambda step: self.schedule.lr_factor(step))
         return {"optimizer": optimizer, "lr_scheduler": {"scheduler": schedule, "interval": "step"}}
 
     def scores(self) -> EdgeScores:

@@ -38,17 +38,15 @@ def mask_gradients(
     device = references.subject.device
     total = torch.zeros(layout.size, device=device)
     weights = torch.zeros(steps)
-    visits = 0
-    for batch in batches:
+    for number, batch in enumerate(batches):
         batch = batch.to(device)
         reference = references(batch)
         for visit in range(draws or steps):
-            point = (visits + visit * steps // (draws or steps)) % steps
+            point = (number + visit * steps // (draws or steps)) % steps
             masks = torch.full((layout.size,), (point + 0.5) / steps, device=device, requires_grad=True)
             (grad,) = torch.autograd.grad(loss(masks, batch, reference), masks)
             total -= grad.float() * len(batch)
             weights[point] += len(batch)
-        visits += 1
     values = (total / weights.sum()).cpu()
     details: dict[str, object] = {"steps": steps, "draws": draws}
     rows = values[: layout.n_edge_masks].view(layout.copies, graph.n_edges)

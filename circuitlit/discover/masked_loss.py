@@ -31,7 +31,9 @@ class MaskedLoss:
         tensors = list(vars(batch).values())
         return self._call(masks, reference.teacher, *vars(reference.ablated).values(), *tensors)
 
-    def _loss(self, masks: Tensor, teacher: Tensor, embed: Tensor, heads: Tensor, mlps: Tensor, *batch: Tensor) -> Tensor:
+    def _loss(
+        self, masks: Tensor, teacher: Tensor, embed: Tensor, heads: Tensor, mlps: Tensor, *batch: Tensor
+    ) -> Tensor:
         rows = Batch(*batch)
         logits = self.model(
             self.layout.dense(masks), rows.clean, Ablated(embed, heads, mlps), rows.positions, rows.roles

@@ -3,17 +3,16 @@
 from __future__ import annotations
 
 import json
-import os
 from dataclasses import asdict, dataclass, field
 from pathlib import Path
 
 import torch
 from jaxtyping import Bool
 from safetensors import SafetensorError, safe_open
-from safetensors.torch import save_file
 from torch import Tensor
 
 from circuitlit.errors import UserError
+from circuitlit.files import save_tensors, write_json
 from circuitlit.graph.scores import EdgeScores
 from circuitlit.graph.select import reachable_edges, top_k
 from circuitlit.graph.topology import Graph
@@ -83,15 +82,8 @@ class Circuit:
             "sparsity": self.sparsity,
             "provenance": self.provenance,
         }
-        path = folder / "circuit.safetensors"
-        partial = path.with_suffix(".part")
-        save_file({n: t.cpu().contiguous() for n, t in tensors.items()}, partial, {"circuitlit": json.dumps(header)})
-        partial.chmod(0o644)  # safetensors makes files private; colleagues should read a circuit as they read its page
-        os.replace(partial, path)
-        text = json.dumps({**header, "edges": self.edge_names()}, indent=1)
-        partial = folder / "circuit.json.part"
-        partial.write_text(text)
-        os.replace(partial, folder / "circuit.json")
+        save_tensors(folder / "circuit.safetensors", tensors, {"circuitlit": json.dumps(header)})
+        write_json(folder / "circuit.json", {**header, "edges": self.edge_names()})
 
     @classmethod
     def load(cls, path: Path) -> Circuit:
@@ -114,5 +106,7 @@ class Circuit:
                 header["details"],
             )
         except (OSError, SafetensorError, KeyError, TypeError, ValueError) as error:
-            raise UserError(f"{file}: not a readable circuit ({error}); name a circuit.safetensors or its run") from error
+            raise UserError(
+                f"{file}: not a readable circuit ({error}); name a circuit.safetensors or its run"
+            ) from error
         return cls(scores, tensors["kept"], tensors["reachable"], header["provenance"])

@@ -7,6 +7,7 @@ from dataclasses import dataclass, field
 from jaxtyping import Float
 from torch import Tensor
 
+from circuitlit.errors import UserError
 from circuitlit.graph.topology import Graph
 
 
@@ -40,7 +41,9 @@ class EdgeScores:
         if tuple(self.values.shape) != expected:
             raise ValueError(f"scores of shape {tuple(self.values.shape)}, the graph wants {expected}")
         if not bool(self.values.isfinite().all()):
-            raise ValueError(f"{self.method} produced scores that are not finite")
+            raise UserError(
+                f"{self.method} gave scores that are not finite; load the model in float32: model.dtype=float32"
+            )
 
     def importance(self) -> Float[Tensor, "copies edge"]:
         """The numbers that selection sorts by, largest first."""

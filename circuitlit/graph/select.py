@@ -20,7 +20,7 @@ def edge_budget(sparsity: float, total: int) -> int:
     return max(1, round((1 - sparsity) * total))
 
 
-def top_k(importance: Float[Tensor, "copies edge"], count: int) -> Bool[Tensor, "copies edge"]:
+def top_k(importance: Float[Tensor, "*shape"], count: int) -> Bool[Tensor, "*shape"]:
     """Exactly `count` edges of largest importance; ties go to the earlier edge, on every device alike."""
     flat = importance.flatten().cpu()
     order = torch.sort(flat, descending=True, stable=True).indices

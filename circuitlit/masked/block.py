@@ -32,6 +32,15 @@ class MaskedBlock(nn.Module):
         layer: which block this is.
     """
 
+    q_weight: Tensor
+    q_bias: Tensor | None
+    k_weight: Tensor
+    k_bias: Tensor | None
+    v_weight: Tensor
+    v_bias: Tensor | None
+    out_weight: Tensor
+    out_bias: Tensor | None
+
     def __init__(self, parts: BlockParts, graph: Graph, layer: int) -> None:
         super().__init__()
         for name, heads in (("q", parts.q), ("k", parts.k), ("v", parts.v)):
@@ -88,7 +97,9 @@ class MaskedBlock(nn.Module):
         delta = self._attend(self.attn_norm(seen[:split]), ablated_heads, rotary)
         token = ledger.write(token, self.first_writer, delta)
 
-        after = ablated + torch.einsum("thi,hid->td", ablated_heads.reshape(-1, heads, self.head_width), self.out_weight)
+        after = ablated + torch.einsum(
+            "thi,hid->td", ablated_heads.reshape(-1, heads, self.head_width), self.out_weight
+        )
         if self.out_bias is not None:
             after = after + self.out_bias
         if self.parallel:

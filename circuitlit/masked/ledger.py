@@ -157,9 +157,7 @@ class _Read(Function):
 
 class _ReadAt(Function):
     @staticmethod
-    def forward(
-        ctx: Any, token: Tensor, masks: Tensor, ablated: Tensor, ledger: Ledger, tokens: Tensor
-    ) -> Tensor:
+    def forward(ctx: Any, token: Tensor, masks: Tensor, ablated: Tensor, ledger: Ledger, tokens: Tensor) -> Tensor:
         ctx.ledger = ledger
         per_token = masks[_copy_of(ledger, tokens)]
         ctx.save_for_backward(masks, tokens)

@@ -36,7 +36,8 @@ class References:
     """
 
     def __init__(self, subject: Subject, kind: Kind, mean: Ablated | None = None, budget: float = 0) -> None:
-        self.subject, self.kind, self.mean, self.budget = subject, kind, mean, budget
+        self.subject, self.mean, self.budget = subject, mean, budget
+        self.kind: Kind = kind
         self._teacher: Tensor | None = None
         self._ablated: Ablated | None = None
 
@@ -60,7 +61,10 @@ class References:
                 log.info("references of %d pairs would take %.1f GiB; computed anew each step", rows, need / 2**30)
                 return False
             if teacher is None or ablated is None:
-                teacher, ablated = _room(part.teacher, rows), Ablated(*(_room(p, rows) for p in vars(part.ablated).values()))
+                teacher, ablated = (
+                    _room(part.teacher, rows),
+                    Ablated(*(_room(p, rows) for p in vars(part.ablated).values())),
+                )
             teacher[batch.index] = part.teacher
             for room, rows_of in zip(vars(ablated).values(), vars(part.ablated).values(), strict=True):
                 room[batch.index] = rows_of

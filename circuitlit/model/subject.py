@@ -51,7 +51,9 @@ class Subject:
 
     def unembed(self, hidden: Float[Tensor, "*rows d"]) -> Float[Tensor, "*rows vocab"]:
         """Logits of normed residual vectors."""
-        return self.model.get_output_embeddings()(hidden)
+        head = self.model.get_output_embeddings()
+        assert head is not None
+        return head(hidden)
 
     def logits(
         self, ids: Int[Tensor, "batch pos"], positions: Int[Tensor, "batch answer"]

@@ -83,7 +83,9 @@ def check(cfg: DictConfig) -> None:
         probe.touch()
         probe.unlink()
     except OSError as error:
-        raise UserError(f"the output folder {run_dir()} cannot be written ({error.strerror}); set hydra.run.dir") from error
+        raise UserError(
+            f"the output folder {run_dir()} cannot be written ({error.strerror}); set hydra.run.dir"
+        ) from error
 
 
 def build_subject(cfg: DictConfig) -> Subject:
@@ -107,9 +109,7 @@ def build_workbench(cfg: DictConfig, subject: Subject) -> Workbench:
     splits: Splits = instantiate(cfg.task.build)(tokenizer=subject.tokenizer)
     assert subject.tokenizer is not None
     settings = cfg.data
-    data = PairsModule(
-        splits, subject.tokenizer, settings.batch_size, cfg.seed, settings.pad_to, settings.num_workers
-    )
+    data = PairsModule(splits, subject.tokenizer, settings.batch_size, cfg.seed, settings.pad_to, settings.num_workers)
     roles = splits.role_names if cfg.mask.roles else ()
     layout = MaskLayout(subject.graph, roles, cfg.mask.nodes)
     model = MaskedModel(subject, cfg.mask.panel, cfg.mask.recompute)

@@ -7,12 +7,12 @@ from typing import Any
 
 import torch
 from lightning import Callback, LightningModule, Trainer
-from lightning.pytorch.callbacks import RichProgressBar
-from safetensors.torch import save_file
+from lightning.pytorch.callbacks import ModelCheckpoint, RichProgressBar
 
 from circuitlit.discover import MaskLearner
 from circuitlit.errors import UserError
 from circuitlit.evaluate import TestBed
+from circuitlit.files import save_tensors
 from circuitlit.graph import Circuit
 
 
@@ -26,6 +26,7 @@ class History(Callback):
     def __init__(self, every: int = 1) -> None:
         self.every = every
         self.rows: list[dict[str, float]] = []
+        self._noted = -1
 
     def add(self, step: int, **values: float) -> None:
         """Append a row."""
@@ -34,17 +35,18 @@ class History(Callback):
     def on_train_batch_end(self, trainer: Trainer, *args: Any) -> None:
         """Note loss and sparsity."""
         step = trainer.global_step - 1
-        if step % self.every == 0 and (not self.rows or self.rows[-1]["step"] < step):
+        if step > self._noted and step % self.every == 0:
+            self._noted = step
             metrics = trainer.callback_metrics
             self.add(step, **{name: float(metrics[f"train/{name}"]) for name in ("loss", "sparsity")})
 
     def state_dict(self) -> dict[str, Any]:
         """The rows so far."""
-        return {"rows": list(self.rows)}
+        return {"rows": list(self.rows), "noted": self._noted}
 
     def load_state_dict(self, state_dict: dict[str, Any]) -> None:
         """Go on from a checkpoint's rows."""
-        self.rows = list(state_dict["rows"])
+        self.rows, self._noted = list(state_dict["rows"]), state_dict["noted"]
 
 
 class FiniteLoss(Callback):
@@ -71,8 +73,8 @@ class FiniteLoss(Callback):
         loss = outputs["loss"] if isinstance(outputs, dict) else outputs
         if not bool(torch.isfinite(loss)):
             raise UserError(
-                f"the loss is {float(loss)} at step {trainer.global_step}; lower mask.schedule.lr, or load the model in "
-                "float32 (model.dtype=float32)"
+                f"the loss is {float(loss)} at step {trainer.global_step}; lower mask.schedule.lr, or load the model "
+                "in float32 (model.dtype=float32)"
             )
 
 
@@ -101,9 +103,17 @@ class MaskSnapshots(Callback):
         """Write one file, whole or not at all."""
         assert isinstance(learner, MaskLearner)
         self.folder.mkdir(parents=True, exist_ok=True)
-        partial = self.folder / "partial"
-        save_file({"log_alpha": learner.log_alpha.detach().float().cpu()}, partial, {"step": str(step)})
-        partial.replace(self.folder / f"step_{step:06d}.safetensors")
+        tensors = {"log_alpha": learner.log_alpha.detach().float()}
+        save_tensors(self.folder / f"step_{step:06d}.safetensors", tensors, {"step": str(step)})
+
+
+class Checkpoints(ModelCheckpoint):
+    """Lightning's checkpoints, but none in the middle of an accumulated step right after resuming."""
+
+    def on_train_start(self, trainer: Trainer, pl_module: LightningModule) -> None:
+        """Remember that the step we resume from is saved already."""
+        super().on_train_start(trainer, pl_module)
+        self._last_global_step_saved = trainer.global_step
 
 
 class HardCircuit(Callback):

@@ -47,28 +47,32 @@ def run_verb(verb: str, argv: list[str]) -> None:
     original = list(sys.argv)
     os.environ["HYDRA_FULL_ERROR"] = "1"
     sys.argv = argv
-    left: list[Path] = []
+    mistakes: list[str] = []
 
     def job(cfg) -> None:
         sys.argv = original  # Lightning starts its child processes with it
         from circuitlit.run.build import run_dir
 
-        left.append(run_dir())
         before = set(run_dir().rglob("*"))
         try:
             importlib.import_module(f"circuitlit.run.{verb}").run(cfg)
         except Exception as error:
-            if explain(error) is not None:
-                sweep_up(run_dir(), before)
-            raise
+            message = explain(error)
+            if message is None:
+                raise
+            mistakes.append(message)  # not raised: Hydra would print an error of its own
+            sweep_up(run_dir(), before)
 
     try:
         hydra.main(version_base="1.3", config_path=str(conf_dir()), config_name=verb)(job)()
     except Exception as error:
         message = explain(error)
-        if message is None or os.environ.get("CIRCUITLIT_TRACEBACK"):
+        if message is None:
             raise
+        mistakes.append(message)
+    for message in mistakes:
         print(f"error: {message}", file=sys.stderr)
+    if mistakes:
         sys.exit(1)
 
 

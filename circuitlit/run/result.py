@@ -101,9 +101,7 @@ def _controls(cfg: DictConfig, bench: Workbench, bed: TestBed, circuit: Circuit)
         "shuffled": [shuffled_circuit(graph, circuit.kept, seed) for seed in range(number)],
     }
     facts = {"n_edges": bench.count, "n_circuits": number, "n_pairs": pairs}
-    return {
-        kind: _entry(bed, [bed.run(kept, pairs) for kept in circuits]) | facts for kind, circuits in kinds.items()
-    }
+    return {kind: _entry(bed, [bed.run(kept, pairs) for kept in circuits]) | facts for kind, circuits in kinds.items()}
 
 
 def verdict(result: dict[str, Any], max_kl_share: float) -> str | None:

@@ -9,21 +9,20 @@ from pathlib import Path
 from typing import Any
 
 import torch
-from hydra.core.hydra_config import HydraConfig
 from hydra.utils import instantiate
 from lightning import Trainer, seed_everything
-from lightning.pytorch.callbacks import ModelCheckpoint
 from omegaconf import DictConfig
 from rich.console import Console
 
 from circuitlit.discover import MaskedLoss, MaskLearner, Schedule, initial_log_alpha
 from circuitlit.errors import UserError
 from circuitlit.evaluate import TestBed
+from circuitlit.files import write_json
 from circuitlit.graph import Circuit, EdgeScores
 from circuitlit.report import print_table, write_page
 from circuitlit.run.build import Workbench, build_subject, build_workbench, check, provenance, run_dir
-from circuitlit.run.callbacks import FiniteLoss, HardCircuit, History, MaskSnapshots, Progress
-from circuitlit.run.files import write_json
+from circuitlit.run.callbacks import Checkpoints, FiniteLoss, HardCircuit, History, MaskSnapshots, Progress
+from circuitlit.run.loggers import build_loggers, close_loggers
 from circuitlit.run.result import best_attribution, make_result
 
 CONSOLE = Console()
@@ -82,8 +81,14 @@ def run(cfg: DictConfig) -> dict[str, Any]:
 
 
 def _check_checkpoint(path: str | None) -> None:
-    if path is not None and not Path(path).is_file():
+    if path is None:
+        return
+    if not Path(path).is_file():
         raise UserError(f"ckpt_path={path} does not exist; name a .ckpt file of a run's checkpoints/ folder")
+    try:
+        torch.load(path, map_location="cpu", weights_only=True)
+    except Exception as error:  # torch raises many kinds for a damaged file
+        raise UserError(f"ckpt_path={path} is not a readable checkpoint; resume from an older one") from error
 
 
 def _attribute(cfg: DictConfig, bench: Workbench, loss: MaskedLoss) -> EdgeScores:
@@ -97,9 +102,7 @@ def _attribute(cfg: DictConfig, bench: Workbench, loss: MaskedLoss) -> EdgeScore
     return instantiate(cfg.method.score)(loss, bench.references, batches)
 
 
-def _learn(
-    cfg: DictConfig, bench: Workbench, loss: MaskedLoss, attribution: EdgeScores
-) -> tuple[MaskLearner, History]:
+def _learn(cfg: DictConfig, bench: Workbench, loss: MaskedLoss, attribution: EdgeScores) -> tuple[MaskLearner, History]:
     schedule: Schedule = instantiate(cfg.mask.schedule)
     start = _start_scores(cfg.mask.init_from, attribution)
     initial = initial_log_alpha(bench.layout.size, cfg.mask.init, start, bench.count, cfg.mask.init_scale)
@@ -115,16 +118,16 @@ def _learn(
         cfg.mask.constraint_gradient,
     ).to(device)
     history = History(cfg.callbacks.history_every)
+    loggers = build_loggers(cfg)
     trainer: Trainer = instantiate(
-        cfg.trainer, logger=_loggers(cfg), callbacks=_callbacks(cfg, bench, history), **instantiate(cfg.strategy.options)
+        cfg.trainer, logger=loggers, callbacks=_callbacks(cfg, bench, history), **instantiate(cfg.strategy.options)
     )
     try:
         trainer.fit(learner, bench.data, ckpt_path=cfg.ckpt_path, weights_only=True)
     finally:
-        for logger in trainer.loggers:
-            logger.finalize("success" if trainer.global_step >= schedule.steps else "failed")
-        if cfg.logger.finish:
-            _finish_wandb()
+        address = close_loggers(loggers)
+        if address:
+            CONSOLE.print(f"  W&B: {address}", highlight=False)
     if trainer.interrupted:
         raise KeyboardInterrupt
     return learner.to(device), history
@@ -147,7 +150,7 @@ def _callbacks(cfg: DictConfig, bench: Workbench, history: History) -> list[Any]
         callbacks.append(Progress(refresh_rate=1))
     if settings.checkpoint_every:
         callbacks.append(
-            ModelCheckpoint(
+            Checkpoints(
                 dirpath=folder / "checkpoints",
                 filename="step_{step:06d}",
                 auto_insert_metric_name=False,
@@ -157,22 +160,3 @@ def _callbacks(cfg: DictConfig, bench: Workbench, history: History) -> list[Any]
             )
         )
     return callbacks
-
-
-def _loggers(cfg: DictConfig) -> list[Any]:
-    nodes = {name: node for name, node in cfg.logger.items() if isinstance(node, DictConfig)}
-    job = HydraConfig.get().job
-    suffix = f"-{job.num}" if HydraConfig.get().mode.name == "MULTIRUN" else ""
-    made = []
-    for name, node in nodes.items():
-        extra = {"id": f"{cfg.run_id}{suffix}"} if name == "wandb" else {}
-        made.append(instantiate(node, **extra))
-    return made
-
-
-def _finish_wandb() -> None:
-    import wandb
-
-    if wandb.run is not None and wandb.run.url:
-        CONSOLE.print(f"W&B: {wandb.run.url}", highlight=False)
-    wandb.finish()

@@ -8,6 +8,17 @@ import os
 from pathlib import Path
 from typing import Any
 
+from safetensors.torch import save_file
+from torch import Tensor
+
+
+def save_tensors(path: Path, tensors: dict[str, Tensor], metadata: dict[str, str] | None = None) -> None:
+    """Write a safetensors file that others may read, too (the library makes its files private)."""
+    partial = path.with_name(path.name + ".part")
+    save_file({name: tensor.detach().cpu().contiguous() for name, tensor in tensors.items()}, partial, metadata)
+    partial.chmod(0o644)
+    os.replace(partial, path)
+
 
 def write_json(path: Path, content: Any) -> None:
     """Write json, NaN and infinity as null."""

@@ -1,0 +1,59 @@
+"""Loggers with a life that ends with the run."""
+
+from __future__ import annotations
+
+from pathlib import Path
+from typing import Any
+
+from hydra.core.hydra_config import HydraConfig
+from hydra.utils import instantiate
+from lightning.pytorch.loggers import WandbLogger
+from lightning.pytorch.utilities import rank_zero_only
+from omegaconf import DictConfig
+
+
+def build_loggers(cfg: DictConfig) -> list[Any]:
+    """The loggers that the `logger` group names; every mapping in it is one."""
+    return [instantiate(node) for node in cfg.logger.values() if isinstance(node, DictConfig)]
+
+
+def wandb_logger(project: str, name: str, folder: str, run_id: str, offline: bool) -> WandbLogger:
+    """A W&B run as Lightning's logger.
+
+    Args:
+        project: W&B project.
+        name: shown name of the run.
+        folder: where W&B writes.
+        run_id: W&B id; a sweep's jobs get their number behind it.
+        offline: write files only; `wandb sync` uploads them later.
+    """
+    import wandb
+
+    hydra = HydraConfig.get()
+    if hydra.mode is not None and hydra.mode.name == "MULTIRUN":
+        run_id = f"{run_id}-{hydra.job.num}"
+    if rank_zero_only.rank != 0:
+        return WandbLogger(project=project, offline=True)
+    Path(folder).mkdir(parents=True, exist_ok=True)
+    run = wandb.init(
+        project=project,
+        name=name,
+        id=run_id,
+        dir=folder,
+        resume="allow",
+        mode="offline" if offline else "online",
+        # one second: a killed run keeps what it logged
+        settings=wandb.Settings(silent=True, x_transaction_log_flush_interval=1),
+    )
+    return WandbLogger(experiment=run)
+
+
+def close_loggers(loggers: list[Any]) -> str | None:
+    """Finish W&B, so that the next job of a sweep starts a run of its own; returns the run's address if online."""
+    if not any(isinstance(logger, WandbLogger) for logger in loggers):
+        return None
+    import wandb
+
+    url = wandb.run.url if wandb.run is not None else None
+    wandb.finish()
+    return url

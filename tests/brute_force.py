@@ -1,0 +1,109 @@
+"""The masked model by the textbook: every reader's input summed writer by writer, stock modules called on each."""
+
+from __future__ import annotations
+
+from contextlib import ExitStack
+
+import torch
+from torch import Tensor, nn
+
+from circuitlit.masked import ablated_run
+from circuitlit.model import Subject
+from circuitlit.tasks.pair import Batch
+
+
+def masked_logits(subject: Subject, batch: Batch, dense: Tensor) -> Tensor:
+    """Logits at the answer positions under any masks, interchange ablation; slow and obvious."""
+    model, anatomy, graph = subject.model, subject.anatomy, subject.graph
+    cut_run = ablated_run(subject, batch, "interchange")
+    blocks = anatomy.blocks(model)
+    constants = torch.zeros_like(cut_run.embed)
+    if anatomy.positions is not None:
+        constants = constants + model.transformer.wpe(torch.arange(batch.clean.shape[1]))
+    own, cut = [subject.embed(batch.clean)], [cut_run.embed]
+
+    def seen(reader: int) -> Tensor:
+        total = constants
+        for writer in range(len(own)):
+            total = total + dense[reader, writer] * own[writer] + (1 - dense[reader, writer]) * cut[writer]
+        return total
+
+    for layer, block in enumerate(blocks):
+        out = getattr(getattr(block, anatomy.attention), anatomy.out)
+        attn_norm, mlp_norm = getattr(block, anatomy.attn_norm), getattr(block, anatomy.mlp_norm)
+        first = graph.reader_rows(layer).start
+        inputs = [attn_norm(seen(first + reader)) for reader in range(graph.n_heads + 2 * graph.n_kv_heads)]
+        mlp_reader = first + graph.readers_per_layer - 1
+        if graph.parallel:
+            mlp_input = seen(mlp_reader)
+        results = _all_heads(subject, block, inputs)
+        own += _by_head(out, results, graph.n_heads)
+        cut += _by_head(out, cut_run.heads[:, layer], graph.n_heads)
+        constants = constants + out(torch.zeros_like(results))
+        if not graph.parallel:
+            mlp_input = seen(mlp_reader)
+        own.append(getattr(block, anatomy.mlp)(mlp_norm(mlp_input)))
+        cut.append(cut_run.mlps[:, layer])
+    norm = model.get_submodule(anatomy.final_norm)
+    return torch.take_along_dim(subject.unembed(norm(seen(-1))), batch.positions[..., None], 1)
+
+
+def _by_head(out: nn.Module, results: Tensor, n_heads: int) -> list[Tensor]:
+    """What each head alone adds to the residual stream, without the output's bias."""
+    alone = torch.zeros(n_heads, *results.shape, dtype=results.dtype)
+    for head, part in enumerate(results.chunk(n_heads, -1)):
+        alone[head, ..., head * part.shape[-1] : (head + 1) * part.shape[-1]] = part
+    return [out(only) - out(torch.zeros_like(only)) for only in alone]
+
+
+def _all_heads(subject: Subject, block: nn.Module, inputs: list[Tensor]) -> Tensor:
+    """Each head's result from its own q, k and v inputs, side by side."""
+    graph = subject.graph
+    group = graph.n_heads // graph.n_kv_heads
+    width = -1
+    parts = []
+    for head in range(graph.n_heads):
+        kv = head // group
+        q, k, v = inputs[head], inputs[graph.n_heads + kv], inputs[graph.n_heads + graph.n_kv_heads + kv]
+        results = _attend(subject, getattr(block, subject.anatomy.attention), q, k, v)
+        width = results.shape[-1] // graph.n_heads
+        parts.append(results[..., head * width : (head + 1) * width])
+    return torch.cat(parts, -1)
+
+
+def _attend(subject: Subject, attention: nn.Module, q: Tensor, k: Tensor, v: Tensor) -> Tensor:
+    """All heads' results when the stock attention makes its queries of `q`, its keys of `k` and its values of `v`."""
+    length = q.shape[1]
+    arguments = {"attention_mask": torch.full((length, length), -torch.inf, dtype=q.dtype).triu(1)[None, None]}
+    if subject.anatomy.rotary is not None:
+        rotary = subject.model.base_model.rotary_emb
+        arguments["position_embeddings"] = rotary(q, torch.arange(length)[None])
+    caught: list[Tensor] = []
+    with ExitStack() as hooks:
+
+        def hook(handle) -> None:
+            hooks.callback(handle.remove)
+
+        if hasattr(attention, "q_proj"):
+            for name, value in (("q_proj", q), ("k_proj", k), ("v_proj", v)):
+                projection = getattr(attention, name)
+                hook(projection.register_forward_pre_hook(lambda module, args, value=value: (value,)))
+        elif hasattr(attention, "c_attn"):
+
+            def stacked(module: nn.Module, args: tuple, output: Tensor) -> Tensor:
+                maps = [x @ module.weight + module.bias for x in (q, k, v)]
+                return torch.cat([m.chunk(3, -1)[i] for i, m in enumerate(maps)], -1)
+
+            hook(attention.c_attn.register_forward_hook(stacked))
+        else:
+
+            def interleaved(module: nn.Module, args: tuple, output: Tensor) -> Tensor:
+                maps = [(x @ module.weight.t() + module.bias).unflatten(-1, (-1, 3, width)) for x in (q, k, v)]
+                return torch.stack([m[..., i, :] for i, m in enumerate(maps)], -2).flatten(-3)
+
+            width = attention.head_size
+            hook(attention.query_key_value.register_forward_hook(interleaved))
+        out = getattr(attention, subject.anatomy.out)
+        hook(out.register_forward_pre_hook(lambda module, args: caught.append(args[0])))
+        attention(q, **arguments)
+    return caught[0]

@@ -1,0 +1,101 @@
+"""The layout is the argument: parts import only earlier parts, public names resolve, every config composes."""
+
+from __future__ import annotations
+
+import ast
+from pathlib import Path
+
+import pytest
+from hydra import compose, initialize_config_dir
+from hydra.errors import HydraException
+from hydra.utils import get_class, get_method
+from omegaconf import DictConfig, ListConfig, OmegaConf
+
+import circuitlit
+from circuitlit.model import graph_of
+from circuitlit.model.load import config_from
+
+ROOT = Path(__file__).parent.parent
+ORDER = [
+    "errors",
+    "files",
+    "tasks",
+    "graph",
+    "model",
+    "masked",
+    "objective",
+    "discover",
+    "evaluate",
+    "heads",
+    "finetune",
+    "compare",
+    "timeline",
+    "report",
+    "run",
+]
+CONF = ROOT / "conf"
+GROUPS = sorted(p.name for p in CONF.iterdir() if p.is_dir() and p.name != "hydra")
+OPTIONS = [(group, p.stem) for group in GROUPS for p in sorted((CONF / group).glob("*.yaml"))]
+
+
+def composed(*overrides: str) -> DictConfig:
+    with initialize_config_dir(str(CONF), version_base="1.3"):
+        return compose("train", list(overrides), return_hydra_config=True)
+
+
+@pytest.mark.parametrize("path", sorted((ROOT / "circuitlit").glob("*/**/*.py")), ids=lambda p: p.name)
+def test_parts_import_only_earlier_parts(path: Path) -> None:
+    own = path.relative_to(ROOT / "circuitlit").parts[0]
+    for node in ast.walk(ast.parse(path.read_text())):
+        module = node.module if isinstance(node, ast.ImportFrom) else None
+        if module and module.startswith("circuitlit."):
+            part = module.split(".")[1]
+            assert ORDER.index(part) <= ORDER.index(own), f"{path}: {own} must not know {part}"
+
+
+def test_public_names_resolve() -> None:
+    for name in circuitlit.__all__:
+        assert getattr(circuitlit, name).__doc__
+
+
+def test_every_group_of_the_design_is_there() -> None:
+    expected = "ablation adapter callbacks debug experiment logger mask method model objective paths sparsity strategy"
+    assert set(GROUPS) == {*expected.split(), "task", "trainer"}
+
+
+@pytest.mark.parametrize("group,option", OPTIONS, ids=lambda v: str(v))
+def test_every_config_composes_and_names_real_things(group: str, option: str) -> None:
+    if group == "hydra":
+        return
+    cfg = composed(f"{group}={option}")
+    assert cfg.verb == "train"
+    pending = [cfg[g] for g in GROUPS if cfg.get(g)]
+    found = 0
+    while pending:
+        node = pending.pop()
+        if isinstance(node, DictConfig):
+            target = OmegaConf.to_container(node, resolve=False).get("_target_")  # type: ignore[union-attr]
+            if target:
+                found += 1
+                try:
+                    get_class(target)
+                except (ValueError, HydraException):
+                    get_method(target)
+            pending += [node._get_node(key) for key in node]
+        elif isinstance(node, ListConfig):
+            pending += list(node)
+    assert found >= 4
+
+
+@pytest.mark.parametrize(
+    "option,edges",
+    [("gpt2", 32_491), ("smollm2", 70_651), ("pythia_1.4b", 231_493), ("codellama_13b", 3_877_661)],
+)
+def test_edge_counts_from_config_alone(option: str, edges: int) -> None:
+    architecture = OmegaConf.to_container(composed(f"model={option}").model.architecture)
+    assert graph_of(config_from(architecture)).n_edges == edges  # type: ignore[arg-type]
+
+
+@pytest.mark.parametrize("preset,share", [("p90", 0.9), ("p95", 0.95), ("p97", 0.97), ("p98", 0.98), ("p99", 0.99)])
+def test_sparsity_presets(preset: str, share: float) -> None:
+    assert composed(f"sparsity={preset}").sparsity.target == share

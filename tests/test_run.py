@@ -1,0 +1,268 @@
+"""The command line on a tiny local model: a whole run, resuming after SIGKILL, every kind of bad input."""
+
+from __future__ import annotations
+
+import json
+import os
+import random
+import shutil
+import signal
+import subprocess
+import sys
+import time
+from pathlib import Path
+
+import pytest
+import torch
+from hydra.core.global_hydra import GlobalHydra
+from safetensors.torch import load_file
+from tokenizers import Tokenizer, models, pre_tokenizers
+from transformers import AutoConfig, AutoModelForCausalLM, PreTrainedTokenizerFast
+
+from circuitlit.graph import Circuit
+from circuitlit.run.main import run_verb
+
+ROOT = Path(__file__).parent.parent
+WORDS = [f"w{number}" for number in range(40)]
+FAST = [
+    "model=local",
+    "task=jsonl",
+    "callbacks.progress_bar=false",
+    "mask.schedule.steps=12",
+    "evaluate.controls=3",
+    "evaluate.max_kl_share=1000",
+    "callbacks.snapshot_every=4",
+    "callbacks.checkpoint_every=4",
+    "callbacks.probe_every=4",
+    "data.batch_size=4",
+    "sparsity.target=0.8",
+]
+
+
+@pytest.fixture(scope="module")
+def local(tmp_path_factory: pytest.TempPathFactory) -> Path:
+    """A folder with a tiny model, its tokenizer and a file of pairs."""
+    folder = tmp_path_factory.mktemp("local")
+    vocabulary = {word: index for index, word in enumerate(["[unk]", *WORDS])}
+    words = Tokenizer(models.WordLevel(vocabulary, unk_token="[unk]"))
+    words.pre_tokenizer = pre_tokenizers.WhitespaceSplit()  # type: ignore[assignment]
+    PreTrainedTokenizerFast(tokenizer_object=words, unk_token="[unk]").save_pretrained(folder / "model")
+    torch.manual_seed(0)
+    numbers = {"n_embd": 16, "n_layer": 2, "n_head": 2, "vocab_size": 41, "n_positions": 32}
+    model = AutoModelForCausalLM.from_config(AutoConfig.for_model("gpt2", **numbers))
+    with torch.no_grad():
+        for parameter in model.parameters():
+            parameter.add_(0.3 * torch.randn_like(parameter))
+    model.save_pretrained(folder / "model")
+    draw = random.Random(0)
+    rows = []
+    for number in range(36):
+        clean, corrupted = (" ".join(draw.sample(WORDS, 6)) for _ in range(2))
+        answer, wrong = draw.sample(WORDS, 2)
+        split = ("train", "val", "test")[number % 3]
+        row = {
+            "clean": clean,
+            "corrupted": corrupted,
+            "answer": f" {answer}",
+            "wrong_answer": f" {wrong}",
+            "split": split,
+        }
+        rows.append(row)
+    (folder / "pairs.jsonl").write_text("\n".join(map(json.dumps, rows)))
+    return folder
+
+
+def settings(local: Path, out: Path, *more: str) -> list[str]:
+    paths = [f"model.path={local}/model", f"task.build.path={local}/pairs.jsonl", f"hydra.run.dir={out}"]
+    return [*FAST, *paths, *more]
+
+
+def call(*argv: str) -> None:
+    GlobalHydra.instance().clear()
+    run_verb("train", ["train.py", *argv])
+
+
+def failure(capsys: pytest.CaptureFixture[str], *argv: str) -> str:
+    """The one line that a mistake prints."""
+    with pytest.raises(SystemExit) as stop:
+        call(*argv)
+    assert stop.value.code == 1
+    lines = [line for line in capsys.readouterr().err.splitlines() if line.strip()]
+    assert len(lines) == 1 and lines[0].startswith("error: "), lines
+    assert "Traceback" not in lines[0]
+    return lines[0]
+
+
+def test_a_whole_run_leaves_everything(local: Path, tmp_path: Path) -> None:
+    call(*settings(local, tmp_path, "logger=wandb_offline"))
+    expected = {".hydra", "checkpoints", "masks", "circuit.json", "circuit.safetensors", "result.json", "report.html"}
+    assert expected <= {p.name for p in tmp_path.iterdir()}
+    assert list((tmp_path / "wandb").glob("offline-run-*/*.wandb"))
+    result = json.loads((tmp_path / "result.json").read_text())
+    circuit = Circuit.load(tmp_path)
+    assert result["n_edges"] == circuit.n_edges == round(0.2 * circuit.graph.n_edges)
+    assert result["n_edges_reachable"] == circuit.n_reachable
+    assert result["status"] in ("OK", "FAILED")
+    assert (result["n_pairs"], result["steps"], result["task"], result["seed"]) == (12, 12, "jsonl", 0)
+    for kind in ("full", "corrupted", "random", "shuffled", "attribution", "attribution_reachable"):
+        for metric in ("kl", "faithfulness", "faithfulness_raw", "accuracy", "exact_match", "logit_diff"):
+            assert set(result[kind][metric]) == set(result[metric]) == {"value", "low", "high"}
+    assert result["full"]["kl"]["value"] == pytest.approx(0, abs=1e-6)
+    assert result["full"]["faithfulness"]["value"] == pytest.approx(1)
+    assert result["corrupted"]["faithfulness"]["value"] == pytest.approx(0)
+    assert sorted(p.name for p in (tmp_path / "masks").iterdir()) == [f"step_{s:06d}.safetensors" for s in (4, 8, 12)]
+    rows = json.loads((tmp_path / "history.json").read_text())["rows"]
+    assert [row["step"] for row in rows if "loss" in row] == list(range(12))
+    assert [row["step"] for row in rows if "hard_kl" in row] == [0, 4, 8, 12]
+    checkpoint = torch.load(tmp_path / "checkpoints" / "last.ckpt", weights_only=True)
+    assert list(checkpoint["state_dict"]) == ["log_alpha"]
+    final = load_file(tmp_path / "masks" / "step_000012.safetensors")["log_alpha"]
+    assert torch.equal(final, circuit.scores.values[0])
+
+
+@pytest.mark.parametrize("ablation", ["zero", "mean"])
+def test_other_ablations_and_masks_run(local: Path, tmp_path: Path, ablation: str) -> None:
+    more = [f"ablation={ablation}", "logger=csv", "mask.recompute=true", "objective=logit_difference"]
+    call(*settings(local, tmp_path, *more))
+    assert json.loads((tmp_path / "result.json").read_text())["ablation"] == ablation
+    assert list((tmp_path / "csv").rglob("metrics.csv"))
+
+
+def test_masks_start_from_a_saved_circuit(local: Path, tmp_path: Path) -> None:
+    call(*settings(local, tmp_path / "one", "logger=none"))
+    call(*settings(local, tmp_path / "two", "logger=none", f"mask.init_from={tmp_path}/one", "mask.schedule.lr=0"))
+    one, two = (Circuit.load(tmp_path / name) for name in ("one", "two"))
+    assert torch.equal(one.kept, two.kept)
+
+
+def test_sigkill_twice_then_resume_is_bit_equal(local: Path, tmp_path: Path) -> None:
+    """Killed at random steps of its middle half, a resumed run ends with the very masks of an unbroken one."""
+    steps, draw = 120, random.Random()
+    more = [f"mask.schedule.steps={steps}", "callbacks.checkpoint_every=2", "callbacks.probe_every=0", "logger=none"]
+    more += ["callbacks.snapshot_every=1", "trainer.accumulate_grad_batches=2"]
+    call(*settings(local, tmp_path / "whole", *more))
+    broken = tmp_path / "broken"
+    masks = broken / "masks"
+    first = draw.randrange(steps // 4, 3 * steps // 4 - 1)
+    environment = {**os.environ, "OMP_NUM_THREADS": "1"}
+    kills = [first, draw.randrange(first + 1, 3 * steps // 4)]
+    resume: list[str] = []
+    for kill in [*kills, None]:
+        command = [sys.executable, "train.py", *settings(local, broken, *more, *resume)]
+        process = subprocess.Popen(
+            command, cwd=ROOT, env=environment, stderr=subprocess.PIPE, stdout=subprocess.DEVNULL
+        )
+        if kill is None:
+            _, errors = process.communicate(timeout=120)
+            assert process.returncode == 0, errors.decode()[-2000:]
+            break
+        deadline = time.monotonic() + 120
+        while not (masks / f"step_{kill:06d}.safetensors").exists():
+            assert process.poll() is None and time.monotonic() < deadline, process.stderr and process.stderr.read()
+            time.sleep(0.005)
+        process.send_signal(signal.SIGKILL)
+        assert process.wait() == -signal.SIGKILL
+        checkpoints = sorted((broken / "checkpoints").glob("step_*.ckpt"))
+        assert int(checkpoints[-1].stem.split("_")[1]) < steps
+        resume = [f"ckpt_path={checkpoints[-1]}"]
+    last = f"step_{steps:06d}.safetensors"
+    whole, resumed = (load_file(tmp_path / run / "masks" / last)["log_alpha"] for run in ("whole", "broken"))
+    assert torch.equal(whole, resumed), f"killed at {kills}"
+    assert torch.equal(Circuit.load(tmp_path / "whole").kept, Circuit.load(broken).kept)
+    histories = [json.loads((tmp_path / run / "history.json").read_text())["rows"] for run in ("whole", "broken")]
+    assert histories[0] == histories[1]
+
+
+BAD = {
+    "unknown task": (["task=nonsense"], "there is no task=nonsense"),
+    "unknown model": (["model=nonsense"], "there is no model=nonsense"),
+    "unknown key": (["mask.nonsense=1"], "nonsense"),
+    "sparsity as a percentage": (["sparsity.target=95"], "did you mean 0.95"),
+    "sparsity of one": (["sparsity.target=1"], "not a share between 0 and 1"),
+    "sparsity below zero": (["sparsity.target=-0.1"], "not a share between 0 and 1"),
+    "missing checkpoint": (["ckpt_path=missing.ckpt"], "missing.ckpt does not exist"),
+    "missing pairs": (["task.build.path=missing.jsonl"], "missing.jsonl"),
+    "missing model": (["model.path=missing"], "config.json"),
+    "rounded masks": (["trainer.precision=bf16-true"], "would round the masks"),
+    "no such scores": (["mask.init_from=missing.safetensors"], "not a readable circuit"),
+    "missing adapter": (["adapter=peft", "adapter.path=missing"], "adapter 'missing'"),
+}
+
+
+@pytest.mark.parametrize("name", BAD)
+def test_bad_settings_get_one_sentence(
+    name: str, local: Path, tmp_path: Path, capsys: pytest.CaptureFixture[str]
+) -> None:
+    more, words = BAD[name]
+    assert words in failure(capsys, *settings(local, tmp_path, "logger=none", *more))
+    assert {p.name for p in tmp_path.iterdir()} <= {".hydra", "train.log"}
+
+
+ROW = {"clean": "w1 w2 w3", "corrupted": "w4 w5 w6", "answer": " w7", "split": "train"}
+BAD_ROWS = {
+    "malformed": ('{"clean": "w1', "pairs.jsonl:2"),
+    "missing field": ('{"clean": "w1 w2"}', "pairs.jsonl:2"),
+    "length mismatch": (json.dumps({**ROW, "corrupted": "w4 w5"}), "clean has 3 tokens, corrupted 2"),
+    "answer equals wrong answer": (json.dumps({**ROW, "wrong_answer": " w7"}), "pairs.jsonl:2"),
+}
+
+
+@pytest.mark.parametrize("name", BAD_ROWS)
+def test_bad_rows_are_named(name: str, local: Path, tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:
+    row, words = BAD_ROWS[name]
+    file = tmp_path / "pairs.jsonl"
+    good = (local / "pairs.jsonl").read_text().splitlines()
+    file.write_text("\n".join([good[0], row, *good[1:]]))
+    out = tmp_path / "out"
+    message = failure(capsys, *settings(local, out, "logger=none", f"task.build.path={file}"))
+    assert words in message and "pairs.jsonl:2" in message
+    assert {p.name for p in out.iterdir()} <= {".hydra", "train.log"}
+
+
+def test_nan_loss_stops_the_run_and_leaves_nothing(
+    local: Path, tmp_path: Path, capsys: pytest.CaptureFixture[str]
+) -> None:
+    more = ["mask.init=equal", "mask.init_from=null", "mask.init_scale=nan", "callbacks.probe_every=0"]
+    assert "the loss is nan at step 1" in failure(capsys, *settings(local, tmp_path, "logger=wandb_offline", *more))
+    assert {p.name for p in tmp_path.iterdir()} <= {".hydra", "train.log"}
+
+
+def test_a_model_that_overflows_is_refused(local: Path, tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:
+    broken = AutoModelForCausalLM.from_pretrained(local / "model")
+    with torch.no_grad():
+        broken.transformer.wpe.weight[2, 3] = torch.inf
+    shutil.copytree(local / "model", tmp_path / "model")
+    broken.save_pretrained(tmp_path / "model")
+    message = failure(capsys, *settings(local, tmp_path / "out", "logger=none", f"model.path={tmp_path}/model"))
+    assert "not finite" in message
+    assert {p.name for p in (tmp_path / "out").iterdir()} <= {".hydra", "train.log"}
+
+
+def test_unsupported_architecture_is_refused_by_name(
+    local: Path, tmp_path: Path, capsys: pytest.CaptureFixture[str]
+) -> None:
+    config = AutoConfig.for_model("bloom", hidden_size=16, n_layer=1, n_head=2, vocab_size=41)
+    config.save_pretrained(tmp_path / "bloom")
+    message = failure(capsys, *settings(local, tmp_path / "out", "logger=none", f"model.path={tmp_path}/bloom"))
+    assert "'bloom'" in message and "anatomy.py" in message
+
+
+def test_checkpoint_of_another_run_is_refused(local: Path, tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:
+    call(*settings(local, tmp_path / "one", "logger=none"))
+    checkpoint = tmp_path / "one" / "checkpoints" / "last.ckpt"
+    message = failure(capsys, *settings(local, tmp_path / "two", "logger=none", "seed=5", f"ckpt_path={checkpoint}"))
+    assert "resume with the settings it had" in message
+    checkpoint.write_bytes(b"damaged")
+    message = failure(capsys, *settings(local, tmp_path / "two", "logger=none", f"ckpt_path={checkpoint}"))
+    assert "last.ckpt" in message
+    assert {p.name for p in (tmp_path / "two").iterdir()} <= {".hydra", "train.log"}
+
+
+def test_unwritable_output(local: Path, tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:
+    (tmp_path / "file").write_text("in the way")
+    assert "cannot be written" in failure(capsys, *settings(local, tmp_path / "file" / "out", "logger=none"))
+
+
+def test_verbs_are_listed_for_who_asks() -> None:
+    shown = subprocess.run([sys.executable, "-m", "circuitlit", "nonsense"], cwd=ROOT, capture_output=True, text=True)
+    assert shown.returncode == 1 and "train" in shown.stderr and "Traceback" not in shown.stderr
