@@ -46,7 +46,11 @@ def _one_line(text: str) -> str:
 def sweep_up(folder: Path, before: set[Path]) -> None:
     """Remove the files that appeared since `before`, but for Hydra's own: its settings and its log."""
     for path in sorted(folder.rglob("*"), reverse=True):
-        if path in before or ".hydra" in path.relative_to(folder).parts or path.suffix == ".log":
+        if (
+            path in before
+            or ".hydra" in path.relative_to(folder).parts
+            or (path.suffix == ".log" and path.parent == folder)
+        ):
             continue
         if path.is_dir() and not path.is_symlink():
             if not any(path.iterdir()):
