@@ -132,3 +132,11 @@ def test_shuffles_keep_every_degree() -> None:
     assert not torch.equal(kept, shuffled)
     for end in (graph.writer_of, graph.reader_of):
         assert torch.equal(torch.bincount(end[kept[0]]), torch.bincount(end[shuffled[0]]))
+
+
+def test_controls_of_masks_by_role() -> None:
+    graph = Graph(4, 4, 2)
+    kept = random_circuit(graph, 90, 0, copies=3)
+    assert kept.shape == (3, graph.n_edges) and int(kept.sum()) == 90
+    shuffled = shuffled_circuit(graph, kept, 1)
+    assert torch.equal(shuffled.sum(1), kept.sum(1)) and not torch.equal(shuffled, kept)

@@ -120,9 +120,10 @@ def test_a_whole_run_leaves_everything(local: Path, tmp_path: Path) -> None:
     assert torch.equal(final, circuit.scores.values[0])
 
 
-@pytest.mark.parametrize("ablation", ["zero", "mean"])
-def test_other_ablations_and_masks_run(local: Path, tmp_path: Path, ablation: str) -> None:
+@pytest.mark.parametrize("ablation,roles", [("zero", "true"), ("mean", "false")])
+def test_other_ablations_and_masks_run(local: Path, tmp_path: Path, ablation: str, roles: str) -> None:
     more = [f"ablation={ablation}", "logger=csv", "mask.recompute=true", "objective=logit_difference"]
+    more.append(f"mask.roles={roles}")
     call(*settings(local, tmp_path, *more))
     assert json.loads((tmp_path / "result.json").read_text())["ablation"] == ablation
     assert list((tmp_path / "csv").rglob("metrics.csv"))
@@ -180,6 +181,7 @@ BAD = {
     "sparsity as a percentage": (["sparsity.target=95"], "did you mean 0.95"),
     "sparsity of one": (["sparsity.target=1"], "not a share between 0 and 1"),
     "sparsity below zero": (["sparsity.target=-0.1"], "not a share between 0 and 1"),
+    "no controls": (["evaluate.controls=0"], "evaluate.controls"),
     "missing checkpoint": (["ckpt_path=missing.ckpt"], "missing.ckpt does not exist"),
     "missing pairs": (["task.build.path=missing.jsonl"], "missing.jsonl"),
     "missing model": (["model.path=missing"], "config.json"),
@@ -217,6 +219,13 @@ def test_bad_rows_are_named(name: str, local: Path, tmp_path: Path, capsys: pyte
     message = failure(capsys, *settings(local, out, "logger=none", f"task.build.path={file}"))
     assert words in message and "pairs.jsonl:2" in message
     assert {p.name for p in out.iterdir()} <= {".hydra", "train.log"}
+
+
+def test_a_file_without_training_pairs(local: Path, tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:
+    file = tmp_path / "pairs.jsonl"
+    file.write_text((local / "pairs.jsonl").read_text().replace('"train"', '"test"'))
+    message = failure(capsys, *settings(local, tmp_path / "out", "logger=none", f"task.build.path={file}"))
+    assert "no train pairs" in message
 
 
 def test_nan_loss_stops_the_run_and_leaves_nothing(

@@ -13,16 +13,16 @@ from circuitlit.graph import Graph
 SWAPS_PER_EDGE = 10
 
 
-def random_circuit(graph: Graph, count: int, seed: int) -> Bool[Tensor, "1 edge"]:
-    """`count` edges drawn uniformly."""
-    order = torch.randperm(graph.n_edges, generator=torch.Generator().manual_seed(seed))
-    kept = torch.zeros(1, graph.n_edges, dtype=torch.bool)
-    kept[0, order[:count]] = True
-    return kept
+def random_circuit(graph: Graph, count: int, seed: int, copies: int = 1) -> Bool[Tensor, "copies edge"]:
+    """`count` edges drawn uniformly, from all rows where token roles have rows of their own."""
+    order = torch.randperm(copies * graph.n_edges, generator=torch.Generator().manual_seed(seed))
+    kept = torch.zeros(copies * graph.n_edges, dtype=torch.bool)
+    kept[order[:count]] = True
+    return kept.view(copies, graph.n_edges)
 
 
-def shuffled_circuit(graph: Graph, kept: Bool[Tensor, "1 edge"], seed: int) -> Bool[Tensor, "1 edge"]:
-    """A random circuit in which every writer and every reader has as many edges as in `kept`.
+def shuffled_circuit(graph: Graph, kept: Bool[Tensor, "copies edge"], seed: int) -> Bool[Tensor, "copies edge"]:
+    """A random circuit in which every writer and every reader has as many edges as in `kept`, row by row.
 
     Edges are rewired by double swaps (u->v, x->y become u->y, x->v) wherever both new edges exist in the graph and are
     not in the circuit yet. Where no swap is possible the circuit stays as it is.
@@ -30,7 +30,11 @@ def shuffled_circuit(graph: Graph, kept: Bool[Tensor, "1 edge"], seed: int) -> B
     Source: Maslov and Sneppen, Science 296 (2002): degree-preserving randomisation.
     """
     draw = random.Random(seed)
-    edges = [(int(graph.writer_of[e]), int(graph.reader_of[e])) for e in kept[0].nonzero().flatten()]
+    return torch.stack([_rewired(graph, row, draw) for row in kept])
+
+
+def _rewired(graph: Graph, kept: Bool[Tensor, "edge"], draw: random.Random) -> Bool[Tensor, "edge"]:
+    edges = list(zip(graph.writer_of[kept].tolist(), graph.reader_of[kept].tolist(), strict=True))
     present = set(edges)
     visible = graph.visible.tolist()
     for _ in range(SWAPS_PER_EDGE * len(edges)):
@@ -41,7 +45,7 @@ def shuffled_circuit(graph: Graph, kept: Bool[Tensor, "1 edge"], seed: int) -> B
         present -= {(u, v), (x, y)}
         edges[i], edges[j] = (u, y), (x, v)
         present |= {edges[i], edges[j]}
+    offsets = graph.offsets.tolist()
     shuffled = torch.zeros_like(kept)
-    index = [int(graph.offsets[reader]) + writer for writer, reader in edges]
-    shuffled[0, index] = True
+    shuffled[[offsets[reader] + writer for writer, reader in edges]] = True
     return shuffled

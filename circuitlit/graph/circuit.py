@@ -86,13 +86,13 @@ class Circuit:
         write_json(folder / "circuit.json", {**header, "edges": self.edge_names()})
 
     @classmethod
-    def load(cls, path: Path) -> Circuit:
+    def load(cls, path: Path | str) -> Circuit:
         """Read a circuit from its folder or its safetensors file.
 
         Raises:
             UserError: the file is missing, damaged or not a circuit.
         """
-        file = path / "circuit.safetensors" if path.is_dir() else path
+        file = Path(path) / "circuit.safetensors" if Path(path).is_dir() else Path(path)
         try:
             with safe_open(file, "pt") as opened:
                 header = json.loads((opened.metadata() or {})["circuitlit"])

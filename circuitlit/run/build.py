@@ -75,6 +75,8 @@ def check(cfg: DictConfig) -> None:
         if isinstance(target, int | float) and 1 < target < 100:
             hint = f"; did you mean {target / 100:g}?"
         raise UserError(f"sparsity.target={target} is not a share between 0 and 1{hint}")
+    if cfg.evaluate.controls < 1 or cfg.evaluate.control_pairs < 1:
+        raise UserError("evaluate.controls and evaluate.control_pairs must be at least 1; a result needs its controls")
     if str(cfg.trainer.precision).endswith("-true") and not str(cfg.trainer.precision).startswith("32"):
         raise UserError(f"trainer.precision={cfg.trainer.precision} would round the masks; use 32-true and model.dtype")
     try:
@@ -110,8 +112,11 @@ def build_workbench(cfg: DictConfig, subject: Subject) -> Workbench:
     assert subject.tokenizer is not None
     settings = cfg.data
     data = PairsModule(splits, subject.tokenizer, settings.batch_size, cfg.seed, settings.pad_to, settings.num_workers)
+    for name in ("train", "test"):
+        if not len(getattr(data, name)):
+            raise UserError(f"task {splits.name} has no {name} pairs; raise task.build.n_{name} or give the file some")
     roles = splits.role_names if cfg.mask.roles else ()
-    layout = MaskLayout(subject.graph, roles, cfg.mask.nodes)
+    layout = MaskLayout(subject.graph, roles)
     model = MaskedModel(subject, cfg.mask.panel, cfg.mask.recompute)
     references = References(subject, cfg.ablation.kind, _mean(cfg, subject, data), cfg.mask.cache_gib * 2**30)
     longest = max(data.train.lengths)

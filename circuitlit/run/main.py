@@ -65,6 +65,9 @@ def run_verb(verb: str, argv: list[str]) -> None:
 
     try:
         hydra.main(version_base="1.3", config_path=str(conf_dir()), config_name=verb)(job)()
+    except KeyboardInterrupt:
+        print("stopped; go on with ckpt_path=DIR/checkpoints/last.ckpt hydra.run.dir=DIR", file=sys.stderr)
+        sys.exit(130)
     except Exception as error:
         message = explain(error)
         if message is None:

@@ -97,7 +97,7 @@ def _controls(cfg: DictConfig, bench: Workbench, bed: TestBed, circuit: Circuit)
     number, pairs = cfg.evaluate.controls, min(cfg.evaluate.control_pairs, len(bench.data.test))
     graph = bench.subject.graph
     kinds = {
-        "random": [random_circuit(graph, bench.count, seed) for seed in range(number)],
+        "random": [random_circuit(graph, bench.count, seed, bench.layout.copies) for seed in range(number)],
         "shuffled": [shuffled_circuit(graph, circuit.kept, seed) for seed in range(number)],
     }
     facts = {"n_edges": bench.count, "n_circuits": number, "n_pairs": pairs}
