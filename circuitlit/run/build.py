@@ -5,11 +5,9 @@ from __future__ import annotations
 import sys
 from dataclasses import dataclass
 from importlib import metadata
-from pathlib import Path
 from typing import Any
 
 import torch
-from hydra.core.hydra_config import HydraConfig
 from hydra.utils import instantiate
 from omegaconf import DictConfig, OmegaConf
 
@@ -49,11 +47,6 @@ class Workbench:
         return References(self.subject, self.references.kind, self.references.mean)
 
 
-def run_dir() -> Path:
-    """Where this run writes."""
-    return Path(HydraConfig.get().runtime.output_dir)
-
-
 def device_of(cfg: DictConfig) -> torch.device:
     """The device that the Trainer is going to use."""
     wanted = cfg.trainer.accelerator
@@ -61,33 +54,6 @@ def device_of(cfg: DictConfig) -> torch.device:
     if wanted in ("gpu", "cuda") and not on_gpu:
         raise UserError(f"trainer.accelerator={wanted} but no GPU is visible; leave it at auto")
     return torch.device("cuda" if on_gpu else "cpu")
-
-
-def check(cfg: DictConfig) -> None:
-    """Refuse what cannot work before anything is loaded.
-
-    Raises:
-        UserError: a setting is out of its range.
-    """
-    target = cfg.sparsity.target
-    if not isinstance(target, int | float) or not 0 < target < 1:
-        hint = ""
-        if isinstance(target, int | float) and 1 < target < 100:
-            hint = f"; did you mean {target / 100:g}?"
-        raise UserError(f"sparsity.target={target} is not a share between 0 and 1{hint}")
-    if cfg.evaluate.controls < 1 or cfg.evaluate.control_pairs < 1:
-        raise UserError("evaluate.controls and evaluate.control_pairs must be at least 1; a result needs its controls")
-    if str(cfg.trainer.precision).endswith("-true") and not str(cfg.trainer.precision).startswith("32"):
-        raise UserError(f"trainer.precision={cfg.trainer.precision} would round the masks; use 32-true and model.dtype")
-    try:
-        run_dir().mkdir(parents=True, exist_ok=True)
-        probe = run_dir() / ".writable"
-        probe.touch()
-        probe.unlink()
-    except OSError as error:
-        raise UserError(
-            f"the output folder {run_dir()} cannot be written ({error.strerror}); set hydra.run.dir"
-        ) from error
 
 
 def build_subject(cfg: DictConfig) -> Subject:

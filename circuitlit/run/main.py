@@ -16,6 +16,7 @@ CHATTY = (
     "deepspeed",
     "DeepSpeed",
     "httpx",
+    "huggingface_hub.utils._http",
     "lightning.pytorch.utilities.rank_zero",
     "lightning.fabric.utilities.rank_zero",
     "lightning_utilities.core.rank_zero",
@@ -51,10 +52,11 @@ def run_verb(verb: str, argv: list[str]) -> None:
 
     def job(cfg) -> None:
         sys.argv = original  # Lightning starts its child processes with it
-        from circuitlit.run.build import run_dir
+        from circuitlit.run.checks import check, run_dir
 
         before = set(run_dir().rglob("*"))
         try:
+            check(cfg)
             importlib.import_module(f"circuitlit.run.{verb}").run(cfg)
         except Exception as error:
             message = explain(error)

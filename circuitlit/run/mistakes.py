@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import re
+import traceback
 from pathlib import Path
 
 from hydra.errors import HydraException
@@ -19,9 +20,17 @@ def explain(error: BaseException) -> str | None:
     for cause in _causes(error):
         if isinstance(cause, HydraException | OmegaConfBaseException) and str(cause).strip():
             return _one_line(str(cause))
-    if isinstance(error, PermissionError | FileExistsError | NotADirectoryError) and error.filename:
+    if isinstance(error, ValueError) and "Config group override must be" in str(error):
+        return "a group takes the name of a preset, not a number: sparsity=p95, or sparsity.target=0.95"
+    if isinstance(error, OSError) and error.filename and _makes_a_folder(error):
         return f"'{error.filename}' cannot be written ({error.strerror}); choose another folder: hydra.run.dir=DIR"
     return None
+
+
+def _makes_a_folder(error: OSError) -> bool:
+    """True for an error of Hydra's when it makes the output folder."""
+    frames = [frame.name for frame in traceback.extract_tb(error.__traceback__)]
+    return bool({"mkdir", "makedirs"} & set(frames))
 
 
 def _causes(error: BaseException | None) -> list[BaseException]:

@@ -20,8 +20,9 @@ from circuitlit.evaluate import TestBed
 from circuitlit.files import write_json
 from circuitlit.graph import Circuit, EdgeScores
 from circuitlit.report import print_table, write_page
-from circuitlit.run.build import Workbench, build_subject, build_workbench, check, provenance, run_dir
+from circuitlit.run.build import Workbench, build_subject, build_workbench, provenance
 from circuitlit.run.callbacks import Checkpoints, FiniteLoss, HardCircuit, History, MaskSnapshots, Progress
+from circuitlit.run.checks import run_dir
 from circuitlit.run.loggers import build_loggers, close_loggers
 from circuitlit.run.result import best_attribution, make_result
 
@@ -50,7 +51,6 @@ def run(cfg: DictConfig) -> dict[str, Any]:
     Raises:
         UserError: a setting, file or model that cannot be used.
     """
-    check(cfg)
     _check_checkpoint(cfg.ckpt_path)
     folder = run_dir()
     seed_everything(cfg.seed, verbose=False)
@@ -83,8 +83,6 @@ def run(cfg: DictConfig) -> dict[str, Any]:
 def _check_checkpoint(path: str | None) -> None:
     if path is None:
         return
-    if not Path(path).is_file():
-        raise UserError(f"ckpt_path={path} does not exist; name a .ckpt file of a run's checkpoints/ folder")
     try:
         torch.load(path, map_location="cpu", weights_only=True)
     except Exception as error:  # torch raises many kinds for a damaged file
