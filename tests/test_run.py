@@ -15,6 +15,7 @@ from pathlib import Path
 import pytest
 import torch
 from hydra.core.global_hydra import GlobalHydra
+from peft import LoraConfig, get_peft_model
 from safetensors.torch import load_file
 from tokenizers import Tokenizer, models, pre_tokenizers
 from transformers import AutoConfig, AutoModelForCausalLM, PreTrainedTokenizerFast
@@ -127,6 +128,21 @@ def test_other_ablations_and_masks_run(local: Path, tmp_path: Path, ablation: st
     call(*settings(local, tmp_path, *more))
     assert json.loads((tmp_path / "result.json").read_text())["ablation"] == ablation
     assert list((tmp_path / "csv").rglob("metrics.csv"))
+
+
+def test_masks_run_on_the_adapted_model(local: Path, tmp_path: Path) -> None:
+    model = AutoModelForCausalLM.from_pretrained(local / "model")
+    torch.manual_seed(1)
+    adapted = get_peft_model(
+        model, LoraConfig(r=2, target_modules=["c_attn"], init_lora_weights=False, fan_in_fan_out=True)
+    )
+    adapted.save_pretrained(str(tmp_path / "adapter"))
+    more = ["logger=none", "adapter=peft", f"adapter.path={tmp_path}/adapter"]
+    call(*settings(local, tmp_path / "with", *more))
+    call(*settings(local, tmp_path / "without", "logger=none"))
+    tuned, base = (json.loads((tmp_path / run / "result.json").read_text()) for run in ("with", "without"))
+    assert tuned["provenance"]["model"]["adapter"] == f"{tmp_path}/adapter"
+    assert abs(tuned["full"]["logit_diff"]["value"] - base["full"]["logit_diff"]["value"]) > 1e-3
 
 
 def test_masks_start_from_a_saved_circuit(local: Path, tmp_path: Path) -> None:
