@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 from collections.abc import Callable
-from dataclasses import dataclass
+from dataclasses import dataclass, fields
 
 import torch
 from jaxtyping import Bool, Float, Int
@@ -58,9 +58,36 @@ def logit_difference(logits: Float[Tensor, "batch answer vocab"], batch: Batch) 
     return torch.where(batch.wrong >= 0, difference[:, 0], torch.nan)
 
 
+def probability_difference(logits: Float[Tensor, "batch answer vocab"], batch: Batch) -> Float[Tensor, "batch"]:
+    """Summed probability of the right choices minus that of the wrong ones, in [-1, 1]; NaN without choices.
+
+    Source: greater-than (Hanna et al., arXiv 2305.00586) section 2; probabilities are over the whole vocabulary.
+    """
+    probability = logits[:, 0].float().softmax(-1).gather(1, batch.choices)
+    difference = (probability * batch.signs).sum(-1)
+    return torch.where(batch.signs.abs().sum(-1) > 0, difference, torch.nan)
+
+
+def task_metric(logits: Float[Tensor, "batch answer vocab"], batch: Batch) -> Float[Tensor, "batch"]:
+    """What a task is measured by: probability difference where a pair has choices, logit difference elsewhere."""
+    by_logits = logit_difference(logits, batch)
+    if batch.signs.shape[1] == 0:
+        return by_logits
+    return torch.where(batch.signs.abs().sum(-1) > 0, probability_difference(logits, batch).nan_to_num(), by_logits)
+
+
+def negative_metric(
+    logits: Float[Tensor, "batch answer vocab"], teacher: Float[Tensor, "batch answer vocab"], batch: Batch
+) -> Float[Tensor, "batch"]:
+    """Minus the task's metric, so that less is better as in every objective; does not look at the full model."""
+    return -task_metric(logits, batch)
+
+
 def says_answer(logits: Float[Tensor, "batch answer vocab"], batch: Batch) -> Bool[Tensor, "batch"]:
-    """True where the most likely token is the answer at every answer position."""
-    return says(logits, batch.answer, batch.answer_mask)
+    """True where the most likely token is the answer at every answer position, or is one of the right choices."""
+    said = says(logits, batch.answer, batch.answer_mask)
+    right = ((logits[:, 0].argmax(-1, keepdim=True) == batch.choices) & (batch.signs > 0)).any(-1)
+    return said | right
 
 
 def says(
@@ -83,12 +110,14 @@ class Outcome:
     Attributes:
         kl: KL(full || it) in nats.
         logit_diff: answer minus wrong answer, in logits; NaN for pairs without a wrong answer.
+        prob_diff: right choices minus wrong ones, summed probabilities; NaN for pairs without choices.
         accuracy: 1 where it says the answer, else 0.
         exact_match: 1 where it says what the full model says, else 0.
     """
 
     kl: Float[Tensor, "pair"]
     logit_diff: Float[Tensor, "pair"]
+    prob_diff: Float[Tensor, "pair"]
     accuracy: Float[Tensor, "pair"]
     exact_match: Float[Tensor, "pair"]
 
@@ -103,6 +132,7 @@ class Outcome:
         return cls(
             kl_divergence(logits, teacher, batch).cpu(),
             logit_difference(logits, batch).cpu(),
+            probability_difference(logits, batch).cpu(),
             says_answer(logits, batch).float().cpu(),
             says(logits, teacher.argmax(-1), batch.answer_mask).float().cpu(),
         )
@@ -110,13 +140,13 @@ class Outcome:
     @classmethod
     def join(cls, parts: list[Outcome]) -> Outcome:
         """Outcomes of consecutive batches as one."""
-        return cls(
-            torch.cat([p.kl for p in parts]),
-            torch.cat([p.logit_diff for p in parts]),
-            torch.cat([p.accuracy for p in parts]),
-            torch.cat([p.exact_match for p in parts]),
-        )
+        return cls(**{f.name: torch.cat([getattr(part, f.name) for part in parts]) for f in fields(cls)})
+
+    @property
+    def metric(self) -> Float[Tensor, "pair"]:
+        """The task's metric: probability difference where a pair has choices, logit difference elsewhere."""
+        return torch.where(self.prob_diff.isnan(), self.logit_diff, self.prob_diff)
 
     def head(self, count: int) -> Outcome:
         """The first `count` pairs."""
-        return Outcome(self.kl[:count], self.logit_diff[:count], self.accuracy[:count], self.exact_match[:count])
+        return Outcome(**{f.name: getattr(self, f.name)[:count] for f in fields(self)})

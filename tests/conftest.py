@@ -2,8 +2,11 @@
 
 from __future__ import annotations
 
+from pathlib import Path
+
 import pytest
 import torch
+from cli import write_local
 from transformers import AutoConfig, AutoModelForCausalLM
 from transformers.models.llama import modeling_llama
 from transformers.models.mistral import modeling_mistral
@@ -98,6 +101,8 @@ def tiny_batch(rows: int = 3, length: int = 7, answers: int = 2, seed: int = 0) 
         contrast=torch.zeros(rows, dtype=torch.long),
         wrong=draw(rows),
         roles=torch.arange(length).clamp(max=2).repeat(rows, 1),
+        choices=torch.empty(rows, 0, dtype=torch.long),
+        signs=torch.empty(rows, 0, dtype=torch.long),
     )
 
 
@@ -111,3 +116,9 @@ def subject(request: pytest.FixtureRequest) -> Subject:
 def batch() -> Batch:
     """Three random pairs."""
     return tiny_batch()
+
+
+@pytest.fixture(scope="session")
+def local(tmp_path_factory: pytest.TempPathFactory) -> Path:
+    """A folder with a tiny model, its tokenizer and a file of pairs, for the command line."""
+    return write_local(tmp_path_factory.mktemp("local"))

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import math
+from dataclasses import replace
 
 import pytest
 import torch
@@ -11,7 +12,15 @@ from conftest import tiny_batch, tiny_model
 from circuitlit.evaluate import TestBed, paired_difference, summarise
 from circuitlit.masked import MaskedModel, References
 from circuitlit.model import Subject
-from circuitlit.objective import Outcome, kl_divergence, logit_difference, says, says_answer
+from circuitlit.objective import (
+    Outcome,
+    kl_divergence,
+    logit_difference,
+    probability_difference,
+    says,
+    says_answer,
+    task_metric,
+)
 from circuitlit.tasks.pair import Batch
 
 
@@ -61,10 +70,22 @@ def test_accuracy_wants_every_token_of_the_answer() -> None:
     assert says(logits, torch.tensor([[0, 0], [2, 2]]), batch.answer_mask).tolist() == [False, True]
 
 
+def test_probability_difference_sums_signed_choices() -> None:
+    batch = replace(two_token_batch(), choices=torch.tensor([[0, 1], [0, 0]]), signs=torch.tensor([[1, -1], [0, 0]]))
+    logits = torch.zeros(2, 2, 3)
+    logits[0, 0] = torch.tensor([0.7, 0.2, 0.1]).log()
+    expected = torch.tensor([0.5, torch.nan])
+    torch.testing.assert_close(probability_difference(logits, batch), expected, equal_nan=True)
+    own = task_metric(logits, batch)
+    assert float(own[0]) == pytest.approx(0.5)
+    torch.testing.assert_close(own[1], logit_difference(logits, batch)[1], equal_nan=True)
+    assert bool(says_answer(logits, batch)[0])  # token 0 is a right choice
+
+
 def outcome(logit_diff: list[float], kl: list[float] | None = None) -> Outcome:
     values = torch.tensor(logit_diff)
     zeros = torch.zeros_like(values)
-    return Outcome(torch.tensor(kl) if kl else zeros, values, zeros, zeros)
+    return Outcome(torch.tensor(kl) if kl else zeros, values, zeros + torch.nan, zeros, zeros)
 
 
 def test_faithfulness_takes_means_first() -> None:

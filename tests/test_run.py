@@ -14,84 +14,22 @@ from pathlib import Path
 
 import pytest
 import torch
-from hydra.core.global_hydra import GlobalHydra
+from cli import call, failure, settings
 from peft import LoraConfig, get_peft_model
 from safetensors.torch import load_file
-from tokenizers import Tokenizer, models, pre_tokenizers
-from transformers import AutoConfig, AutoModelForCausalLM, PreTrainedTokenizerFast
+from transformers import AutoConfig, AutoModelForCausalLM
 
 from circuitlit.graph import Circuit
-from circuitlit.run.main import run_verb
 
 ROOT = Path(__file__).parent.parent
-WORDS = [f"w{number}" for number in range(40)]
-FAST = [
-    "model=local",
-    "task=jsonl",
-    "callbacks.progress_bar=false",
-    "mask.schedule.steps=12",
-    "evaluate.controls=3",
-    "evaluate.max_kl_share=1000",
-    "callbacks.snapshot_every=4",
-    "callbacks.checkpoint_every=4",
-    "callbacks.probe_every=4",
-    "data.batch_size=4",
-    "sparsity.target=0.8",
-]
 
 
-@pytest.fixture(scope="module")
-def local(tmp_path_factory: pytest.TempPathFactory) -> Path:
-    """A folder with a tiny model, its tokenizer and a file of pairs."""
-    folder = tmp_path_factory.mktemp("local")
-    vocabulary = {word: index for index, word in enumerate(["[unk]", *WORDS])}
-    words = Tokenizer(models.WordLevel(vocabulary, unk_token="[unk]"))
-    words.pre_tokenizer = pre_tokenizers.WhitespaceSplit()  # type: ignore[assignment]
-    PreTrainedTokenizerFast(tokenizer_object=words, unk_token="[unk]").save_pretrained(folder / "model")
-    torch.manual_seed(0)
-    numbers = {"n_embd": 16, "n_layer": 2, "n_head": 2, "vocab_size": 41, "n_positions": 32}
-    model = AutoModelForCausalLM.from_config(AutoConfig.for_model("gpt2", **numbers))
-    with torch.no_grad():
-        for parameter in model.parameters():
-            parameter.add_(0.3 * torch.randn_like(parameter))
-    model.save_pretrained(folder / "model")
-    draw = random.Random(0)
-    rows = []
-    for number in range(36):
-        clean, corrupted = (" ".join(draw.sample(WORDS, 6)) for _ in range(2))
-        answer, wrong = draw.sample(WORDS, 2)
-        split = ("train", "val", "test")[number % 3]
-        row = {
-            "clean": clean,
-            "corrupted": corrupted,
-            "answer": f" {answer}",
-            "wrong_answer": f" {wrong}",
-            "split": split,
-        }
-        rows.append(row)
-    (folder / "pairs.jsonl").write_text("\n".join(map(json.dumps, rows)))
-    return folder
-
-
-def settings(local: Path, out: Path, *more: str) -> list[str]:
-    paths = [f"model.path={local}/model", f"task.build.path={local}/pairs.jsonl", f"hydra.run.dir={out}"]
-    return [*FAST, *paths, *more]
-
-
-def call(*argv: str) -> None:
-    GlobalHydra.instance().clear()
-    run_verb("train", ["train.py", *argv])
-
-
-def failure(capsys: pytest.CaptureFixture[str], *argv: str) -> str:
-    """The one line that a mistake prints."""
-    with pytest.raises(SystemExit) as stop:
-        call(*argv)
-    assert stop.value.code == 1
-    lines = [line for line in capsys.readouterr().err.splitlines() if line.strip()]
-    assert len(lines) == 1 and lines[0].startswith("error: "), lines
-    assert "Traceback" not in lines[0]
-    return lines[0]
+def test_attribute_leaves_a_circuit_and_its_evaluation(local: Path, tmp_path: Path) -> None:
+    call(*settings(local, tmp_path, "logger=none"), verb="attribute")
+    assert {"circuit.safetensors", "circuit.json", "result.json", "report.html"} <= {p.name for p in tmp_path.iterdir()}
+    result = json.loads((tmp_path / "result.json").read_text())
+    assert result["method"] == Circuit.load(tmp_path).scores.method == "mask_gradients"
+    assert result["steps"] == 0 and "attribution" not in result and result["random"]["n_circuits"] == 3
 
 
 def test_a_whole_run_leaves_everything(local: Path, tmp_path: Path) -> None:

@@ -5,6 +5,7 @@ from __future__ import annotations
 import importlib
 import importlib.util
 import json
+from dataclasses import replace
 from itertools import chain, islice
 from pathlib import Path
 from types import SimpleNamespace
@@ -124,6 +125,27 @@ def test_ioi_is_seeded_and_test_pairs_do_not_depend_on_the_training_size(byte_bp
     small, large, other = (ioi(byte_bpe, n, 20, 20, seed) for n, seed in ((50, 1), (80, 1), (50, 2)))
     assert small.test == large.test and small.val == large.val and small.train == large.train[:50]
     assert keys(small.test) != keys(other.test)
+
+
+def test_choices_become_signed_tokens_at_the_first_answer_position(byte_bpe):
+    many = replace(pair(), right=(" Mary", " John"), wrong=(" Tom",))
+    few = replace(pair(answer=" John"), source="pairs.jsonl:19")
+    batch = encode([many, few], byte_bpe, ("other", "end")).collate([0, 1])
+    assert words(byte_bpe, batch.choices[0]) == ["Mary", "John", "Tom"]
+    assert batch.signs.tolist() == [[1, 1, -1], [0, 0, 0]]
+
+
+@pytest.mark.parametrize(
+    "change,words",
+    [
+        ({"right": (" Mary",)}, "belong together"),
+        ({"right": (" Mary",), "wrong": (" Mary",)}, "twice"),
+        ({"right": (" Maryxyzzy",), "wrong": (" Tom",)}, "only single tokens"),
+    ],
+)
+def test_bad_choices_are_refused(change, words, byte_bpe):
+    with pytest.raises(UserError, match=words):
+        encode([replace(pair(), **change)], byte_bpe, ("other", "end"))
 
 
 def test_ioi_single_has_one_template(byte_bpe):

@@ -42,12 +42,14 @@ class Summary:
 
     Attributes:
         kl: KL(full || it), nats.
-        faithfulness: (m(it) - m(corrupted)) / (m(full) - m(corrupted)) with m the mean logit difference; 1 is the full
-            model, 0 the corrupted run, values above 1 exist. Source: MIB (arXiv 2504.13151) section 3.
+        faithfulness: (m(it) - m(corrupted)) / (m(full) - m(corrupted)) with m the mean of the task's metric (logit
+            difference, or probability difference); 1 is the full model, 0 the corrupted run, values above 1 exist.
+            Source: MIB (arXiv 2504.13151) section 3.
         faithfulness_raw: m(it) / m(full).
         accuracy: share of pairs on which it says the answer.
         exact_match: share of pairs on which it says what the full model says.
-        logit_diff: mean logit of the answer minus the wrong answer.
+        logit_diff: mean logit of the answer minus the wrong answer; does not exist without wrong answers.
+        prob_diff: mean probability of right minus wrong choices; does not exist without choices.
     """
 
     kl: Estimate
@@ -56,6 +58,7 @@ class Summary:
     accuracy: Estimate
     exact_match: Estimate
     logit_diff: Estimate
+    prob_diff: Estimate
 
     def to_dict(self) -> dict[str, dict[str, float | None]]:
         """Plain types for result.json."""
@@ -87,8 +90,8 @@ def summarise(outcomes: list[Outcome], full: Outcome, corrupted: Outcome, seed: 
         values = stacked(name)
         return Estimate.of(values.mean(), resampled(values))
 
-    top, bottom = full.logit_diff[None, :count].double(), corrupted.logit_diff[None, :count].double()
-    own = stacked("logit_diff")
+    top, bottom = full.metric[None, :count].double(), corrupted.metric[None, :count].double()
+    own = stacked("metric")
     own_b, top_b, bottom_b = resampled(own), top.expand(len(pairs), -1), bottom.expand(len(pairs), -1)
     top_b, bottom_b = top_b.gather(1, pairs).mean(1), bottom_b.gather(1, pairs).mean(1)
     return Summary(
@@ -100,6 +103,7 @@ def summarise(outcomes: list[Outcome], full: Outcome, corrupted: Outcome, seed: 
         accuracy=mean("accuracy"),
         exact_match=mean("exact_match"),
         logit_diff=mean("logit_diff"),
+        prob_diff=mean("prob_diff"),
     )
 
 

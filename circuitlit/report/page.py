@@ -15,7 +15,7 @@ from circuitlit.report.artefacts import FILES, Run, read_run
 from circuitlit.report.circuit_figure import COLOURS, DRAWN, circuit_figure
 from circuitlit.report.edges import ranked_edges
 from circuitlit.report.figures import layer_figure, training_figure
-from circuitlit.report.table import COLUMNS, Metric, count, percent, result_rows
+from circuitlit.report.table import Metric, columns, count, percent, result_rows
 
 LISTED = 30
 _TEMPLATE = "page.html.j2"
@@ -108,7 +108,7 @@ def _render(run: Run) -> str:
     return environment.get_template(_TEMPLATE).render(
         result=result,
         headline=headline(result),
-        columns=COLUMNS,
+        columns=columns(result),
         rows=result_rows(result),
         paired_note=paired_note(result),
         figures={name: _figure_json(figure) for name, figure in figures.items()},

@@ -16,6 +16,9 @@ COLUMNS = (
     ("faithfulness", "faithfulness", "1 is the full model"),
     ("accuracy", "accuracy", "higher is better"),
     ("exact_match", "exact match", "higher is better"),
+)
+_METRICS = (
+    ("prob_diff", "probability difference", "near the full model's is better"),
     ("logit_diff", "logit difference", "near the full model's is better"),
 )
 _LABELS = {
@@ -28,7 +31,7 @@ _LABELS = {
     "full": "full model",
 }
 # Columns of terminal from which on a metric is printed with its interval.
-_INTERVAL_FROM = {"kl": 90, "faithfulness": 112, "accuracy": 150, "exact_match": 150, "logit_diff": 150}
+_INTERVAL_FROM = {"kl": 90, "faithfulness": 112, "accuracy": 150, "exact_match": 150}
 
 
 @dataclass(frozen=True)
@@ -70,7 +73,7 @@ class Row:
         note: what result.json calls it beyond that, empty where it says nothing.
         edges: edges asked for, "-" where unknown.
         reachable: reachable ones of them, empty where unknown.
-        metrics: one per entry of `COLUMNS`.
+        metrics: one per entry of `columns(result)`.
     """
 
     key: str
@@ -81,6 +84,12 @@ class Row:
     metrics: tuple[Metric, ...]
 
 
+def columns(result: dict) -> tuple[tuple[str, str, str], ...]:
+    """`COLUMNS` and the task's own metric: the probability difference where it exists, else the logit difference."""
+    own = next((c for c in _METRICS if Metric.of(result.get(c[0])).value is not None), _METRICS[-1])
+    return (*COLUMNS, own)
+
+
 def result_rows(result: dict) -> list[Row]:
     """The circuit, then what it is compared with, as far as result.json has it; a missing metric becomes "-"."""
     rows = []
@@ -89,7 +98,7 @@ def result_rows(result: dict) -> list[Row]:
         if not isinstance(entry, dict):
             continue
         edges = {"full": result.get("n_edges_total"), "corrupted": 0}.get(key, entry.get("n_edges"))
-        metrics = tuple(Metric.of(entry.get(name)) for name, _, _ in COLUMNS)
+        metrics = tuple(Metric.of(entry.get(name)) for name, _, _ in columns(result))
         note = str(entry.get("label") or "") if key != "circuit" else str(result.get("method") or "")
         reachable = count(entry.get("n_edges_reachable"), "")
         rows.append(Row(key, _label(key, entry, result), note, count(edges), reachable, metrics))
@@ -101,16 +110,16 @@ def print_table(result: dict, console: Console) -> None:
     title = f"{result.get('task')} on {result.get('model')}: {percent(result.get('sparsity'))} of "
     title += f"{count(result.get('n_edges_total'))} edges removed, {count(result.get('n_pairs'))} held-out pairs"
     table = Table(title=Text(title, "bold"), box=box.SIMPLE_HEAD, padding=(0, 1, 0, 0), title_justify="left")
-    with_interval = {name for name, least in _INTERVAL_FROM.items() if console.width >= least}
+    with_interval = {name for name, _, _ in columns(result) if console.width >= _INTERVAL_FROM.get(name, 150)}
     table.add_column("circuit", overflow="fold")
     table.add_column("edges", justify="right", no_wrap=True)
-    for name, heading, _ in COLUMNS:
+    for name, heading, _ in columns(result):
         wide, short = name in with_interval, heading.replace("difference", "diff").replace(" ", "\n")
         table.add_column(heading if wide else short, justify="left" if wide else "right", no_wrap=True)
     for row in result_rows(result):
         cells = [
             str(metric) if name in with_interval else metric.text()
-            for (name, _, _), metric in zip(COLUMNS, row.metrics, strict=True)
+            for (name, _, _), metric in zip(columns(result), row.metrics, strict=True)
         ]
         style = "bold" if row.key == "circuit" else ""
         table.add_row(*(Text(cell) for cell in (row.label, row.edges, *cells)), style=style)

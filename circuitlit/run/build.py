@@ -5,14 +5,16 @@ from __future__ import annotations
 import sys
 from dataclasses import dataclass
 from importlib import metadata
+from itertools import islice
 from typing import Any
 
 import torch
 from hydra.utils import instantiate
 from omegaconf import DictConfig, OmegaConf
 
+from circuitlit.discover import MaskedLoss
 from circuitlit.errors import UserError
-from circuitlit.graph import MaskLayout
+from circuitlit.graph import EdgeScores, MaskLayout
 from circuitlit.graph.select import edge_budget
 from circuitlit.masked import Ablated, MaskedModel, References, mean_writers
 from circuitlit.model import Subject
@@ -85,19 +87,24 @@ def build_workbench(cfg: DictConfig, subject: Subject) -> Workbench:
     layout = MaskLayout(subject.graph, roles)
     model = MaskedModel(subject, cfg.mask.panel, cfg.mask.recompute)
     references = References(subject, cfg.ablation.kind, _mean(cfg, subject, data), cfg.mask.cache_gib * 2**30)
-    longest = max(data.train.lengths)
-    rows = range(len(data.train))
-    size = cfg.data.batch_size
-    references.fill((data.train.collate(rows[i : i + size], longest) for i in rows[::size]), len(rows))
+    references.fill(data.train.batches(cfg.data.batch_size, max(data.train.lengths)), len(data.train))
     count = edge_budget(cfg.sparsity.target, layout.n_edge_masks)
     return Workbench(subject, data, model, layout, references, count)
+
+
+def attribute(cfg: DictConfig, bench: Workbench) -> EdgeScores:
+    """Scores of the configured method on the training pairs, in batches of similar length."""
+    train = bench.data.train
+    pad = max(train.lengths) if cfg.data.pad_to == "max" else None
+    batches = islice(train.batches(cfg.data.batch_size, pad, train.by_length()), cfg.method.max_batches)
+    loss = MaskedLoss(bench.model, bench.layout, instantiate(cfg.method.objective), cfg.mask.capture)
+    return instantiate(cfg.method.score)(loss, bench.references, batches)
 
 
 def _mean(cfg: DictConfig, subject: Subject, data: PairsModule) -> Ablated | None:
     if cfg.ablation.kind != "mean":
         return None
-    rows, size = range(len(data.train)), cfg.data.batch_size
-    return mean_writers(subject, (data.train.collate(rows[i : i + size]).to(subject.device) for i in rows[::size]))
+    return mean_writers(subject, (batch.to(subject.device) for batch in data.train.batches(cfg.data.batch_size)))
 
 
 def provenance(cfg: DictConfig, subject: Subject) -> dict[str, Any]:

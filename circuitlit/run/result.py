@@ -11,9 +11,13 @@ from torch import Tensor
 
 from circuitlit.evaluate import TestBed, paired_difference, random_circuit, shuffled_circuit, summarise
 from circuitlit.evaluate.statistics import Estimate
+from circuitlit.files import write_json
 from circuitlit.graph import Circuit, EdgeScores, reachable_edges, top_k
 from circuitlit.objective import Outcome
+from circuitlit.report import print_table, write_page
 from circuitlit.run.build import Workbench
+from circuitlit.run.checks import run_dir
+from circuitlit.run.clock import CONSOLE
 
 
 def best_attribution(bench: Workbench, scores: EdgeScores, pairs: int) -> EdgeScores:
@@ -39,31 +43,26 @@ def cut_to_reachable(scores: EdgeScores, reachable: int) -> Bool[Tensor, "copies
     return top_k(importance, low)
 
 
-def make_result(cfg: DictConfig, bench: Workbench, circuit: Circuit, rival: EdgeScores) -> dict[str, Any]:
+def make_result(cfg: DictConfig, bench: Workbench, circuit: Circuit, rival: EdgeScores | None = None) -> dict[str, Any]:
     """Run everything on the test split.
 
     Args:
         cfg: the run's settings.
         bench: subject, pairs and masked model.
         circuit: what was found.
-        rival: attribution scores whose circuits of equal size are the baseline.
+        rival: attribution scores whose circuits of equal size are the baseline, if the circuit is not itself of an
+            attribution.
     """
     data, size = bench.data, cfg.data.eval_batch_size
     order = sorted(range(len(data.test)), key=_scattered)  # so that the controls' first pairs are of all templates
-    batches = [data.test.collate(order[i : i + size]) for i in range(0, len(order), size)]
-    bed = TestBed.build(bench.model, bench.fresh_references(), batches)
+    bed = TestBed.build(bench.model, bench.fresh_references(), data.test.batches(size, order=order))
     found = bed.run(circuit.kept)
-    equal = Circuit.cut(rival, bench.count)
-    nominal = bed.run(equal.kept)
-    reachable = cut_to_reachable(rival, circuit.n_reachable)
-    ranking = "absolute" if rival.ranks_by_magnitude else "signed"
     result: dict[str, Any] = {
         "task": cfg.task.name,
         "model": cfg.model.name,
         "method": circuit.scores.method,
         "ablation": cfg.ablation.kind,
         "seed": cfg.seed,
-        "steps": cfg.mask.schedule.steps,
         "n_edges_total": circuit.kept.numel(),
         "n_edges": circuit.n_edges,
         "n_edges_reachable": circuit.n_reachable,
@@ -72,16 +71,40 @@ def make_result(cfg: DictConfig, bench: Workbench, circuit: Circuit, rival: Edge
         **_entry(bed, [found]),
         "full": _entry(bed, [bed.full]) | {"n_edges": circuit.kept.numel()},
         "corrupted": _entry(bed, [bed.corrupted]) | {"n_edges": 0},
+        **({} if rival is None else _rival(bed, circuit, rival, found)),
+        **_controls(cfg, bench, bed, circuit),
+    }
+    reason = verdict(result, cfg.evaluate.max_kl_share)
+    return {"status": "FAILED" if reason else "OK", "reason": reason, **result}
+
+
+def publish(circuit: Circuit, result: dict[str, Any], history: dict[str, Any] | None = None) -> dict[str, Any]:
+    """Write circuit, curves, result and page into the run directory, and print the table."""
+    folder = run_dir()
+    circuit.save(folder)
+    write_json(folder / "history.json", history or {"rows": []})
+    write_json(folder / "result.json", result)
+    page = write_page(folder)
+    print_table(result, CONSOLE)
+    for path in (folder / "result.json", page):
+        CONSOLE.print(f"{path}", highlight=False, soft_wrap=True)
+    return result
+
+
+def _rival(bed: TestBed, circuit: Circuit, rival: EdgeScores, found: Outcome) -> dict[str, Any]:
+    """The attribution circuit of equal nominal and of equal reachable size."""
+    equal = Circuit.cut(rival, circuit.n_edges)
+    nominal = bed.run(equal.kept)
+    reachable = cut_to_reachable(rival, circuit.n_reachable)
+    ranking = "absolute" if rival.ranks_by_magnitude else "signed"
+    return {
         "attribution": _entry(bed, [nominal])
         | {"n_edges": equal.n_edges, "n_edges_reachable": equal.n_reachable}
         | {"label": f"{rival.method}, {ranking}"},
         "attribution_reachable": _entry(bed, [bed.run(reachable)])
         | {"n_edges": int(reachable.sum()), "n_edges_reachable": int(reachable_edges(rival.graph, reachable).sum())},
-        **_controls(cfg, bench, bed, circuit),
         "attribution_minus_circuit_kl": asdict(paired_difference(nominal.kl, found.kl)),
     }
-    reason = verdict(result, cfg.evaluate.max_kl_share)
-    return {"status": "FAILED" if reason else "OK", "reason": reason, **result}
 
 
 def _scattered(index: int) -> int:

@@ -11,19 +11,20 @@ from circuitlit.errors import UserError
 from circuitlit.tasks.encoded import EncodedPairs, Row
 from circuitlit.tasks.pair import Pair
 from circuitlit.tasks.splits import END
-from circuitlit.tasks.tokens import Offsets, front_tokens, tokenise, tokenise_with_offsets, touched
+from circuitlit.tasks.tokens import Offsets, front_tokens, tokenise, tokenise_lists, tokenise_with_offsets, touched
 
 _CHUNK = 1024  # pairs tokenised at once: tokens with their offsets are many small objects
 
 
 class _Texts(NamedTuple):
-    """Tokens of a pair's clean prompt and where they stand, and of three other texts."""
+    """Tokens of a pair's clean prompt and where they stand, and of its other texts."""
 
     clean: list[int]
     offsets: Offsets
     corrupted: list[int]
     answered: list[int]  # clean prompt and answer, tokenised as one text
     contrasted: list[int]  # clean prompt and wrong answer
+    chosen: list[list[int]]  # clean prompt and each right, then each wrong continuation
 
 
 def encode(pairs: Sequence[Pair], tokenizer: PreTrainedTokenizerBase, role_names: Sequence[str]) -> EncodedPairs:
@@ -65,8 +66,11 @@ def _tokenised(pairs: Sequence[Pair], tokenizer: PreTrainedTokenizerBase, front:
     corrupted = tokenise([pair.corrupted for pair in pairs], tokenizer, front)
     answered = tokenise([pair.clean + pair.answer for pair in pairs], tokenizer, front)
     contrasted = tokenise([pair.clean + (pair.wrong_answer or pair.answer) for pair in pairs], tokenizer, front)
-    columns = zip(prompts, corrupted, answered, contrasted, strict=True)
-    return [_Texts(clean, offsets, *others) for (clean, offsets), *others in columns]
+    chosen = tokenise_lists(
+        [[pair.clean + text for text in (*pair.right, *pair.wrong)] for pair in pairs], tokenizer, front
+    )
+    columns = zip(prompts, corrupted, answered, contrasted, chosen, strict=True)
+    return [_Texts(clean, offsets, b, c, d, e) for (clean, offsets), b, c, d, e in columns]
 
 
 def _name(number: int, pair: Pair) -> str:
@@ -92,7 +96,7 @@ def _check_texts(pairs: Iterable[Pair]) -> None:
 
 
 def _row(pair: Pair, texts: _Texts, numbers: dict[str, int]) -> Row:
-    clean, offsets, corrupted, answered, contrasted = texts
+    clean, offsets, corrupted, answered, contrasted, chosen = texts
     if len(clean) != len(corrupted):
         raise UserError(
             f"clean has {len(clean)} tokens, corrupted {len(corrupted)}; "
@@ -108,6 +112,7 @@ def _row(pair: Pair, texts: _Texts, numbers: dict[str, int]) -> Row:
         if not differing:
             raise UserError(f"answer {pair.answer!r} and wrong answer {pair.wrong_answer!r} do not differ in any token")
         contrast, wrong = differing[0], other[differing[0]]
+    choices = _choices(pair, clean, chosen)
     forced = answer[:-1]
     return Row(
         clean=(*clean, *forced),
@@ -117,7 +122,24 @@ def _row(pair: Pair, texts: _Texts, numbers: dict[str, int]) -> Row:
         contrast=contrast,
         wrong=wrong,
         roles=(*_roles(pair, offsets, numbers), *[0] * len(forced)),
+        choices=tuple(choices),
+        signs=(*[1] * len(pair.right), *[-1] * len(pair.wrong)),
     )
+
+
+def _choices(pair: Pair, clean: list[int], texts: Sequence[list[int]]) -> list[int]:
+    """Tokens of a pair's right and wrong continuations."""
+    if bool(pair.right) != bool(pair.wrong):
+        raise UserError("right and wrong continuations belong together; name both or neither")
+    tokens = []
+    for text, whole in zip((*pair.right, *pair.wrong), texts, strict=True):
+        row = _continuation(f"continuation {text!r}", clean, whole)
+        if len(row) > 1:
+            raise UserError(f"continuation {text!r} is {len(row)} tokens; only single tokens can be summed")
+        tokens.append(row[0])
+    if len(set(tokens)) < len(tokens):
+        raise UserError("a token is twice among the right and wrong continuations; drop one")
+    return tokens
 
 
 def _continuation(what: str, prompt: list[int], whole: list[int]) -> list[int]:

@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Sequence
+from collections.abc import Iterator, Sequence
 from dataclasses import dataclass
 from typing import NamedTuple
 
@@ -24,6 +24,8 @@ class Row(NamedTuple):
         contrast: first answer token at which answer and wrong answer differ; 0 without a wrong answer.
         wrong: token of the wrong answer there, -1 without one.
         roles: role of every token of `clean`; forced answer tokens are "other", 0.
+        choices: right and wrong tokens at the first answer position, where the pair names several.
+        signs: +1 for each right one of `choices`, -1 for each wrong one.
     """
 
     clean: tuple[int, ...]  # tuples: a hundred thousand rows of lists keep the garbage collector busy
@@ -33,6 +35,8 @@ class Row(NamedTuple):
     contrast: int
     wrong: int
     roles: tuple[int, ...]
+    choices: tuple[int, ...] = ()
+    signs: tuple[int, ...] = ()
 
 
 @dataclass(frozen=True)
@@ -61,7 +65,8 @@ class EncodedPairs:
         Args:
             indices: pairs to take, at least one; their order is kept.
             pad_to: tokens in every row of the batch; None is the longest row taken. With a number given there are also
-                as many answer columns as the split's longest answer has, so that all batches have one shape.
+                as many columns of answers and choices as the split's longest row has, so that all batches have one
+                shape.
 
         Raises:
             ValueError: no index, or a row longer than `pad_to`.
@@ -70,7 +75,9 @@ class EncodedPairs:
             raise ValueError("a batch needs at least one pair")
         rows = [self.rows[i] for i in indices]
         width = pad_to if pad_to is not None else max(len(row.clean) for row in rows)
-        columns = max(len(row.answer) for row in (rows if pad_to is None else self.rows))
+        like = rows if pad_to is None else self.rows
+        columns = max(len(row.answer) for row in like)
+        choices = max(len(row.choices) for row in like)
         mask = torch.arange(columns) < torch.tensor([len(row.answer) for row in rows])[:, None]
         end = torch.tensor([row.end for row in rows])
         return Batch(
@@ -84,10 +91,28 @@ class EncodedPairs:
             contrast=torch.tensor([row.contrast for row in rows]),
             wrong=torch.tensor([row.wrong for row in rows]),
             roles=_pad([row.roles for row in rows], width),
+            choices=_pad([row.choices for row in rows], choices),
+            signs=_pad([row.signs for row in rows], choices),
         )
+
+    def batches(self, size: int, pad_to: int | None = None, order: Sequence[int] | None = None) -> Iterator[Batch]:
+        """The pairs as consecutive batches.
+
+        Args:
+            size: pairs in a batch; the last one may have fewer.
+            pad_to: as in `collate`.
+            order: pairs to take, in this order; None takes all as they stand.
+        """
+        rows = range(len(self)) if order is None else order
+        for start in range(0, len(rows), size):
+            yield self.collate(rows[start : start + size], pad_to)
+
+    def by_length(self) -> list[int]:
+        """The pairs in order of their lengths, so that batches need little padding."""
+        return sorted(range(len(self)), key=self.lengths.__getitem__)
 
 
 def _pad(rows: Sequence[Sequence[int]], width: int) -> Int[Tensor, "row width"]:
     if max(map(len, rows)) > width:
         raise ValueError(f"a row has {max(map(len, rows))} tokens, more than the {width} to pad to")
-    return torch.tensor([[*row, *[0] * (width - len(row))] for row in rows])
+    return torch.tensor([[*row, *[0] * (width - len(row))] for row in rows], dtype=torch.long)

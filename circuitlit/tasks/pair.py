@@ -18,6 +18,8 @@ class Pair:
         corrupted: prompt with as many tokens in which the behaviour's cause is changed.
         answer: continuation of `clean`, with its leading space where the language has one.
         wrong_answer: continuation to compare with (the other name, say), or None.
+        right, wrong: continuations of one token each whose summed probabilities are compared, where a task has many
+            right answers (later years, verbs in the plural); both or neither are given.
         roles: `(role, start, end)` character spans of `clean` that name what its tokens are for.
         group: name of the template that made the pair; splits keep groups apart.
         source: where the pair comes from (`pairs.jsonl:17`), for messages.
@@ -30,6 +32,8 @@ class Pair:
     roles: tuple[tuple[str, int, int], ...] = field(default=())
     group: str = ""
     source: str = ""
+    right: tuple[str, ...] = ()
+    wrong: tuple[str, ...] = ()
 
 
 @dataclass
@@ -50,6 +54,9 @@ class Batch:
         contrast: column of `positions` at which answer and wrong answer first differ; 0 without a wrong answer.
         wrong: token of the wrong answer in that column, -1 where the pair has none.
         roles: role of every token (index into the task's role names; 0 is "other").
+        choices: tokens that may follow at the first answer position, where a task has many right answers; any token
+            where `signs` is 0.
+        signs: +1 for right choices, -1 for wrong ones, 0 for none (rows without choices have only zeros).
     """
 
     index: Int[Tensor, "batch"]
@@ -62,6 +69,8 @@ class Batch:
     contrast: Int[Tensor, "batch"]
     wrong: Int[Tensor, "batch"]
     roles: Int[Tensor, "batch pos"]
+    choices: Int[Tensor, "batch choice"]
+    signs: Int[Tensor, "batch choice"]
 
     def to(self, device: torch.device | str, non_blocking: bool = False) -> Batch:
         """The same batch on another device."""

@@ -33,6 +33,15 @@ def tokenise(texts: Sequence[str], tokenizer: PreTrainedTokenizerBase, front: li
     return [ids if ids[: len(front)] == front else front + ids for ids in encoded["input_ids"]]
 
 
+def tokenise_lists(
+    lists: Sequence[Sequence[str]], tokenizer: PreTrainedTokenizerBase, front: list[int]
+) -> list[list[list[int]]]:
+    """As `tokenise`, for each of several lists of texts, which may be empty."""
+    texts = [text for of_list in lists for text in of_list]
+    rows = iter(tokenise(texts, tokenizer, front) if texts else [])
+    return [[next(rows) for _ in of_list] for of_list in lists]
+
+
 def tokenise_with_offsets(
     texts: Sequence[str], tokenizer: PreTrainedTokenizerBase, front: list[int]
 ) -> list[tuple[list[int], Offsets]]:

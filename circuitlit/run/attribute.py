@@ -1,0 +1,34 @@
+"""One attribution method: scores of all edges, the circuit cut from them, evaluation, page."""
+
+from __future__ import annotations
+
+from typing import Any
+
+import torch
+from lightning import seed_everything
+from omegaconf import DictConfig
+
+from circuitlit.graph import Circuit
+from circuitlit.run.build import attribute, build_subject, build_workbench, provenance
+from circuitlit.run.clock import Clock
+from circuitlit.run.result import make_result, publish
+
+
+def run(cfg: DictConfig) -> dict[str, Any]:
+    """Score all edges by `method`, cut a circuit of `sparsity` and write everything into the run directory.
+
+    Raises:
+        UserError: a setting, file or model that cannot be used.
+    """
+    seed_everything(cfg.seed, verbose=False)
+    torch.set_float32_matmul_precision("highest")
+    clock = Clock()
+    with clock.phase("load", f"Loading {cfg.model.name} and the pairs of task {cfg.task.name}"):
+        bench = build_workbench(cfg, build_subject(cfg))
+    with clock.phase("attribution", f"Scoring {bench.layout.size:,} edges by {cfg.method.name}"):
+        scores = attribute(cfg, bench)
+    facts = provenance(cfg, bench.subject)
+    circuit = Circuit.cut(scores, bench.count, facts)
+    with clock.phase("evaluation", f"Evaluating on {len(bench.data.test)} held-out pairs"):
+        result = make_result(cfg, bench, circuit)
+    return publish(circuit, {"steps": 0, **result, **clock.times(), "provenance": facts})

@@ -1,0 +1,35 @@
+"""What a verb says while it works, and how long each phase took."""
+
+from __future__ import annotations
+
+import time
+from collections.abc import Iterator
+from contextlib import contextmanager
+
+from rich.console import Console
+
+CONSOLE = Console()
+
+
+class Clock:
+    """Prints what is being done and remembers how long it took.
+
+    Attributes:
+        seconds: of each finished phase.
+    """
+
+    def __init__(self) -> None:
+        self.seconds: dict[str, float] = {}
+
+    @contextmanager
+    def phase(self, name: str, text: str) -> Iterator[None]:
+        """Time a phase."""
+        CONSOLE.print(f"[bold]{text}[/bold] ...", highlight=False)
+        started = time.perf_counter()
+        yield
+        self.seconds[name] = time.perf_counter() - started
+        CONSOLE.print(f"  {self.seconds[name]:.1f} s", style="dim", highlight=False)
+
+    def times(self) -> dict[str, object]:
+        """The seconds in all and by phase, for a result."""
+        return {"seconds": sum(self.seconds.values()), "seconds_by_phase": self.seconds}

@@ -1,0 +1,84 @@
+"""A tiny local model with pairs of its own, and how tests call the command line on it."""
+
+from __future__ import annotations
+
+import json
+import random
+from pathlib import Path
+
+import pytest
+import torch
+from hydra.core.global_hydra import GlobalHydra
+from tokenizers import Tokenizer, models, pre_tokenizers
+from transformers import AutoConfig, AutoModelForCausalLM, PreTrainedTokenizerFast
+
+from circuitlit.run.main import run_verb
+
+WORDS = [f"w{number}" for number in range(40)]
+FAST = [
+    "model=local",
+    "task=jsonl",
+    "callbacks.progress_bar=false",
+    "mask.schedule.steps=12",
+    "evaluate.controls=3",
+    "evaluate.max_kl_share=1000",
+    "callbacks.snapshot_every=4",
+    "callbacks.checkpoint_every=4",
+    "callbacks.probe_every=4",
+    "data.batch_size=4",
+    "sparsity.target=0.8",
+]
+
+
+def write_local(folder: Path) -> Path:
+    """Put a tiny model, its tokenizer and a file of pairs into a folder."""
+    vocabulary = {word: index for index, word in enumerate(["[unk]", *WORDS])}
+    words = Tokenizer(models.WordLevel(vocabulary, unk_token="[unk]"))
+    words.pre_tokenizer = pre_tokenizers.WhitespaceSplit()  # type: ignore[assignment]
+    PreTrainedTokenizerFast(tokenizer_object=words, unk_token="[unk]").save_pretrained(folder / "model")
+    torch.manual_seed(0)
+    numbers = {"n_embd": 16, "n_layer": 2, "n_head": 2, "vocab_size": 41, "n_positions": 32}
+    model = AutoModelForCausalLM.from_config(AutoConfig.for_model("gpt2", **numbers))
+    with torch.no_grad():
+        for parameter in model.parameters():
+            parameter.add_(0.3 * torch.randn_like(parameter))
+    model.save_pretrained(folder / "model")
+    draw = random.Random(0)
+    rows = []
+    for number in range(36):
+        clean, corrupted = (" ".join(draw.sample(WORDS, 6)) for _ in range(2))
+        answer, wrong = draw.sample(WORDS, 2)
+        split = ("train", "val", "test")[number % 3]
+        row = {
+            "clean": clean,
+            "corrupted": corrupted,
+            "answer": f" {answer}",
+            "wrong_answer": f" {wrong}",
+            "split": split,
+        }
+        rows.append(row)
+    (folder / "pairs.jsonl").write_text("\n".join(map(json.dumps, rows)))
+    return folder
+
+
+def settings(local: Path, out: Path, *more: str) -> list[str]:
+    """A fast run on the folder of `write_local`."""
+    paths = [f"model.path={local}/model", f"task.build.path={local}/pairs.jsonl", f"hydra.run.dir={out}"]
+    return [*FAST, *paths, *more]
+
+
+def call(*argv: str, verb: str = "train") -> None:
+    """Run a verb in this process."""
+    GlobalHydra.instance().clear()
+    run_verb(verb, [f"{verb}.py", *argv])
+
+
+def failure(capsys: pytest.CaptureFixture[str], *argv: str, verb: str = "train") -> str:
+    """The one line that a mistake prints."""
+    with pytest.raises(SystemExit) as stop:
+        call(*argv, verb=verb)
+    assert stop.value.code == 1
+    lines = [line for line in capsys.readouterr().err.splitlines() if line.strip()]
+    assert len(lines) == 1 and lines[0].startswith("error: "), lines
+    assert "Traceback" not in lines[0]
+    return lines[0]
