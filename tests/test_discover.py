@@ -130,15 +130,16 @@ def test_cached_references_equal_fresh_ones() -> None:
 def test_initial_masks() -> None:
     graph = Subject(tiny_model("gpt2")).graph
     scores = EdgeScores(graph, torch.arange(float(graph.n_edges))[None] - 100, "test", ranks_by_magnitude=True)
-    confident = initial_log_alpha(graph.n_edges, "confident", scores, 10, 4.0)
+    layout = MaskLayout(graph)
+    confident = initial_log_alpha(layout, "confident", scores, 10, 4.0)
     assert int((confident == 4).sum()) == 10 and int((confident == -4).sum()) == graph.n_edges - 10
-    ranks = initial_log_alpha(graph.n_edges, "ranks", scores, 10, 4.0)
+    ranks = initial_log_alpha(layout, "ranks", scores, 10, 4.0)
     assert float(ranks[100]) == -4 and float(ranks.max()) == 4
     assert int(ranks.argmax()) == int(scores.importance().argmax())
     with pytest.raises(UserError, match=r"mask\.init_from"):
-        initial_log_alpha(graph.n_edges, "ranks", None, 10, 4.0)
+        initial_log_alpha(layout, "ranks", None, 10, 4.0)
     with pytest.raises(UserError, match="make scores of this model"):
-        initial_log_alpha(5, "ranks", scores, 2, 4.0)
+        initial_log_alpha(MaskLayout(graph, ("other", "end")), "ranks", scores, 2, 4.0)
 
 
 def train(loss: MaskedLoss, references: References, start: torch.Tensor, steps: int, target: float) -> MaskLearner:

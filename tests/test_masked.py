@@ -109,7 +109,7 @@ def test_role_gradients_add_up(subject: Subject, batch: Batch) -> None:
 
 
 def test_node_masks_multiply_edges(subject: Subject) -> None:
-    layout = MaskLayout(subject.graph, nodes=True)
+    layout = MaskLayout(subject.graph, sites="both")
     flat = torch.rand(layout.size, dtype=torch.float64)
     name = subject.graph.edge_name(17)
     writer = subject.graph.writers.index(name.split("->")[0])

@@ -1,31 +1,102 @@
-"""Hard-concrete gates and the constraint that keeps their expected number open.
+"""Gates: random or soft masks with a real number behind each, and the constraint that keeps their expected size.
 
-Source: Louizos et al., "Learning Sparse Neural Networks through L0 Regularization" (arXiv 1712.01312), section 2.2-2.3.
-We add a noise scale: 1 is the paper's gate, and towards 0 the gate becomes a deterministic function of its log-alpha,
-so that a run can end on the very circuit that it is going to be cut to.
+A gate's number is its log-alpha. The constraint is held by one scalar that shifts all log-alphas, found by bisection,
+so every family of gates delivers the size that the schedule asks for. `scale` multiplies the gate's noise (or its
+temperature, where it has no noise): towards 0 a gate becomes a deterministic function of its log-alpha, so that a run
+can end on the very circuit that it is going to be cut to.
 """
 
 from __future__ import annotations
 
 import math
+from abc import ABC, abstractmethod
+from collections.abc import Callable
 from dataclasses import dataclass
+from typing import ClassVar
 
 import torch
 from jaxtyping import Float
 from torch import Tensor
 
 BISECTIONS = 50
+Measure = Callable[[Float[Tensor, "mask"]], Float[Tensor, ""]]
+
+
+class Gates(ABC):
+    """One family of gates.
+
+    Attributes:
+        name: of the method, for results.
+    """
+
+    name: ClassVar[str]
+
+    @abstractmethod
+    def sample(
+        self, log_alpha: Float[Tensor, "mask"], noise: Float[Tensor, "mask"], scale: float = 1.0
+    ) -> Float[Tensor, "mask"]:
+        """Mask values in [0, 1], differentiable in `log_alpha`; `noise` is standard logistic."""
+
+    @abstractmethod
+    def open_probability(self, log_alpha: Float[Tensor, "mask"], scale: float = 1.0) -> Float[Tensor, "mask"]:
+        """Expected size that each mask adds: its probability of being open, or its soft value."""
+
+    @property
+    def threshold(self) -> float:
+        """Log-alpha at which a gate is open with probability one half."""
+        return 0.0
+
+    def held(
+        self, log_alpha: Float[Tensor, "mask"], scale: float = 1.0, measure: Measure = torch.mean
+    ) -> Float[Tensor, "mask"]:
+        """The same log-alphas, with the gradient of the shift that holds the constraint.
+
+        The shift s solves F(a + s) = const with F the expected size, so ds/da_i = -F'_i / sum F'.
+        """
+        with torch.enable_grad():
+            leaf = log_alpha.detach().requires_grad_()
+            (slope,) = torch.autograd.grad(measure(self.open_probability(leaf, scale)), leaf)
+        share = slope / slope.sum().clamp(min=1e-12)
+        return log_alpha - ((log_alpha - log_alpha.detach()) * share).sum()
+
+    @torch.no_grad()
+    def shift_to(
+        self, log_alpha: Float[Tensor, "mask"], share: float, scale: float = 1.0, measure: Measure = torch.mean
+    ) -> Float[Tensor, ""]:
+        """The scalar that, added to all log-alphas, makes the expected size exactly `share`.
+
+        Bisection of fixed length on the device: no synchronisation, the same result on every rank.
+
+        Args:
+            log_alpha: of all gates.
+            share: of the edges that is to be kept, between 0 and 1.
+            scale: of the noise.
+            measure: from the gates' open probabilities to the expected share of edges kept; the mean, where every gate
+                is one edge.
+        """
+        spread = 60.0 * scale
+        low = self.threshold - log_alpha.max() - spread
+        high = self.threshold - log_alpha.min() + spread
+        for _ in range(BISECTIONS):
+            middle = (low + high) / 2
+            too_many = measure(self.open_probability(log_alpha + middle, scale)) > share
+            low, high = torch.where(too_many, low, middle), torch.where(too_many, middle, high)
+        return (low + high) / 2
 
 
 @dataclass(frozen=True)
-class HardConcrete:
-    """The gate's distribution.
+class HardConcrete(Gates):
+    """A stretched and clipped binary concrete variable: exactly 0 and exactly 1 have probability above 0.
 
     Attributes:
         temperature: of the sigmoid; smaller means fewer values strictly between 0 and 1.
         low, high: ends of the stretched interval, below 0 and above 1.
+
+    Source: Louizos et al., "Learning Sparse Neural Networks through L0 Regularization" (arXiv 1712.01312), section
+    2.2-2.3; scale 1 is the paper's gate.
     """
 
+    name: ClassVar[str] = "hard_concrete"
     temperature: float = 2 / 3
     low: float = -0.1
     high: float = 1.1
@@ -46,31 +117,60 @@ class HardConcrete:
         """Probability that a gate is not 0: the expected L0 of one mask."""
         return torch.sigmoid((log_alpha - self.threshold) / scale)
 
-    def held(self, log_alpha: Float[Tensor, "mask"], scale: float = 1.0) -> Float[Tensor, "mask"]:
-        """The same log-alphas, with the gradient of the shift that holds the constraint.
 
-        The shift s solves sum p(a_i + s) = const, so ds/da_i = -p'_i / sum p'.
-        """
-        with torch.no_grad():
-            p = self.open_probability(log_alpha, scale)
-            slope = p * (1 - p)
-            share = slope / slope.sum().clamp(min=1e-12)
-        return log_alpha - ((log_alpha - log_alpha.detach()) * share).sum()
+@dataclass(frozen=True)
+class SigmoidTopK(Gates):
+    """Soft masks without noise, `sigmoid((s - tau) / T)` with tau such that they add up to the size asked for.
 
-    @torch.no_grad()
-    def shift_to(self, log_alpha: Float[Tensor, "mask"], share: float, scale: float = 1.0) -> Float[Tensor, ""]:
-        """The scalar that, added to all log-alphas, makes the expected share of open gates exactly `share`.
+    Attributes:
+        temperature: T at scale 1.
 
-        Bisection of fixed length on the device: no synchronisation, the same result on every rank.
-        """
-        spread = 60.0 * scale
-        low = self.threshold - log_alpha.max() - spread
-        high = self.threshold - log_alpha.min() + spread
-        for _ in range(BISECTIONS):
-            middle = (low + high) / 2
-            too_many = self.open_probability(log_alpha + middle, scale).mean() > share
-            low, high = torch.where(too_many, low, middle), torch.where(too_many, middle, high)
-        return (low + high) / 2
+    Source: MAttr (arXiv 2609.25518): tau by bisection and the gradient through it by implicit differentiation, which
+    are `shift_to` and `held` here. With a random size at every step (`Schedule.sizes`) one run ranks every size.
+    """
+
+    name: ClassVar[str] = "sigmoid_topk"
+    temperature: float = 0.5
+
+    def sample(
+        self, log_alpha: Float[Tensor, "mask"], noise: Float[Tensor, "mask"], scale: float = 1.0
+    ) -> Float[Tensor, "mask"]:
+        """The soft masks; `noise` plays no part."""
+        return self.open_probability(log_alpha, scale)
+
+    def open_probability(self, log_alpha: Float[Tensor, "mask"], scale: float = 1.0) -> Float[Tensor, "mask"]:
+        """The soft value of each mask."""
+        return torch.sigmoid(log_alpha / (self.temperature * scale))
+
+
+@dataclass(frozen=True)
+class UniformGradient(Gates):
+    """Bernoulli masks whose gradient is measured at uniformly drawn values between 0 and 1.
+
+    A mask of probability t is a uniform number with probability t (1 - t), and otherwise 1 or 0, with mean t. The
+    loss's derivative at a uniform number is an unbiased estimate of loss(1) - loss(0), and t (1 - t) is the slope of
+    the sigmoid, so that derivative, where the number was drawn, is the gradient for the log-alpha.
+
+    Source: uniform gradient sampling, Li and Janson, "Optimal ablation for interpretability" (arXiv 2409.09951). They
+    penalise the size; here it is held.
+    """
+
+    name: ClassVar[str] = "uniform_gradient"
+
+    def sample(
+        self, log_alpha: Float[Tensor, "mask"], noise: Float[Tensor, "mask"], scale: float = 1.0
+    ) -> Float[Tensor, "mask"]:
+        """Values 0, 1, or uniform between."""
+        chance = self.open_probability(log_alpha.detach(), scale)
+        between = chance * (1 - chance)
+        uniform = torch.sigmoid(noise)
+        partial = uniform < between
+        value = torch.where(partial, uniform / between.clamp(min=1e-12), (uniform < chance + between / 2).to(chance))
+        return value + (log_alpha - log_alpha.detach()) / scale * partial
+
+    def open_probability(self, log_alpha: Float[Tensor, "mask"], scale: float = 1.0) -> Float[Tensor, "mask"]:
+        """Mean of each mask."""
+        return torch.sigmoid(log_alpha / scale)
 
 
 def logistic_noise(size: int, seed: int, step: int, micro_batch: int, device: torch.device) -> Float[Tensor, "mask"]:
@@ -79,12 +179,12 @@ def logistic_noise(size: int, seed: int, step: int, micro_batch: int, device: to
     `micro_batch` counts within a step over all ranks, so one GPU that accumulates twice draws what two GPUs draw, and a
     resumed run draws what the unbroken one would have.
     """
-    generator = torch.Generator(device).manual_seed(_mixed(seed, step, micro_batch))
+    generator = torch.Generator(device).manual_seed(mixed(seed, step, micro_batch))
     uniform = torch.rand(size, generator=generator, device=device).clamp(1e-6, 1 - 1e-6)
     return uniform.logit()
 
 
-def _mixed(*parts: int) -> int:
+def mixed(*parts: int) -> int:
     """One 63-bit seed from several integers (multiply and xor-shift, as splitmix64 does)."""
     state = 0
     for part in parts:

@@ -3,19 +3,19 @@
 from __future__ import annotations
 
 import math
+from collections.abc import Sequence
 from dataclasses import dataclass
-from typing import Any, Literal
+from typing import Any
 
 import torch
 from jaxtyping import Float
 from lightning import LightningModule
 from torch import Tensor, nn
 
-from circuitlit.discover.gates import HardConcrete, logistic_noise
+from circuitlit.discover.gates import Gates, HardConcrete, logistic_noise, mixed
 from circuitlit.discover.masked_loss import MaskedLoss
 from circuitlit.errors import UserError
 from circuitlit.graph import EdgeScores
-from circuitlit.graph.select import top_k
 from circuitlit.masked import References
 from circuitlit.tasks.pair import Batch
 
@@ -33,6 +33,8 @@ class Schedule:
         warmup: share of the run after which the target sparsity holds, reached geometrically in the edges kept.
         harden: share of the run, at its end, over which the gates' noise shrinks to `final_noise`.
         final_noise: noise scale at the last step; 1 leaves the gates as they are.
+        sizes: least and largest share of edges kept, between which every step's size is drawn (uniformly in its
+            logarithm); the run then ranks all sizes and has no target of its own. None holds the target.
     """
 
     steps: int
@@ -43,9 +45,13 @@ class Schedule:
     warmup: float = 0.0
     harden: float = 0.0
     final_noise: float = 1.0
+    sizes: Sequence[float] | None = None
 
-    def open_share(self, step: int, target: float) -> float:
-        """Share of masks that are open in expectation at a step."""
+    def open_share(self, step: int, target: float, seed: int = 0) -> float:
+        """Share of edges kept in expectation at a step; `seed` matters for drawn sizes alone."""
+        if self.sizes is not None:
+            least, largest = self.sizes
+            return least * (largest / least) ** (mixed(seed, step) / 2**63)
         final = 1 - target
         if self.start_sparsity is None or self.warmup <= 0:
             return final
@@ -68,38 +74,6 @@ class Schedule:
         return self.lr_final + (1 - self.lr_final) * (1 + math.cos(math.pi * progress)) / 2
 
 
-def initial_log_alpha(
-    size: int, how: Literal["equal", "ranks", "confident"], scores: EdgeScores | None, count: int, scale: float
-) -> Float[Tensor, "mask"]:
-    """Where the masks start.
-
-    Args:
-        size: length of the mask vector.
-        how: "equal" gives all the same value; "ranks" spreads them from -scale to scale by importance; "confident" puts
-            the `count` most important at +scale and the others at -scale.
-        scores: needed but for "equal".
-        count: edges asked for.
-        scale: log-alpha units.
-
-    Raises:
-        UserError: scores are needed and absent, or do not fit the layout.
-    """
-    if how == "equal":
-        return torch.full((size,), scale)
-    if scores is None:
-        raise UserError(f"mask.init={how} needs scores; set mask.init_from to a method or a file, or mask.init=equal")
-    importance = scores.importance().flatten()
-    if importance.numel() != size:
-        raise UserError(
-            f"mask.init_from has {importance.numel()} scores, the masks are {size}; make scores of this model"
-        )
-    if how == "confident":
-        return (top_k(importance, count).float() * 2 - 1) * scale
-    ranks = torch.empty(size)
-    ranks[torch.sort(importance, stable=True).indices] = torch.linspace(-1, 1, size)
-    return ranks * scale
-
-
 class MaskLearner(LightningModule):
     """Trains one log-alpha per mask of a frozen model.
 
@@ -110,9 +84,9 @@ class MaskLearner(LightningModule):
         loss: the objective under masks.
         references: teacher and ablated writers.
         initial: log-alphas to start from.
-        target: share of masks to be closed at the end.
+        target: share of edges to be cut at the end.
         schedule: how the run goes.
-        gates: the gates' distribution.
+        gates: the gates' family.
         seed: of the gates' noise.
         constraint_gradient: True lets the gradient see that opening one gate closes the others a little.
     """
@@ -126,7 +100,7 @@ class MaskLearner(LightningModule):
         initial: Float[Tensor, "mask"],
         target: float,
         schedule: Schedule,
-        gates: HardConcrete | None = None,
+        gates: Gates | None = None,
         seed: int = 0,
         constraint_gradient: bool = False,
     ) -> None:
@@ -134,7 +108,7 @@ class MaskLearner(LightningModule):
         self.log_alpha = nn.Parameter(initial.float().clone())
         self.loss, self.references = loss, references
         self.target, self.schedule, self.seed = target, schedule, seed
-        self.gates = gates or HardConcrete()
+        self.gates: Gates = gates or HardConcrete()
         self.constraint_gradient = constraint_gradient
         self._micro_batch = (-1, 0)
 
@@ -158,18 +132,19 @@ class MaskLearner(LightningModule):
         step = self.global_step
         loss = self.masked_loss(batch, step, self._position(step))
         self.log("train/loss", loss.detach(), prog_bar=True, batch_size=len(batch))
-        sparsity = 1 - self.schedule.open_share(step, self.target)
+        sparsity = 1 - self.schedule.open_share(step, self.target, self.seed)
         self.log("train/sparsity", sparsity, prog_bar=True, batch_size=len(batch))
         return loss
 
     def masked_loss(self, batch: Batch, step: int, micro_batch: int) -> Float[Tensor, ""]:
         """Loss of one micro-batch under freshly sampled gates, after the constraint is set to the step's target."""
         scale = self.schedule.noise(step)
-        share = self.schedule.open_share(step, self.target)
+        share = self.schedule.open_share(step, self.target, self.seed)
+        measure = self.loss.layout.share
         with torch.no_grad():
-            self.log_alpha += self.gates.shift_to(self.log_alpha, share, scale)
+            self.log_alpha += self.gates.shift_to(self.log_alpha, share, scale, measure)
         noise = logistic_noise(self.log_alpha.numel(), self.seed, step, micro_batch, self.device)
-        held = self.gates.held(self.log_alpha, scale) if self.constraint_gradient else self.log_alpha
+        held = self.gates.held(self.log_alpha, scale, measure) if self.constraint_gradient else self.log_alpha
         return self.loss(self.gates.sample(held, noise, scale), batch, self.references(batch))
 
     def _position(self, step: int) -> int:
@@ -186,8 +161,8 @@ class MaskLearner(LightningModule):
         return {"optimizer": optimizer, "lr_scheduler": {"scheduler": schedule, "interval": "step"}}
 
     def scores(self) -> EdgeScores:
-        """The log-alphas as edge scores."""
+        """The log-alphas as edge scores; with node masks the lesser of an edge's and its writer's."""
         layout = self.loss.layout
-        values = self.log_alpha.detach().cpu()[: layout.n_edge_masks].view(layout.copies, layout.graph.n_edges)
-        details: dict[str, object] = {"steps": self.schedule.steps, "target": self.target}
-        return EdgeScores(layout.graph, values.clone(), "hard_concrete", layout.roles, details=details)
+        values = layout.weakest(self.log_alpha.detach().cpu()).clone()
+        details: dict[str, object] = {"steps": self.schedule.steps, "target": self.target, "sites": layout.sites}
+        return EdgeScores(layout.graph, values, self.gates.name, layout.roles, details=details)

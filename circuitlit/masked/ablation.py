@@ -14,7 +14,7 @@ from circuitlit.model.record import record
 from circuitlit.model.subject import Subject
 from circuitlit.tasks.pair import Batch
 
-Kind = Literal["interchange", "zero", "mean"]
+Kind = Literal["interchange", "zero", "mean", "optimal"]
 KINDS = get_args(Kind)
 
 
@@ -51,50 +51,71 @@ def run_writers(subject: Subject, ids: Int[Tensor, "batch pos"]) -> Ablated:
     return Ablated(recording.embed[0], torch.stack(recording.heads, 1), torch.stack(recording.mlps, 1))
 
 
-def ablated_run(subject: Subject, batch: Batch, kind: Kind, mean: Ablated | None = None) -> Ablated:
+def ablated_run(subject: Subject, batch: Batch, kind: Kind, constants: Ablated | None = None) -> Ablated:
     """What the writers of a batch put out when ablated.
 
     Args:
         subject: the frozen model.
         batch: the pairs.
-        kind: "interchange" takes the same writer on the corrupted prompt, "zero" nothing, "mean" the given means.
-        mean: of `mean_writers`; needed for "mean".
+        kind: "interchange" takes the same writer on the corrupted prompt, "zero" nothing, "mean" and "optimal" the
+            given constants.
+        constants: one vector a writer (and a position, where there are several): of `mean_writers` or
+            `optimal_writers`.
     """
     if kind == "interchange":
         return run_writers(subject, batch.corrupted)
-    if kind == "mean":
-        if mean is None:
-            raise ValueError("mean ablation needs the writers' means: pass mean_writers(...)")
-        return _spread(mean, batch)
+    if kind != "zero":
+        if constants is None:
+            raise ValueError(f"{kind} ablation needs the writers' constants, as mean_writers makes them")
+        return spread(constants, batch)
     zeros = run_writers(subject, batch.clean[:1, :1])
-    return _spread(Ablated(*(torch.zeros_like(getattr(zeros, f.name)) for f in fields(zeros))), batch)
+    return spread(Ablated(*(torch.zeros_like(getattr(zeros, f.name)) for f in fields(zeros))), batch)
 
 
-def mean_writers(subject: Subject, batches: Iterable[Batch]) -> Ablated:
-    """Mean of every writer over all real tokens of the corrupted prompts, one vector a writer, in float32."""
+def mean_writers(subject: Subject, batches: Iterable[Batch], positional: bool = False) -> Ablated:
+    """Mean of every writer over the real tokens of the corrupted prompts, summed in float32.
+
+    Args:
+        subject: the frozen model.
+        batches: pairs, each seen once; with `positional` all padded to one length.
+        positional: True gives every position its own means, for tasks whose prompts are aligned; a position that no
+            prompt reaches has the mean over all positions.
+    """
     sums: list[Tensor] | None = None
-    count = 0
+    count = torch.zeros(())
     for batch in batches:
         run = run_writers(subject, batch.corrupted)
         real = torch.arange(batch.corrupted.shape[1], device=batch.corrupted.device) < batch.lengths[:, None]
-        count += int(real.sum())
         weight = real.to(torch.float32)
         parts = [
-            torch.einsum("bp,bpd->d", weight, run.embed.float())[None, None],
-            torch.einsum("bp,blpd->ld", weight, run.heads.float())[None, :, None],
-            torch.einsum("bp,blpd->ld", weight, run.mlps.float())[None, :, None],
+            torch.einsum("bp,bpd->pd", weight, run.embed.float())[None],
+            torch.einsum("bp,blpd->lpd", weight, run.heads.float())[None],
+            torch.einsum("bp,blpd->lpd", weight, run.mlps.float())[None],
         ]
+        if not positional:
+            parts = [part.sum(-2, keepdim=True) for part in parts]
         sums = parts if sums is None else [a + b for a, b in zip(sums, parts, strict=True)]
+        count = count.to(weight) + (weight.sum(0) if positional else weight.sum())
     if sums is None:
         raise ValueError("mean ablation needs at least one batch")
     dtype = subject.model.dtype
-    return Ablated(*((part / count).to(dtype) for part in sums))
+    return Ablated(*(_mean(part, count).to(dtype) for part in sums))
 
 
-def _spread(one: Ablated, batch: Batch) -> Ablated:
+def _mean(total: Float[Tensor, "*rows pos d"], count: Tensor) -> Float[Tensor, "*rows pos d"]:
+    if count.ndim == 0:
+        return total / count
+    overall = total.sum(-2, keepdim=True) / count.sum()
+    return torch.where(count[:, None] > 0, total / count[:, None].clamp(min=1), overall)
+
+
+def spread(constants: Ablated, batch: Batch) -> Ablated:
+    """Constants as a batch's ablated run: one vector at all positions, or each position's own."""
     rows, length = batch.clean.shape
+    if constants.embed.shape[1] > 1:
+        constants = Ablated(*(part[..., :length, :] for part in vars(constants).values()))
     return Ablated(
-        one.embed.expand(rows, length, -1),
-        one.heads.expand(rows, -1, length, -1),
-        one.mlps.expand(rows, -1, length, -1),
+        constants.embed.expand(rows, length, -1),
+        constants.heads.expand(rows, -1, length, -1),
+        constants.mlps.expand(rows, -1, length, -1),
     )

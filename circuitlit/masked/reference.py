@@ -31,7 +31,7 @@ class References:
     Args:
         subject: the frozen model.
         kind: how edges are ablated.
-        mean: means of the writers, for mean ablation.
+        mean: the writers' constants, for mean and optimal ablation.
         budget: bytes the cache may take; a larger split is computed batch by batch.
     """
 
@@ -42,10 +42,14 @@ class References:
         self._ablated: Ablated | None = None
 
     @torch.no_grad()
+    def teacher(self, batch: Batch) -> Float[Tensor, "batch answer vocab"]:
+        """The full model's log-probabilities."""
+        return self.subject.logits(batch.clean, batch.positions).float().log_softmax(-1)
+
+    @torch.no_grad()
     def compute(self, batch: Batch) -> Reference:
         """Two stock forwards."""
-        teacher = self.subject.logits(batch.clean, batch.positions).float().log_softmax(-1)
-        return Reference(teacher, ablated_run(self.subject, batch, self.kind, self.mean))
+        return Reference(self.teacher(batch), ablated_run(self.subject, batch, self.kind, self.mean))
 
     def fill(self, batches: Iterable[Batch], rows: int) -> bool:
         """Cache a split whose batches come in order, all padded to one length; False if it would not fit."""

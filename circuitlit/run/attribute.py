@@ -25,7 +25,7 @@ def run(cfg: DictConfig) -> dict[str, Any]:
     clock = Clock()
     with clock.phase("load", f"Loading {cfg.model.name} and the pairs of task {cfg.task.name}"):
         bench = build_workbench(cfg, build_subject(cfg))
-    with clock.phase("attribution", f"Scoring {bench.layout.size:,} edges by {cfg.method.name}"):
+    with clock.phase("attribution", f"Scoring {bench.layout.n_edges:,} edges by {cfg.method.name}"):
         scores = attribute(cfg, bench)
     facts = provenance(cfg, bench.subject)
     circuit = Circuit.cut(scores, bench.count, facts)

@@ -12,7 +12,7 @@ import torch
 from hydra.utils import instantiate
 from omegaconf import DictConfig, OmegaConf
 
-from circuitlit.discover import MaskedLoss
+from circuitlit.discover import MaskedLoss, optimal_writers
 from circuitlit.errors import UserError
 from circuitlit.graph import EdgeScores, MaskLayout
 from circuitlit.graph.select import edge_budget
@@ -84,11 +84,12 @@ def build_workbench(cfg: DictConfig, subject: Subject) -> Workbench:
         if not len(getattr(data, name)):
             raise UserError(f"task {splits.name} has no {name} pairs; raise task.build.n_{name} or give the file some")
     roles = splits.role_names if cfg.mask.roles else ()
-    layout = MaskLayout(subject.graph, roles)
+    layout = MaskLayout(subject.graph, roles, cfg.mask.sites)
     model = MaskedModel(subject, cfg.mask.panel, cfg.mask.recompute)
-    references = References(subject, cfg.ablation.kind, _mean(cfg, subject, data), cfg.mask.cache_gib * 2**30)
+    constants = _constants(cfg, model, data)
+    references = References(subject, cfg.ablation.kind, constants, cfg.mask.cache_gib * 2**30)
     references.fill(data.train.batches(cfg.data.batch_size, max(data.train.lengths)), len(data.train))
-    count = edge_budget(cfg.sparsity.target, layout.n_edge_masks)
+    count = edge_budget(cfg.sparsity.target, layout.n_edges)
     return Workbench(subject, data, model, layout, references, count)
 
 
@@ -97,14 +98,25 @@ def attribute(cfg: DictConfig, bench: Workbench) -> EdgeScores:
     train = bench.data.train
     pad = max(train.lengths) if cfg.data.pad_to == "max" else None
     batches = islice(train.batches(cfg.data.batch_size, pad, train.by_length()), cfg.method.max_batches)
-    loss = MaskedLoss(bench.model, bench.layout, instantiate(cfg.method.objective), cfg.mask.capture)
+    edges = MaskLayout(bench.subject.graph, bench.layout.roles)
+    loss = MaskedLoss(bench.model, edges, instantiate(cfg.method.objective), cfg.mask.capture)
     return instantiate(cfg.method.score)(loss, bench.references, batches)
 
 
-def _mean(cfg: DictConfig, subject: Subject, data: PairsModule) -> Ablated | None:
-    if cfg.ablation.kind != "mean":
+def _constants(cfg: DictConfig, model: MaskedModel, data: PairsModule) -> Ablated | None:
+    """What stands in for the writers where the ablation is by constants."""
+    kind, subject = cfg.ablation.kind, model.subject
+    if kind not in ("mean", "optimal"):
         return None
-    return mean_writers(subject, (batch.to(subject.device) for batch in data.train.batches(cfg.data.batch_size)))
+    pad = max(data.train.lengths) if cfg.ablation.positional else None
+    batches = [batch.to(subject.device) for batch in data.train.batches(cfg.data.batch_size, pad)]
+    mean = mean_writers(subject, batches, cfg.ablation.positional)
+    if kind == "mean":
+        return mean
+    start = References(subject, "mean", mean)
+    return optimal_writers(
+        model, start, instantiate(cfg.objective.loss), batches, cfg.ablation.steps, cfg.ablation.lr, cfg.seed
+    )
 
 
 def provenance(cfg: DictConfig, subject: Subject) -> dict[str, Any]:

@@ -34,7 +34,7 @@ def run(cfg: DictConfig) -> dict[str, Any]:
     clock = Clock()
     with clock.phase("load", f"Loading {cfg.model.name} and the pairs of task {cfg.task.name}"):
         bench = build_workbench(cfg, build_subject(cfg))
-    with clock.phase("attribution", f"Scoring {bench.layout.size:,} edges by {cfg.method.name}"):
+    with clock.phase("attribution", f"Scoring {bench.layout.n_edges:,} edges by {cfg.method.name}"):
         attribution = attribute(cfg, bench)
     with clock.phase("training", f"Training masks for {cfg.mask.schedule.steps} steps"):
         learner, history = _learn(cfg, bench, attribution)
@@ -61,9 +61,9 @@ def _learn(cfg: DictConfig, bench: Workbench, attribution: EdgeScores) -> tuple[
     loss = MaskedLoss(bench.model, bench.layout, instantiate(cfg.objective.loss), cfg.mask.capture)
     schedule: Schedule = instantiate(cfg.mask.schedule)
     start = _start_scores(cfg.mask.init_from, attribution)
-    initial = initial_log_alpha(bench.layout.size, cfg.mask.init, start, bench.count, cfg.mask.init_scale)
+    initial = initial_log_alpha(bench.layout, cfg.mask.init, start, bench.count, cfg.mask.init_scale)
     device = bench.subject.device
-    learner = MaskLearner(
+    learner = instantiate(cfg.mask.learner)(
         loss,
         bench.references,
         initial,
