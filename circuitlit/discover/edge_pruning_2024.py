@@ -90,7 +90,7 @@ class EdgePruning2024(MaskLearner):
             {"params": [self.multipliers], "lr": self.lr_multiplier},
         ]
         optimizer = torch.optim.AdamW(groups, weight_decay=WEIGHT_DECAY)
-        schedule = torch.optim.lr_scheduler.LambdaLR(optimizer, self.lr_factor)
+        schedule = torch.optim.lr_scheduler.LambdaLR(optimizer, lambda step: self.lr_factor(step))
         return {"optimizer": optimizer, "lr_scheduler": {"scheduler": schedule, "interval": "step"}}
 
     def configure_gradient_clipping(self, optimizer: Any, *args: Any, **kwargs: Any) -> None:
