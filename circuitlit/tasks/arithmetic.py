@@ -28,7 +28,7 @@ from circuitlit.errors import UserError
 from circuitlit.tasks.draw import Recipe, draw_splits
 from circuitlit.tasks.pair import Pair
 from circuitlit.tasks.splits import END, OTHER, Splits
-from circuitlit.tasks.words import count_tokens, fill, gap_before_numbers, slots_of
+from circuitlit.tasks.words import count_tokens, fill, slots_of
 
 ASK = "Work out the result and give only the number: "
 TEMPLATES = {
@@ -85,7 +85,7 @@ def arithmetic(
     if not 1 <= low < high:
         raise UserError(f"task arithmetic: low={low} and high={high} are no range of operands; take 1 <= low < high")
     draw, template = DRAWS[operation], TEMPLATES[operation]
-    before, after = gap_before_numbers(tokenizer)
+    before, after = _gap(tokenizer)
 
     def make(key: str, rng: random.Random) -> Pair | None:
         words, change, result, other = draw(rng, (low, high))
@@ -100,6 +100,21 @@ def arithmetic(
     size = (high - low + 1) ** (3 if operation == "composite" else 2)
     recipe = Recipe(f"arithmetic_{operation}", roles, make, capacity=lambda of_split: size)
     return draw_splits(recipe, ([operation],) * 3, (n_train, n_val, n_test), seed)
+
+
+def _gap(tokenizer: PreTrainedTokenizerBase) -> tuple[str, str]:
+    """The space before the answer: at the prompt's end where it is a token of its own, else `("", " ")`.
+
+    So the first token to be predicted is always one that holds a digit.
+    """
+    for before, after in ((" ", ""), ("", " ")):
+        prompt = f"and 1 ={before}"
+        head = tokenizer(prompt, add_special_tokens=False)["input_ids"]
+        texts = [f"{prompt}{after}{number}" for number in (*range(10), 12, 34, 56, 78, 90, 250)]
+        rows = tokenizer(texts, add_special_tokens=False)["input_ids"]
+        if all(row[: len(head)] == head and tokenizer.unk_token_id not in row[len(head) :] for row in rows):
+            return before, after
+    raise UserError("task arithmetic: the tokenizer has no tokens for numbers; take another model")
 
 
 def _different(result: int, other: int) -> int:

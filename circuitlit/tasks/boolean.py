@@ -11,6 +11,7 @@ from __future__ import annotations
 import random
 from collections.abc import Sequence
 from itertools import combinations
+from typing import Any
 
 from transformers import PreTrainedTokenizerBase
 
@@ -29,7 +30,7 @@ SHOTS = (
 )
 LITERALS = ("True", "False")
 
-Tree = str | tuple["Tree", ...]  # a literal's slot "x0", ("not", tree), or ("and" | "or", left, right)
+Tree = str | tuple[Any, ...]  # a literal's slot "x0", ("not", tree), or ("and" | "or", left, right)
 
 
 def boolean(

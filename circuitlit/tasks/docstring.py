@@ -46,8 +46,8 @@ ARGUMENTS = (
 )
 NAMES = "load save make find show read write open close run start stop send move add get set call build print"
 WORDS = (
-    "small large old new green blue red long short early late hard soft idea door hand street window story music winter "
-    "summer morning paper letter market garden kitchen country village water fire stone glass"
+    "small large old new green blue red long short early late hard soft idea door hand street window story music "
+    "winter summer morning paper letter market garden kitchen country village water fire stone glass"
 )
 
 

@@ -1,4 +1,4 @@
-"""Induction: a list of random words, begun a second time, is to be continued: "... tree cup lamp ... tree cup" -> " lamp".
+"""Induction: a list of random words, begun a second time: "List: tree cup lamp tree cup" -> " lamp".
 
 A corrupted prompt ends in a word that the list does not hold, so that there is nothing to look up.
 

@@ -17,6 +17,8 @@ _SLOT = re.compile(r"\{(\w+)\}")
 
 def single_tokens(words: Sequence[str], tokenizer: PreTrainedTokenizerBase) -> list[str]:
     """The words that are one known token after a space, in their order."""
+    if not words:
+        return []
     lead = "and"
     before = tokenizer(lead, add_special_tokens=False)["input_ids"]
     rows = tokenizer([f"{lead} {word}" for word in words], add_special_tokens=False)["input_ids"]
@@ -62,19 +64,12 @@ def count_tokens(text: str, tokenizer: PreTrainedTokenizerBase) -> int:
 
 
 def follows(prompt: str, texts: Sequence[str], tokenizer: PreTrainedTokenizerBase) -> list[str]:
-    """The texts that are one token more after the prompt and leave its tokens as they are."""
+    """The texts that are one known token after the prompt and leave the prompt's tokens as they are."""
     before = tokenizer(prompt, add_special_tokens=False)["input_ids"]
     rows = tokenizer([prompt + text for text in texts], add_special_tokens=False)["input_ids"]
-    return [text for text, row in zip(texts, rows, strict=True) if row[:-1] == before]
-
-
-def gap_before_numbers(tokenizer: PreTrainedTokenizerBase) -> tuple[str, str]:
-    """The space between a prompt and a number: `(" ", "")` where it is a token of its own, else `("", " ")`.
-
-    So the first token to be predicted is always one that holds a digit.
-    """
-    separate = follows("and 1 = ", "123456789", tokenizer)
-    return (" ", "") if len(separate) == 9 else ("", " ")
+    return [
+        text for text, row in zip(texts, rows, strict=True) if row[:-1] == before and row[-1] != tokenizer.unk_token_id
+    ]
 
 
 def fill(template: str, words: dict[str, str]) -> tuple[str, tuple[tuple[str, int, int], ...]]:
