@@ -99,7 +99,7 @@ def arithmetic(
     roles = (OTHER, *slots_of(template), END)
     size = (high - low + 1) ** (3 if operation == "composite" else 2)
     recipe = Recipe(f"arithmetic_{operation}", roles, make, capacity=lambda of_split: size)
-    return draw_splits(recipe, ([operation],) * 3, (n_train, n_val, n_test), seed)
+    return draw_splits(recipe, ([operation], [operation], [operation]), (n_train, n_val, n_test), seed)
 
 
 def _gap(tokenizer: PreTrainedTokenizerBase) -> tuple[str, str]:

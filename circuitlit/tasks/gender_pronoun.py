@@ -23,10 +23,8 @@ ROLES = (OTHER, "name", "quality", "noun", END)
 SENTENCES = {
     "so": "So {name} is a really {quality} {noun}, isn't",
     "well": "Well, {name} is such a {quality} {noun}, isn't",
-    "yes": "Yes, {name} was a very {quality} {noun}, wasn't",
     "always": "I think {name} has always been a {quality} {noun}, hasn't",
     "became": "In the end {name} became a {quality} {noun}, didn't",
-    "will": "One day {name} will be a {quality} {noun}, won't",
     "clearly": "Clearly {name} is a {quality} {noun}, isn't",
     "known": "Everyone knows that {name} is a {quality} {noun}, doesn't",
     "after_all": "After all, {name} is a {quality} {noun}, isn't",
