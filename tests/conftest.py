@@ -7,6 +7,7 @@ from pathlib import Path
 import pytest
 import torch
 from cli import write_local
+from toy_tokenizers import byte_bpe, metaspace, tokenizer  # noqa: F401
 from transformers import AutoConfig, AutoModelForCausalLM
 from transformers.models.llama import modeling_llama
 from transformers.models.mistral import modeling_mistral

@@ -32,6 +32,19 @@ def test_attribute_leaves_a_circuit_and_its_evaluation(local: Path, tmp_path: Pa
     assert result["steps"] == 0 and "attribution" not in result and result["random"]["n_circuits"] == 3
 
 
+@pytest.mark.parametrize("verb", ["train", "attribute"])
+def test_a_task_that_the_model_cannot_do_is_reported_not_searched(
+    verb: str, local: Path, tmp_path: Path, capsys: pytest.CaptureFixture[str]
+) -> None:
+    call(*settings(local, tmp_path, "logger=none", "task.min_accuracy=0.9"), verb=verb)
+    result = json.loads((tmp_path / "result.json").read_text())
+    assert result["status"] == "FAILED" and "does not do the task" in result["reason"]
+    assert result["behaviour"]["n_pairs"] == 12 and result["behaviour"]["accuracy"]["value"] < 0.9
+    assert result["n_edges"] is None and result["seconds"] > 0
+    assert [line for line in capsys.readouterr().out.splitlines() if line.startswith("FAILED: the model does not")]
+    assert {p.name for p in tmp_path.iterdir()} <= {".hydra", "result.json", f"{verb}.log"}
+
+
 def test_a_whole_run_leaves_everything(local: Path, tmp_path: Path) -> None:
     call(*settings(local, tmp_path, "logger=wandb_offline"))
     expected = {".hydra", "checkpoints", "masks", "circuit.json", "circuit.safetensors", "result.json", "report.html"}
@@ -137,6 +150,7 @@ BAD = {
     "sparsity below zero": (["sparsity.target=-0.1"], "not a share between 0 and 1"),
     "sparsity as a number": (["sparsity=95"], "sparsity=p95"),
     "pairs without a file": (["~task.build.path", "+task.build.path=???"], "task.build.path has no value"),
+    "accuracy as a percentage": (["task.min_accuracy=50"], "task.min_accuracy=50"),
     "steps that are no number": (["mask.schedule.steps=abc"], "mask.schedule.steps=abc"),
     "no controls": (["evaluate.controls=0"], "evaluate.controls"),
     "missing checkpoint": (["ckpt_path=missing.ckpt"], "missing.ckpt does not exist"),

@@ -109,9 +109,14 @@ def summarise(outcomes: list[Outcome], full: Outcome, corrupted: Outcome, seed: 
 
 def paired_difference(ours: Float[Tensor, "pair"], theirs: Float[Tensor, "pair"], seed: int = 0) -> Estimate:
     """Mean of `ours - theirs` over the same pairs."""
-    pairs, _ = _resamples(len(ours), 1, seed)
-    difference = (ours - theirs).double()
-    return Estimate.of(difference.mean(), difference[pairs].mean(1))
+    return mean_estimate(ours - theirs, seed)
+
+
+def mean_estimate(values: Float[Tensor, "pair"], seed: int = 0) -> Estimate:
+    """Mean over pairs."""
+    pairs, _ = _resamples(len(values), 1, seed)
+    exact = values.double()
+    return Estimate.of(exact.mean(), exact[pairs].mean(1))
 
 
 def _resamples(

@@ -9,6 +9,7 @@ from lightning import seed_everything
 from omegaconf import DictConfig
 
 from circuitlit.graph import Circuit
+from circuitlit.run.ability import inability, measure_behaviour, report_inability
 from circuitlit.run.build import attribute, build_subject, build_workbench, provenance
 from circuitlit.run.clock import Clock
 from circuitlit.run.result import make_result, publish
@@ -25,10 +26,15 @@ def run(cfg: DictConfig) -> dict[str, Any]:
     clock = Clock()
     with clock.phase("load", f"Loading {cfg.model.name} and the pairs of task {cfg.task.name}"):
         bench = build_workbench(cfg, build_subject(cfg))
+    with clock.phase("behaviour", "Checking that the model does the task"):
+        behaviour = measure_behaviour(cfg, bench)
+    if reason := inability(cfg, behaviour):
+        return report_inability(cfg, bench, behaviour, reason, clock)
     with clock.phase("attribution", f"Scoring {bench.layout.n_edges:,} edges by {cfg.method.name}"):
         scores = attribute(cfg, bench)
     facts = provenance(cfg, bench.subject)
     circuit = Circuit.cut(scores, bench.count, facts)
     with clock.phase("evaluation", f"Evaluating on {len(bench.data.test)} held-out pairs"):
         result = make_result(cfg, bench, circuit)
-    return publish(circuit, {"steps": 0, **result, **clock.times(), "provenance": facts})
+    more = {**clock.times(), "provenance": facts, "behaviour": behaviour.to_dict()}
+    return publish(circuit, {"steps": 0, **result, **more})

@@ -30,6 +30,9 @@ def check(cfg: DictConfig) -> None:
         raise UserError(f"mask.schedule.steps={steps} is not a whole number of at least 1")
     if cfg.evaluate.controls < 1 or cfg.evaluate.control_pairs < 1:
         raise UserError("evaluate.controls and evaluate.control_pairs must be at least 1; a result needs its controls")
+    least = cfg.task.get("min_accuracy", 0)
+    if not isinstance(least, int | float) or not 0 <= least <= 1:
+        raise UserError(f"task.min_accuracy={least} is not a share between 0 and 1")
     precision = str(cfg.trainer.precision)
     if precision.endswith("-true") and not precision.startswith("32"):
         raise UserError(f"trainer.precision={precision} would round the masks; use 32-true and model.dtype")

@@ -14,6 +14,7 @@ from circuitlit.discover import MaskedLoss, MaskLearner, Schedule, initial_log_a
 from circuitlit.errors import UserError
 from circuitlit.evaluate import TestBed
 from circuitlit.graph import Circuit, EdgeScores
+from circuitlit.run.ability import inability, measure_behaviour, report_inability
 from circuitlit.run.build import Workbench, attribute, build_subject, build_workbench, provenance
 from circuitlit.run.callbacks import Checkpoints, FiniteLoss, HardCircuit, History, MaskSnapshots, Progress
 from circuitlit.run.checks import run_dir
@@ -34,6 +35,10 @@ def run(cfg: DictConfig) -> dict[str, Any]:
     clock = Clock()
     with clock.phase("load", f"Loading {cfg.model.name} and the pairs of task {cfg.task.name}"):
         bench = build_workbench(cfg, build_subject(cfg))
+    with clock.phase("behaviour", "Checking that the model does the task"):
+        behaviour = measure_behaviour(cfg, bench)
+    if reason := inability(cfg, behaviour):
+        return report_inability(cfg, bench, behaviour, reason, clock)
     with clock.phase("attribution", f"Scoring {bench.layout.n_edges:,} edges by {cfg.method.name}"):
         attribution = attribute(cfg, bench)
     with clock.phase("training", f"Training masks for {cfg.mask.schedule.steps} steps"):
@@ -44,7 +49,7 @@ def run(cfg: DictConfig) -> dict[str, Any]:
         torch.set_float32_matmul_precision("highest")
         rival = best_attribution(bench, attribution, cfg.evaluate.probe_pairs)
         result = make_result(cfg, bench, circuit, rival)
-    result |= {"steps": cfg.mask.schedule.steps, **clock.times(), "provenance": facts}
+    result |= {"steps": cfg.mask.schedule.steps, **clock.times(), "provenance": facts, "behaviour": behaviour.to_dict()}
     return publish(circuit, result, {"rows": history.rows, "target_sparsity": cfg.sparsity.target})
 
 

@@ -5,15 +5,39 @@ twin with as many tokens, and the answer. `encode` turns pairs into token ids an
 cannot use; `PairsModule` serves them as dataloaders. This part knows tokenizers, not models. A new task is a new file
 with one such function, and a file in conf/task/.
 
-The functions `ioi`, `jsonl` and `encode` have the names of their files; from this package the names mean the functions.
+`encode` and the tasks have the names of their files; from this package the names mean the functions.
 """
 
+from circuitlit.tasks.arithmetic import arithmetic
+from circuitlit.tasks.boolean import boolean
 from circuitlit.tasks.datamodule import PairsModule
+from circuitlit.tasks.docstring import docstring
 from circuitlit.tasks.encode import encode
 from circuitlit.tasks.encoded import EncodedPairs
+from circuitlit.tasks.gender_pronoun import gender_pronoun
+from circuitlit.tasks.greater_than import greater_than
+from circuitlit.tasks.induction import induction
 from circuitlit.tasks.ioi import ioi, ioi_single
 from circuitlit.tasks.jsonl import jsonl
 from circuitlit.tasks.pair import Batch, Pair
 from circuitlit.tasks.splits import Splits
+from circuitlit.tasks.sva import sva
 
-__all__ = ["Batch", "EncodedPairs", "Pair", "PairsModule", "Splits", "encode", "ioi", "ioi_single", "jsonl"]
+__all__ = [
+    "Batch",
+    "EncodedPairs",
+    "Pair",
+    "PairsModule",
+    "Splits",
+    "arithmetic",
+    "boolean",
+    "docstring",
+    "encode",
+    "gender_pronoun",
+    "greater_than",
+    "induction",
+    "ioi",
+    "ioi_single",
+    "jsonl",
+    "sva",
+]

@@ -11,14 +11,13 @@ from __future__ import annotations
 import random
 import re
 from collections.abc import Sequence
-from typing import NamedTuple
 
 from transformers import PreTrainedTokenizerBase
 
-from circuitlit.errors import UserError
+from circuitlit.tasks.draw import Recipe, draw_splits
 from circuitlit.tasks.pair import Pair
 from circuitlit.tasks.splits import END, OTHER, Splits
-from circuitlit.tasks.words import fill, single_tokens
+from circuitlit.tasks.words import fill, usable
 
 # "s1+1" is the token after the subject's first mention, which previous-token heads write to.
 ROLES = (OTHER, "io", "s1", "s1+1", "s2", "place", "object", END)
@@ -71,12 +70,6 @@ OBJECTS = (
 )
 
 
-class _Words(NamedTuple):
-    names: list[str]
-    places: list[str]
-    objects: list[str]
-
-
 def templates() -> dict[str, str]:
     """All sentences in both name orders: `went/ABBA` names the receiver ("io") first, `went/BABA` the giver ("s1")."""
     return {
@@ -122,43 +115,20 @@ def _splits(
     counts: tuple[int, int, int],
     seed: int,
 ) -> Splits:
-    words = _usable_words(tokenizer)
-    seen: set[str] = set()
-    made: dict[str, list[Pair]] = {}
-    # Test first: the largest split is drawn last so that its size does not change the others.
-    for split, of_split, count in reversed(list(zip(("train", "val", "test"), keys, counts, strict=True))):
-        made[split] = _draw(of_split, words, count, random.Random(f"{name}/{split}/{seed}"), seen)
-    return Splits(name=name, role_names=ROLES, **made)
+    texts = templates()
+    names, places, objects = (
+        usable("ioi", kind, words, tokenizer, needed)
+        for kind, words, needed in (("names", NAMES, 20), ("places", PLACES, 4), ("objects", OBJECTS, 4))
+    )
 
-
-def _usable_words(tokenizer: PreTrainedTokenizerBase) -> _Words:
-    words = _Words(*(single_tokens(kind.split(), tokenizer) for kind in (NAMES, PLACES, OBJECTS)))
-    for kind, found, needed in zip(_Words._fields, words, (20, 4, 4), strict=True):
-        if len(found) < needed:
-            raise UserError(
-                f"task ioi: only {len(found)} of its {kind} are single tokens of this tokenizer, {needed} are needed; "
-                "take another model or bring pairs of your own: task=jsonl task.build.path=FILE"
-            )
-    return words
-
-
-def _draw(keys: Sequence[str], words: _Words, count: int, rng: random.Random, seen: set[str]) -> list[Pair]:
-    """`count` pairs with clean prompts not in `seen`, which grows; the templates take turns."""
-    names, places, objects = words
-    available = len(keys) * len(names) * (len(names) - 1) * len(places) * len(objects) - len(seen)
-    if not 0 <= count <= available // 2:
-        raise UserError(
-            f"task ioi: {count} pairs asked for, 0 to {available // 2} can be made; change n_train or n_test"
-        )
-    texts, pairs = templates(), []
-    while len(pairs) < count:
-        key = keys[len(pairs) % len(keys)]
+    def make(key: str, rng: random.Random) -> Pair:
         five = rng.sample(names, 5)
-        pair = _pair(key, texts[key], five, rng.choice(places), rng.choice(objects))
-        if pair.clean not in seen:
-            seen.add(pair.clean)
-            pairs.append(pair)
-    return pairs
+        return _pair(key, texts[key], five, rng.choice(places), rng.choice(objects))
+
+    def capacity(of_split: Sequence[str]) -> int:
+        return len(of_split) * len(names) * (len(names) - 1) * len(places) * len(objects)
+
+    return draw_splits(Recipe(name, ROLES, make, capacity), keys, counts, seed)
 
 
 def _pair(key: str, template: str, names: Sequence[str], place: str, thing: str) -> Pair:

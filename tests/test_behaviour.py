@@ -1,0 +1,36 @@
+"""What the full model does on a task, against plain arithmetic on its own logits."""
+
+from __future__ import annotations
+
+import pytest
+import torch
+from conftest import tiny_batch, tiny_model
+
+from circuitlit.evaluate import Behaviour
+from circuitlit.model import Subject
+
+
+def test_behaviour_is_the_models_own() -> None:
+    subject = Subject(tiny_model("gpt2"), name="gpt2")
+    batches = [tiny_batch(rows=4, answers=1, seed=seed) for seed in (0, 1)]
+    for batch in batches:  # the model is right on the first two pairs of each batch
+        said = subject.model(batch.clean).logits[:, -1].argmax(-1)
+        batch.answer[:, 0] = torch.where(torch.arange(4) < 2, said, (said + 1) % 50)
+    found = Behaviour.measure(subject, batches)
+    assert (found.n_pairs, found.accuracy.value) == (8, 0.5)
+    differences, divergences = [], []
+    for batch in batches:
+        p, q = (subject.model(ids).logits[:, -1].log_softmax(-1) for ids in (batch.clean, batch.corrupted))
+        rows = torch.arange(4)
+        differences.append(p[rows, batch.answer[:, 0]] - p[rows, batch.wrong])
+        divergences.append((p.exp() * (p - q)).sum(-1))
+    assert found.metric.value == pytest.approx(float(torch.cat(differences).mean()), abs=1e-4)
+    assert found.corrupted_kl.value == pytest.approx(float(torch.cat(divergences).mean()), abs=1e-4)
+    assert found.accuracy.low is not None and found.accuracy.low < 0.5 < (found.accuracy.high or 0)
+
+
+def test_the_verdict_is_at_the_bar() -> None:
+    subject = Subject(tiny_model("gpt2"), name="gpt2")
+    found = Behaviour.measure(subject, [tiny_batch(rows=4, answers=1)])
+    assert found.verdict(0) is None
+    assert "task.min_accuracy=0 searches anyway" in str(found.verdict(1.0))
