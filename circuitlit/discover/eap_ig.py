@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 from collections.abc import Iterable, Sequence
-from typing import Literal, get_args
 
 from jaxtyping import Float
 from torch import Tensor
@@ -15,7 +14,7 @@ from circuitlit.graph import EdgeScores
 from circuitlit.masked import Reference, References, run_writers
 from circuitlit.tasks.pair import Batch
 
-Rule = Literal["left", "right", "midpoint"]
+SHIFTS = {"left": 0.0, "midpoint": 0.5, "right": 1.0}
 
 
 def eap_ig(
@@ -23,7 +22,7 @@ def eap_ig(
     references: References,
     batches: Iterable[Batch],
     steps: int = 5,
-    rule: Rule = "midpoint",
+    rule: str = "midpoint",
 ) -> EdgeScores:
     """EAP with the mean of the gradients along a straight path of input embeddings.
 
@@ -42,6 +41,9 @@ def eap_ig(
     Returns:
         Scores in the loss's unit, mean over examples; ranked by magnitude.
 
+    Raises:
+        UserError: a setting out of its range.
+
     Source: Hanna et al., "Have Faith in Faithfulness" (arXiv 2403.17806) section 3, which is "right"; the authors' code
     for edges has been "left" since February 2025.
     """
@@ -53,7 +55,7 @@ def eap_ig(
     return mean_scores(loss, references, batches, of_batch, "eap_ig", steps=steps, rule=rule)
 
 
-def path_points(steps: int, rule: Rule) -> list[float]:
+def path_points(steps: int, rule: str) -> list[float]:
     """Shares of the clean end at which a rule of integration looks.
 
     Raises:
@@ -61,10 +63,9 @@ def path_points(steps: int, rule: Rule) -> list[float]:
     """
     if steps < 1:
         raise UserError(f"method.score.steps={steps} is not at least 1")
-    if rule not in get_args(Rule):
-        raise UserError(f"method.score.rule={rule} is not one of {', '.join(get_args(Rule))}")
-    shift = {"left": 0.0, "midpoint": 0.5, "right": 1.0}[rule]
-    return [(k + shift) / steps for k in range(steps)]
+    if rule not in SHIFTS:
+        raise UserError(f"method.score.rule={rule} is not one of {', '.join(SHIFTS)}")
+    return [(k + SHIFTS[rule]) / steps for k in range(steps)]
 
 
 def path_scores(

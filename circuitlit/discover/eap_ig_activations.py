@@ -3,21 +3,19 @@
 from __future__ import annotations
 
 from collections.abc import Iterable, Sequence
-from typing import Literal, get_args
+from typing import Literal
 
 import torch
 from jaxtyping import Float
 from torch import Tensor
 
-from circuitlit.discover.eap_ig import Rule, path_points
+from circuitlit.discover.eap_ig import path_points
 from circuitlit.discover.masked_loss import MaskedLoss
 from circuitlit.discover.reader_gradients import ablation_moves, contract, mean_scores, trace
-from circuitlit.errors import UserError
 from circuitlit.graph import EdgeScores
 from circuitlit.masked import Ablated, Reference, References, run_writers
 from circuitlit.tasks.pair import Batch
 
-Paths = Literal["all", "own"]
 Group = tuple[Literal["input", "heads", "mlp"], int]
 
 
@@ -26,8 +24,8 @@ def eap_ig_activations(
     references: References,
     batches: Iterable[Batch],
     steps: int = 5,
-    rule: Rule = "midpoint",
-    paths: Paths = "all",
+    rule: str = "midpoint",
+    own_paths: bool = False,
 ) -> EdgeScores:
     """EAP with the mean of the gradients as one group of writers after another goes from ablated to clean.
 
@@ -45,8 +43,8 @@ def eap_ig_activations(
         batches: training pairs, each seen once.
         steps: points on each path.
         rule: as in `eap_ig`.
-        paths: "all" scores every edge by the mean over all groups' paths, as EAP-IG does. "own" scores an edge by the
-            path of its writer's group alone; as the steps grow, the scores out of each group then add up to
+        own_paths: False scores every edge by the mean over all groups' paths, as EAP-IG does. True scores an edge by
+            the path of its writer's group alone; as the steps grow, the scores out of each group then add up to
             `loss(group ablated) - loss(clean)`.
 
     Returns:
@@ -55,11 +53,9 @@ def eap_ig_activations(
     Raises:
         UserError: a setting out of its range.
 
-    Source: "EAP-IG (activations)" of MIB (arXiv 2504.13151) appendix; "own" is the per-node integral of Marks et al.
+    Source: "EAP-IG (activations)" of MIB (arXiv 2504.13151); with own paths, the per-node integral of Marks et al.
     (arXiv 2403.19647) section 2, for edges.
     """
-    if paths not in get_args(Paths):
-        raise UserError(f"method.score.paths={paths} is not one of {', '.join(get_args(Paths))}")
     points = path_points(steps, rule)
     groups: list[Group] = [("input", 0)]
     for layer in range(loss.layout.graph.n_layers):
@@ -69,7 +65,7 @@ def eap_ig_activations(
     def of_batch(batch: Batch, reference: Reference) -> Float[Tensor, "copies edge"]:
         clean = run_writers(loss.model.subject, batch.clean)
         moves = ablation_moves(clean, reference.ablated)
-        if paths == "own":
+        if own_paths:
             terms = [
                 contract(loss, group_gradients(loss, batch, reference, g, clean, moves, points), only(moves, g), batch)
                 for g in groups
@@ -82,7 +78,9 @@ def eap_ig_activations(
         assert mean is not None
         return contract(loss, mean, moves, batch)
 
-    return mean_scores(loss, references, batches, of_batch, "eap_ig_activations", steps=steps, rule=rule, paths=paths)
+    return mean_scores(
+        loss, references, batches, of_batch, "eap_ig_activations", steps=steps, rule=rule, own_paths=own_paths
+    )
 
 
 def group_gradients(
