@@ -80,20 +80,21 @@ def record_reads(subject: Subject) -> Iterator[Reads]:
     anatomy = subject.anatomy
     with ExitStack() as hooks:
 
-        def watch(module: nn.Module, seen: list[Tensor] | None, made: list[Tensor] | None) -> None:
+        def watch(module: nn.Module, seen: list[Tensor] | None, made: list[Tensor] | None, first: bool = False) -> None:
             def hook(_module: nn.Module, args: tuple, output: Tensor) -> None:
                 if seen is not None:
                     seen.append(args[0])
                 if made is not None:
                     made.append(output)
 
-            hooks.callback(module.register_forward_hook(hook).remove)
+            hooks.callback(module.register_forward_hook(hook, prepend=first).remove)
 
         for block in anatomy.blocks(subject.model):
             watch(getattr(block, anatomy.attn_norm), reads.attention, None)
             reads.projected.append([])
             for name in anatomy.projections:
-                watch(getattr(getattr(block, anatomy.attention), name), None, reads.projected[-1])
+                projection = getattr(getattr(block, anatomy.attention), name)
+                watch(projection, None, reads.projected[-1], first=True)  # ahead of hooks that change its gradient
             watch(getattr(block, anatomy.mlp_norm), reads.mlp, reads.mlp_normed)
         watch(attrgetter(anatomy.final_norm)(subject.model), reads.final, reads.final_normed)
         yield reads

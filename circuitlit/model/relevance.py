@@ -80,9 +80,9 @@ def _fixed_slope(_activation: nn.Module, args: tuple, output: Tensor) -> Tensor:
     return x * (output / torch.where(x == 0, torch.ones_like(x), x)).detach()
 
 
-def _gradient_times(factor: float | Tensor) -> Callable[[nn.Module, tuple, Tensor], None]:
-    def hook(_module: nn.Module, _args: tuple, output: Tensor) -> None:
-        if output.requires_grad:
-            output.register_hook(lambda gradient: gradient * factor)
+def _gradient_times(factor: float | Tensor) -> Callable[[nn.Module, tuple, Tensor], Tensor]:
+    def hook(_module: nn.Module, _args: tuple, output: Tensor) -> Tensor:
+        constant = output.detach()
+        return constant + factor * (output - constant)
 
     return hook
