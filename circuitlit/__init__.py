@@ -20,7 +20,21 @@ from importlib import import_module
 from typing import TYPE_CHECKING, Any
 
 if TYPE_CHECKING:
-    from circuitlit.discover import HardConcrete, MaskedLoss, MaskLearner, Schedule, initial_log_alpha, mask_gradients
+    from circuitlit.discover import (
+        HardConcrete,
+        MaskedLoss,
+        MaskLearner,
+        Schedule,
+        clean_corrupted,
+        eap,
+        eap_ig,
+        eap_ig_activations,
+        information_flow,
+        initial_log_alpha,
+        mask_gradients,
+        random_scores,
+        relp,
+    )
     from circuitlit.errors import UserError
     from circuitlit.evaluate import TestBed, random_circuit, shuffled_circuit, summarise
     from circuitlit.graph import Circuit, EdgeScores, Graph, MaskLayout, reachable_edges, top_k
@@ -47,6 +61,11 @@ __all__ = [
     "Subject",
     "TestBed",
     "UserError",
+    "clean_corrupted",
+    "eap",
+    "eap_ig",
+    "eap_ig_activations",
+    "information_flow",
     "initial_log_alpha",
     "ioi",
     "ioi_single",
@@ -55,7 +74,9 @@ __all__ = [
     "load_subject",
     "mask_gradients",
     "random_circuit",
+    "random_scores",
     "reachable_edges",
+    "relp",
     "shuffled_circuit",
     "summarise",
     "top_k",
@@ -67,8 +88,15 @@ _HOMES = {
         "MaskLearner",
         "MaskedLoss",
         "Schedule",
+        "clean_corrupted",
+        "eap",
+        "eap_ig",
+        "eap_ig_activations",
+        "information_flow",
         "initial_log_alpha",
         "mask_gradients",
+        "random_scores",
+        "relp",
     ),
     "circuitlit.errors": ("UserError",),
     "circuitlit.evaluate": ("TestBed", "random_circuit", "shuffled_circuit", "summarise"),

@@ -7,25 +7,32 @@ from contextlib import ExitStack
 import torch
 from torch import Tensor, nn
 
-from circuitlit.masked import ablated_run
+from circuitlit.masked import ablated_run, run_writers
 from circuitlit.model import Subject
 from circuitlit.tasks.pair import Batch
 
 
-def masked_logits(subject: Subject, batch: Batch, dense: Tensor) -> Tensor:
-    """Logits at the answer positions under any masks, interchange ablation; slow and obvious."""
+def masked_logits(
+    subject: Subject, batch: Batch, dense: Tensor, embed: Tensor | None = None, moves: list[Tensor] | None = None
+) -> Tensor:
+    """Logits at the answer positions under any masks, interchange ablation; slow and obvious.
+
+    `embed` stands in for the clean embeddings. `moves` is what a mask of 0 adds to each writer's output, if not its
+    ablated minus its own output.
+    """
     model, anatomy, graph = subject.model, subject.anatomy, subject.graph
     cut_run = ablated_run(subject, batch, "interchange")
     blocks = anatomy.blocks(model)
     constants = torch.zeros_like(cut_run.embed)
     if anatomy.positions is not None:
         constants = constants + model.transformer.wpe(torch.arange(batch.clean.shape[1]))
-    own, cut = [subject.embed(batch.clean)], [cut_run.embed]
+    own, cut = [subject.embed(batch.clean) if embed is None else embed], [cut_run.embed]
 
     def seen(reader: int) -> Tensor:
         total = constants
         for writer in range(len(own)):
-            total = total + dense[reader, writer] * own[writer] + (1 - dense[reader, writer]) * cut[writer]
+            move = cut[writer] - own[writer] if moves is None else moves[writer]
+            total = total + own[writer] + (1 - dense[reader, writer]) * move
         return total
 
     for layer, block in enumerate(blocks):
@@ -46,6 +53,16 @@ def masked_logits(subject: Subject, batch: Batch, dense: Tensor) -> Tensor:
         cut.append(cut_run.mlps[:, layer])
     norm = model.get_submodule(anatomy.final_norm)
     return torch.take_along_dim(subject.unembed(norm(seen(-1))), batch.positions[..., None], 1)
+
+
+def writer_outputs(subject: Subject, ids: Tensor) -> list[Tensor]:
+    """What every writer adds to the residual stream in a stock run, in the graph's order."""
+    run = run_writers(subject, ids)
+    outputs = [run.embed]
+    for layer, block in enumerate(subject.anatomy.blocks(subject.model)):
+        out = getattr(getattr(block, subject.anatomy.attention), subject.anatomy.out)
+        outputs += [*_by_head(out, run.heads[:, layer], subject.graph.n_heads), run.mlps[:, layer]]
+    return outputs
 
 
 def _by_head(out: nn.Module, results: Tensor, n_heads: int) -> list[Tensor]:

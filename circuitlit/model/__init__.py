@@ -1,17 +1,20 @@
 """The frozen model under study: where it comes from, how it is built, what its writers put out."""
 
 from circuitlit.model.anatomy import Anatomy, BlockParts, anatomy_of, graph_of, unwrap
-from circuitlit.model.record import Recording, record
+from circuitlit.model.record import Reads, Recording, record, record_reads, replace_writers
 from circuitlit.model.subject import Subject, take_positions
 
 __all__ = [
     "Anatomy",
     "BlockParts",
+    "Reads",
     "Recording",
     "Subject",
     "anatomy_of",
     "graph_of",
     "record",
+    "record_reads",
+    "replace_writers",
     "take_positions",
     "unwrap",
 ]

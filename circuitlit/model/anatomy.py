@@ -6,10 +6,9 @@ shape, and the model's own norm and MLP modules.
 
 from __future__ import annotations
 
-from collections.abc import Callable
+from collections.abc import Callable, Sequence
 from dataclasses import dataclass
 from operator import attrgetter
-from typing import Any
 
 import torch
 from jaxtyping import Float
@@ -23,6 +22,7 @@ from circuitlit.errors import UserError
 from circuitlit.graph import Graph
 
 Rotate = Callable[[Tensor, Tensor, Tensor, Tensor], tuple[Tensor, Tensor]]
+Split = Callable[[Sequence[Tensor], Graph], tuple[Tensor, Tensor, Tensor]]
 
 
 @dataclass(frozen=True)
@@ -67,8 +67,11 @@ class Anatomy:
     Attributes:
         layers, final_norm: paths from the model.
         attn_norm, mlp_norm, attention, mlp: paths from a block.
-        qkv: splits an attention module into its q, k and v maps.
+        projections: names of the attention's modules whose outputs hold queries, keys and values.
+        split: takes these outputs (or weights, or biases) apart into q, k and v, `[*, head, width]` each.
         out: name of the attention's output projection.
+        activation: name of the MLP's activation module.
+        gated: name of the MLP's map that the activation is multiplied with, None without a gate.
         positions: path of learned position embeddings, None with rotary ones.
         rotary, rotate: path of the module that makes cosines and sines, and the function that applies them.
     """
@@ -78,8 +81,11 @@ class Anatomy:
     attn_norm: str
     mlp_norm: str
     attention: str
-    qkv: Callable[[nn.Module, Graph], tuple[HeadMap, HeadMap, HeadMap]]
+    projections: tuple[str, ...]
+    split: Split
     out: str
+    activation: str
+    gated: str | None = None
     mlp: str = "mlp"
     positions: str | None = None
     rotary: str | None = None
@@ -92,7 +98,8 @@ class Anatomy:
     def parts(self, block: nn.Module, graph: Graph) -> BlockParts:
         """One block in canonical shapes: views of the model's weights, adapters folded into a new tensor."""
         attention = getattr(block, self.attention)
-        q, k, v = self.qkv(attention, graph)
+        maps = [affine(getattr(attention, name)) for name in self.projections]
+        q, k, v = self._heads([weight for weight, _ in maps], [bias for _, bias in maps], graph)
         weight, bias = affine(getattr(attention, self.out))
         return BlockParts(
             q,
@@ -107,6 +114,13 @@ class Anatomy:
             mlp=getattr(block, self.mlp),
             scale=float(attention.scaling),
         )
+
+    def _heads(self, weights: list[Tensor], biases: list[Tensor | None], graph: Graph) -> list[HeadMap]:
+        per_head = [weight.movedim(-2, 0) for weight in self.split(weights, graph)]
+        if all(bias is None for bias in biases):
+            return [HeadMap(weight, None) for weight in per_head]
+        full = [w.new_zeros(w.shape[-1]) if b is None else b for w, b in zip(weights, biases, strict=True)]
+        return [HeadMap(weight, bias) for weight, bias in zip(per_head, self.split(full, graph), strict=True)]
 
 
 @torch.no_grad()
@@ -125,30 +139,21 @@ def affine(module: nn.Module) -> tuple[Float[Tensor, "into out"], Float[Tensor, 
     return module(unit) - bias, bias
 
 
-def _heads(weight: Tensor, bias: Tensor | None, n: int) -> HeadMap:
-    split = None if bias is None else bias.unflatten(0, (n, -1))
-    return HeadMap(weight.unflatten(1, (n, -1)).permute(1, 0, 2), split)
+def _separate(outputs: Sequence[Tensor], graph: Graph) -> tuple[Tensor, Tensor, Tensor]:
+    q, k, v = outputs
+    heads, kv_heads = graph.n_heads, graph.n_kv_heads
+    return q.unflatten(-1, (heads, -1)), k.unflatten(-1, (kv_heads, -1)), v.unflatten(-1, (kv_heads, -1))
 
 
-def _separate(attention: nn.Module, graph: Graph) -> tuple[HeadMap, HeadMap, HeadMap]:
-    q, k, v = (affine(getattr(attention, name)) for name in ("q_proj", "k_proj", "v_proj"))
-    return _heads(*q, graph.n_heads), _heads(*k, graph.n_kv_heads), _heads(*v, graph.n_kv_heads)
-
-
-def _stacked(attention: Any, graph: Graph) -> tuple[HeadMap, HeadMap, HeadMap]:
+def _stacked(outputs: Sequence[Tensor], graph: Graph) -> tuple[Tensor, Tensor, Tensor]:
     """GPT-2: one matrix, all queries first."""
-    weight, bias = affine(attention.c_attn)
-    biases = [None] * 3 if bias is None else bias.chunk(3)
-    q, k, v = (_heads(w, b, graph.n_heads) for w, b in zip(weight.chunk(3, 1), biases, strict=True))
+    q, k, v = outputs[0].unflatten(-1, (3, graph.n_heads, -1)).unbind(-3)
     return q, k, v
 
 
-def _interleaved(attention: Any, graph: Graph) -> tuple[HeadMap, HeadMap, HeadMap]:
+def _interleaved(outputs: Sequence[Tensor], graph: Graph) -> tuple[Tensor, Tensor, Tensor]:
     """GPT-NeoX: one matrix, each head's query, key and value together."""
-    weight, bias = affine(attention.query_key_value)
-    joint = _heads(weight, bias, graph.n_heads)
-    biases = [None] * 3 if joint.bias is None else joint.bias.chunk(3, 1)
-    q, k, v = (HeadMap(w, b) for w, b in zip(joint.weight.chunk(3, 2), biases, strict=True))
+    q, k, v = outputs[0].unflatten(-1, (graph.n_heads, 3, -1)).unbind(-2)
     return q, k, v
 
 
@@ -158,8 +163,11 @@ _LLAMA = Anatomy(
     attn_norm="input_layernorm",
     mlp_norm="post_attention_layernorm",
     attention="self_attn",
-    qkv=_separate,
+    projections=("q_proj", "k_proj", "v_proj"),
+    split=_separate,
     out="o_proj",
+    activation="act_fn",
+    gated="up_proj",
     rotary="model.rotary_emb",
     rotate=rotate_llama,
 )
@@ -170,8 +178,10 @@ _GPT2 = Anatomy(
     attn_norm="ln_1",
     mlp_norm="ln_2",
     attention="attn",
-    qkv=_stacked,
+    projections=("c_attn",),
+    split=_stacked,
     out="c_proj",
+    activation="act",
 )
 _NEOX = Anatomy(
     layers="gpt_neox.layers",
@@ -179,8 +189,10 @@ _NEOX = Anatomy(
     attn_norm="input_layernorm",
     mlp_norm="post_attention_layernorm",
     attention="attention",
-    qkv=_interleaved,
+    projections=("query_key_value",),
+    split=_interleaved,
     out="dense",
+    activation="act",
     rotary="gpt_neox.rotary_emb",
     rotate=rotate_neox,
 )

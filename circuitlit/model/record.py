@@ -1,10 +1,11 @@
-"""What every writer puts out during a stock forward, recorded inside a `with` block."""
+"""What writers put out and readers see during a stock forward, recorded or replaced inside a `with` block."""
 
 from __future__ import annotations
 
-from collections.abc import Iterator
+from collections.abc import Callable, Iterator, Mapping
 from contextlib import ExitStack, contextmanager
 from dataclasses import dataclass, field
+from operator import attrgetter
 
 from jaxtyping import Float
 from torch import Tensor, nn
@@ -49,3 +50,88 @@ def record(subject: Subject) -> Iterator[Recording]:
             hooks.callback(out.register_forward_pre_hook(keep_input).remove)
             hooks.callback(getattr(block, anatomy.mlp).register_forward_hook(keep_output(recording.mlps)).remove)
         yield recording
+
+
+@dataclass
+class Reads:
+    """What every reader sees and makes of it, filled while the model runs.
+
+    Attributes:
+        attention: per layer, the residual stream ahead of the attention's norm.
+        projected: per layer, outputs of the modules that make queries, keys and values.
+        mlp: per layer, the residual stream ahead of the MLP's norm.
+        mlp_normed: per layer, the MLP's normed input.
+        final: the residual stream ahead of the final norm (one entry).
+        final_normed: what is unembedded (one entry).
+    """
+
+    attention: list[Float[Tensor, "batch pos d"]] = field(default_factory=list)
+    projected: list[list[Float[Tensor, "batch pos _"]]] = field(default_factory=list)
+    mlp: list[Float[Tensor, "batch pos d"]] = field(default_factory=list)
+    mlp_normed: list[Float[Tensor, "batch pos d"]] = field(default_factory=list)
+    final: list[Float[Tensor, "batch pos d"]] = field(default_factory=list)
+    final_normed: list[Float[Tensor, "batch pos d"]] = field(default_factory=list)
+
+
+@contextmanager
+def record_reads(subject: Subject) -> Iterator[Reads]:
+    """Record the readers' side of one forward of the stock model; tensors stay in the autograd graph."""
+    reads = Reads()
+    anatomy = subject.anatomy
+    with ExitStack() as hooks:
+
+        def watch(module: nn.Module, seen: list[Tensor] | None, made: list[Tensor] | None, first: bool = False) -> None:
+            def hook(_module: nn.Module, args: tuple, output: Tensor) -> None:
+                if seen is not None:
+                    seen.append(args[0])
+                if made is not None:
+                    made.append(output)
+
+            hooks.callback(module.register_forward_hook(hook, prepend=first).remove)
+
+        for block in anatomy.blocks(subject.model):
+            watch(getattr(block, anatomy.attn_norm), reads.attention, None)
+            reads.projected.append([])
+            for name in anatomy.projections:
+                projection = getattr(getattr(block, anatomy.attention), name)
+                watch(projection, None, reads.projected[-1], first=True)  # ahead of hooks that change its gradient
+            watch(getattr(block, anatomy.mlp_norm), reads.mlp, reads.mlp_normed)
+        watch(attrgetter(anatomy.final_norm)(subject.model), reads.final, reads.final_normed)
+        yield reads
+
+
+@contextmanager
+def replace_writers(
+    subject: Subject,
+    embed: Float[Tensor, "batch pos d"] | None = None,
+    heads: Mapping[int, Float[Tensor, "batch pos width"]] | None = None,
+    mlps: Mapping[int, Float[Tensor, "batch pos d"]] | None = None,
+) -> Iterator[None]:
+    """Have some writers put out given values in the stock forward; the hooks are gone when the block ends.
+
+    A replaced head or MLP still passes the gradient on to what it reads, through its own Jacobian where it stands. The
+    replaced embedding is taken as it is, so that a leaf that requires a gradient anchors the autograd graph.
+
+    Args:
+        subject: the frozen model.
+        embed: token embeddings, without position embeddings.
+        heads: per layer, all heads' results side by side, before the output projection.
+        mlps: per layer, the MLP's output.
+    """
+    anatomy = subject.anatomy
+    with ExitStack() as hooks:
+        if embed is not None:
+            hooks.callback(subject.embed.register_forward_hook(lambda _module, _args, _output: embed).remove)
+        for layer, block in enumerate(anatomy.blocks(subject.model)):
+            if heads and layer in heads:
+                out = getattr(getattr(block, anatomy.attention), anatomy.out)
+                put = _moved_to(heads[layer])
+                hooks.callback(out.register_forward_pre_hook(lambda _m, args, put=put: (put(args[0]),)).remove)
+            if mlps and layer in mlps:
+                mlp, put = getattr(block, anatomy.mlp), _moved_to(mlps[layer])
+                hooks.callback(mlp.register_forward_hook(lambda _m, _args, output, put=put: put(output)).remove)
+        yield
+
+
+def _moved_to(value: Tensor) -> Callable[[Tensor], Tensor]:
+    return lambda own: own + (value - own).detach()

@@ -1,0 +1,88 @@
+"""Layer-wise relevance propagation as hooks: the stock forward keeps its values, its backward follows other rules."""
+
+from __future__ import annotations
+
+from collections.abc import Callable, Iterator
+from contextlib import ExitStack, contextmanager
+from operator import attrgetter
+
+import torch
+from jaxtyping import Float
+from torch import Tensor, nn
+
+from circuitlit.errors import UserError
+from circuitlit.model.anatomy import affine
+from circuitlit.model.subject import Subject
+
+
+@contextmanager
+def relevance_rules(subject: Subject, constant_patterns: bool) -> Iterator[None]:
+    """Have gradients of the stock model be coefficients of relevance; the hooks are gone when the block ends.
+
+    Norms: the scale is a constant (LN rule). Activations: `act(x)` is `x` times the constant `act(x) / x` (identity
+    rule). Gated products: each factor gets half the gradient (half rule). Linear maps stay as they are (0 rule), and so
+    do learned positions and biases, which take relevance of their own.
+
+    Args:
+        subject: the frozen model.
+        constant_patterns: True also takes attention patterns as constants (AH rule), so that nothing flows into
+            queries and keys; False keeps the gradient of the attention.
+
+    Source: Jafari et al., "RelP" (arXiv 2508.21258) section 3.
+    """
+    anatomy, model = subject.anatomy, subject.model
+    with ExitStack() as hooks:
+
+        def change(module: nn.Module, hook: Callable) -> None:
+            hooks.callback(module.register_forward_hook(hook).remove)
+
+        change(attrgetter(anatomy.final_norm)(model), _fixed_scale)
+        for block in anatomy.blocks(model):
+            attention, mlp = getattr(block, anatomy.attention), getattr(block, anatomy.mlp)
+            norms = [getattr(block, anatomy.attn_norm), getattr(block, anatomy.mlp_norm)]
+            norms += [getattr(attention, name) for name in ("q_norm", "k_norm") if hasattr(attention, name)]
+            for norm in norms:
+                change(norm, _fixed_scale)
+            change(getattr(mlp, anatomy.activation), _fixed_slope)
+            if anatomy.gated is not None:
+                change(getattr(mlp, anatomy.activation), _gradient_times(0.5))
+                change(getattr(mlp, anatomy.gated), _gradient_times(0.5))
+            if constant_patterns:
+                projections = [getattr(attention, name) for name in anatomy.projections]
+                for module, kept in zip(projections, _value_outputs(subject, projections), strict=True):
+                    change(module, _gradient_times(kept))
+        yield
+
+
+def _value_outputs(subject: Subject, projections: list[nn.Module]) -> list[Float[Tensor, "_"]]:
+    """For each projection 1 at the outputs that are values, 0 at those that are queries or keys."""
+    marks = [torch.zeros_like(affine(module)[0][0]) for module in projections]
+    _, _, values = subject.anatomy.split(marks, subject.graph)
+    values.fill_(1)  # a view of the marks
+    return marks
+
+
+def _fixed_scale(norm: nn.Module, args: tuple, _output: Tensor) -> Tensor:
+    """A layer norm or root-mean-square norm whose scale takes no gradient."""
+    eps = getattr(norm, "eps", getattr(norm, "variance_epsilon", None))
+    if eps is None or not isinstance(norm.weight, Tensor):
+        raise UserError(f"relevance rules do not know the norm {type(norm).__name__}; take another method")
+    x = args[0].to(torch.promote_types(args[0].dtype, torch.float32))
+    if isinstance(norm, nn.LayerNorm):
+        x = x - x.mean(-1, keepdim=True)
+    scaled = (x * torch.rsqrt(x.square().mean(-1, keepdim=True) + eps).detach()).to(args[0].dtype) * norm.weight
+    bias = getattr(norm, "bias", None)
+    return scaled if bias is None else scaled + bias
+
+
+def _fixed_slope(_activation: nn.Module, args: tuple, output: Tensor) -> Tensor:
+    x = args[0]
+    return x * (output / torch.where(x == 0, torch.ones_like(x), x)).detach()
+
+
+def _gradient_times(factor: float | Tensor) -> Callable[[nn.Module, tuple, Tensor], Tensor]:
+    def hook(_module: nn.Module, _args: tuple, output: Tensor) -> Tensor:
+        constant = output.detach()
+        return constant + factor * (output - constant)
+
+    return hook
