@@ -72,10 +72,10 @@ def norms_in_their_inputs_dtype(monkeypatch: pytest.MonkeyPatch) -> None:
         monkeypatch.setattr(norm, "forward", forward)
 
 
-def tiny_model(name: str, seed: int = 0):
-    """A random model of an architecture, every parameter perturbed."""
+def tiny_model(name: str, seed: int = 0, **numbers: int):
+    """A random model of an architecture, every parameter perturbed; `numbers` replace some of its configuration."""
     torch.manual_seed(seed)
-    config = AutoConfig.for_model(name.removesuffix("_sequential"), **CONFIGS[name])
+    config = AutoConfig.for_model(name.removesuffix("_sequential"), **{**CONFIGS[name], **numbers})
     model = AutoModelForCausalLM.from_config(config).to(torch.float64)
     with torch.no_grad():
         for parameter in model.parameters():

@@ -34,7 +34,7 @@ class Workbench:
         model: the masked forward.
         layout: what the mask vector holds.
         references: teacher and ablated writers; the training split's are cached where they fit.
-        count: edges that the circuit is to keep.
+        count: edges that the circuit is to keep; 0 where the method says how many (sparsity=own).
     """
 
     subject: Subject
@@ -88,7 +88,8 @@ def build_workbench(cfg: DictConfig, subject: Subject) -> Workbench:
     model = MaskedModel(subject, cfg.mask.panel, cfg.mask.recompute)
     references = References(subject, cfg.ablation.kind, _mean(cfg, subject, data), cfg.mask.cache_gib * 2**30)
     references.fill(data.train.batches(cfg.data.batch_size, max(data.train.lengths)), len(data.train))
-    count = edge_budget(cfg.sparsity.target, layout.n_edge_masks)
+    target = cfg.sparsity.target
+    count = 0 if target is None else edge_budget(target, layout.n_edge_masks)
     return Workbench(subject, data, model, layout, references, count)
 
 
