@@ -51,7 +51,7 @@ class MaskedBlock(nn.Module):
         self.attn_norm, self.mlp_norm = parts.attn_norm, parts.mlp_norm
         self.q_norm, self.k_norm, self.mlp = parts.q_norm, parts.k_norm, parts.mlp
         self.scale = parts.scale
-        self.post_scale = None
+        self.post_scale, self.softcap = parts.post_scale, parts.softcap
         self.n_heads, self.n_kv_heads, self.parallel = graph.n_heads, graph.n_kv_heads, graph.parallel
         self.first_writer = graph.writers_before(layer)
 
@@ -131,6 +131,8 @@ class MaskedBlock(nn.Module):
         if rotary is not None:
             q, k = rotary.rotate(q, k, rotary.cos, rotary.sin)
         result = self.attention(q, k, v)
+        if self.post_scale is not None:
+            result = result * self.post_scale(result.transpose(1, 2).flatten(2))[:, None]
         ablated = ablated_heads.unflatten(-1, (self.n_heads, -1)).transpose(1, 2)
         delta = (result - ablated).transpose(0, 1).flatten(1, 2)
         return torch.bmm(delta, self.out_weight)
@@ -143,7 +145,19 @@ class MaskedBlock(nn.Module):
     ) -> Float[Tensor, "one head pos width"]:
         """Causal attention; the first two axes may be any, with as many key heads as query heads or a divisor of it."""
         grouped = q.shape[1] != k.shape[1]
+        if self.softcap is not None:
+            return self._capped_attention(q, k, v)
         return F.scaled_dot_product_attention(q, k, v, is_causal=True, scale=self.scale, enable_gqa=grouped)
+
+    def _capped_attention(self, q: Tensor, k: Tensor, v: Tensor) -> Tensor:
+        """Attention whose scores are bounded (Gemma 2); fused kernels lack it."""
+        assert self.softcap is not None
+        group, length = q.shape[1] // k.shape[1], q.shape[2]
+        if group > 1:
+            k, v = k.repeat_interleave(group, 1), v.repeat_interleave(group, 1)
+        scores = self.softcap * torch.tanh(q @ k.transpose(2, 3) * self.scale / self.softcap)
+        later = torch.ones(length, length, dtype=torch.bool, device=q.device).triu(1)
+        return scores.masked_fill(later, -torch.inf).softmax(-1) @ v
 
     def positioned(
         self, kind: str, vectors: Float[Tensor, "head rows pos width"], rotary: Rotary | None
@@ -157,8 +171,10 @@ class MaskedBlock(nn.Module):
         return rotary.rotate(vectors, vectors, rotary.cos, rotary.sin)[0]
 
     def scaled(self, results: Float[Tensor, "head rows pos width"]) -> Float[Tensor, "head rows pos width"]:
-        """Heads' results in the scale in which they are written."""
-        return results
+        """All heads' results in the scale in which they are written."""
+        if self.post_scale is None:
+            return results
+        return results * self.post_scale(results.permute(1, 2, 0, 3).flatten(2))[None]
 
     @property
     def maps(self) -> dict[str, HeadMap]:

@@ -13,7 +13,7 @@ from circuitlit.errors import UserError
 from circuitlit.masked.ablation import Ablated
 from circuitlit.masked.block import MaskedBlock, Rotary
 from circuitlit.masked.ledger import Ledger, Token
-from circuitlit.model.anatomy import window_of
+from circuitlit.model.anatomy import layer_kinds, window_of
 from circuitlit.model.subject import Subject
 
 
@@ -90,7 +90,7 @@ class MaskedModel(nn.Module):
         masks: Tensor,
         ablated: Ablated,
         start: int,
-        rotary: Rotary | None,
+        rotary: list[Rotary | None],
     ) -> tuple[Token, Tensor]:
         graph = self.graph
         stop = min(start + self.panel, len(self.blocks))
@@ -109,7 +109,7 @@ class MaskedModel(nn.Module):
                 stream,
                 ablated.heads[:, layer],
                 ablated.mlps[:, layer].flatten(0, 1),
-                rotary,
+                rotary[layer],
             )
         return token, stream
 
@@ -128,16 +128,21 @@ class MaskedModel(nn.Module):
         if anatomy.positions is None:
             return 0.0
         table = attrgetter(anatomy.positions)(self.subject.model)
-        return table(torch.arange(length, device=self.subject.device)).repeat(batch, 1)
+        return anatomy.place(table, torch.arange(length, device=self.subject.device)).repeat(batch, 1)
 
-    def rotary(self, like: Tensor, length: int) -> Rotary | None:
-        """Cosines and sines for prompts of a length, in the dtype of `like`; None with learned positions."""
+    def rotary(self, like: Tensor, length: int) -> list[Rotary | None]:
+        """Every block's cosines and sines for prompts of a length, in the dtype of `like`; None without rotation."""
         anatomy = self.subject.anatomy
         if anatomy.rotary is None or anatomy.rotate is None:
-            return None
+            return [None] * len(self.blocks)
         module = attrgetter(anatomy.rotary)(self.subject.model)
-        cos, sin = module(like, torch.arange(length, device=like.device)[None])
-        return Rotary(anatomy.rotate, cos, sin)
+        places = torch.arange(length, device=like.device)[None]
+        kinds = layer_kinds(self.subject.model.config)
+        if anatomy.rotary_by_layer:
+            made = {kind: Rotary(anatomy.rotate, *module(like, places, kind)) for kind in sorted(set(kinds))}
+        else:
+            made = dict.fromkeys(kinds, Rotary(anatomy.rotate, *module(like, places)))
+        return [made[kind] for kind in kinds]
 
 
 def _groups(roles: Tensor | None, copies: int) -> list[Tensor] | None:

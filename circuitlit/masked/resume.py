@@ -83,7 +83,9 @@ class HeldRun:
         for layer, block in enumerate(self._blocks):
             first, heads = self.graph.writers_before(layer), self.graph.n_heads
             normed = block.attn_norm(stream)[None]
-            vectors = {kind: self._project(block, kind, normed, range(count)) for kind, count in self._heads.items()}
+            vectors = {
+                kind: self._project(block, kind, normed, range(count), layer) for kind, count in self._heads.items()
+            }
             group = heads // self.graph.n_kv_heads
             key, value = (vectors[kind].repeat_interleave(group, 0) for kind in "kv")
             results = block.scaled(block.attention(vectors["q"], key, value))
@@ -207,7 +209,7 @@ class HeldRun:
             which = sorted({unique[number] for number in mine})
             if heads:
                 inputs = normed[which] if len(which) == 1 else normed[[unique[number] for number in mine]]
-                new[kind] = (heads, self._project(block, kind, inputs, heads))
+                new[kind] = (heads, self._project(block, kind, inputs, heads, layer))
             offset += count
         wanted = set(new["q"][0]) if "q" in new else set()
         for kind in "kv":
@@ -233,7 +235,7 @@ class HeldRun:
                 held.vectors[kind][places] = values
 
     def _project(
-        self, block: MaskedBlock, kind: str, normed: Float[Tensor, "input token d"], heads: Sequence[int]
+        self, block: MaskedBlock, kind: str, normed: Float[Tensor, "input token d"], heads: Sequence[int], layer: int
     ) -> Float[Tensor, "head rows pos width"]:
         """Vectors of some heads, from one input for all or one for each."""
         every = len(heads) == self._heads[kind]
@@ -247,7 +249,7 @@ class HeldRun:
             out = torch.bmm(normed, weight)
         if bias is not None:
             out = out + bias[:, None]
-        return block.positioned(kind, out.unflatten(1, (-1, self.length)), self._rotary)
+        return block.positioned(kind, out.unflatten(1, (-1, self.length)), self._rotary[layer])
 
     def _workspace(self, variants: int) -> Float[Tensor, "writer variant token d"]:
         """Room for the changes of all writers, kept between calls."""
