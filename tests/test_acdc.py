@@ -157,10 +157,9 @@ def test_batches_and_their_size_change_nothing() -> None:
 
 def test_count_finds_its_threshold() -> None:
     _, loss, references = parts("gpt2")
-    for count in (8, 30):
-        scores = acdc(loss, references, [tiny_batch()], count=count, searches=12)
-        assert abs(int(scores.details["kept"]) - count) <= 2  # type: ignore[call-overload]
-        assert int((scores.values >= scores.details["threshold"]).sum()) == scores.details["kept"]
+    scores = acdc(loss, references, [tiny_batch()], count=20, searches=10)
+    assert abs(int(scores.details["kept"]) - 20) <= 2  # type: ignore[call-overload]
+    assert int((scores.values >= scores.details["threshold"]).sum()) == scores.details["kept"]
 
 
 def test_mistakes_are_named() -> None:
