@@ -7,6 +7,7 @@ import json
 import os
 import subprocess
 import sys
+import time
 from pathlib import Path
 
 import pytest
@@ -15,8 +16,10 @@ from brute_force import masked_logits
 from cli import call, failure, settings
 from conftest import tiny_batch, tiny_model
 from torch import Tensor
+from transformers import AutoConfig, AutoModelForCausalLM
 
 from circuitlit.discover import MaskedLoss, acdc, exact
+from circuitlit.discover.held_loss import HeldLoss
 from circuitlit.errors import UserError
 from circuitlit.graph import MaskLayout, top_k
 from circuitlit.masked import MaskedModel, References, ablated_run
@@ -208,3 +211,56 @@ def test_own_size_is_for_methods_that_have_one(local: Path, tmp_path: Path, caps
         argv = settings(local, tmp_path / verb, "sparsity=own")
         line = failure(capsys, *[word for word in argv if not word.startswith("sparsity.target")], verb=verb)
         assert "method=acdc" in line
+
+
+def seconds_per_edge(subject: Subject, batch: Batch, keep: float, layers: tuple[int, ...], chunk: int = 8) -> float:
+    """Time of one tried edge, mean over the graph, in circuits that keep a random share of what lies downstream.
+
+    Readers of some layers are timed on the way from the logits down; each layer counts by its edges.
+    """
+    graph = subject.graph
+    loss = MaskedLoss(MaskedModel(subject), MaskLayout(graph), kl_divergence)
+    held = HeldLoss(loss, References(subject, "interchange"), [batch])
+    generator = torch.Generator().manual_seed(0)
+    timed: dict[int, list[float]] = {layer: [] for layer in (*layers, graph.n_layers)}
+    places = {0, graph.n_heads, graph.n_heads + graph.n_kv_heads, graph.readers_per_layer - 1}
+    for reader in reversed(range(graph.n_readers)):
+        layer, place = divmod(reader, graph.readers_per_layer)
+        visible, row = int(graph.visible[reader]), held.masks[reader].clone()
+        fed = list(graph.writers_of_reader[reader])
+        dead = bool(fed) and not bool(held.masks[:, fed].any())
+        if layer in timed and place in places:
+            rows = row.repeat(min(chunk, visible), 1)
+            for number in range(len(rows)):
+                rows[number:, visible - 1 - number] = 0
+            start = time.perf_counter()
+            if not dead:
+                held.values(reader, rows)
+            timed[layer].append((time.perf_counter() - start) / len(rows))
+        if keep < 1:
+            row[:visible] = 0 if dead else (torch.rand(visible, generator=generator) < keep).to(row.dtype)
+            held.commit(reader, row)
+    total = 0.0
+    for layer in range(graph.n_layers + 1):
+        near = min(timed, key=lambda other: abs(other - layer))
+        edges = int(graph.visible[graph.reader_rows(layer)].sum())
+        total += edges * sum(timed[near]) / len(timed[near])
+    return total / graph.n_edges
+
+
+@pytest.mark.slow
+def test_speed_on_gpt2_small() -> None:
+    """Run with -s on an idle machine: seconds an edge, 8 pairs of 15 tokens, two threads, 5 % and all edges kept."""
+    torch.set_num_threads(2)
+    try:
+        torch.manual_seed(0)
+        subject, batch = Subject(AutoModelForCausalLM.from_config(AutoConfig.for_model("gpt2"))), tiny_batch(8, 15, 1)
+        subject.hidden(batch.clean)
+        start = time.perf_counter()
+        subject.logits(batch.clean, batch.positions)
+        stock = time.perf_counter() - start
+        sparse, whole = (seconds_per_edge(subject, batch, keep, (0, 2, 4, 6, 8, 10, 11)) for keep in (0.05, 1.0))
+        print(f"\nstock forward {stock:.3f} s; an edge {sparse:.4f} s with 5 % kept, {whole:.4f} s with all kept")
+        assert sparse < 0.25 * stock
+    finally:
+        torch.set_num_threads(1)
