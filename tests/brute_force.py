@@ -25,7 +25,7 @@ def masked_logits(
     blocks = anatomy.blocks(model)
     constants = torch.zeros_like(cut_run.embed)
     if anatomy.positions is not None:
-        constants = constants + model.transformer.wpe(torch.arange(batch.clean.shape[1]))
+        constants = constants + _positions(model, batch.clean.shape[1])
     own, cut = [subject.embed(batch.clean) if embed is None else embed], [cut_run.embed]
 
     def seen(reader: int) -> Tensor:
@@ -44,12 +44,16 @@ def masked_logits(
         if graph.parallel:
             mlp_input = seen(mlp_reader)
         results = _all_heads(subject, block, inputs)
-        own += _by_head(out, results, graph.n_heads)
-        cut += _by_head(out, cut_run.heads[:, layer], graph.n_heads)
+        gain, scale = 1.0, 1.0
+        if anatomy.post_norm is not None:
+            norm, total = getattr(block, anatomy.post_norm), out(results)
+            gain, scale = 1 + norm.weight, (total.pow(2).mean(-1, keepdim=True) + norm.eps).rsqrt()
+        own += [write * scale * gain for write in _by_head(out, results, graph.n_heads)]
+        cut += [write * gain for write in _by_head(out, cut_run.heads[:, layer], graph.n_heads)]
         constants = constants + out(torch.zeros_like(results))
         if not graph.parallel:
             mlp_input = seen(mlp_reader)
-        own.append(getattr(block, anatomy.mlp)(mlp_norm(mlp_input)))
+        own.append(_mlp(block, mlp_norm(mlp_input)))
         cut.append(cut_run.mlps[:, layer])
     norm = model.get_submodule(anatomy.final_norm)
     return torch.take_along_dim(subject.unembed(norm(seen(-1))), batch.positions[..., None], 1)
@@ -63,6 +67,21 @@ def writer_outputs(subject: Subject, ids: Tensor) -> list[Tensor]:
         out = getattr(getattr(block, subject.anatomy.attention), subject.anatomy.out)
         outputs += [*_by_head(out, run.heads[:, layer], subject.graph.n_heads), run.mlps[:, layer]]
     return outputs
+
+
+def _positions(model: nn.Module, length: int) -> Tensor:
+    """Learned position embeddings by hand; OPT's table starts with two unused rows."""
+    if hasattr(model, "transformer"):
+        return model.transformer.wpe.weight[:length]
+    return model.model.decoder.embed_positions.weight[2 : 2 + length]
+
+
+def _mlp(block: nn.Module, x: Tensor) -> Tensor:
+    """What a block's MLP adds to the stream."""
+    if hasattr(block, "fc1"):
+        return block.fc2(block.fc1(x).relu())
+    written = block.mlp(x)
+    return block.post_feedforward_layernorm(written) if hasattr(block, "post_feedforward_layernorm") else written
 
 
 def _by_head(out: nn.Module, results: Tensor, n_heads: int) -> list[Tensor]:
@@ -94,7 +113,8 @@ def _attend(subject: Subject, attention: nn.Module, q: Tensor, k: Tensor, v: Ten
     arguments = {"attention_mask": torch.full((length, length), -torch.inf, dtype=q.dtype).triu(1)[None, None]}
     if subject.anatomy.rotary is not None:
         rotary = subject.model.base_model.rotary_emb
-        arguments["position_embeddings"] = rotary(q, torch.arange(length)[None])
+        kind = [attention.layer_type] if subject.anatomy.rotary_by_layer else []
+        arguments["position_embeddings"] = rotary(q, torch.arange(length)[None], *kind)
     caught: list[Tensor] = []
     with ExitStack() as hooks:
 

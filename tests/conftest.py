@@ -9,6 +9,8 @@ import torch
 from cli import write_local
 from toy_tokenizers import byte_bpe, metaspace, tokenizer  # noqa: F401
 from transformers import AutoConfig, AutoModelForCausalLM
+from transformers.models.gemma2 import modeling_gemma2
+from transformers.models.gemma3 import modeling_gemma3
 from transformers.models.llama import modeling_llama
 from transformers.models.mistral import modeling_mistral
 from transformers.models.qwen2 import modeling_qwen2
@@ -31,6 +33,12 @@ _GROUPED = {
     "max_position_embeddings": 64,
 }
 CONFIGS = {
+    "gemma2": {**_GROUPED, "query_pre_attn_scalar": 5, "attn_logit_softcapping": 3.0, "final_logit_softcapping": 4.0},
+    "gemma3_text": {
+        **_GROUPED,
+        "query_pre_attn_scalar": 5,
+        "layer_types": ["sliding_attention", "full_attention", "sliding_attention"],
+    },
     "gpt2": {"n_embd": 24, "n_layer": 3, "n_head": 4, "vocab_size": VOCAB, "n_positions": 64},
     "gpt_neox": {
         "hidden_size": 24,
@@ -51,6 +59,15 @@ CONFIGS = {
     },
     "llama": {**_GROUPED, "attention_bias": True},
     "mistral": {**_GROUPED, "sliding_window": None},
+    "opt": {
+        "hidden_size": 24,
+        "word_embed_proj_dim": 24,
+        "ffn_dim": 40,
+        "num_hidden_layers": 3,
+        "num_attention_heads": 4,
+        "vocab_size": VOCAB,
+        "max_position_embeddings": 64,
+    },
     "qwen2": _GROUPED,
     "qwen3": _GROUPED,
 }
@@ -58,12 +75,24 @@ CONFIGS = {
 
 @pytest.fixture(autouse=True)
 def norms_in_their_inputs_dtype(monkeypatch: pytest.MonkeyPatch) -> None:
-    """Hugging Face RMSNorms compute in float32, which would hide errors below 1e-7."""
+    """Hugging Face RMSNorms, and Gemma 2's softmax, compute in float32, which would hide errors below 1e-7."""
 
     def forward(self, hidden):
         variance = hidden.pow(2).mean(-1, keepdim=True)
         return self.weight * (hidden * torch.rsqrt(variance + self.variance_epsilon))
 
+    def gemma(self, hidden):
+        return self._norm(hidden) * (1 + self.weight)
+
+    def capped(module, query, key, value, mask, dropout=0.0, scaling=1.0, softcap=1.0, **_):
+        groups = module.num_key_value_groups
+        key, value = (x.repeat_interleave(groups, 1) for x in (key, value))
+        scores = torch.tanh(query @ key.transpose(2, 3) * scaling / softcap) * softcap
+        return ((scores + mask).softmax(-1) @ value).transpose(1, 2), None
+
+    monkeypatch.setattr(modeling_gemma2, "eager_attention_forward", capped)
+    for norm in (modeling_gemma2.Gemma2RMSNorm, modeling_gemma3.Gemma3RMSNorm):
+        monkeypatch.setattr(norm, "forward", gemma)
     for norm in (
         modeling_llama.LlamaRMSNorm,
         modeling_mistral.MistralRMSNorm,
@@ -73,10 +102,10 @@ def norms_in_their_inputs_dtype(monkeypatch: pytest.MonkeyPatch) -> None:
         monkeypatch.setattr(norm, "forward", forward)
 
 
-def tiny_model(name: str, seed: int = 0):
-    """A random model of an architecture, every parameter perturbed."""
+def tiny_model(name: str, seed: int = 0, **numbers: int):
+    """A random model of an architecture, every parameter perturbed; `numbers` replace some of its configuration."""
     torch.manual_seed(seed)
-    config = AutoConfig.for_model(name.removesuffix("_sequential"), **CONFIGS[name])
+    config = AutoConfig.for_model(name.removesuffix("_sequential"), **{**CONFIGS[name], **numbers})
     model = AutoModelForCausalLM.from_config(config).to(torch.float64)
     with torch.no_grad():
         for parameter in model.parameters():

@@ -5,12 +5,14 @@ from __future__ import annotations
 import pytest
 import torch
 from brute_force import masked_logits
-from conftest import tiny_batch, tiny_model
+from conftest import CONFIGS, tiny_batch, tiny_model
 from peft import LoraConfig, get_peft_model
+from transformers import AutoConfig
 
+from circuitlit.errors import UserError
 from circuitlit.graph import MaskLayout, reachable_edges
-from circuitlit.masked import MaskedModel, ablated_run, mean_writers
-from circuitlit.model import Subject, unwrap
+from circuitlit.masked import MaskedModel, ablated_run, mean_writers, run_writers
+from circuitlit.model import Subject, anatomy_of, unwrap
 from circuitlit.tasks.pair import Batch
 
 TIGHT = {"rtol": 1e-10, "atol": 1e-10}
@@ -155,3 +157,29 @@ def test_float32_within_its_error() -> None:
     logits = run(subject, batch, torch.ones(subject.graph.n_edges))
     expected = torch.take_along_dim(subject.model(batch.clean).logits, batch.positions[..., None], 1)
     torch.testing.assert_close(logits, expected, rtol=1e-4, atol=1e-4)
+
+
+@pytest.mark.parametrize(
+    "name,numbers",
+    [
+        ("opt", {"do_layer_norm_before": False}),
+        ("opt", {"word_embed_proj_dim": 12}),
+        ("gemma2", {"attention_bias": True}),
+        ("gemma3_text", {"use_bidirectional_attention": True}),
+    ],
+)
+def test_variants_that_break_the_sum_of_writers_are_refused(name: str, numbers: dict) -> None:
+    with pytest.raises(UserError, match=r"this (OPT )?model"):
+        anatomy_of(AutoConfig.for_model(name, **{**CONFIGS[name], **numbers}))
+
+
+def test_heads_behind_a_norm_write_what_it_puts_out(batch: Batch) -> None:
+    """Gemma: the heads' own writes, in the scale of their run, add up to the output of the norm behind them."""
+    subject = Subject(tiny_model("gemma2"))
+    block = subject.anatomy.blocks(subject.model)[1]
+    caught: list[torch.Tensor] = []
+    handle = block.post_attention_layernorm.register_forward_hook(lambda module, args, output: caught.append(output))
+    heads = run_writers(subject, batch.clean).heads[:, 1].unflatten(-1, (4, -1))
+    handle.remove()
+    writes = torch.einsum("bphi,hid->bphd", heads, subject.anatomy.parts(block, subject.graph).out)
+    torch.testing.assert_close(writes.sum(2), caught[0], **TIGHT)

@@ -3,11 +3,13 @@
 Many functions have the names of their files; from this package the names mean the functions.
 """
 
+from circuitlit.discover.acdc import acdc
 from circuitlit.discover.clean_corrupted import clean_corrupted
 from circuitlit.discover.eap import eap
 from circuitlit.discover.eap_ig import eap_ig
 from circuitlit.discover.eap_ig_activations import eap_ig_activations
 from circuitlit.discover.edge_pruning_2024 import EdgePruning2024
+from circuitlit.discover.exact import exact
 from circuitlit.discover.gates import HardConcrete, SigmoidTopK, UniformGradient
 from circuitlit.discover.information_flow import information_flow
 from circuitlit.discover.learn import MaskLearner, Schedule
@@ -26,10 +28,12 @@ __all__ = [
     "Schedule",
     "SigmoidTopK",
     "UniformGradient",
+    "acdc",
     "clean_corrupted",
     "eap",
     "eap_ig",
     "eap_ig_activations",
+    "exact",
     "information_flow",
     "initial_log_alpha",
     "mask_gradients",

@@ -29,12 +29,15 @@ class Graph:
         n_kv_heads: key/value heads in a block; equals `n_heads` without grouped-query attention.
         parallel: True where attention and MLP of a block read the same stream (GPT-NeoX), so that the MLP does not see
             the heads of its own block.
+        coupled: True where a norm behind the attention scales the writes of all heads of a block by one factor
+            (Gemma 2 and 3), so that whatever a head reads shapes what all of them write.
     """
 
     n_layers: int
     n_heads: int
     n_kv_heads: int
     parallel: bool = False
+    coupled: bool = False
 
     def __post_init__(self) -> None:
         if min(self.n_layers, self.n_heads, self.n_kv_heads) < 1 or self.n_heads % self.n_kv_heads:
@@ -135,14 +138,20 @@ class Graph:
 
     @cached_property
     def writers_of_reader(self) -> list[range]:
-        """The writers whose output each reader shapes: heads of a key/value group, an MLP; none for the logits."""
+        """The writers whose output each reader shapes: heads of a key/value group, an MLP; none for the logits.
+
+        Where heads are coupled, each of their readers shapes all heads of the block.
+        """
         group = self.n_heads // self.n_kv_heads
         fed = []
         for layer in range(self.n_layers):
             first = self.writers_before(layer)
-            fed += [range(first + head, first + head + 1) for head in range(self.n_heads)]
-            for _kind in "kv":
-                fed += [range(first + head * group, first + (head + 1) * group) for head in range(self.n_kv_heads)]
+            if self.coupled:
+                fed += [range(first, first + self.n_heads)] * (self.readers_per_layer - 1)
+            else:
+                fed += [range(first + head, first + head + 1) for head in range(self.n_heads)]
+                for _kind in "kv":
+                    fed += [range(first + head * group, first + (head + 1) * group) for head in range(self.n_kv_heads)]
             fed.append(range(first + self.n_heads, first + self.n_heads + 1))
         return [*fed, range(0)]
 

@@ -51,6 +51,7 @@ class MaskedBlock(nn.Module):
         self.attn_norm, self.mlp_norm = parts.attn_norm, parts.mlp_norm
         self.q_norm, self.k_norm, self.mlp = parts.q_norm, parts.k_norm, parts.mlp
         self.scale = parts.scale
+        self.post_scale, self.softcap = parts.post_scale, parts.softcap
         self.n_heads, self.n_kv_heads, self.parallel = graph.n_heads, graph.n_kv_heads, graph.parallel
         self.first_writer = graph.writers_before(layer)
 
@@ -124,24 +125,65 @@ class MaskedBlock(nn.Module):
         """What each head adds beyond its ablated output."""
         batch = ablated_heads.shape[0]
         readers = normed.split([self.n_heads, self.n_kv_heads, self.n_kv_heads])
-        q, k, v = (
-            self._project(x, HeadMap(weight, bias), batch)
-            for x, weight, bias in zip(
-                readers,
-                (self.q_weight, self.k_weight, self.v_weight),
-                (self.q_bias, self.k_bias, self.v_bias),
-                strict=True,
-            )
-        )
+        q, k, v = (self._project(x, heads, batch) for x, heads in zip(readers, self.maps.values(), strict=True))
         if self.q_norm is not None and self.k_norm is not None:
             q, k = self.q_norm(q), self.k_norm(k)
         if rotary is not None:
             q, k = rotary.rotate(q, k, rotary.cos, rotary.sin)
-        grouped = self.n_heads != self.n_kv_heads
-        result = F.scaled_dot_product_attention(q, k, v, is_causal=True, scale=self.scale, enable_gqa=grouped)
+        result = self.attention(q, k, v)
+        if self.post_scale is not None:
+            result = result * self.post_scale(result.transpose(1, 2).flatten(2))[:, None]
         ablated = ablated_heads.unflatten(-1, (self.n_heads, -1)).transpose(1, 2)
         delta = (result - ablated).transpose(0, 1).flatten(1, 2)
         return torch.bmm(delta, self.out_weight)
+
+    def attention(
+        self,
+        q: Float[Tensor, "one head pos width"],
+        k: Float[Tensor, "one kv pos width"],
+        v: Float[Tensor, "one kv pos width"],
+    ) -> Float[Tensor, "one head pos width"]:
+        """Causal attention; the first two axes may be any, with as many key heads as query heads or a divisor of it."""
+        grouped = q.shape[1] != k.shape[1]
+        if self.softcap is not None:
+            return self._capped_attention(q, k, v)
+        return F.scaled_dot_product_attention(q, k, v, is_causal=True, scale=self.scale, enable_gqa=grouped)
+
+    def _capped_attention(self, q: Tensor, k: Tensor, v: Tensor) -> Tensor:
+        """Attention whose scores are bounded (Gemma 2); fused kernels lack it."""
+        assert self.softcap is not None
+        group, length = q.shape[1] // k.shape[1], q.shape[2]
+        if group > 1:
+            k, v = k.repeat_interleave(group, 1), v.repeat_interleave(group, 1)
+        scores = self.softcap * torch.tanh(q @ k.transpose(2, 3) * self.scale / self.softcap)
+        later = torch.ones(length, length, dtype=torch.bool, device=q.device).triu(1)
+        return scores.masked_fill(later, -torch.inf).softmax(-1) @ v
+
+    def positioned(
+        self, kind: str, vectors: Float[Tensor, "head rows pos width"], rotary: Rotary | None
+    ) -> Float[Tensor, "head rows pos width"]:
+        """Queries or keys, normed and rotated where the architecture does so; values as they are."""
+        norm = {"q": self.q_norm, "k": self.k_norm}.get(kind)
+        if norm is not None:
+            vectors = norm(vectors)
+        if rotary is None or kind == "v":
+            return vectors
+        return rotary.rotate(vectors, vectors, rotary.cos, rotary.sin)[0]
+
+    def scaled(self, results: Float[Tensor, "head rows pos width"]) -> Float[Tensor, "head rows pos width"]:
+        """All heads' results in the scale in which they are written."""
+        if self.post_scale is None:
+            return results
+        return results * self.post_scale(results.permute(1, 2, 0, 3).flatten(2))[None]
+
+    @property
+    def maps(self) -> dict[str, HeadMap]:
+        """The maps to queries, keys and values."""
+        return {
+            "q": HeadMap(self.q_weight, self.q_bias),
+            "k": HeadMap(self.k_weight, self.k_bias),
+            "v": HeadMap(self.v_weight, self.v_bias),
+        }
 
     @staticmethod
     def _project(x: Float[Tensor, "head token d"], heads: HeadMap, batch: int) -> Float[Tensor, "batch head pos out"]:

@@ -13,7 +13,7 @@ from circuitlit.errors import UserError
 from circuitlit.masked.ablation import Ablated
 from circuitlit.masked.block import MaskedBlock, Rotary
 from circuitlit.masked.ledger import Ledger, Token
-from circuitlit.model.anatomy import window_of
+from circuitlit.model.anatomy import layer_kinds, window_of
 from circuitlit.model.subject import Subject
 
 
@@ -60,8 +60,7 @@ class MaskedModel(nn.Module):
             roles: which copy of the masks holds at each token; needed with several copies.
         """
         batch, length = ids.shape
-        if self._window is not None and length > self._window:
-            raise UserError(f"a prompt of {length} tokens exceeds the model's attention window of {self._window}")
+        self.check_length(length)
         masks = masks.to(self.subject.model.dtype)
         embedded = self.subject.embed(ids).flatten(0, 1)
         stream = ablated.embed.flatten(0, 1)
@@ -69,10 +68,8 @@ class MaskedModel(nn.Module):
             self.graph.n_writers, embedded, self.panel * self.graph.readers_per_layer, _groups(roles, masks.shape[0])
         )
         token = ledger.write(ledger.start(), 0, (embedded - stream)[None])
-        if self.subject.anatomy.positions is not None:
-            table = attrgetter(self.subject.anatomy.positions)(self.subject.model)
-            stream = stream + table(torch.arange(length, device=ids.device)).repeat(batch, 1)
-        rotary = self._rotary(embedded, length)
+        stream = stream + self.position_embeddings(batch, length)
+        rotary = self.rotary(embedded, length)
         for start in range(0, len(self.blocks), self.panel):
             args = (ledger, token, stream, masks, ablated, start, rotary)
             if self.recompute and torch.is_grad_enabled():
@@ -93,7 +90,7 @@ class MaskedModel(nn.Module):
         masks: Tensor,
         ablated: Ablated,
         start: int,
-        rotary: Rotary | None,
+        rotary: list[Rotary | None],
     ) -> tuple[Token, Tensor]:
         graph = self.graph
         stop = min(start + self.panel, len(self.blocks))
@@ -112,17 +109,40 @@ class MaskedModel(nn.Module):
                 stream,
                 ablated.heads[:, layer],
                 ablated.mlps[:, layer].flatten(0, 1),
-                rotary,
+                rotary[layer],
             )
         return token, stream
 
-    def _rotary(self, like: Tensor, length: int) -> Rotary | None:
+    def check_length(self, length: int) -> None:
+        """Refuse prompts on which the stock model's attention is not plainly causal.
+
+        Raises:
+            UserError: the prompt is longer than the model's attention window.
+        """
+        if self._window is not None and length > self._window:
+            raise UserError(f"a prompt of {length} tokens exceeds the model's attention window of {self._window}")
+
+    def position_embeddings(self, batch: int, length: int) -> Float[Tensor, "token d"] | float:
+        """Learned position embeddings of all tokens: a constant of the residual stream; 0 where there are none."""
+        anatomy = self.subject.anatomy
+        if anatomy.positions is None:
+            return 0.0
+        table = attrgetter(anatomy.positions)(self.subject.model)
+        return anatomy.place(table, torch.arange(length, device=self.subject.device)).repeat(batch, 1)
+
+    def rotary(self, like: Tensor, length: int) -> list[Rotary | None]:
+        """Every block's cosines and sines for prompts of a length, in the dtype of `like`; None without rotation."""
         anatomy = self.subject.anatomy
         if anatomy.rotary is None or anatomy.rotate is None:
-            return None
+            return [None] * len(self.blocks)
         module = attrgetter(anatomy.rotary)(self.subject.model)
-        cos, sin = module(like, torch.arange(length, device=like.device)[None])
-        return Rotary(anatomy.rotate, cos, sin)
+        places = torch.arange(length, device=like.device)[None]
+        kinds = layer_kinds(self.subject.model.config)
+        if anatomy.rotary_by_layer:
+            made = {kind: Rotary(anatomy.rotate, *module(like, places, kind)) for kind in sorted(set(kinds))}
+        else:
+            made = dict.fromkeys(kinds, Rotary(anatomy.rotate, *module(like, places)))
+        return [made[kind] for kind in kinds]
 
 
 def _groups(roles: Tensor | None, copies: int) -> list[Tensor] | None:

@@ -7,13 +7,14 @@ shape, and the model's own norm and MLP modules.
 from __future__ import annotations
 
 from collections.abc import Callable, Sequence
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from operator import attrgetter
 
 import torch
 from jaxtyping import Float
 from torch import Tensor, nn
 from transformers import PretrainedConfig, PreTrainedModel
+from transformers.models.gemma2.modeling_gemma2 import apply_rotary_pos_emb as rotate_gemma
 from transformers.models.gpt_neox.modeling_gpt_neox import apply_rotary_pos_emb as rotate_neox
 from transformers.models.llama.modeling_llama import apply_rotary_pos_emb as rotate_llama
 from transformers.pytorch_utils import Conv1D
@@ -23,6 +24,7 @@ from circuitlit.graph import Graph
 
 Rotate = Callable[[Tensor, Tensor, Tensor, Tensor], tuple[Tensor, Tensor]]
 Split = Callable[[Sequence[Tensor], Graph], tuple[Tensor, Tensor, Tensor]]
+Place = Callable[[nn.Module, Tensor], Tensor]
 
 
 @dataclass(frozen=True)
@@ -39,12 +41,14 @@ class BlockParts:
 
     Attributes:
         q, k, v: maps from the normed residual stream to each head's vectors.
-        out: maps from each head's result to the residual stream, without bias.
+        out: maps from each head's result (scaled by `post_scale`) to the residual stream, without bias.
         out_bias: bias of the attention output, which belongs to no head; None where the model has none.
         attn_norm, mlp_norm: the model's own norms before attention and MLP.
         q_norm, k_norm: norms of single heads' queries and keys (Qwen3), else None.
-        mlp: the model's own MLP.
+        mlp: the model's own MLP, with the norm behind it where there is one.
         scale: factor on query-key products.
+        post_scale: factor of a norm behind the attention, which all heads share; None without such a norm.
+        softcap: bound on the scores of the attention, None without.
     """
 
     q: HeadMap
@@ -58,6 +62,41 @@ class BlockParts:
     k_norm: nn.Module | None
     mlp: nn.Module
     scale: float
+    post_scale: PostScale | None = None
+    softcap: float | None = None
+
+
+class PostScale(nn.Module):
+    """The factor that an RMS norm behind the attention puts on every head's write: 1 over the RMS of the heads' sum.
+
+    With it a head's own write is defined, `result @ out * (1 + weight) / RMS(sum of all heads)`, and the heads' writes
+    add up to what the norm puts out.
+
+    Args:
+        out: the output projection, without bias.
+        eps: the norm's.
+    """
+
+    def __init__(self, out: nn.Module, eps: float) -> None:
+        super().__init__()
+        self.out, self.eps = out, eps
+
+    def forward(self, results: Float[Tensor, "*rows width"]) -> Float[Tensor, "*rows 1"]:
+        """The factor at every token, from the heads' results side by side."""
+        return self.of(self.out(results))
+
+    def of(self, total: Float[Tensor, "*rows d"]) -> Float[Tensor, "*rows 1"]:
+        """The factor, from the heads' sum."""
+        wide = total if total.dtype == torch.float64 else total.float()
+        return torch.rsqrt(wide.pow(2).mean(-1, keepdim=True) + self.eps).to(total.dtype)
+
+
+def _place(table: nn.Module, places: Tensor) -> Tensor:
+    return table(places)
+
+
+def _place_opt(table: nn.Module, places: Tensor) -> Tensor:
+    return table(places, position_ids=places)  # adds OPT's offset of 2 itself
 
 
 @dataclass(frozen=True)
@@ -72,8 +111,13 @@ class Anatomy:
         out: name of the attention's output projection.
         activation: name of the MLP's activation module.
         gated: name of the MLP's map that the activation is multiplied with, None without a gate.
-        positions: path of learned position embeddings, None with rotary ones.
+        mlp: the module whose output is what the MLP writes.
+        mlp_chain: the modules from the normed input to that output, one after another; empty for `mlp` alone.
+        post_norm: RMS norm (of weight 1 + w) between the attention's output projection and the stream, or None.
+        softcap: name of the attention's bound on its scores; None without.
+        positions, place: path of learned position embeddings, None with rotary ones, and how they are looked up.
         rotary, rotate: path of the module that makes cosines and sines, and the function that applies them.
+        rotary_by_layer: True where that module takes the kind of the layer.
     """
 
     layers: str
@@ -87,9 +131,14 @@ class Anatomy:
     activation: str
     gated: str | None = None
     mlp: str = "mlp"
+    mlp_chain: tuple[str, ...] = ()
+    post_norm: str | None = None
+    softcap: str | None = None
     positions: str | None = None
+    place: Place = _place
     rotary: str | None = None
     rotate: Rotate | None = None
+    rotary_by_layer: bool = False
 
     def blocks(self, model: nn.Module) -> list[nn.Module]:
         """The blocks, first to last."""
@@ -101,6 +150,9 @@ class Anatomy:
         maps = [affine(getattr(attention, name)) for name in self.projections]
         q, k, v = self._heads([weight for weight, _ in maps], [bias for _, bias in maps], graph)
         weight, bias = affine(getattr(attention, self.out))
+        if self.post_norm is not None:
+            weight = weight * (1 + getattr(block, self.post_norm).weight)
+        chain = [getattr(block, name) for name in self.mlp_chain or (self.mlp,)]
         return BlockParts(
             q,
             k,
@@ -111,8 +163,10 @@ class Anatomy:
             mlp_norm=getattr(block, self.mlp_norm),
             q_norm=getattr(attention, "q_norm", None),
             k_norm=getattr(attention, "k_norm", None),
-            mlp=getattr(block, self.mlp),
+            mlp=chain[0] if len(chain) == 1 else nn.Sequential(*chain),
             scale=float(attention.scaling),
+            post_scale=self.post_scale(block),
+            softcap=None if self.softcap is None else getattr(attention, self.softcap),
         )
 
     def _heads(self, weights: list[Tensor], biases: list[Tensor | None], graph: Graph) -> list[HeadMap]:
@@ -121,6 +175,13 @@ class Anatomy:
             return [HeadMap(weight, None) for weight in per_head]
         full = [w.new_zeros(w.shape[-1]) if b is None else b for w, b in zip(weights, biases, strict=True)]
         return [HeadMap(weight, bias) for weight, bias in zip(per_head, self.split(full, graph), strict=True)]
+
+    def post_scale(self, block: nn.Module) -> PostScale | None:
+        """The factor of the norm behind a block's attention, if there is one."""
+        if self.post_norm is None:
+            return None
+        out = getattr(getattr(block, self.attention), self.out)
+        return PostScale(out, float(getattr(block, self.post_norm).eps))
 
 
 @torch.no_grad()
@@ -196,11 +257,48 @@ _NEOX = Anatomy(
     rotary="gpt_neox.rotary_emb",
     rotate=rotate_neox,
 )
+_OPT = Anatomy(
+    layers="model.decoder.layers",
+    positions="model.decoder.embed_positions",
+    place=_place_opt,
+    final_norm="model.decoder.final_layer_norm",
+    attn_norm="self_attn_layer_norm",
+    mlp_norm="final_layer_norm",
+    attention="self_attn",
+    projections=("q_proj", "k_proj", "v_proj"),
+    split=_separate,
+    out="out_proj",
+    activation="activation_fn",
+    mlp="fc2",
+    mlp_chain=("fc1", "activation_fn", "fc2"),
+)
+_GEMMA3 = Anatomy(
+    layers="model.layers",
+    final_norm="model.norm",
+    attn_norm="input_layernorm",
+    mlp_norm="pre_feedforward_layernorm",
+    attention="self_attn",
+    projections=("q_proj", "k_proj", "v_proj"),
+    split=_separate,
+    out="o_proj",
+    activation="act_fn",
+    gated="up_proj",
+    mlp="post_feedforward_layernorm",
+    mlp_chain=("mlp", "post_feedforward_layernorm"),
+    post_norm="post_attention_layernorm",
+    rotary="model.rotary_emb",
+    rotate=rotate_gemma,
+    rotary_by_layer=True,
+)
+_GEMMA2 = replace(_GEMMA3, softcap="attn_logit_softcapping", rotary_by_layer=False)
 ANATOMIES = {
+    "gemma2": _GEMMA2,
+    "gemma3_text": _GEMMA3,
     "gpt2": _GPT2,
     "gpt_neox": _NEOX,
     "llama": _LLAMA,
     "mistral": _LLAMA,
+    "opt": _OPT,
     "qwen2": _LLAMA,
     "qwen3": _LLAMA,
 }
@@ -220,7 +318,35 @@ def anatomy_of(config: PretrainedConfig) -> Anatomy:
         )
     if getattr(config, "add_cross_attention", False):
         raise UserError("cross-attention has no edges in this graph; load a decoder-only model")
+    _refuse_variants(config, anatomy)
     return anatomy
+
+
+def _refuse_variants(config: PretrainedConfig, anatomy: Anatomy) -> None:
+    """Refuse what single models of a known architecture do otherwise."""
+    if config.model_type == "opt":
+        if not config.do_layer_norm_before or config._remove_final_layer_norm:
+            raise UserError(
+                "this OPT model norms behind its blocks, not ahead of them (as opt-350m does), so its residual stream "
+                "is no sum of writers; take another size"
+            )
+        if config.word_embed_proj_dim != config.hidden_size:
+            raise UserError("this OPT model projects its embeddings to another width; take another size")
+    if anatomy.post_norm is not None:
+        if config.attention_bias:
+            raise UserError("a bias ahead of the norm behind the attention belongs to no head; this model has one")
+        if getattr(config, "use_bidirectional_attention", False):
+            raise UserError("this model's attention is not causal; load one that is")
+
+
+def final_softcap(config: PretrainedConfig) -> float | None:
+    """Bound on the logits (Gemma 2), None without."""
+    return getattr(config, "final_logit_softcapping", None)
+
+
+def layer_kinds(config: PretrainedConfig) -> list[str]:
+    """The kind of each layer, where a configuration tells them apart."""
+    return list(getattr(config, "layer_types", None) or ["full_attention"] * config.num_hidden_layers)
 
 
 def graph_of(config: PretrainedConfig) -> Graph:
@@ -229,13 +355,14 @@ def graph_of(config: PretrainedConfig) -> Graph:
     Raises:
         UserError: the architecture is not supported.
     """
-    anatomy_of(config)
+    anatomy = anatomy_of(config)
     heads = config.num_attention_heads
     return Graph(
         n_layers=config.num_hidden_layers,
         n_heads=heads,
         n_kv_heads=getattr(config, "num_key_value_heads", None) or heads,
         parallel=bool(getattr(config, "use_parallel_residual", False)),
+        coupled=anatomy.post_norm is not None,
     )
 
 

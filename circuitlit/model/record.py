@@ -10,6 +10,7 @@ from operator import attrgetter
 from jaxtyping import Float
 from torch import Tensor, nn
 
+from circuitlit.model.anatomy import PostScale
 from circuitlit.model.subject import Subject
 
 
@@ -19,7 +20,8 @@ class Recording:
 
     Attributes:
         embed: token embeddings, without position embeddings.
-        heads: per layer, the heads' results side by side, before the output projection.
+        heads: per layer, the heads' results side by side, before the output projection; where a norm follows that
+            projection, times the norm's factor, so that the folded projection gives what is written.
         mlps: per layer, the MLP's output.
     """
 
@@ -35,19 +37,22 @@ def record(subject: Subject) -> Iterator[Recording]:
 
     def keep_output(into: list[Tensor]):
         def hook(_module: nn.Module, _args: tuple, output: Tensor) -> None:
-            into.append(output)
+            into.append(output.view(*(recording.embed or [output])[0].shape))  # OPT's MLP flattens the tokens
 
         return hook
 
-    def keep_input(_module: nn.Module, args: tuple) -> None:
-        recording.heads.append(args[0])
+    def keep_heads(scale: PostScale | None):
+        def hook(_module: nn.Module, args: tuple, output: Tensor) -> None:
+            recording.heads.append(args[0] if scale is None else args[0] * scale.of(output))
+
+        return hook
 
     anatomy = subject.anatomy
     with ExitStack() as hooks:
         hooks.callback(subject.embed.register_forward_hook(keep_output(recording.embed)).remove)
         for block in anatomy.blocks(subject.model):
             out = getattr(getattr(block, anatomy.attention), anatomy.out)
-            hooks.callback(out.register_forward_pre_hook(keep_input).remove)
+            hooks.callback(out.register_forward_hook(keep_heads(anatomy.post_scale(block))).remove)
             hooks.callback(getattr(block, anatomy.mlp).register_forward_hook(keep_output(recording.mlps)).remove)
         yield recording
 

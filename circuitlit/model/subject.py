@@ -11,7 +11,7 @@ from torch import Tensor, nn
 from transformers import PreTrainedModel, PreTrainedTokenizerBase
 
 from circuitlit.graph import Graph
-from circuitlit.model.anatomy import Anatomy, anatomy_of, graph_of
+from circuitlit.model.anatomy import Anatomy, anatomy_of, final_softcap, graph_of
 
 
 @dataclass
@@ -53,7 +53,8 @@ class Subject:
         """Logits of normed residual vectors."""
         head = self.model.get_output_embeddings()
         assert head is not None
-        return head(hidden)
+        logits, cap = head(hidden), final_softcap(self.model.config)
+        return logits if cap is None else cap * torch.tanh(logits / cap)
 
     def logits(
         self, ids: Int[Tensor, "batch pos"], positions: Int[Tensor, "batch answer"]

@@ -34,7 +34,7 @@ class Workbench:
         model: the masked forward.
         layout: what the mask vector holds.
         references: teacher and ablated writers; the training split's are cached where they fit.
-        count: edges that the circuit is to keep.
+        count: edges that the circuit is to keep; 0 where the method says how many (sparsity=own).
     """
 
     subject: Subject
@@ -89,7 +89,8 @@ def build_workbench(cfg: DictConfig, subject: Subject) -> Workbench:
     constants = _constants(cfg, model, data)
     references = References(subject, cfg.ablation.kind, constants, cfg.mask.cache_gib * 2**30)
     references.fill(data.train.batches(cfg.data.batch_size, max(data.train.lengths)), len(data.train))
-    count = edge_budget(cfg.sparsity.target, layout.n_edges)
+    target = cfg.sparsity.target
+    count = 0 if target is None else edge_budget(target, layout.n_edges)
     return Workbench(subject, data, model, layout, references, count)
 
 

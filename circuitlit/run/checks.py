@@ -24,7 +24,10 @@ def check(cfg: DictConfig) -> None:
     missing = sorted(OmegaConf.missing_keys(cfg))
     if missing:
         raise UserError(f"{missing[0]} has no value; give it on the command line: {missing[0]}=...")
-    _check_sparsity(cfg.sparsity.target)
+    if cfg.sparsity.target is not None:
+        _check_sparsity(cfg.sparsity.target)
+    elif cfg.verb != "attribute" or not cfg.method.get("own_size"):
+        raise UserError("sparsity=own is for methods that choose their own size, such as attribute method=acdc")
     steps = cfg.mask.schedule.steps
     if not isinstance(steps, int) or steps < 1:
         raise UserError(f"mask.schedule.steps={steps} is not a whole number of at least 1")

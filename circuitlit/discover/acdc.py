@@ -1,0 +1,178 @@
+"""ACDC: edges removed for good, one after another from the logits down, as long as the loss hardly rises."""
+
+from __future__ import annotations
+
+import math
+from collections.abc import Iterable
+from dataclasses import dataclass
+
+import torch
+from jaxtyping import Bool, Float
+from torch import Tensor
+
+from circuitlit.discover.held_loss import HeldLoss
+from circuitlit.discover.masked_loss import MaskedLoss
+from circuitlit.errors import UserError
+from circuitlit.graph import EdgeScores
+from circuitlit.masked import References
+from circuitlit.tasks.pair import Batch
+
+
+def acdc(
+    loss: MaskedLoss,
+    references: References,
+    batches: Iterable[Batch],
+    *,
+    threshold: float | None = None,
+    count: int | None = None,
+    chunk: int = 8,
+    searches: int = 10,
+) -> EdgeScores:
+    """Visit all edges from the logits down; remove an edge for good if the loss then rises by less than `threshold`.
+
+    Readers come in reverse topological order: the logits, then block by block from the last, each block's MLP ahead of
+    its v, k and q readers, heads from the last. A reader's edges come in reverse topological order of their writers.
+    Nothing depends on chance or hashing. A reader that shapes only nodes without any edge left is not tried: all its
+    edges go.
+
+    Args:
+        loss: the objective under masks.
+        references: teacher and ablated writers.
+        batches: the pairs; the loss is their mean.
+        threshold: rise of the loss, in its unit, from which on an edge is kept; give it or `count`.
+        count: edges wanted; thresholds are bisected, and the run that keeps the number closest to it is returned.
+        chunk: most edges tried at once. It changes the speed, not the result.
+        searches: most thresholds tried for `count`.
+
+    Returns:
+        For each edge the rise of the loss when it was tried, on top of all earlier removals: the kept ones are those of
+        at least the threshold, so they rank above all removed ones. Edges not tried score 0, for they cannot be heard.
+        `details["kept"]` is ACDC's own number of edges.
+
+    Raises:
+        UserError: neither or both of `threshold` and `count` are given, or one is out of its range.
+
+    Source: Conmy et al., arXiv 2304.14997, Algorithm 1, with KL summed over the vocabulary.
+    """
+    if (threshold is None) == (count is None):
+        raise UserError("ACDC needs either a threshold or a count: set method.score.threshold or method.score.count")
+    if threshold is not None and not 0 < threshold < math.inf:
+        raise UserError(f"method.score.threshold={threshold} is not a positive number")
+    edges = loss.layout.graph.n_edges
+    if count is not None and not 0 < count < edges:
+        raise UserError(f"method.score.count={count} is not between 0 and the graph's {edges} edges")
+    pairs = list(batches)
+    if threshold is not None:
+        return _scores(loss, _sweep(HeldLoss(loss, references, pairs), threshold, chunk))
+    assert count is not None
+    return _scores(loss, _search(loss, references, pairs, count, chunk, searches))
+
+
+@dataclass(frozen=True)
+class Sweep:
+    """One pass over all edges.
+
+    Attributes:
+        threshold: rise from which on an edge was kept.
+        rises: of the loss, when each edge was tried; 0 where it was not.
+        kept: the circuit.
+        final: loss of the circuit.
+        tried: variants that were run; more than the edges tried by those that were tried in vain.
+    """
+
+    threshold: float
+    rises: Float[Tensor, "edge"]
+    kept: Bool[Tensor, "edge"]
+    final: float
+    tried: int
+
+
+def _sweep(held: HeldLoss, threshold: float, chunk: int) -> Sweep:
+    graph = held.graph
+    rises = torch.zeros(graph.n_edges, dtype=torch.float64)
+    current, tried = held.value(), 0
+    for reader in reversed(range(graph.n_readers)):
+        fed = list(graph.writers_of_reader[reader])
+        row = held.masks[reader].clone()
+        if fed and not bool(held.masks[:, fed].any()):
+            row[:] = 0
+        else:
+            first, visible = int(graph.offsets[reader]), int(graph.visible[reader])
+            current, more = _prune(held, reader, row, rises[first : first + visible], current, threshold, chunk)
+            tried += more
+        held.commit(reader, row)
+    kept = held.masks.flatten()[graph.dense_index.to(held.masks.device)].bool().cpu()
+    return Sweep(threshold, rises, kept, current, tried)
+
+
+def _prune(
+    held: HeldLoss,
+    reader: int,
+    row: Float[Tensor, "writer"],
+    rises: Float[Tensor, "visible"],
+    current: float,
+    threshold: float,
+    chunk: int,
+) -> tuple[float, int]:
+    """Try all edges into one reader; `row` and `rises` are filled in place.
+
+    Several edges are tried at once on the guess that all but the last of them go: variant i lacks edges 1 to i. The
+    verdicts hold up to and including the first edge that is kept; what was tried after it is tried again without it.
+
+    Returns:
+        The loss after all removals, and how many variants were run.
+    """
+    pending, size, tried = list(reversed(range(len(rises)))), chunk, 0
+    while pending:
+        guess = pending[:size]
+        rows = row.repeat(len(guess), 1)
+        for number, writer in enumerate(guess):
+            rows[number:, writer] = 0
+        values = held.values(reader, rows)
+        tried += len(guess)
+        done = 0
+        for writer, value in zip(guess, values, strict=True):
+            done += 1
+            rises[writer] = value - current
+            if not value - current < threshold:
+                size = max(1, done // 2)
+                break
+            row[writer], current = 0, value
+        else:
+            size = min(chunk, 2 * size)
+        pending = pending[done:]
+    return current, tried
+
+
+def _search(
+    loss: MaskedLoss, references: References, pairs: list[Batch], count: int, chunk: int, searches: int
+) -> Sweep:
+    """The sweep that keeps closest to `count` edges, thresholds bisected on a logarithmic scale."""
+    best: Sweep | None = None
+    low, high = math.log(1e-8), math.log(10.0)
+    for _ in range(searches):
+        middle = (low + high) / 2
+        sweep = _sweep(HeldLoss(loss, references, pairs), math.exp(middle), chunk)
+        kept = int(sweep.kept.sum())
+        if best is None or abs(kept - count) < abs(int(best.kept.sum()) - count):
+            best = sweep
+        if kept == count:
+            break
+        low, high = (middle, high) if kept > count else (low, middle)
+    assert best is not None
+    return best
+
+
+def _scores(loss: MaskedLoss, sweep: Sweep) -> EdgeScores:
+    """The rises in float32, rounded so that no removed edge reaches the kept ones."""
+    line = torch.tensor(sweep.threshold, dtype=torch.float32)
+    below = torch.nextafter(line, torch.tensor(-math.inf))
+    rises = sweep.rises.float()
+    values = torch.where(sweep.kept, rises.clamp(min=line), rises.clamp(max=below))
+    details: dict[str, object] = {
+        "threshold": sweep.threshold,
+        "kept": int(sweep.kept.sum()),
+        "objective": sweep.final,
+        "variants": sweep.tried,
+    }
+    return EdgeScores(loss.layout.graph, values[None], "acdc", details=details)

@@ -1,0 +1,70 @@
+"""The objective of runs that are held open: what exact patching and ACDC ask over and over."""
+
+from __future__ import annotations
+
+from collections.abc import Iterable
+
+import torch
+from jaxtyping import Float
+from torch import Tensor
+
+from circuitlit.discover.masked_loss import MaskedLoss
+from circuitlit.errors import UserError
+from circuitlit.masked import References
+from circuitlit.masked.resume import HeldRun
+from circuitlit.objective import Objective
+from circuitlit.tasks.pair import Batch
+
+
+class HeldLoss:
+    """Mean objective over all pairs under masks of 0 and 1, of which one reader's vary at a time. Starts with all kept.
+
+    Args:
+        loss: the objective under masks.
+        references: teacher and ablated writers.
+        batches: the pairs; all of them stay in memory, about `(readers + writers) * tokens * width` numbers.
+
+    Raises:
+        UserError: the masks differ by token role, or there are no pairs.
+    """
+
+    def __init__(self, loss: MaskedLoss, references: References, batches: Iterable[Batch]) -> None:
+        if loss.layout.copies > 1 or loss.layout.sites != "edges":
+            raise UserError("edges are cut one by one at all positions; set mask.roles=false for this method")
+        self.objective: Objective = loss.objective
+        self._parts: list[tuple[HeldRun, Tensor, Batch]] = []
+        for batch in batches:
+            batch = batch.to(references.subject.device)
+            reference = references(batch)
+            run = HeldRun(loss.model, batch.clean, reference.ablated, batch.positions)
+            self._parts.append((run, reference.teacher, batch))
+        if not self._parts:
+            raise UserError("no pairs to score edges on; raise method.max_batches")
+        self.graph = loss.layout.graph
+
+    @property
+    def masks(self) -> Float[Tensor, "reader writer"]:
+        """The masks as they are held; 0 where there is no edge."""
+        return self._parts[0][0].masks
+
+    def value(self) -> float:
+        """The loss of the held masks."""
+        return self._mean([run.logits() for run, _, _ in self._parts])[0]
+
+    def values(self, reader: int, rows: Float[Tensor, "variant writer"]) -> list[float]:
+        """The loss with other masks on the edges into one reader, one value a row."""
+        return self._mean([run.logits(reader, rows) for run, _, _ in self._parts])
+
+    def commit(self, reader: int, row: Float[Tensor, "writer"]) -> None:
+        """Hold other masks on the edges into one reader from now on."""
+        for run, _, _ in self._parts:
+            run.commit(reader, row)
+
+    def _mean(self, logits: list[Tensor]) -> list[float]:
+        """Mean over the pairs of all batches, from each batch's logits of every variant."""
+        total, pairs = torch.zeros(len(logits[0]), dtype=torch.float64), 0
+        for of_batch, (_, teacher, batch) in zip(logits, self._parts, strict=True):
+            losses = [self.objective(variant, teacher, batch).double().sum() for variant in of_batch]
+            total += torch.stack(losses).cpu()
+            pairs += len(batch)
+        return (total / pairs).tolist()

@@ -1,0 +1,315 @@
+"""A masked run held open: variants that differ at one reader cost only what follows from it.
+
+What every reader sees and every writer adds is kept. A variant changes one reader's row of masks, so it changes what
+its own heads or MLP write, and from there on only readers that keep an edge from a changed writer:
+
+    x'_r = x_r + sum_{w changed} z_rw (y'_w - y_w)
+
+Readers upstream of the change, and those downstream that hear nothing of it, are not computed again. Variants run
+together as further rows of a batch. No gradients.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Sequence
+from dataclasses import dataclass
+from functools import cached_property
+
+import torch
+from jaxtyping import Float, Int
+from torch import Tensor
+
+from circuitlit.graph.layout import scatter_edges
+from circuitlit.masked.ablation import Ablated
+from circuitlit.masked.block import MaskedBlock
+from circuitlit.masked.forward import MaskedModel
+
+KINDS = ("q", "k", "v")
+
+
+@dataclass
+class _Layer:
+    """What one block holds.
+
+    Attributes:
+        seen: input of every attention reader; a view of one stream as long as all readers see the same.
+        mlp_seen: input of the MLP.
+        vectors: queries, keys (both rotated) and values of all heads, by kind.
+        results: the heads' results ahead of the output projection, in the scale in which they are written.
+        mlp: output of the MLP.
+    """
+
+    seen: Float[Tensor, "reader token d"]
+    mlp_seen: Float[Tensor, "token d"]
+    vectors: dict[str, Float[Tensor, "head batch pos width"]]
+    results: Float[Tensor, "head batch pos width"]
+    mlp: Float[Tensor, "token d"]
+
+
+class HeldRun:
+    """The masked model's run on one batch under masks of 0 and 1, open to changes. Starts with all edges kept.
+
+    Args:
+        model: the masked forward.
+        ids: clean prompts, padded on the right.
+        ablated: outputs of all writers where their edges are cut.
+        positions: where logits are wanted.
+    """
+
+    def __init__(
+        self,
+        model: MaskedModel,
+        ids: Int[Tensor, "batch pos"],
+        ablated: Ablated,
+        positions: Int[Tensor, "batch answer"],
+    ) -> None:
+        model.check_length(ids.shape[1])
+        self.model, self.graph, self.positions = model, model.graph, positions
+        self.batch, self.length = ids.shape
+        self.answer_tokens = (positions + self.length * torch.arange(self.batch, device=ids.device)[:, None]).flatten()
+        embedded = model.subject.embed(ids).flatten(0, 1)
+        self.masks = scatter_edges(self.graph, embedded.new_ones(1, self.graph.n_edges))[0]
+        self.deltas = embedded.new_empty(self.graph.n_writers, *embedded.shape)
+        self._rotary = model.rotary(embedded, self.length)
+        self._room = embedded.new_empty(0)
+        with torch.no_grad():
+            self._start(embedded, ablated)
+
+    def _start(self, embedded: Float[Tensor, "token d"], ablated: Ablated) -> None:
+        """Run the full model, block by block."""
+        self.deltas[0] = embedded - ablated.embed.flatten(0, 1)
+        stream = embedded + self.model.position_embeddings(self.batch, self.length)
+        self._layers: list[_Layer] = []
+        for layer, block in enumerate(self._blocks):
+            first, heads = self.graph.writers_before(layer), self.graph.n_heads
+            normed = block.attn_norm(stream)[None]
+            vectors = {
+                kind: self._project(block, kind, normed, range(count), layer) for kind, count in self._heads.items()
+            }
+            group = heads // self.graph.n_kv_heads
+            key, value = (vectors[kind].repeat_interleave(group, 0) for kind in "kv")
+            results = block.scaled(block.attention(vectors["q"], key, value))
+            cut = ablated.heads[:, layer].unflatten(-1, (heads, -1)).permute(2, 0, 1, 3)
+            self.deltas[first : first + heads] = torch.bmm((results - cut).flatten(1, 2), block.out_weight)
+            after = stream + torch.bmm(results.flatten(1, 2), block.out_weight).sum(0)
+            if block.out_bias is not None:
+                after = after + block.out_bias
+            mlp_seen = stream if block.parallel else after
+            mlp = block.mlp(block.mlp_norm(mlp_seen))
+            self.deltas[first + heads] = mlp - ablated.mlps[:, layer].flatten(0, 1)
+            seen = stream.expand(block.attention_readers, -1, -1)
+            self._layers.append(_Layer(seen, mlp_seen, vectors, results, mlp))
+            stream = after + mlp
+        self._final = stream[self.answer_tokens]
+
+    @torch.no_grad()
+    def logits(
+        self, reader: int | None = None, rows: Float[Tensor, "variant writer"] | None = None
+    ) -> Float[Tensor, "variant batch answer vocab"]:
+        """Logits at the answer positions, of the held masks or with other masks on the edges into one reader.
+
+        Args:
+            reader: whose masks vary; None for the run as it is held.
+            rows: its masks in each variant.
+        """
+        if reader is None or rows is None:
+            final = self._final[None]
+        else:
+            final = self._final + self._propagate(reader, rows, keep=False)
+        normed = self.model.final_norm(final)
+        return self.model.subject.unembed(normed).unflatten(1, tuple(self.positions.shape))
+
+    @torch.no_grad()
+    def commit(self, reader: int, row: Float[Tensor, "writer"]) -> None:
+        """Hold other masks on the edges into one reader from now on."""
+        self._final = self._final + self._propagate(reader, row[None], keep=True)[0]
+        self.masks[reader] = row
+
+    @cached_property
+    def _blocks(self) -> list[MaskedBlock]:
+        return list(self.model.blocks)  # type: ignore[arg-type]
+
+    @cached_property
+    def _heads(self) -> dict[str, int]:
+        """Heads of each kind."""
+        return {"q": self.graph.n_heads, "k": self.graph.n_kv_heads, "v": self.graph.n_kv_heads}
+
+    def _propagate(
+        self, reader: int, rows: Float[Tensor, "variant writer"], keep: bool
+    ) -> Float[Tensor, "variant answer d"]:
+        """Change of the last reader's input at the answer tokens; `keep` writes all changes into the run."""
+        graph, variants = self.graph, len(rows)
+        start, place = divmod(reader, graph.readers_per_layer)
+        moved = self._moved(reader, rows)
+        if start == graph.n_layers:
+            return moved
+        changes = _Changes(self._workspace(variants))
+        for layer in range(start, graph.n_layers):
+            block, held = self._blocks[layer], self._layers[layer]
+            first = graph.reader_rows(layer).start
+            split = block.attention_readers
+            if layer == start:
+                readers, unique, shift = ([place], [0], moved[None]) if place < split else ([], [], moved[None])
+            else:
+                readers, unique, shift = changes.reach(self.masks, range(first, first + split))
+            if readers:
+                self._attend(layer, readers, unique, shift, changes, keep)
+            if layer == start and place == split:
+                readers, shift = [0], moved[None]
+            else:
+                readers, _, shift = changes.reach(self.masks, range(first + split, first + split + 1))
+            if readers:
+                seen = held.mlp_seen + shift[0]
+                output = block.mlp(block.mlp_norm(seen))
+                changes.add([graph.writers_before(layer) + graph.n_heads], (output - held.mlp)[None])
+                if keep:
+                    held.mlp_seen, held.mlp = seen[0], output[0]
+        if keep:
+            self.deltas[changes.writers] += changes.all()[:, 0]
+        return changes.at(self.masks[-1], self.answer_tokens)
+
+    def _moved(self, reader: int, rows: Float[Tensor, "variant writer"]) -> Float[Tensor, "variant token d"]:
+        """Change of the varied reader's own input."""
+        difference = rows - self.masks[reader]
+        touched = difference.any(0).nonzero().flatten().tolist()
+        span = slice(touched[0], touched[-1] + 1) if touched else slice(0, 1)
+        deltas = self.deltas[span]
+        if reader == self.graph.n_readers - 1:
+            deltas = deltas[:, self.answer_tokens]
+        return (difference[:, span] @ deltas.flatten(1)).unflatten(1, deltas.shape[1:])
+
+    def _attend(
+        self,
+        layer: int,
+        readers: list[int],
+        unique: list[int],
+        shift: Float[Tensor, "input variant token d"],
+        changes: _Changes,
+        keep: bool,
+    ) -> None:
+        """Compute again the heads of which some readers see a changed input.
+
+        Args:
+            layer: which block.
+            readers: those readers, counted within the block.
+            unique: for each, which of the distinct changed inputs it sees.
+            shift: the distinct changes.
+            changes: where the heads' changes are entered.
+            keep: hold what is computed.
+        """
+        graph, block, held = self.graph, self._blocks[layer], self._layers[layer]
+        variants = shift.shape[1]
+        representatives = [readers[unique.index(number)] for number in range(len(shift))]
+        seen = held.seen[representatives, None] + shift
+        normed = block.attn_norm(seen).flatten(1, 2)
+        group, offset, new = graph.n_heads // graph.n_kv_heads, 0, {}
+        for kind, count in self._heads.items():
+            mine = [number for number, reader in enumerate(readers) if offset <= reader < offset + count]
+            heads = [readers[number] - offset for number in mine]
+            which = sorted({unique[number] for number in mine})
+            if heads:
+                inputs = normed[which] if len(which) == 1 else normed[[unique[number] for number in mine]]
+                new[kind] = (heads, self._project(block, kind, inputs, heads, layer))
+            offset += count
+        wanted = set(new["q"][0]) if "q" in new else set()
+        for kind in "kv":
+            wanted |= {head for kv in new.get(kind, ([],))[0] for head in range(kv * group, (kv + 1) * group)}
+        heads = sorted(wanted) if block.post_scale is None else list(range(graph.n_heads))
+        vectors = {}
+        for kind in KINDS:
+            places = heads if kind == "q" else [head // group for head in heads]
+            vectors[kind] = _replaced(held.vectors[kind], places, *new.get(kind, ([], None)), variants=variants)
+        results = block.scaled(block.attention(vectors["q"], vectors["k"], vectors["v"]))
+        shape = (len(heads), variants, *held.results.shape[1:])
+        difference = results.view(shape) - held.results[heads, None]
+        first = graph.writers_before(layer)
+        weight = block.out_weight if len(heads) == graph.n_heads else block.out_weight[heads]
+        added = torch.bmm(difference.flatten(1, 3), weight)
+        changes.add([first + head for head in heads], added.unflatten(1, (variants, -1)))
+        if keep:
+            if not held.seen.stride(0):
+                held.seen = held.seen.clone()
+            held.seen[readers] = seen[unique, 0]
+            held.results[heads] = results
+            for kind, (places, values) in new.items():
+                held.vectors[kind][places] = values
+
+    def _project(
+        self, block: MaskedBlock, kind: str, normed: Float[Tensor, "input token d"], heads: Sequence[int], layer: int
+    ) -> Float[Tensor, "head rows pos width"]:
+        """Vectors of some heads, from one input for all or one for each."""
+        every = len(heads) == self._heads[kind]
+        weight, bias = block.maps[kind].weight, block.maps[kind].bias
+        if not every:
+            weight, bias = weight[list(heads)], None if bias is None else bias[list(heads)]
+        if len(normed) == 1:
+            joint = normed[0] @ weight.permute(1, 0, 2).flatten(1)
+            out = joint.unflatten(1, (len(weight), -1)).transpose(0, 1)
+        else:
+            out = torch.bmm(normed, weight)
+        if bias is not None:
+            out = out + bias[:, None]
+        return block.positioned(kind, out.unflatten(1, (-1, self.length)), self._rotary[layer])
+
+    def _workspace(self, variants: int) -> Float[Tensor, "writer variant token d"]:
+        """Room for the changes of all writers, kept between calls."""
+        size = self.deltas.numel() * variants
+        if len(self._room) < size:
+            self._room = self.deltas.new_empty(size)
+        return self._room[:size].view(len(self.deltas), variants, *self.deltas.shape[1:])
+
+
+class _Changes:
+    """Writers that put out something else than in the held run, in the order in which they were computed."""
+
+    def __init__(self, room: Float[Tensor, "writer variant token d"]) -> None:
+        self._room = room
+        self.writers: list[int] = []
+
+    def add(self, writers: list[int], change: Float[Tensor, "_ variant token d"]) -> None:
+        """Enter some writers' changes."""
+        self._room[len(self.writers) : len(self.writers) + len(writers)] = change
+        self.writers += writers
+
+    def all(self) -> Float[Tensor, "_ variant token d"]:
+        """The changes, one row a changed writer."""
+        return self._room[: len(self.writers)]
+
+    def reach(
+        self, masks: Float[Tensor, "reader writer"], readers: range
+    ) -> tuple[list[int], list[int], Float[Tensor, "input variant token d"]]:
+        """Which readers hear a change (counted from the first of `readers`), and what they hear.
+
+        Returns:
+            The readers; for each the number of its distinct input; the distinct inputs' changes. Two readers share an
+            input where all their masks agree.
+        """
+        block = masks[readers.start : readers.stop]
+        heard = block[:, self.writers].any(1).nonzero().flatten()
+        if not len(heard):
+            return [], [], self._room[:0]
+        rows, inverse = block[heard].unique(dim=0, return_inverse=True)
+        change = rows[:, self.writers] @ self.all().flatten(1)
+        return heard.tolist(), inverse.tolist(), change.unflatten(1, self._room.shape[1:])
+
+    def at(self, row: Float[Tensor, "writer"], tokens: Int[Tensor, "kept"]) -> Float[Tensor, "variant kept d"]:
+        """What one reader hears at some tokens."""
+        return torch.einsum("w,wvtd->vtd", row[self.writers], self.all()[:, :, tokens])
+
+
+def _replaced(
+    held: Float[Tensor, "head batch pos width"],
+    wanted: list[int],
+    heads: list[int],
+    new: Float[Tensor, "_ rows pos width"] | None,
+    variants: int,
+) -> Float[Tensor, "_ rows pos width"]:
+    """Vectors of the wanted heads for every variant: new ones where there are any, else the held ones."""
+    if new is not None and heads == wanted:
+        return new
+    out = held[wanted][:, None].repeat(1, variants, 1, 1, 1).flatten(1, 2)
+    if new is not None:
+        source = {head: number for number, head in enumerate(heads)}
+        places = [number for number, head in enumerate(wanted) if head in source]
+        out[places] = new[[source[wanted[number]] for number in places]]
+    return out
