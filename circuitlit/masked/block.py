@@ -6,7 +6,7 @@ from dataclasses import dataclass
 
 import torch
 import torch.nn.functional as F
-from jaxtyping import Float
+from jaxtyping import Bool, Float
 from torch import Tensor, nn
 
 from circuitlit.graph import Graph
@@ -73,6 +73,7 @@ class MaskedBlock(nn.Module):
         ablated_heads: Float[Tensor, "batch pos width"],
         ablated_mlp: Float[Tensor, "token d"],
         rotary: Rotary | None,
+        real: Bool[Tensor, "batch one one pos"] | None = None,
     ) -> tuple[Token, Float[Tensor, "token d"]]:
         """Read, compute and write this block's heads and MLP.
 
@@ -86,6 +87,7 @@ class MaskedBlock(nn.Module):
             ablated_heads: results of the ablated run's heads, before the output projection.
             ablated_mlp: output of the ablated run's MLP.
             rotary: rotary embedding of the batch, None with learned positions.
+            real: tokens that may be attended to; needed where tokens attend to later ones.
 
         Returns:
             The next token and the ablated residual stream after this block.
@@ -94,7 +96,7 @@ class MaskedBlock(nn.Module):
         own = self.first_writer - first
         served = split + 1 if self.parallel else split
         token, seen = ledger.read(token, masks[:, :served, :own], ablated, row, first)
-        delta = self._attend(self.attn_norm(seen[:split]), ablated_heads, rotary)
+        delta = self._attend(self.attn_norm(seen[:split]), ablated_heads, rotary, real)
         token = ledger.write(token, self.first_writer, delta)
 
         after = ablated + torch.einsum(
@@ -120,6 +122,7 @@ class MaskedBlock(nn.Module):
         normed: Float[Tensor, "readers token d"],
         ablated_heads: Float[Tensor, "batch pos width"],
         rotary: Rotary | None,
+        real: Tensor | None,
     ) -> Float[Tensor, "head token d"]:
         """What each head adds beyond its ablated output."""
         batch = ablated_heads.shape[0]
@@ -138,7 +141,9 @@ class MaskedBlock(nn.Module):
         if rotary is not None:
             q, k = rotary.rotate(q, k, rotary.cos, rotary.sin)
         grouped = self.n_heads != self.n_kv_heads
-        result = F.scaled_dot_product_attention(q, k, v, is_causal=True, scale=self.scale, enable_gqa=grouped)
+        result = F.scaled_dot_product_attention(
+            q, k, v, attn_mask=real, is_causal=real is None, scale=self.scale, enable_gqa=grouped
+        )
         ablated = ablated_heads.unflatten(-1, (self.n_heads, -1)).transpose(1, 2)
         delta = (result - ablated).transpose(0, 1).flatten(1, 2)
         return torch.bmm(delta, self.out_weight)

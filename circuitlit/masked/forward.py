@@ -69,12 +69,17 @@ class MaskedModel(nn.Module):
             self.graph.n_writers, embedded, self.panel * self.graph.readers_per_layer, _groups(roles, masks.shape[0])
         )
         token = ledger.write(ledger.start(), 0, (embedded - stream)[None])
+        if self.graph.inputs > 1:
+            cut = ablated.positions.flatten(0, 2)
+            token = ledger.write(token, 1, (self.subject.positions(length).repeat(batch, 1) - cut)[None])
+            stream = stream + cut
         if self.subject.anatomy.positions is not None:
             table = attrgetter(self.subject.anatomy.positions)(self.subject.model)
             stream = stream + table(torch.arange(length, device=ids.device)).repeat(batch, 1)
         rotary = self._rotary(embedded, length)
+        real = None if self.subject.anatomy.causal else (ids != 0)[:, None, None]
         for start in range(0, len(self.blocks), self.panel):
-            args = (ledger, token, stream, masks, ablated, start, rotary)
+            args = (ledger, token, stream, masks, ablated, start, rotary, real)
             if self.recompute and torch.is_grad_enabled():
                 token, stream = checkpoint(
                     self._run_panel, *args, use_reentrant=False, preserve_rng_state=False, determinism_check="none"
@@ -94,6 +99,7 @@ class MaskedModel(nn.Module):
         ablated: Ablated,
         start: int,
         rotary: Rotary | None,
+        real: Tensor | None,
     ) -> tuple[Token, Tensor]:
         graph = self.graph
         stop = min(start + self.panel, len(self.blocks))
@@ -113,6 +119,7 @@ class MaskedModel(nn.Module):
                 ablated.heads[:, layer],
                 ablated.mlps[:, layer].flatten(0, 1),
                 rotary,
+                real,
             )
         return token, stream
 

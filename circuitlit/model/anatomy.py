@@ -71,6 +71,8 @@ class Anatomy:
         out: name of the attention's output projection.
         positions: path of learned position embeddings, None with rotary ones.
         rotary, rotate: path of the module that makes cosines and sines, and the function that applies them.
+        position_writer: path of position embeddings that are a writer of the graph (Tracr), not a constant.
+        causal: False where a token attends to later ones too.
     """
 
     layers: str
@@ -84,6 +86,8 @@ class Anatomy:
     positions: str | None = None
     rotary: str | None = None
     rotate: Rotate | None = None
+    position_writer: str | None = None
+    causal: bool = True
 
     def blocks(self, model: nn.Module) -> list[nn.Module]:
         """The blocks, first to last."""
@@ -184,6 +188,17 @@ _NEOX = Anatomy(
     rotary="gpt_neox.rotary_emb",
     rotate=rotate_neox,
 )
+_TRACR = Anatomy(
+    layers="transformer.blocks",
+    final_norm="transformer.norm",
+    attn_norm="attn_norm",
+    mlp_norm="mlp_norm",
+    attention="attention",
+    qkv=_separate,
+    out="o_proj",
+    position_writer="transformer.positions",
+    causal=False,
+)
 ANATOMIES = {
     "gpt2": _GPT2,
     "gpt_neox": _NEOX,
@@ -191,6 +206,7 @@ ANATOMIES = {
     "mistral": _LLAMA,
     "qwen2": _LLAMA,
     "qwen3": _LLAMA,
+    "tracr": _TRACR,
 }
 
 
@@ -217,13 +233,14 @@ def graph_of(config: PretrainedConfig) -> Graph:
     Raises:
         UserError: the architecture is not supported.
     """
-    anatomy_of(config)
+    anatomy = anatomy_of(config)
     heads = config.num_attention_heads
     return Graph(
         n_layers=config.num_hidden_layers,
         n_heads=heads,
         n_kv_heads=getattr(config, "num_key_value_heads", None) or heads,
         parallel=bool(getattr(config, "use_parallel_residual", False)),
+        inputs=1 if anatomy.position_writer is None else 2,
     )
 
 

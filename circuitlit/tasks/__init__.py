@@ -15,5 +15,6 @@ from circuitlit.tasks.ioi import ioi, ioi_single
 from circuitlit.tasks.jsonl import jsonl
 from circuitlit.tasks.pair import Batch, Pair
 from circuitlit.tasks.splits import Splits
+from circuitlit.tasks.tracr import tracr
 
-__all__ = ["Batch", "EncodedPairs", "Pair", "PairsModule", "Splits", "encode", "ioi", "ioi_single", "jsonl"]
+__all__ = ["Batch", "EncodedPairs", "Pair", "PairsModule", "Splits", "encode", "ioi", "ioi_single", "jsonl", "tracr"]

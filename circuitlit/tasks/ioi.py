@@ -128,7 +128,7 @@ def _splits(
     # Test first: the largest split is drawn last so that its size does not change the others.
     for split, of_split, count in reversed(list(zip(("train", "val", "test"), keys, counts, strict=True))):
         made[split] = _draw(of_split, words, count, random.Random(f"{name}/{split}/{seed}"), seen)
-    return Splits(name=name, role_names=ROLES, **made)
+    return Splits(name, made["train"], made["val"], made["test"], ROLES)
 
 
 def _usable_words(tokenizer: PreTrainedTokenizerBase) -> _Words:
