@@ -2,6 +2,8 @@
 
 from __future__ import annotations
 
+from dataclasses import fields
+
 from jaxtyping import Float
 from torch import Tensor
 
@@ -31,11 +33,8 @@ class MaskedLoss:
         tensors = list(vars(batch).values())
         return self._call(masks, reference.teacher, *vars(reference.ablated).values(), *tensors)
 
-    def _loss(
-        self, masks: Tensor, teacher: Tensor, embed: Tensor, heads: Tensor, mlps: Tensor, *batch: Tensor
-    ) -> Tensor:
-        rows = Batch(*batch)
-        logits = self.model(
-            self.layout.dense(masks), rows.clean, Ablated(embed, heads, mlps), rows.positions, rows.roles
-        )
+    def _loss(self, masks: Tensor, teacher: Tensor, *tensors: Tensor) -> Tensor:
+        writers = len(fields(Ablated))
+        ablated, rows = Ablated(*tensors[:writers]), Batch(*tensors[writers:])
+        logits = self.model(self.layout.dense(masks), rows.clean, ablated, rows.positions, rows.roles)
         return self.objective(logits, teacher, rows).mean()

@@ -61,6 +61,7 @@ def trace(
         UserError: the objective is not finite.
     """
     subject = loss.model.subject
+    _refuse_unusual_writers(loss)
     anchor = (subject.embed(batch.clean) if embed is None else embed).detach().requires_grad_()
     with (
         torch.enable_grad(),
@@ -82,6 +83,15 @@ def trace(
     gradients = _at_inputs(loss, reads, grads[: len(projected)], grads[-layers - 1 : -1], grads[-1], real_tokens(batch))
     parts = [writers.embed[0], torch.stack(writers.heads, 1), torch.stack(writers.mlps, 1)]
     return Trace(gradients, Ablated(*(part.detach() for part in parts)))
+
+
+def _refuse_unusual_writers(loss: MaskedLoss) -> None:
+    graph = loss.model.graph
+    if graph.coupled or graph.inputs > 1:
+        raise UserError(
+            "gradients of a stock run do not see a norm behind the attention (Gemma) or a writer of positions (Tracr); "
+            "set method=mask_gradients, method=exact or method=acdc"
+        )
 
 
 def real_tokens(batch: Batch) -> Int[Tensor, "token"]:

@@ -44,7 +44,7 @@ def reachable_edges(graph: Graph, kept: Bool[Tensor, "copies edge"]) -> Bool[Ten
         heard[reader].append(writer)
 
     alive = [False] * graph.n_writers
-    alive[0] = True
+    alive[: graph.inputs] = [True] * graph.inputs
     for reader in range(graph.n_readers):
         if any(alive[writer] for writer in heard[reader]):
             for writer in graph.writers_of_reader[reader]:

@@ -1,7 +1,7 @@
 """Topology of a decoder-only transformer: who writes to the residual stream, who reads it, and every edge between.
 
-Names are those of EAP-IG and MIB. Writers: `input`, `a{l}.h{h}`, `m{l}`. Readers: `a{l}.h{h}<q|k|v>`, `m{l}`, `logits`.
-With grouped-query attention the k and v readers are per key/value head.
+Names are those of EAP-IG and MIB. Writers: `input` (and `pos`), `a{l}.h{h}`, `m{l}`. Readers: `a{l}.h{h}<q|k|v>`,
+`m{l}`, `logits`. With grouped-query attention the k and v readers are per key/value head.
 """
 
 from __future__ import annotations
@@ -19,7 +19,7 @@ from torch import Tensor
 class Graph:
     """All edges of one architecture, in a fixed order.
 
-    Writers are ordered by depth: the input, then for each layer its heads and its MLP. Readers too: for each layer the
+    Writers are ordered by depth: the inputs, then for each layer its heads and its MLP. Readers too: for each layer the
     q readers of all heads, the k readers, the v readers, the MLP; last the logits. A reader sees a prefix of the
     writers, so the edges of one reader are consecutive, and reader after reader they make up the flat edge order.
 
@@ -31,6 +31,7 @@ class Graph:
             the heads of its own block.
         coupled: True where a norm behind the attention scales the writes of all heads of a block by one factor
             (Gemma 2 and 3), so that whatever a head reads shapes what all of them write.
+        inputs: 1 for the token embeddings alone; 2 where position embeddings are a writer too (Tracr).
     """
 
     n_layers: int
@@ -38,9 +39,11 @@ class Graph:
     n_kv_heads: int
     parallel: bool = False
     coupled: bool = False
+    inputs: int = 1
 
     def __post_init__(self) -> None:
-        if min(self.n_layers, self.n_heads, self.n_kv_heads) < 1 or self.n_heads % self.n_kv_heads:
+        numbers = (self.n_layers, self.n_heads, self.n_kv_heads)
+        if min(numbers) < 1 or self.n_heads % self.n_kv_heads or self.inputs not in (1, 2):
             raise ValueError(f"not a transformer's shape: {self}")
 
     @property
@@ -55,8 +58,8 @@ class Graph:
 
     @property
     def n_writers(self) -> int:
-        """Writers in the model, the input included."""
-        return 1 + self.n_layers * self.writers_per_layer
+        """Writers in the model, the inputs included."""
+        return self.inputs + self.n_layers * self.writers_per_layer
 
     @property
     def n_readers(self) -> int:
@@ -111,7 +114,7 @@ class Graph:
 
     def writers_before(self, layer: int) -> int:
         """Writers ahead of a block: those that its attention sees."""
-        return 1 + layer * self.writers_per_layer
+        return self.inputs + layer * self.writers_per_layer
 
     def reader_rows(self, layer: int) -> slice:
         """The readers of one block, MLP last."""
@@ -121,7 +124,7 @@ class Graph:
     @cached_property
     def writers(self) -> list[str]:
         """Names of the writers."""
-        names = ["input"]
+        names = ["input", "pos"][: self.inputs]
         for layer in range(self.n_layers):
             names += [f"a{layer}.h{head}" for head in range(self.n_heads)] + [f"m{layer}"]
         return names

@@ -26,11 +26,17 @@ class Ablated:
         embed: the input writer (token embeddings; position embeddings stay, they belong to no edge).
         heads: results of all heads side by side, before the output projection.
         mlps: outputs of the MLPs.
+        positions: position embeddings where they are a writer; otherwise of size 0 in `extra`.
     """
 
     embed: Float[Tensor, "batch pos d"]
     heads: Float[Tensor, "batch layer pos width"]
     mlps: Float[Tensor, "batch layer pos d"]
+    positions: Float[Tensor, "batch extra pos d"] = None  # type: ignore[assignment]  # set below
+
+    def __post_init__(self) -> None:
+        if self.positions is None:
+            self.positions = self.embed[:, None][:, :0]
 
     def rows(self, index: Int[Tensor, "_"], length: int) -> Ablated:
         """Some examples, cut to a length (causality makes the cut exact)."""
@@ -48,7 +54,11 @@ def run_writers(subject: Subject, ids: Int[Tensor, "batch pos"]) -> Ablated:
     """Outputs of all writers in a stock forward."""
     with record(subject) as recording:
         subject.hidden(ids)
-    return Ablated(recording.embed[0], torch.stack(recording.heads, 1), torch.stack(recording.mlps, 1))
+    extra = subject.graph.inputs - 1
+    made = Ablated(recording.embed[0], torch.stack(recording.heads, 1), torch.stack(recording.mlps, 1))
+    if extra:
+        made.positions = subject.positions(ids.shape[1]).expand(len(ids), extra, -1, -1)
+    return made
 
 
 def ablated_run(subject: Subject, batch: Batch, kind: Kind, constants: Ablated | None = None) -> Ablated:
@@ -91,6 +101,7 @@ def mean_writers(subject: Subject, batches: Iterable[Batch], positional: bool = 
             torch.einsum("bp,bpd->pd", weight, run.embed.float())[None],
             torch.einsum("bp,blpd->lpd", weight, run.heads.float())[None],
             torch.einsum("bp,blpd->lpd", weight, run.mlps.float())[None],
+            torch.einsum("bp,bepd->epd", weight, run.positions.float())[None],
         ]
         if not positional:
             parts = [part.sum(-2, keepdim=True) for part in parts]
@@ -118,4 +129,5 @@ def spread(constants: Ablated, batch: Batch) -> Ablated:
         constants.embed.expand(rows, length, -1),
         constants.heads.expand(rows, -1, length, -1),
         constants.mlps.expand(rows, -1, length, -1),
+        constants.positions.expand(rows, -1, length, -1),
     )

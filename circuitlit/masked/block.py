@@ -6,7 +6,7 @@ from dataclasses import dataclass
 
 import torch
 import torch.nn.functional as F
-from jaxtyping import Float
+from jaxtyping import Bool, Float
 from torch import Tensor, nn
 
 from circuitlit.graph import Graph
@@ -74,6 +74,7 @@ class MaskedBlock(nn.Module):
         ablated_heads: Float[Tensor, "batch pos width"],
         ablated_mlp: Float[Tensor, "token d"],
         rotary: Rotary | None,
+        real: Bool[Tensor, "batch one one pos"] | None = None,
     ) -> tuple[Token, Float[Tensor, "token d"]]:
         """Read, compute and write this block's heads and MLP.
 
@@ -87,6 +88,7 @@ class MaskedBlock(nn.Module):
             ablated_heads: results of the ablated run's heads, before the output projection.
             ablated_mlp: output of the ablated run's MLP.
             rotary: rotary embedding of the batch, None with learned positions.
+            real: tokens that may be attended to; needed where tokens attend to later ones.
 
         Returns:
             The next token and the ablated residual stream after this block.
@@ -95,7 +97,7 @@ class MaskedBlock(nn.Module):
         own = self.first_writer - first
         served = split + 1 if self.parallel else split
         token, seen = ledger.read(token, masks[:, :served, :own], ablated, row, first)
-        delta = self._attend(self.attn_norm(seen[:split]), ablated_heads, rotary)
+        delta = self._attend(self.attn_norm(seen[:split]), ablated_heads, rotary, real)
         token = ledger.write(token, self.first_writer, delta)
 
         after = ablated + torch.einsum(
@@ -121,6 +123,7 @@ class MaskedBlock(nn.Module):
         normed: Float[Tensor, "readers token d"],
         ablated_heads: Float[Tensor, "batch pos width"],
         rotary: Rotary | None,
+        real: Tensor | None,
     ) -> Float[Tensor, "head token d"]:
         """What each head adds beyond its ablated output."""
         batch = ablated_heads.shape[0]
@@ -130,7 +133,7 @@ class MaskedBlock(nn.Module):
             q, k = self.q_norm(q), self.k_norm(k)
         if rotary is not None:
             q, k = rotary.rotate(q, k, rotary.cos, rotary.sin)
-        result = self.attention(q, k, v)
+        result = self.attention(q, k, v, real)
         if self.post_scale is not None:
             result = result * self.post_scale(result.transpose(1, 2).flatten(2))[:, None]
         ablated = ablated_heads.unflatten(-1, (self.n_heads, -1)).transpose(1, 2)
@@ -142,12 +145,18 @@ class MaskedBlock(nn.Module):
         q: Float[Tensor, "one head pos width"],
         k: Float[Tensor, "one kv pos width"],
         v: Float[Tensor, "one kv pos width"],
+        real: Bool[Tensor, "#one #head one_row pos"] | None = None,
     ) -> Float[Tensor, "one head pos width"]:
-        """Causal attention; the first two axes may be any, with as many key heads as query heads or a divisor of it."""
+        """Causal attention, or attention to all real tokens where these are given.
+
+        The first two axes may be any, with as many key heads as query heads or a divisor of it.
+        """
         grouped = q.shape[1] != k.shape[1]
         if self.softcap is not None:
             return self._capped_attention(q, k, v)
-        return F.scaled_dot_product_attention(q, k, v, is_causal=True, scale=self.scale, enable_gqa=grouped)
+        return F.scaled_dot_product_attention(
+            q, k, v, attn_mask=real, is_causal=real is None, scale=self.scale, enable_gqa=grouped
+        )
 
     def _capped_attention(self, q: Tensor, k: Tensor, v: Tensor) -> Tensor:
         """Attention whose scores are bounded (Gemma 2); fused kernels lack it."""

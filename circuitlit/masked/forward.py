@@ -5,7 +5,7 @@ from __future__ import annotations
 from operator import attrgetter
 
 import torch
-from jaxtyping import Float, Int
+from jaxtyping import Bool, Float, Int
 from torch import Tensor, nn
 from torch.utils.checkpoint import checkpoint
 
@@ -68,10 +68,15 @@ class MaskedModel(nn.Module):
             self.graph.n_writers, embedded, self.panel * self.graph.readers_per_layer, _groups(roles, masks.shape[0])
         )
         token = ledger.write(ledger.start(), 0, (embedded - stream)[None])
+        if self.graph.inputs > 1:
+            cut = ablated.positions.flatten(0, 2)
+            token = ledger.write(token, 1, (self.written_positions(batch, length) - cut)[None])
+            stream = stream + cut
         stream = stream + self.position_embeddings(batch, length)
         rotary = self.rotary(embedded, length)
+        real = self.real_tokens(ids)
         for start in range(0, len(self.blocks), self.panel):
-            args = (ledger, token, stream, masks, ablated, start, rotary)
+            args = (ledger, token, stream, masks, ablated, start, rotary, real)
             if self.recompute and torch.is_grad_enabled():
                 token, stream = checkpoint(
                     self._run_panel, *args, use_reentrant=False, preserve_rng_state=False, determinism_check="none"
@@ -91,6 +96,7 @@ class MaskedModel(nn.Module):
         ablated: Ablated,
         start: int,
         rotary: list[Rotary | None],
+        real: Tensor | None,
     ) -> tuple[Token, Tensor]:
         graph = self.graph
         stop = min(start + self.panel, len(self.blocks))
@@ -110,6 +116,7 @@ class MaskedModel(nn.Module):
                 ablated.heads[:, layer],
                 ablated.mlps[:, layer].flatten(0, 1),
                 rotary[layer],
+                real,
             )
         return token, stream
 
@@ -121,6 +128,14 @@ class MaskedModel(nn.Module):
         """
         if self._window is not None and length > self._window:
             raise UserError(f"a prompt of {length} tokens exceeds the model's attention window of {self._window}")
+
+    def written_positions(self, batch: int, length: int) -> Float[Tensor, "token d"]:
+        """Position embeddings of all tokens, where they are a writer."""
+        return self.subject.positions(length).repeat(batch, 1)
+
+    def real_tokens(self, ids: Int[Tensor, "batch pos"]) -> Bool[Tensor, "batch one one pos"] | None:
+        """The tokens to attend to, where tokens attend to later ones too: padding (token 0) lies among those."""
+        return None if self.subject.anatomy.causal else (ids != 0)[:, None, None]
 
     def position_embeddings(self, batch: int, length: int) -> Float[Tensor, "token d"] | float:
         """Learned position embeddings of all tokens: a constant of the residual stream; 0 where there are none."""

@@ -71,6 +71,8 @@ class HeldRun:
         self.masks = scatter_edges(self.graph, embedded.new_ones(1, self.graph.n_edges))[0]
         self.deltas = embedded.new_empty(self.graph.n_writers, *embedded.shape)
         self._rotary = model.rotary(embedded, self.length)
+        real = model.real_tokens(ids)
+        self._real = None if real is None else real[:, 0]
         self._room = embedded.new_empty(0)
         with torch.no_grad():
             self._start(embedded, ablated)
@@ -79,6 +81,10 @@ class HeldRun:
         """Run the full model, block by block."""
         self.deltas[0] = embedded - ablated.embed.flatten(0, 1)
         stream = embedded + self.model.position_embeddings(self.batch, self.length)
+        if self.graph.inputs > 1:
+            written = self.model.written_positions(self.batch, self.length)
+            self.deltas[1] = written - ablated.positions.flatten(0, 2)
+            stream = stream + written
         self._layers: list[_Layer] = []
         for layer, block in enumerate(self._blocks):
             first, heads = self.graph.writers_before(layer), self.graph.n_heads
@@ -88,7 +94,7 @@ class HeldRun:
             }
             group = heads // self.graph.n_kv_heads
             key, value = (vectors[kind].repeat_interleave(group, 0) for kind in "kv")
-            results = block.scaled(block.attention(vectors["q"], key, value))
+            results = block.scaled(block.attention(vectors["q"], key, value, self._real))
             cut = ablated.heads[:, layer].unflatten(-1, (heads, -1)).permute(2, 0, 1, 3)
             self.deltas[first : first + heads] = torch.bmm((results - cut).flatten(1, 2), block.out_weight)
             after = stream + torch.bmm(results.flatten(1, 2), block.out_weight).sum(0)
@@ -219,7 +225,8 @@ class HeldRun:
         for kind in KINDS:
             places = heads if kind == "q" else [head // group for head in heads]
             vectors[kind] = _replaced(held.vectors[kind], places, *new.get(kind, ([], None)), variants=variants)
-        results = block.scaled(block.attention(vectors["q"], vectors["k"], vectors["v"]))
+        real = None if self._real is None else self._real.repeat(variants, 1, 1)
+        results = block.scaled(block.attention(vectors["q"], vectors["k"], vectors["v"], real))
         shape = (len(heads), variants, *held.results.shape[1:])
         difference = results.view(shape) - held.results[heads, None]
         first = graph.writers_before(layer)

@@ -118,6 +118,8 @@ class Anatomy:
         positions, place: path of learned position embeddings, None with rotary ones, and how they are looked up.
         rotary, rotate: path of the module that makes cosines and sines, and the function that applies them.
         rotary_by_layer: True where that module takes the kind of the layer.
+        position_writer: path of position embeddings that are a writer of the graph (Tracr), not a constant.
+        causal: False where a token attends to later ones too.
     """
 
     layers: str
@@ -139,6 +141,8 @@ class Anatomy:
     rotary: str | None = None
     rotate: Rotate | None = None
     rotary_by_layer: bool = False
+    position_writer: str | None = None
+    causal: bool = True
 
     def blocks(self, model: nn.Module) -> list[nn.Module]:
         """The blocks, first to last."""
@@ -291,6 +295,19 @@ _GEMMA3 = Anatomy(
     rotary_by_layer=True,
 )
 _GEMMA2 = replace(_GEMMA3, softcap="attn_logit_softcapping", rotary_by_layer=False)
+_TRACR = Anatomy(
+    layers="transformer.blocks",
+    final_norm="transformer.norm",
+    attn_norm="attn_norm",
+    mlp_norm="mlp_norm",
+    attention="attention",
+    projections=("q_proj", "k_proj", "v_proj"),
+    split=_separate,
+    out="o_proj",
+    activation="mlp.1",
+    position_writer="transformer.positions",
+    causal=False,
+)
 ANATOMIES = {
     "gemma2": _GEMMA2,
     "gemma3_text": _GEMMA3,
@@ -301,6 +318,7 @@ ANATOMIES = {
     "opt": _OPT,
     "qwen2": _LLAMA,
     "qwen3": _LLAMA,
+    "tracr": _TRACR,
 }
 
 
@@ -363,6 +381,7 @@ def graph_of(config: PretrainedConfig) -> Graph:
         n_kv_heads=getattr(config, "num_key_value_heads", None) or heads,
         parallel=bool(getattr(config, "use_parallel_residual", False)),
         coupled=anatomy.post_norm is not None,
+        inputs=1 if anatomy.position_writer is None else 2,
     )
 
 

@@ -3,10 +3,11 @@
 from __future__ import annotations
 
 from dataclasses import dataclass, field
+from operator import attrgetter
 from typing import Any
 
 import torch
-from jaxtyping import Float, Int
+from jaxtyping import Bool, Float, Int
 from torch import Tensor, nn
 from transformers import PreTrainedModel, PreTrainedTokenizerBase
 
@@ -23,12 +24,14 @@ class Subject:
         tokenizer: its tokenizer; None for models built from a bare configuration.
         name: short name for run directories and tables.
         provenance: where the weights come from (source, revision, file hash, adapter): plain types.
+        true_edges: the edges that the model is known to use, where it was built so (Tracr).
     """
 
     model: PreTrainedModel
     tokenizer: PreTrainedTokenizerBase | None = None
     name: str = "model"
     provenance: dict[str, Any] = field(default_factory=dict)
+    true_edges: Bool[Tensor, "edge"] | None = None
 
     def __post_init__(self) -> None:
         self.model.eval().requires_grad_(False)
@@ -39,6 +42,12 @@ class Subject:
     def embed(self) -> nn.Module:
         """Token embeddings."""
         return self.model.get_input_embeddings()
+
+    def positions(self, length: int) -> Float[Tensor, "pos d"]:
+        """Position embeddings, where they are a writer of the graph."""
+        path = self.anatomy.position_writer
+        assert path is not None
+        return attrgetter(path)(self.model)(torch.arange(length, device=self.device))
 
     @property
     def device(self) -> torch.device:

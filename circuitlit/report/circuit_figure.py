@@ -60,7 +60,9 @@ def circuit_figure(graph: Graph, edges: list[RankedEdge], drawn: int = DRAWN) ->
 def node_places(graph: Graph) -> dict[str, Place]:
     """Where every node stands: x counts heads, y layers; an MLP stands above the heads whose output it reads."""
     middle = graph.n_heads / 2
-    places: dict[str, Place] = {"input": (middle, -1.4), "logits": (middle, graph.n_layers + 0.4)}
+    inputs = graph.writers[: graph.inputs]
+    places: dict[str, Place] = {name: (middle + place, -1.4) for place, name in enumerate(inputs)}
+    places["logits"] = (middle, graph.n_layers + 0.4)
     group = graph.n_heads // graph.n_kv_heads
     for layer in range(graph.n_layers):
         for head in range(graph.n_heads):
@@ -152,7 +154,7 @@ def _node_trace(edges: list[RankedEdge], places: dict[str, Place]) -> go.Scatter
 
 
 def _sort(node: str) -> str:
-    if node in ("input", "logits"):
+    if node in ("input", "pos", "logits"):
         return "end"
     if node[0] == "m":
         return "mlp"

@@ -49,7 +49,7 @@ def ranked_edges(circuit: Circuit) -> list[RankedEdge]:
                 source=graph.writers[writer],
                 target=target,
                 kind=kind,
-                source_layer=-1 if writer == 0 else (writer - 1) // graph.writers_per_layer,
+                source_layer=(writer - graph.inputs) // graph.writers_per_layer if writer >= graph.inputs else -1,
                 target_layer=reader // graph.readers_per_layer,
                 score=float(best[edge]),
                 role=scores.roles[int(row[edge])] if scores.roles else "",

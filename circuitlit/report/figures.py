@@ -131,7 +131,7 @@ def labelled_layers(graph: Graph) -> list[int]:
 
 def possible_edges(graph: Graph, source: int, target: int) -> int:
     """Edges of the whole graph between two layers; -1 is the input, `n_layers` the logits."""
-    writers = 1 if source == -1 else graph.writers_per_layer
+    writers = graph.inputs if source == -1 else graph.writers_per_layer
     if target == graph.n_layers:
         return writers
     if source == target:

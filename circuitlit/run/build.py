@@ -61,6 +61,10 @@ def device_of(cfg: DictConfig) -> torch.device:
 def build_subject(cfg: DictConfig) -> Subject:
     """Load the model that `model` and `adapter` describe."""
     model = cfg.model
+    if model.source == "tracr":
+        from circuitlit.model.tracr import load_tracr
+
+        return load_tracr(model.program, model.name)
     return load_subject(
         name=model.name,
         source=model.source,

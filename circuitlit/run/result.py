@@ -10,9 +10,11 @@ from omegaconf import DictConfig
 from torch import Tensor
 
 from circuitlit.evaluate import TestBed, paired_difference, random_circuit, shuffled_circuit, summarise
+from circuitlit.evaluate.ground_truth import edge_auc
 from circuitlit.evaluate.statistics import Estimate
 from circuitlit.files import write_json
 from circuitlit.graph import Circuit, EdgeScores, reachable_edges, top_k
+from circuitlit.model import Subject
 from circuitlit.objective import Outcome
 from circuitlit.report import print_table, write_page
 from circuitlit.run.build import Workbench
@@ -73,6 +75,7 @@ def make_result(cfg: DictConfig, bench: Workbench, circuit: Circuit, rival: Edge
         "corrupted": _entry(bed, [bed.corrupted]) | {"n_edges": 0},
         **({} if rival is None else _rival(bed, circuit, rival, found)),
         **_controls(cfg, bench, bed, circuit),
+        **_against_truth(bench.subject, circuit),
     }
     reason = verdict(result, cfg.evaluate.max_kl_share)
     return {"status": "FAILED" if reason else "OK", "reason": reason, **result}
@@ -104,6 +107,20 @@ def _rival(bed: TestBed, circuit: Circuit, rival: EdgeScores, found: Outcome) ->
         "attribution_reachable": _entry(bed, [bed.run(reachable)])
         | {"n_edges": int(reachable.sum()), "n_edges_reachable": int(reachable_edges(rival.graph, reachable).sum())},
         "attribution_minus_circuit_kl": asdict(paired_difference(nominal.kl, found.kl)),
+    }
+
+
+def _against_truth(subject: Subject, circuit: Circuit) -> dict[str, Any]:
+    """How the circuit compares with the edges that the model is known to use, where they are known."""
+    true = subject.true_edges
+    if true is None:
+        return {}
+    found = circuit.kept.any(0)
+    return {
+        "edge_roc_auc": edge_auc(circuit.scores, true),
+        "true_edges": int(true.sum()),
+        "true_edges_found": int((found & true).sum()),
+        "false_edges_found": int((found & ~true).sum()),
     }
 
 

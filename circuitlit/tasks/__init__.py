@@ -22,6 +22,7 @@ from circuitlit.tasks.jsonl import jsonl
 from circuitlit.tasks.pair import Batch, Pair
 from circuitlit.tasks.splits import Splits
 from circuitlit.tasks.sva import sva
+from circuitlit.tasks.tracr import tracr
 
 __all__ = [
     "Batch",
@@ -40,4 +41,5 @@ __all__ = [
     "ioi_single",
     "jsonl",
     "sva",
+    "tracr",
 ]

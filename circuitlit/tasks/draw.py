@@ -64,7 +64,7 @@ def draw_splits(
         made[split] = _draw(recipe, of_split, count, rng, clean, corrupted)
         clean |= {pair.clean for pair in made[split]}
         corrupted |= {pair.corrupted for pair in made[split]}
-    return Splits(name=recipe.name, role_names=recipe.role_names, **made)
+    return Splits(recipe.name, made["train"], made["val"], made["test"], recipe.role_names)
 
 
 def _draw(

@@ -64,8 +64,10 @@ def encode(pairs: Sequence[Pair], tokenizer: PreTrainedTokenizerBase, role_names
 def _tokenised(pairs: Sequence[Pair], tokenizer: PreTrainedTokenizerBase, front: list[int]) -> list[_Texts]:
     prompts = tokenise_with_offsets([pair.clean for pair in pairs], tokenizer, front)
     corrupted = tokenise([pair.corrupted for pair in pairs], tokenizer, front)
-    answered = tokenise([pair.clean + pair.answer for pair in pairs], tokenizer, front)
-    contrasted = tokenise([pair.clean + (pair.wrong_answer or pair.answer) for pair in pairs], tokenizer, front)
+    before = ["" if pair.in_place else pair.clean for pair in pairs]
+    answered = tokenise([b + pair.answer for b, pair in zip(before, pairs, strict=True)], tokenizer, front)
+    others = [pair.wrong_answer or pair.answer for pair in pairs]
+    contrasted = tokenise([b + other for b, other in zip(before, others, strict=True)], tokenizer, front)
     chosen = tokenise_lists(
         [[pair.clean + text for text in (*pair.right, *pair.wrong)] for pair in pairs], tokenizer, front
     )
@@ -104,21 +106,21 @@ def _row(pair: Pair, texts: _Texts, numbers: dict[str, int]) -> Row:
         )
     if clean == corrupted:
         raise UserError("clean and corrupted prompt have the same tokens; corrupt one or drop the pair")
-    answer = _continuation("answer", clean, answered)
+    answer = _answer("answer", pair, clean, answered)
     contrast, wrong = 0, -1
     if pair.wrong_answer is not None:
-        other = _continuation("wrong answer", clean, contrasted)
+        other = _answer("wrong answer", pair, clean, contrasted)
         differing = [i for i, (a, b) in enumerate(zip(answer, other, strict=False)) if a != b]
         if not differing:
             raise UserError(f"answer {pair.answer!r} and wrong answer {pair.wrong_answer!r} do not differ in any token")
         contrast, wrong = differing[0], other[differing[0]]
     choices = _choices(pair, clean, chosen)
-    forced = answer[:-1]
+    forced = [] if pair.in_place else answer[:-1]
     return Row(
         clean=(*clean, *forced),
         corrupted=(*corrupted, *forced),
         answer=tuple(answer),
-        end=len(clean) - 1,
+        end=len(clean) - (len(answer) if pair.in_place else 1),
         contrast=contrast,
         wrong=wrong,
         roles=(*_roles(pair, offsets, numbers), *[0] * len(forced)),
@@ -139,6 +141,14 @@ def _choices(pair: Pair, clean: list[int], texts: Sequence[list[int]]) -> list[i
         tokens.append(row[0])
     if len(set(tokens)) < len(tokens):
         raise UserError("a token is twice among the right and wrong continuations; drop one")
+    return tokens
+
+
+def _answer(what: str, pair: Pair, clean: list[int], tokens: list[int]) -> list[int]:
+    if not pair.in_place:
+        return _continuation(what, clean, tokens)
+    if len(tokens) > len(clean):
+        raise UserError(f"{what} has {len(tokens)} tokens, the prompt it stands in {len(clean)}; shorten it")
     return tokens
 
 

@@ -63,7 +63,8 @@ def jsonl(
     made["train"] += undecided[n_val + n_test :]
     if not made["test"]:
         raise UserError(f'{path} has no pair for the test; give a line "split": "test" or raise test_fraction')
-    return Splits(name="jsonl", role_names=(OTHER, *_role_names(made.values()), END), **made)
+    roles = (OTHER, *_role_names(made.values()), END)
+    return Splits("jsonl", made["train"], made["val"], made["test"], roles)
 
 
 def _lines(path: str) -> list[str]:

@@ -20,6 +20,8 @@ class Pair:
         wrong_answer: continuation to compare with (the other name, say), or None.
         right, wrong: continuations of one token each whose summed probabilities are compared, where a task has many
             right answers (later years, verbs in the plural); both or neither are given.
+        in_place: True where the answer does not follow the prompt: the model says its tokens, one each, at the prompt's
+            last tokens (a sequence is mapped to a sequence).
         roles: `(role, start, end)` character spans of `clean` that name what its tokens are for.
         group: name of the template that made the pair; splits keep groups apart.
         source: where the pair comes from (`pairs.jsonl:17`), for messages.
@@ -34,6 +36,7 @@ class Pair:
     source: str = ""
     right: tuple[str, ...] = ()
     wrong: tuple[str, ...] = ()
+    in_place: bool = False
 
 
 @dataclass

@@ -21,6 +21,7 @@ class Splits:
         val: pairs that settings are chosen by; may be empty.
         test: held-out pairs that results are reported on.
         role_names: names of the token roles; "other" first, "end" (the last prompt token) last.
+        exhaustive: True where the splits hold all inputs there are, so that they may be the same.
 
     Raises:
         UserError: a pair is in two splits.
@@ -32,6 +33,7 @@ class Splits:
     val: list[Pair]
     test: list[Pair]
     role_names: tuple[str, ...] = (OTHER, END)
+    exhaustive: bool = False
 
     def __post_init__(self) -> None:
         names = self.role_names
@@ -41,6 +43,6 @@ class Splits:
         for split, pairs in (("train", self.train), ("val", self.val), ("test", self.test)):
             for pair in pairs:
                 other, twin = home.setdefault((pair.clean, pair.corrupted, pair.answer), (split, pair))
-                if other != split:
+                if other != split and not self.exhaustive:
                     places = f"{other} ({twin.source or twin.clean}) and in {split} ({pair.source or pair.clean})"
                     raise UserError(f"task {self.name}: the same pair is in {places}; keep it in one split")

@@ -1,0 +1,113 @@
+"""Programs compiled by Tracr: the port is exact, their edges are known, and the methods find exactly those."""
+
+from __future__ import annotations
+
+import json
+from pathlib import Path
+
+import pytest
+import torch
+from cli import call, failure
+
+from circuitlit.evaluate import TestBed
+from circuitlit.graph import Circuit
+from circuitlit.masked import MaskedModel, References
+from circuitlit.model import Subject
+from circuitlit.model.tracr import load_tracr
+from circuitlit.tasks import PairsModule, tracr
+
+pytest.importorskip("tracr", reason="needs the extra: pip install 'circuitlit[tracr]'")
+
+TRUE = {
+    "reverse": {
+        "input->a0.h0<v>",  # how much of BOS is seen tells the length
+        "a0.h0->m0",
+        "input->m0",
+        "m0->m1",  # length less index, less one: where the opposite token stands
+        "pos->m1",
+        "input->m1",
+        "m1->m2",
+        "m2->a3.h0<q>",
+        "pos->a3.h0<k>",
+        "input->a3.h0<v>",
+        "a3.h0->logits",
+    },
+    "proportion": {
+        "input->m0",  # is it an x
+        "pos->a1.h0<q>",  # attend to all tokens so far
+        "pos->a1.h0<k>",
+        "m0->a1.h0<v>",
+        "a1.h0->logits",
+    },
+}
+EDGES = {"reverse": 94, "proportion": 32}
+
+
+@pytest.fixture(scope="module", params=TRUE)
+def program(request: pytest.FixtureRequest) -> str:
+    return request.param
+
+
+@pytest.fixture(scope="module")
+def subject(program: str) -> Subject:
+    return load_tracr(program)
+
+
+@pytest.fixture(scope="module")
+def bed(program: str, subject: Subject) -> TestBed:
+    assert subject.tokenizer is not None
+    data = PairsModule(tracr(subject.tokenizer, program, 0), subject.tokenizer, 64, 0)
+    return TestBed.build(MaskedModel(subject), References(subject, "zero"), data.test.batches(400))
+
+
+def test_the_port_does_what_the_program_does(bed: TestBed) -> None:
+    assert float(bed.full.accuracy.min()) == 1.0
+    assert float(bed.corrupted.accuracy.mean()) < 0.4
+
+
+def test_all_masks_on_is_the_model_and_all_off_is_not(subject: Subject, bed: TestBed) -> None:
+    everything = torch.ones(1, subject.graph.n_edges, dtype=torch.bool)
+    assert float(bed.run(everything).kl.abs().max()) < 1e-4
+    assert float(bed.run(~everything).kl.mean()) == pytest.approx(float(bed.corrupted.kl.mean()))
+
+
+def test_edges_read_off_the_weights_are_those_typed_by_hand(program: str, subject: Subject) -> None:
+    graph, true = subject.graph, subject.true_edges
+    assert graph.n_edges == EDGES[program] and graph.writers[:2] == ["input", "pos"]
+    assert true is not None
+    assert {graph.edge_name(int(edge)) for edge in true.nonzero()} == TRUE[program]
+
+
+def test_each_true_edge_matters_and_no_other_does(subject: Subject, bed: TestBed) -> None:
+    """Ablating any one edge of the whole model hurts if and only if it is true."""
+    true = subject.true_edges
+    assert true is not None
+    assert float(bed.run(true[None]).kl.abs().max()) < 1e-4
+    for edge in range(subject.graph.n_edges):
+        kept = torch.ones(1, subject.graph.n_edges, dtype=torch.bool)
+        kept[0, edge] = False
+        assert bool(bed.run(kept).kl.mean() > 0.01) == bool(true[edge]), subject.graph.edge_name(edge)
+
+
+def test_prompts_of_different_length_share_a_batch(program: str, subject: Subject, bed: TestBed) -> None:
+    batch = bed.batches[0]
+    short = batch.lengths == batch.lengths.min()
+    alone = subject.logits(batch.clean[short][:, : int(batch.lengths.min())], batch.positions[short][:, :1])
+    together = subject.logits(batch.clean, batch.positions)[short][:, :1]
+    torch.testing.assert_close(alone, together)
+
+
+@pytest.mark.parametrize("name", TRUE)
+def test_masks_find_the_program_exactly(name: str, tmp_path: Path) -> None:
+    out = [f"hydra.run.dir={tmp_path}", "logger=none", "callbacks=headless", "evaluate.controls=3"]
+    call(f"experiment=tracr_{name}", *out)
+    result = json.loads((tmp_path / "result.json").read_text())
+    assert result["edge_roc_auc"] == 1.0
+    assert result["true_edges_found"] == result["true_edges"] == result["n_edges"] == len(TRUE[name])
+    assert set(Circuit.load(tmp_path).edge_names()) == TRUE[name]
+    assert result["full"]["accuracy"]["value"] == result["accuracy"]["value"] == 1.0
+
+
+def test_a_task_of_another_model_is_refused(tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:
+    line = failure(capsys, "task=tracr_proportion", "model=tracr_reverse", f"hydra.run.dir={tmp_path}", "logger=none")
+    assert "model=tracr_proportion" in line
