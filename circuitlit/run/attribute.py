@@ -8,7 +8,6 @@ import torch
 from lightning import seed_everything
 from omegaconf import DictConfig
 
-from circuitlit.graph import Circuit
 from circuitlit.run.build import attribute, build_subject, build_workbench, provenance
 from circuitlit.run.clock import Clock
 from circuitlit.run.result import make_result, publish
@@ -28,7 +27,7 @@ def run(cfg: DictConfig) -> dict[str, Any]:
     with clock.phase("attribution", f"Scoring {bench.layout.size:,} edges by {cfg.method.name}"):
         scores = attribute(cfg, bench)
     facts = provenance(cfg, bench.subject)
-    circuit = Circuit.cut(scores, bench.count, facts)
+    circuit = bench.cut(scores, facts)
     with clock.phase("evaluation", f"Evaluating on {len(bench.data.test)} held-out pairs"):
         result = make_result(cfg, bench, circuit)
     return publish(circuit, {"steps": 0, **result, **clock.times(), "provenance": facts})

@@ -25,6 +25,8 @@ def check(cfg: DictConfig) -> None:
     if missing:
         raise UserError(f"{missing[0]} has no value; give it on the command line: {missing[0]}=...")
     _check_sparsity(cfg.sparsity.target)
+    if cfg.sparsity.select not in ("top_k", "greedy"):
+        raise UserError(f"sparsity.select={cfg.sparsity.select} is neither top_k nor greedy; choose one")
     steps = cfg.mask.schedule.steps
     if not isinstance(steps, int) or steps < 1:
         raise UserError(f"mask.schedule.steps={steps} is not a whole number of at least 1")
