@@ -77,7 +77,7 @@ def summarise(outcomes: list[Outcome], full: Outcome, corrupted: Outcome, seed: 
         seed: of the resampling.
     """
     count = len(outcomes[0].kl)
-    pairs, circuits = _resamples(count, len(outcomes), seed)
+    pairs, circuits = resamples(count, len(outcomes), seed)
 
     def stacked(name: str) -> Float[Tensor, "circuit pair"]:
         return torch.stack([getattr(outcome, name) for outcome in outcomes]).double()
@@ -109,14 +109,22 @@ def summarise(outcomes: list[Outcome], full: Outcome, corrupted: Outcome, seed: 
 
 def paired_difference(ours: Float[Tensor, "pair"], theirs: Float[Tensor, "pair"], seed: int = 0) -> Estimate:
     """Mean of `ours - theirs` over the same pairs."""
-    pairs, _ = _resamples(len(ours), 1, seed)
+    pairs, _ = resamples(len(ours), 1, seed)
     difference = (ours - theirs).double()
     return Estimate.of(difference.mean(), difference[pairs].mean(1))
 
 
-def _resamples(
+def average_ranks(values: Float[Tensor, "item"]) -> Float[Tensor, "item"]:
+    """Ranks from 1, smallest first; equal values share the mean of their ranks."""
+    _, place, counts = values.unique(sorted=True, return_inverse=True, return_counts=True)
+    last = counts.cumsum(0).double()
+    return (last - (counts - 1) / 2)[place]
+
+
+def resamples(
     pairs: int, circuits: int, seed: int
 ) -> tuple[Int[Tensor, "resample pair"], Int[Tensor, "resample circuit"]]:
+    """Bootstrap draws of pairs, and of circuits, with replacement; equal seeds give equal draws."""
     generator = torch.Generator().manual_seed(seed)
     return (
         torch.randint(pairs, (RESAMPLES, pairs), generator=generator),

@@ -52,6 +52,13 @@ class Circuit:
             raise ValueError(f"select={select} is none of {SELECTIONS}")
         importance = scores.importance()
         kept = greedy(scores.graph, importance, count) if select == "greedy" else top_k(importance, count)
+        return cls.of(scores, kept, provenance)
+
+    @classmethod
+    def of(
+        cls, scores: EdgeScores, kept: Bool[Tensor, "copies edge"], provenance: dict[str, object] | None = None
+    ) -> Circuit:
+        """A given set of edges, and what of it is reachable."""
         return cls(scores, kept, reachable_edges(scores.graph, kept), provenance or {})
 
     @property

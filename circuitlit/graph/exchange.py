@@ -14,7 +14,7 @@ import math
 import os
 from dataclasses import replace
 from pathlib import Path
-from typing import Any, Literal, get_args
+from typing import Any
 
 import torch
 from jaxtyping import Bool, Float, Int
@@ -25,15 +25,13 @@ from circuitlit.files import write_json
 from circuitlit.graph.circuit import Circuit
 from circuitlit.graph.layout import scatter_edges
 from circuitlit.graph.scores import EdgeScores
-from circuitlit.graph.select import reachable_edges
 from circuitlit.graph.topology import Graph
 
-Format = Literal["mib_json", "mib_pt", "eap_ig_json"]
-FORMATS = get_args(Format)
+FORMATS = ("mib_json", "mib_pt", "eap_ig_json")
 _OURS = "circuitlit"  # a key that other readers skip
 
 
-def export_circuit(circuit: Circuit, path: Path, format: Format, d_model: int) -> None:
+def export_circuit(circuit: Circuit, path: Path, format: str, d_model: int) -> None:
     """Write a circuit for MIB or EAP-IG; `mib_json` and `eap_ig_json` are one layout.
 
     Args:
@@ -177,7 +175,7 @@ def _read(path: Path, graph: Graph | None) -> Circuit:
     method, details = str(ours.get("method", path.stem)), ours.get("details", {})
     found = EdgeScores(own, values.float()[None], method, ranks_by_magnitude=not gates, details=details)
     provenance = ours.get("provenance", {"file": str(path)})
-    return Circuit(found, kept[None], reachable_edges(own, kept[None]), provenance)
+    return Circuit.of(found, kept[None], provenance)
 
 
 def _parse(path: Path) -> dict[str, Any]:
