@@ -26,7 +26,7 @@ from circuitlit.graph import Circuit, MaskLayout, load_circuit
 from circuitlit.report.curve import print_curve
 from circuitlit.run.build import Workbench, build_subject, build_workbench, provenance
 from circuitlit.run.clock import CONSOLE, Clock
-from circuitlit.run.result import held_out, make_result, publish
+from circuitlit.run.result import held_out, make_result, publish, validation
 
 RANKINGS = ("own", "absolute", "signed")
 
@@ -107,12 +107,11 @@ def _smallest(cfg: DictConfig, bench: Workbench, circuit: Circuit) -> dict[str, 
     target = cfg.evaluate.smallest
     if target is None:
         return {}
-    rows = range(min(cfg.evaluate.probe_pairs, len(bench.data.val)))
-    if not rows:
+    bed = validation(bench, cfg.evaluate.probe_pairs)
+    if bed is None:
         raise UserError(f"evaluate.smallest searches on validation pairs, task {cfg.task.name} has none; raise n_val")
-    bed = TestBed.build(bench.model, bench.fresh_references(), [bench.data.val.collate(rows)])
     searched = {
         kind: smallest_circuit(bed, circuit.scores, target, raw, select=cfg.sparsity.select)[0].to_dict()
         for kind, raw in (("faithfulness", False), ("faithfulness_raw", True))
     }
-    return {"smallest": searched | {"n_pairs": len(rows)}}
+    return {"smallest": searched | {"n_pairs": len(bed.full.kl)}}

@@ -22,10 +22,20 @@ from circuitlit.run.clock import CONSOLE
 
 def best_attribution(bench: Workbench, scores: EdgeScores, pairs: int) -> EdgeScores:
     """The scores ranked by magnitude or by sign, whichever circuit has the lower KL on validation pairs."""
+    bed = validation(bench, pairs)
+    return signed_or_absolute(bed, bench, scores) if bed else scores
+
+
+def validation(bench: Workbench, pairs: int) -> TestBed | None:
+    """The first validation pairs; None where the task has none."""
     rows = range(min(pairs, len(bench.data.val)))
     if not rows:
-        return scores
-    bed = TestBed.build(bench.model, bench.fresh_references(), [bench.data.val.collate(rows)])
+        return None
+    return TestBed.build(bench.model, bench.fresh_references(), [bench.data.val.collate(rows)])
+
+
+def signed_or_absolute(bed: TestBed, bench: Workbench, scores: EdgeScores) -> EdgeScores:
+    """The scores ranked by magnitude or by sign, whichever circuit has the lower KL on the pairs of `bed`."""
     rankings = [replace(scores, ranks_by_magnitude=magnitude) for magnitude in (True, False)]
     return min(rankings, key=lambda r: float(bed.run(bench.cut(r).kept).kl.mean()))
 
