@@ -22,8 +22,26 @@ from typing import TYPE_CHECKING, Any
 if TYPE_CHECKING:
     from circuitlit.discover import HardConcrete, MaskedLoss, MaskLearner, Schedule, initial_log_alpha, mask_gradients
     from circuitlit.errors import UserError
-    from circuitlit.evaluate import TestBed, random_circuit, shuffled_circuit, summarise
-    from circuitlit.graph import Circuit, EdgeScores, Graph, MaskLayout, reachable_edges, top_k
+    from circuitlit.evaluate import (
+        TestBed,
+        random_circuit,
+        shuffled_circuit,
+        similarity,
+        size_curve,
+        smallest_circuit,
+        summarise,
+    )
+    from circuitlit.graph import (
+        Circuit,
+        EdgeScores,
+        Graph,
+        MaskLayout,
+        export_circuit,
+        greedy,
+        load_circuit,
+        reachable_edges,
+        top_k,
+    )
     from circuitlit.masked import MaskedModel, References
     from circuitlit.model import Subject
     from circuitlit.model.load import load_subject
@@ -47,16 +65,22 @@ __all__ = [
     "Subject",
     "TestBed",
     "UserError",
+    "export_circuit",
+    "greedy",
     "initial_log_alpha",
     "ioi",
     "ioi_single",
     "jsonl",
     "kl_divergence",
+    "load_circuit",
     "load_subject",
     "mask_gradients",
     "random_circuit",
     "reachable_edges",
     "shuffled_circuit",
+    "similarity",
+    "size_curve",
+    "smallest_circuit",
     "summarise",
     "top_k",
 ]
@@ -71,8 +95,26 @@ _HOMES = {
         "mask_gradients",
     ),
     "circuitlit.errors": ("UserError",),
-    "circuitlit.evaluate": ("TestBed", "random_circuit", "shuffled_circuit", "summarise"),
-    "circuitlit.graph": ("Circuit", "EdgeScores", "Graph", "MaskLayout", "reachable_edges", "top_k"),
+    "circuitlit.evaluate": (
+        "TestBed",
+        "random_circuit",
+        "shuffled_circuit",
+        "similarity",
+        "size_curve",
+        "smallest_circuit",
+        "summarise",
+    ),
+    "circuitlit.graph": (
+        "Circuit",
+        "EdgeScores",
+        "Graph",
+        "MaskLayout",
+        "export_circuit",
+        "greedy",
+        "load_circuit",
+        "reachable_edges",
+        "top_k",
+    ),
     "circuitlit.masked": ("MaskedModel", "References"),
     "circuitlit.model": ("Subject",),
     "circuitlit.model.load": ("load_subject",),
