@@ -36,8 +36,26 @@ if TYPE_CHECKING:
         relp,
     )
     from circuitlit.errors import UserError
-    from circuitlit.evaluate import TestBed, random_circuit, shuffled_circuit, summarise
-    from circuitlit.graph import Circuit, EdgeScores, Graph, MaskLayout, reachable_edges, top_k
+    from circuitlit.evaluate import (
+        TestBed,
+        random_circuit,
+        shuffled_circuit,
+        similarity,
+        size_curve,
+        smallest_circuit,
+        summarise,
+    )
+    from circuitlit.graph import (
+        Circuit,
+        EdgeScores,
+        Graph,
+        MaskLayout,
+        export_circuit,
+        greedy,
+        load_circuit,
+        reachable_edges,
+        top_k,
+    )
     from circuitlit.masked import MaskedModel, References
     from circuitlit.model import Subject
     from circuitlit.model.load import load_subject
@@ -65,12 +83,15 @@ __all__ = [
     "eap",
     "eap_ig",
     "eap_ig_activations",
+    "export_circuit",
+    "greedy",
     "information_flow",
     "initial_log_alpha",
     "ioi",
     "ioi_single",
     "jsonl",
     "kl_divergence",
+    "load_circuit",
     "load_subject",
     "mask_gradients",
     "random_circuit",
@@ -78,6 +99,9 @@ __all__ = [
     "reachable_edges",
     "relp",
     "shuffled_circuit",
+    "similarity",
+    "size_curve",
+    "smallest_circuit",
     "summarise",
     "top_k",
 ]
@@ -99,8 +123,26 @@ _HOMES = {
         "relp",
     ),
     "circuitlit.errors": ("UserError",),
-    "circuitlit.evaluate": ("TestBed", "random_circuit", "shuffled_circuit", "summarise"),
-    "circuitlit.graph": ("Circuit", "EdgeScores", "Graph", "MaskLayout", "reachable_edges", "top_k"),
+    "circuitlit.evaluate": (
+        "TestBed",
+        "random_circuit",
+        "shuffled_circuit",
+        "similarity",
+        "size_curve",
+        "smallest_circuit",
+        "summarise",
+    ),
+    "circuitlit.graph": (
+        "Circuit",
+        "EdgeScores",
+        "Graph",
+        "MaskLayout",
+        "export_circuit",
+        "greedy",
+        "load_circuit",
+        "reachable_edges",
+        "top_k",
+    ),
     "circuitlit.masked": ("MaskedModel", "References"),
     "circuitlit.model": ("Subject",),
     "circuitlit.model.load": ("load_subject",),

@@ -4,9 +4,20 @@ Nothing here knows a model's modules; a `Graph` is a handful of integers.
 """
 
 from circuitlit.graph.circuit import Circuit
+from circuitlit.graph.exchange import export_circuit, load_circuit
 from circuitlit.graph.layout import MaskLayout
 from circuitlit.graph.scores import EdgeScores
-from circuitlit.graph.select import reachable_edges, top_k
+from circuitlit.graph.select import greedy, reachable_edges, top_k
 from circuitlit.graph.topology import Graph
 
-__all__ = ["Circuit", "EdgeScores", "Graph", "MaskLayout", "reachable_edges", "top_k"]
+__all__ = [
+    "Circuit",
+    "EdgeScores",
+    "Graph",
+    "MaskLayout",
+    "export_circuit",
+    "greedy",
+    "load_circuit",
+    "reachable_edges",
+    "top_k",
+]

@@ -14,7 +14,7 @@ from torch import Tensor
 from circuitlit.errors import UserError
 from circuitlit.files import save_tensors, write_json
 from circuitlit.graph.scores import EdgeScores
-from circuitlit.graph.select import reachable_edges, top_k
+from circuitlit.graph.select import SELECTIONS, Select, greedy, reachable_edges, top_k
 from circuitlit.graph.topology import Graph
 
 FORMAT = 1
@@ -37,9 +37,28 @@ class Circuit:
     provenance: dict[str, object] = field(default_factory=dict)
 
     @classmethod
-    def cut(cls, scores: EdgeScores, count: int, provenance: dict[str, object] | None = None) -> Circuit:
-        """The `count` best edges of some scores, exactly as many, and what of them is reachable."""
-        kept = top_k(scores.importance(), count)
+    def cut(
+        cls, scores: EdgeScores, count: int, provenance: dict[str, object] | None = None, select: Select = "top_k"
+    ) -> Circuit:
+        """The `count` best edges of some scores, exactly as many, and what of them is reachable.
+
+        Args:
+            scores: what a method found.
+            count: edges to keep.
+            provenance: where the scores come from.
+            select: "top_k" takes the most important edges wherever they are, "greedy" grows a circuit from the logits.
+        """
+        if select not in SELECTIONS:
+            raise ValueError(f"select={select} is none of {SELECTIONS}")
+        importance = scores.importance()
+        kept = greedy(scores.graph, importance, count) if select == "greedy" else top_k(importance, count)
+        return cls.of(scores, kept, provenance)
+
+    @classmethod
+    def of(
+        cls, scores: EdgeScores, kept: Bool[Tensor, "copies edge"], provenance: dict[str, object] | None = None
+    ) -> Circuit:
+        """A given set of edges, and what of it is reachable."""
         return cls(scores, kept, reachable_edges(scores.graph, kept), provenance or {})
 
     @property

@@ -2,11 +2,17 @@
 
 from __future__ import annotations
 
+import heapq
+from typing import Literal, get_args
+
 import torch
 from jaxtyping import Bool, Float
 from torch import Tensor
 
 from circuitlit.graph.topology import Graph
+
+Select = Literal["top_k", "greedy"]
+SELECTIONS = get_args(Select)
 
 
 def edge_budget(sparsity: float, total: int) -> int:
@@ -26,6 +32,44 @@ def top_k(importance: Float[Tensor, "*shape"], count: int) -> Bool[Tensor, "*sha
     order = torch.sort(flat, descending=True, stable=True).indices
     kept = torch.zeros(flat.numel(), dtype=torch.bool)
     kept[order[:count]] = True
+    return kept.view(importance.shape)
+
+
+def greedy(graph: Graph, importance: Float[Tensor, "copies edge"], count: int) -> Bool[Tensor, "copies edge"]:
+    """Exactly `count` edges, grown from the logits: again and again the most important edge into what is there already.
+
+    An edge is a candidate once its reader's node is in the circuit, and its writer's node joins with it, so every edge
+    leads to the logits (which top-k does not promise); whether the input reaches it is for `reachable_edges` to say.
+    Token roles are joined: a node is there as soon as one role has it. Ties go to the earlier edge.
+
+    Source: EAP-IG (Hanna et al., arXiv 2403.17806) section 3, a maximising form of Dijkstra's algorithm.
+    """
+    flat = importance.flatten().tolist()
+    offsets, visible, total = graph.offsets.tolist(), graph.visible.tolist(), graph.n_edges
+    readers_of_writer: list[list[int]] = [[] for _ in range(graph.n_writers)]
+    for reader, writers in enumerate(graph.writers_of_reader):
+        for writer in writers:
+            readers_of_writer[writer].append(reader)
+    kept = torch.zeros(len(flat), dtype=torch.bool)
+    candidates: list[tuple[float, int, int]] = []
+    opened: set[int] = set()
+    joined: set[int] = set()
+
+    def open_readers(readers: list[int]) -> None:
+        for reader in set(readers) - opened:
+            opened.add(reader)
+            for copy in range(importance.shape[0]):
+                for writer in range(visible[reader]):
+                    place = copy * total + offsets[reader] + writer
+                    heapq.heappush(candidates, (-flat[place], place, writer))
+
+    open_readers([graph.n_readers - 1])
+    for _ in range(count):
+        _, place, writer = heapq.heappop(candidates)
+        kept[place] = True
+        if writer not in joined:
+            joined.add(writer)
+            open_readers(readers_of_writer[writer])
     return kept.view(importance.shape)
 
 

@@ -56,7 +56,7 @@ def _outputs(
 ) -> list[Float[Tensor, "direction d"]]:
     """What each writer can put out: embedding rows, else the directions that its weights write to."""
     graph = subject.graph
-    outputs = [subject.embed.weight[words], subject.positions(longest)]
+    outputs = [subject.embed(words), subject.positions(longest)]
     for block in parts:
         outputs += [_directions(block.v.weight[0] @ block.out[0]), _directions(_linear(block, 2))]
     return outputs[: graph.n_writers]

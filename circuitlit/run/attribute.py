@@ -8,8 +8,6 @@ import torch
 from lightning import seed_everything
 from omegaconf import DictConfig
 
-from circuitlit.errors import UserError
-from circuitlit.graph import Circuit, EdgeScores
 from circuitlit.run.ability import inability, measure_behaviour, report_inability
 from circuitlit.run.build import attribute, build_subject, build_workbench, provenance
 from circuitlit.run.clock import Clock
@@ -34,21 +32,8 @@ def run(cfg: DictConfig) -> dict[str, Any]:
     with clock.phase("attribution", f"Scoring {bench.layout.n_edges:,} edges by {cfg.method.name}"):
         scores = attribute(cfg, bench)
     facts = provenance(cfg, bench.subject)
-    circuit = Circuit.cut(scores, bench.count or own_size(scores), facts)
+    circuit = bench.cut(scores, facts)
     with clock.phase("evaluation", f"Evaluating on {len(bench.data.test)} held-out pairs"):
         result = make_result(cfg, bench, circuit)
     more = {**clock.times(), "provenance": facts, "behaviour": behaviour.to_dict()}
     return publish(circuit, {"steps": 0, **result, **more})
-
-
-def own_size(scores: EdgeScores) -> int:
-    """Edges that the method itself keeps.
-
-    Raises:
-        UserError: it keeps none.
-    """
-    kept = scores.details["kept"]
-    assert isinstance(kept, int)
-    if kept == 0:
-        raise UserError(f"{scores.method} kept no edge; lower method.score.threshold")
-    return kept

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import sys
+from collections.abc import Sequence
 from dataclasses import dataclass
 from importlib import metadata
 from itertools import islice
@@ -14,8 +15,8 @@ from omegaconf import DictConfig, OmegaConf
 
 from circuitlit.discover import MaskedLoss, optimal_writers
 from circuitlit.errors import UserError
-from circuitlit.graph import EdgeScores, MaskLayout
-from circuitlit.graph.select import edge_budget
+from circuitlit.graph import Circuit, EdgeScores, MaskLayout
+from circuitlit.graph.select import Select, edge_budget
 from circuitlit.masked import Ablated, MaskedModel, References, mean_writers
 from circuitlit.model import Subject
 from circuitlit.model.load import load_subject
@@ -35,6 +36,7 @@ class Workbench:
         layout: what the mask vector holds.
         references: teacher and ablated writers; the training split's are cached where they fit.
         count: edges that the circuit is to keep; 0 where the method says how many (sparsity=own).
+        select: how a circuit is cut from scores.
     """
 
     subject: Subject
@@ -43,10 +45,28 @@ class Workbench:
     layout: MaskLayout
     references: References
     count: int
+    select: Select = "top_k"
+
+    def cut(self, scores: EdgeScores, provenance: dict[str, object] | None = None) -> Circuit:
+        """The circuit of the wanted size, as it is delivered."""
+        return Circuit.cut(scores, self.count or own_size(scores), provenance, self.select)
 
     def fresh_references(self) -> References:
         """References without the training split's cache, for other splits."""
         return References(self.subject, self.references.kind, self.references.mean)
+
+
+def own_size(scores: EdgeScores) -> int:
+    """Edges that the method itself keeps.
+
+    Raises:
+        UserError: it keeps none.
+    """
+    kept = scores.details["kept"]
+    assert isinstance(kept, int)
+    if kept == 0:
+        raise UserError(f"{scores.method} kept no edge; lower method.score.threshold")
+    return kept
 
 
 def device_of(cfg: DictConfig) -> torch.device:
@@ -80,10 +100,8 @@ def build_subject(cfg: DictConfig) -> Subject:
 
 def build_workbench(cfg: DictConfig, subject: Subject) -> Workbench:
     """Pairs, masked model and references for one subject."""
-    splits: Splits = instantiate(cfg.task.build)(tokenizer=subject.tokenizer)
-    assert subject.tokenizer is not None
-    settings = cfg.data
-    data = PairsModule(splits, subject.tokenizer, settings.batch_size, cfg.seed, settings.pad_to, settings.num_workers)
+    data = encoded(cfg, instantiate(cfg.task.build)(tokenizer=subject.tokenizer), subject)
+    splits = data.splits
     for name in ("train", "test"):
         if not len(getattr(data, name)):
             raise UserError(f"task {splits.name} has no {name} pairs; raise task.build.n_{name} or give the file some")
@@ -95,14 +113,22 @@ def build_workbench(cfg: DictConfig, subject: Subject) -> Workbench:
     references.fill(data.train.batches(cfg.data.batch_size, max(data.train.lengths)), len(data.train))
     target = cfg.sparsity.target
     count = 0 if target is None else edge_budget(target, layout.n_edges)
-    return Workbench(subject, data, model, layout, references, count)
+    return Workbench(subject, data, model, layout, references, count, cfg.sparsity.select)
 
 
-def attribute(cfg: DictConfig, bench: Workbench) -> EdgeScores:
-    """Scores of the configured method on the training pairs, in batches of similar length."""
+def encoded(cfg: DictConfig, splits: Splits, subject: Subject) -> PairsModule:
+    """A task's pairs with their loaders; the seed orders the training pairs."""
+    assert subject.tokenizer is not None
+    settings = cfg.data
+    return PairsModule(splits, subject.tokenizer, settings.batch_size, cfg.seed, settings.pad_to, settings.num_workers)
+
+
+def attribute(cfg: DictConfig, bench: Workbench, rows: Sequence[int] | None = None) -> EdgeScores:
+    """Scores of the configured method on the training pairs, or on some of them, in batches of similar length."""
     train = bench.data.train
     pad = max(train.lengths) if cfg.data.pad_to == "max" else None
-    batches = islice(train.batches(cfg.data.batch_size, pad, train.by_length()), cfg.method.max_batches)
+    order = train.by_length() if rows is None else sorted(rows, key=train.lengths.__getitem__)
+    batches = islice(train.batches(cfg.data.batch_size, pad, order), cfg.method.max_batches)
     edges = MaskLayout(bench.subject.graph, bench.layout.roles)
     loss = MaskedLoss(bench.model, edges, instantiate(cfg.method.objective), cfg.mask.capture)
     return instantiate(cfg.method.score)(loss, bench.references, batches)
@@ -129,7 +155,7 @@ def provenance(cfg: DictConfig, subject: Subject) -> dict[str, Any]:
     device = subject.device
     return {
         "command": " ".join(sys.argv),
-        "model": {"name": subject.name, **subject.provenance},
+        "model": {"name": subject.name, "d_model": subject.model.config.hidden_size, **subject.provenance},
         "task": plain(cfg.task),
         "adapter": plain(cfg.adapter),
         "ablation": cfg.ablation.kind,

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+from collections.abc import Callable
 from pathlib import Path
 from typing import Any
 
@@ -13,7 +14,7 @@ from circuitlit.discover import MaskLearner
 from circuitlit.errors import UserError
 from circuitlit.evaluate import TestBed
 from circuitlit.files import save_tensors
-from circuitlit.graph import Circuit
+from circuitlit.graph import Circuit, EdgeScores
 
 
 class History(Callback):
@@ -121,14 +122,16 @@ class HardCircuit(Callback):
 
     Args:
         bed: validation pairs.
-        count: edges to keep.
+        cut: how a circuit is cut from scores.
         every: steps between two looks.
         pairs: how many pairs.
         history: where the figures go, beside the logger.
     """
 
-    def __init__(self, bed: TestBed, count: int, every: int, pairs: int, history: History) -> None:
-        self.bed, self.count, self.every, self.pairs, self.history = bed, count, every, pairs, history
+    def __init__(
+        self, bed: TestBed, cut: Callable[[EdgeScores], Circuit], every: int, pairs: int, history: History
+    ) -> None:
+        self.bed, self.cut, self.every, self.pairs, self.history = bed, cut, every, pairs, history
 
     def on_train_start(self, trainer: Trainer, pl_module: LightningModule) -> None:
         """Measure the start."""
@@ -143,7 +146,7 @@ class HardCircuit(Callback):
     def look(self, trainer: Trainer, learner: LightningModule) -> None:
         """Cut, run, note."""
         assert isinstance(learner, MaskLearner)
-        circuit = Circuit.cut(learner.scores(), self.count)
+        circuit = self.cut(learner.scores())
         outcome = self.bed.run(circuit.kept, self.pairs)
         undecided = float((learner.log_alpha.detach().abs() < 2).float().mean())
         figures = {

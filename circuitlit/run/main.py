@@ -12,6 +12,9 @@ from pathlib import Path
 VERBS = {
     "train": "learn masks until the circuit reproduces the model on a task",
     "attribute": "score every edge by one attribution method and cut a circuit",
+    "evaluate": "measure any saved circuit on any task and model",
+    "study": "compare methods over tasks and sparsities",
+    "export": "write a circuit in the file formats of MIB and EAP-IG",
 }
 CHATTY = (
     "deepspeed",

@@ -24,12 +24,22 @@ from circuitlit.run.clock import CONSOLE
 
 def best_attribution(bench: Workbench, scores: EdgeScores, pairs: int) -> EdgeScores:
     """The scores ranked by magnitude or by sign, whichever circuit has the lower KL on validation pairs."""
+    bed = validation(bench, pairs)
+    return signed_or_absolute(bed, bench, scores) if bed else scores
+
+
+def validation(bench: Workbench, pairs: int) -> TestBed | None:
+    """The first validation pairs; None where the task has none."""
     rows = range(min(pairs, len(bench.data.val)))
     if not rows:
-        return scores
-    bed = TestBed.build(bench.model, bench.fresh_references(), [bench.data.val.collate(rows)])
+        return None
+    return TestBed.build(bench.model, bench.fresh_references(), [bench.data.val.collate(rows)])
+
+
+def signed_or_absolute(bed: TestBed, bench: Workbench, scores: EdgeScores) -> EdgeScores:
+    """The scores ranked by magnitude or by sign, whichever circuit has the lower KL on the pairs of `bed`."""
     rankings = [replace(scores, ranks_by_magnitude=magnitude) for magnitude in (True, False)]
-    return min(rankings, key=lambda r: float(bed.run(Circuit.cut(r, bench.count).kept).kl.mean()))
+    return min(rankings, key=lambda r: float(bed.run(bench.cut(r).kept).kl.mean()))
 
 
 def cut_to_reachable(scores: EdgeScores, reachable: int) -> Bool[Tensor, "copies edge"]:
@@ -45,7 +55,16 @@ def cut_to_reachable(scores: EdgeScores, reachable: int) -> Bool[Tensor, "copies
     return top_k(importance, low)
 
 
-def make_result(cfg: DictConfig, bench: Workbench, circuit: Circuit, rival: EdgeScores | None = None) -> dict[str, Any]:
+def held_out(cfg: DictConfig, bench: Workbench) -> TestBed:
+    """The test pairs, scattered, so that the first few are of all templates."""
+    test = bench.data.test
+    order = sorted(range(len(test)), key=_scattered)
+    return TestBed.build(bench.model, bench.fresh_references(), test.batches(cfg.data.eval_batch_size, order=order))
+
+
+def make_result(
+    cfg: DictConfig, bench: Workbench, circuit: Circuit, rival: EdgeScores | None = None, bed: TestBed | None = None
+) -> dict[str, Any]:
     """Run everything on the test split.
 
     Args:
@@ -54,10 +73,9 @@ def make_result(cfg: DictConfig, bench: Workbench, circuit: Circuit, rival: Edge
         circuit: what was found.
         rival: attribution scores whose circuits of equal size are the baseline, if the circuit is not itself of an
             attribution.
+        bed: of `held_out`, if it is there already.
     """
-    data, size = bench.data, cfg.data.eval_batch_size
-    order = sorted(range(len(data.test)), key=_scattered)  # so that the controls' first pairs are of all templates
-    bed = TestBed.build(bench.model, bench.fresh_references(), data.test.batches(size, order=order))
+    bed = bed or held_out(cfg, bench)
     found = bed.run(circuit.kept)
     result: dict[str, Any] = {
         "task": cfg.task.name,
@@ -69,11 +87,11 @@ def make_result(cfg: DictConfig, bench: Workbench, circuit: Circuit, rival: Edge
         "n_edges": circuit.n_edges,
         "n_edges_reachable": circuit.n_reachable,
         "sparsity": circuit.sparsity,
-        "n_pairs": len(data.test),
+        "n_pairs": len(bench.data.test),
         **_entry(bed, [found]),
         "full": _entry(bed, [bed.full]) | {"n_edges": circuit.kept.numel()},
         "corrupted": _entry(bed, [bed.corrupted]) | {"n_edges": 0},
-        **({} if rival is None else _rival(bed, circuit, rival, found)),
+        **({} if rival is None else _rival(bed, bench.cut(rival), circuit, rival, found)),
         **_controls(cfg, bench, bed, circuit),
         **_against_truth(bench.subject, circuit),
     }
@@ -94,9 +112,8 @@ def publish(circuit: Circuit, result: dict[str, Any], history: dict[str, Any] | 
     return result
 
 
-def _rival(bed: TestBed, circuit: Circuit, rival: EdgeScores, found: Outcome) -> dict[str, Any]:
+def _rival(bed: TestBed, equal: Circuit, circuit: Circuit, rival: EdgeScores, found: Outcome) -> dict[str, Any]:
     """The attribution circuit of equal nominal and of equal reachable size."""
-    equal = Circuit.cut(rival, circuit.n_edges)
     nominal = bed.run(equal.kept)
     reachable = cut_to_reachable(rival, circuit.n_reachable)
     ranking = "absolute" if rival.ranks_by_magnitude else "signed"
@@ -137,10 +154,10 @@ def _controls(cfg: DictConfig, bench: Workbench, bed: TestBed, circuit: Circuit)
     number, pairs = cfg.evaluate.controls, min(cfg.evaluate.control_pairs, len(bench.data.test))
     graph = bench.subject.graph
     kinds = {
-        "random": [random_circuit(graph, bench.count, seed, bench.layout.copies) for seed in range(number)],
+        "random": [random_circuit(graph, circuit.n_edges, seed, bench.layout.copies) for seed in range(number)],
         "shuffled": [shuffled_circuit(graph, circuit.kept, seed) for seed in range(number)],
     }
-    facts = {"n_edges": bench.count, "n_circuits": number, "n_pairs": pairs}
+    facts = {"n_edges": circuit.n_edges, "n_circuits": number, "n_pairs": pairs}
     return {kind: _entry(bed, [bed.run(kept, pairs) for kept in circuits]) | facts for kind, circuits in kinds.items()}
 
 

@@ -1,0 +1,188 @@
+"""What a circuit leaves out and what in it is idle: completeness and minimality, by ablating edges."""
+
+from __future__ import annotations
+
+import random
+from dataclasses import asdict, dataclass
+
+import torch
+from jaxtyping import Bool, Float
+from torch import Tensor
+
+from circuitlit.evaluate.measure import TestBed
+from circuitlit.evaluate.statistics import Estimate, Summary, resamples, summarise
+from circuitlit.graph import Circuit, Graph
+from circuitlit.objective import Outcome
+
+
+@dataclass(frozen=True)
+class Completeness:
+    """What the rest of the model does without the circuit.
+
+    Attributes:
+        complement: the model without the circuit's edges; its `kl` is the damage that their loss does.
+        completeness: 1 - faithfulness of the complement: 1 says that without the circuit nothing of the behaviour is
+            left, 0 that the rest does it alone; values outside exist.
+        knockout_gap: mean of |f(circuit without K) - f(model without K)| over random K, in units of faithfulness; 0 is
+            a circuit that stands in for the model under any damage. None where no K was drawn.
+        n_knockouts: how many K.
+        n_pairs: pairs that it is measured on.
+    """
+
+    complement: Summary
+    completeness: Estimate
+    knockout_gap: Estimate | None
+    n_knockouts: int
+    n_pairs: int
+
+    def to_dict(self) -> dict[str, object]:
+        """Plain types for result.json."""
+        return asdict(self)
+
+
+@dataclass(frozen=True)
+class Minimality:
+    """What the circuit loses with one of its parts.
+
+    Attributes:
+        kl_increase: mean KL(full || circuit without the part) - KL(full || circuit), nats.
+        faithfulness_loss: mean faithfulness of the circuit minus that without the part.
+        idle_share: share of the parts whose loss does not raise the mean KL.
+        worst: the parts whose loss raises the KL most: name and increase in nats.
+        n_parts: parts measured, and `n_candidates` of how many they were drawn.
+        n_pairs: pairs that it is measured on.
+    """
+
+    kl_increase: Estimate
+    faithfulness_loss: Estimate
+    idle_share: float
+    worst: tuple[tuple[str, float], ...]
+    n_parts: int
+    n_candidates: int
+    n_pairs: int
+
+    def to_dict(self) -> dict[str, object]:
+        """Plain types for result.json."""
+        return asdict(self)
+
+
+def completeness(
+    bed: TestBed, circuit: Circuit, knockouts: int = 0, pairs: int | None = None, seed: int = 0
+) -> Completeness:
+    """Run the model without the circuit, and both without random sets K of the circuit's nodes.
+
+    Each K holds every node of the circuit with probability 1/2; the input stays.
+
+    Source: Wang et al. (arXiv 2211.00593) section 4: a circuit C of a model M is complete if F(C \\ K) = F(M \\ K) for
+    every K in C; the complement is the case K = C, taken edge by edge instead of node by node.
+    """
+    outcome = bed.run(~circuit.reachable, pairs)
+    complement = summarise([outcome], bed.full, bed.corrupted, seed)
+    f = complement.faithfulness
+    complete = Estimate(*(None if v is None else 1 - v for v in (f.value, f.high, f.low)))
+    nodes = _nodes(circuit)
+    draw = random.Random(seed)
+    gaps = []
+    for _ in range(knockouts if nodes else 0):
+        damaged = ~_edges_of(circuit.graph, [node for node in nodes if draw.random() < 0.5])
+        ours, theirs = (bed.run(kept & damaged, pairs) for kept in (circuit.kept, torch.ones_like(circuit.kept)))
+        gaps.append((ours.metric - theirs.metric).double())
+    gap = _gap(torch.stack(gaps), _effect(bed, gaps[0]), seed) if gaps else None
+    return Completeness(complement, complete, gap, len(gaps), len(outcome.kl))
+
+
+def node_minimality(
+    bed: TestBed, circuit: Circuit, parts: int | None = None, pairs: int | None = None, seed: int = 0
+) -> Minimality:
+    """What the circuit loses with each of its nodes, or with `parts` nodes drawn.
+
+    A node is removed with its outgoing edges, without which it is not heard.
+
+    Source: Wang et al. (arXiv 2211.00593) section 4, minimality, with K empty: |F(C \\ {v}) - F(C)|, signed here.
+    """
+    nodes = _drawn(_nodes(circuit), parts, seed)
+    graph = circuit.graph
+    removed = {graph.writers[node]: _edges_of(graph, [node]) for node in nodes}
+    return _minimality(bed, circuit, removed, len(_nodes(circuit)), pairs, seed)
+
+
+def edge_minimality(
+    bed: TestBed, circuit: Circuit, parts: int | None = None, pairs: int | None = None, seed: int = 0
+) -> Minimality:
+    """What the circuit loses with each of its reachable edges (in all token roles), or with `parts` edges drawn."""
+    graph = circuit.graph
+    candidates = circuit.reachable.any(0).nonzero()[:, 0].tolist()
+    edges = _drawn(candidates, parts, seed)
+    removed = {graph.edge_name(edge): torch.arange(graph.n_edges) == edge for edge in edges}
+    return _minimality(bed, circuit, removed, len(candidates), pairs, seed)
+
+
+def _minimality(
+    bed: TestBed,
+    circuit: Circuit,
+    removed: dict[str, Bool[Tensor, "edge"]],
+    candidates: int,
+    pairs: int | None,
+    seed: int,
+) -> Minimality:
+    whole = bed.run(circuit.kept, pairs)
+    count = len(whole.kl)
+    if not removed:
+        nothing = Estimate(None, None, None)
+        return Minimality(nothing, nothing, 0.0, (), 0, candidates, count)
+    without: dict[str, Outcome] = {name: bed.run(circuit.kept & ~cut, pairs) for name, cut in removed.items()}
+    kl = torch.stack([outcome.kl - whole.kl for outcome in without.values()]).double()
+    lost = torch.stack([whole.metric - outcome.metric for outcome in without.values()]).double()
+    by_part = dict(zip(without, kl.mean(1).tolist(), strict=True))
+    worst = sorted(by_part.items(), key=lambda item: -item[1])[:10]
+    one = torch.ones(count, dtype=torch.float64)
+    idle = sum(increase <= 0 for increase in by_part.values()) / len(by_part)
+    return Minimality(
+        _ratio(kl, one, seed),
+        _ratio(lost, _effect(bed, lost[0]), seed),
+        idle,
+        tuple(worst),
+        len(by_part),
+        candidates,
+        count,
+    )
+
+
+def _nodes(circuit: Circuit) -> list[int]:
+    """Writers on a path from the input to the logits, without the input."""
+    writers = circuit.graph.writer_of[circuit.reachable.any(0)]
+    return [int(writer) for writer in writers.unique() if writer > 0]
+
+
+def _edges_of(graph: Graph, nodes: list[int]) -> Bool[Tensor, "edge"]:
+    """The edges out of some writers: without them nothing of the node is heard."""
+    return torch.isin(graph.writer_of, torch.tensor(nodes, dtype=torch.long))
+
+
+def _drawn(candidates: list[int], count: int | None, seed: int) -> list[int]:
+    if count is None or count >= len(candidates):
+        return candidates
+    return sorted(random.Random(seed).sample(candidates, count))
+
+
+def _effect(bed: TestBed, like: Float[Tensor, "pair"]) -> Float[Tensor, "pair"]:
+    """Full model's metric minus the corrupted run's, on the first pairs: what faithfulness divides by."""
+    count = len(like)
+    return (bed.full.metric[:count] - bed.corrupted.metric[:count]).double()
+
+
+def _ratio(values: Float[Tensor, "part pair"], scale: Float[Tensor, "pair"], seed: int) -> Estimate:
+    """Mean over parts and pairs over the scale's mean; parts and pairs are both resampled."""
+    rows, parts = resamples(values.shape[1], len(values), seed)
+    weights = torch.zeros(len(parts), len(values), dtype=torch.float64)
+    weights.scatter_add_(1, parts, torch.full(parts.shape, 1 / len(values), dtype=torch.float64))
+    resampled = (weights @ values).gather(1, rows).mean(1)
+    return Estimate.of(values.mean() / scale.mean(), resampled / scale[rows].mean(1))
+
+
+def _gap(gaps: Float[Tensor, "knockout pair"], scale: Float[Tensor, "pair"], seed: int) -> Estimate:
+    """Mean over knockouts of the absolute difference in faithfulness, means over pairs first."""
+    rows, draws = resamples(gaps.shape[1], len(gaps), seed)
+    value = (gaps.mean(1) / scale.mean()).abs().mean()
+    by_draw = (gaps[:, rows].mean(2) / scale[rows].mean(1)).abs()
+    return Estimate.of(value, by_draw.T.gather(1, draws).mean(1))

@@ -1,0 +1,36 @@
+"""A saved circuit in another tool's file format."""
+
+from __future__ import annotations
+
+from pathlib import Path
+from typing import Any
+
+from omegaconf import DictConfig
+
+from circuitlit.errors import UserError
+from circuitlit.graph import Circuit, export_circuit, load_circuit
+from circuitlit.run.checks import run_dir
+from circuitlit.run.clock import CONSOLE
+
+
+def run(cfg: DictConfig) -> dict[str, Any]:
+    """Write the circuit `circuit` in the format `format` to `out`, or into the run directory.
+
+    Raises:
+        UserError: not a circuit, an unknown format, or a file that cannot be written.
+    """
+    circuit = load_circuit(cfg.circuit)
+    suffix = "pt" if cfg.format == "mib_pt" else "json"
+    out = Path(cfg.out) if cfg.out else run_dir() / f"{cfg.format}.{suffix}"
+    export_circuit(circuit, out, cfg.format, _width(cfg, circuit))
+    CONSOLE.print(f"{circuit.n_edges:,} of {circuit.kept.numel():,} edges: {out}", highlight=False, soft_wrap=True)
+    return {"out": str(out), "n_edges": circuit.n_edges}
+
+
+def _width(cfg: DictConfig, circuit: Circuit) -> int:
+    """The residual stream's width, which the formats want and a graph does not know."""
+    model = circuit.provenance.get("model")
+    width = cfg.d_model or (model.get("d_model") if isinstance(model, dict) else None)
+    if not isinstance(width, int):
+        raise UserError(f"{cfg.circuit} does not say how wide its model is; give it: d_model=768")
+    return width

@@ -1,0 +1,95 @@
+"""Trains masks as a configuration describes: what the main job and a study's mask learners share."""
+
+from __future__ import annotations
+
+from pathlib import Path
+from typing import Any
+
+from hydra.utils import instantiate
+from lightning import Trainer
+from omegaconf import DictConfig
+
+from circuitlit.discover import MaskedLoss, MaskLearner, Schedule, initial_log_alpha
+from circuitlit.evaluate import TestBed
+from circuitlit.graph import EdgeScores, load_circuit
+from circuitlit.run.build import Workbench
+from circuitlit.run.callbacks import Checkpoints, FiniteLoss, HardCircuit, History, MaskSnapshots, Progress
+from circuitlit.run.clock import CONSOLE
+from circuitlit.run.loggers import build_loggers, close_loggers
+
+
+def learn(
+    cfg: DictConfig, bench: Workbench, attribution: EdgeScores | None, folder: Path
+) -> tuple[MaskLearner, History]:
+    """Train the masks that a configuration describes.
+
+    Args:
+        cfg: settings of masks, schedule, trainer, callbacks and loggers.
+        bench: subject, pairs and masked model.
+        attribution: scores to start from where `mask.init_from` is "method".
+        folder: where mask files and checkpoints go.
+
+    Raises:
+        UserError: the start does not fit, or the loss is no longer a number.
+    """
+    loss = MaskedLoss(bench.model, bench.layout, instantiate(cfg.objective.loss), cfg.mask.capture)
+    schedule: Schedule = instantiate(cfg.mask.schedule)
+    start = _start_scores(cfg.mask.init_from, attribution, bench)
+    initial = initial_log_alpha(bench.layout, cfg.mask.init, start, bench.count, cfg.mask.init_scale)
+    device = bench.subject.device
+    learner: MaskLearner = instantiate(cfg.mask.learner)(
+        loss,
+        bench.references,
+        initial,
+        cfg.sparsity.target,
+        schedule,
+        instantiate(cfg.mask.gates),
+        cfg.seed,
+        cfg.mask.constraint_gradient,
+    ).to(device)
+    history = History(cfg.callbacks.history_every)
+    loggers = build_loggers(cfg)
+    trainer: Trainer = instantiate(
+        cfg.trainer,
+        logger=loggers,
+        callbacks=_callbacks(cfg, bench, history, folder),
+        **instantiate(cfg.strategy.options),
+    )
+    try:
+        trainer.fit(learner, bench.data, ckpt_path=cfg.ckpt_path, weights_only=True)
+    finally:
+        address = close_loggers(loggers)
+        if address:
+            CONSOLE.print(f"  W&B: {address}", highlight=False)
+    if trainer.interrupted:
+        raise KeyboardInterrupt
+    return learner.to(device), history
+
+
+def _start_scores(init_from: str | None, attribution: EdgeScores | None, bench: Workbench) -> EdgeScores | None:
+    if init_from is None:
+        return None
+    return attribution if init_from == "method" else load_circuit(init_from, bench.subject.graph).scores
+
+
+def _callbacks(cfg: DictConfig, bench: Workbench, history: History, folder: Path) -> list[Any]:
+    settings = cfg.callbacks
+    callbacks: list[Any] = [history, FiniteLoss(), MaskSnapshots(folder / "masks", settings.snapshot_every)]
+    if settings.probe_every and len(bench.data.val):
+        probe = bench.data.val.collate(range(min(settings.probe_pairs, len(bench.data.val))))
+        bed = TestBed.build(bench.model, bench.fresh_references(), [probe])
+        callbacks.append(HardCircuit(bed, bench.cut, settings.probe_every, settings.probe_pairs, history))
+    if settings.progress_bar:
+        callbacks.append(Progress(refresh_rate=1))
+    if settings.checkpoint_every:
+        callbacks.append(
+            Checkpoints(
+                dirpath=folder / "checkpoints",
+                filename="step_{step:06d}",
+                auto_insert_metric_name=False,
+                every_n_train_steps=settings.checkpoint_every,
+                save_top_k=-1,
+                save_last=True,
+            )
+        )
+    return callbacks

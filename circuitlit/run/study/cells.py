@@ -1,0 +1,146 @@
+"""A study's cells: what each one is, its settings, and its file, so that a finished cell is never run again."""
+
+from __future__ import annotations
+
+import hashlib
+import json
+import logging
+import re
+from collections.abc import Callable
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Any
+
+from hydra import compose
+from hydra.core.hydra_config import HydraConfig
+from omegaconf import DictConfig, ListConfig
+
+from circuitlit.errors import UserError
+from circuitlit.files import write_json
+from circuitlit.run.build import plain
+from circuitlit.run.checks import run_dir
+from circuitlit.run.mistakes import explain
+
+log = logging.getLogger(__name__)
+_GROUPS = ("task", "model", "adapter", "mask", "sparsity", "objective", "ablation", "method", "data", "evaluate")
+
+
+@dataclass(frozen=True)
+class Entry:
+    """A task, attribution or learner of a study: its label and the settings that make it."""
+
+    name: str
+    settings: tuple[str, ...]
+
+
+def entries(items: ListConfig | None, group: str) -> list[Entry]:
+    """A study's list as entries.
+
+    Raises:
+        UserError: an item is neither a preset's name nor {name, with}, or a label is there twice.
+    """
+    made = []
+    for item in items or []:
+        if isinstance(item, str):
+            made.append(Entry(item, (f"{group}={item}",)))
+        elif isinstance(item, DictConfig) and set(item) == {"name", "with"}:
+            made.append(Entry(str(item.name), tuple(str(setting) for setting in item["with"])))
+        else:
+            raise UserError(f"study: '{item}' is neither a preset of {group} nor {{name: LABEL, with: [settings]}}")
+    labels = [_file_name(entry.name) for entry in made]
+    twice = next((label for label in labels if labels.count(label) > 1), None)
+    if twice:
+        raise UserError(f"study: two entries of {group} are called '{twice}'; give each a name of its own")
+    return made
+
+
+def composed(*settings: str) -> DictConfig:
+    """The study's own configuration with some settings changed."""
+    keys = {_key(setting) for setting in settings}
+    hydra = HydraConfig.get()
+    own = [override for override in hydra.overrides.task if _key(override) not in keys]
+    assert hydra.job.config_name is not None
+    return compose(hydra.job.config_name, [*own, *settings])
+
+
+def _key(override: str) -> str:
+    return override.split("=")[0].lstrip("+~")
+
+
+@dataclass(frozen=True)
+class Cell:
+    """One file of a study.
+
+    Attributes:
+        task: label of the task.
+        kind: "task", "control", "attribution" or "learner".
+        method: label of the method; empty for the task's own file.
+        sparsity, seed: of a learner's cell; None where the cell holds all sparsities.
+    """
+
+    task: str
+    kind: str
+    method: str = ""
+    sparsity: float | None = None
+    seed: int | None = None
+
+    @property
+    def name(self) -> str:
+        """Name of the cell's file and folder."""
+        parts = [self.task, self.kind, self.method]
+        parts += [] if self.sparsity is None else [f"{self.sparsity:g}", f"seed{self.seed}"]
+        return "--".join(_file_name(part) for part in parts if part)
+
+    @property
+    def file(self) -> Path:
+        """Where the cell is written."""
+        return run_dir() / "cells" / f"{self.name}.json"
+
+    @property
+    def folder(self) -> Path:
+        """Where the cell's circuits are."""
+        return run_dir() / "circuits" / self.name
+
+    def finish(self, cfg: DictConfig, work: Callable[[], dict[str, Any]]) -> dict[str, Any]:
+        """The cell's content: read if its file is there with these settings, else made and written.
+
+        A mistake or a defect ends this cell alone: it is written down, and the cell is tried again by the next run.
+        """
+        settings = fingerprint(cfg)
+        known = _read(self.file)
+        if known.get("status") == "OK" and known.get("settings") == settings:
+            return known
+        try:
+            return self._write({"status": "OK", "settings": settings, **work()})
+        except Exception as error:  # whatever goes wrong in a cell, the others go on
+            return self.fail(error)
+
+    def fail(self, error: Exception) -> dict[str, Any]:
+        """Write down what went wrong."""
+        log.info("cell %s", self.name, exc_info=error)
+        return self._write({"status": "FAILED", "error": explain(error) or f"{type(error).__name__}: {error}"})
+
+    def _write(self, content: dict[str, Any]) -> dict[str, Any]:
+        self.file.parent.mkdir(parents=True, exist_ok=True)
+        write_json(self.file, {**vars(self), **content})
+        return _read(self.file)
+
+
+def fingerprint(cfg: DictConfig) -> str:
+    """A short hash of all settings that a cell's content depends on."""
+    chosen: dict[str, Any] = {group: plain(cfg[group]) for group in _GROUPS}
+    study = {key: cfg.study[key] for key in ("resamples", "curve_pairs")}
+    chosen |= {"seed": cfg.seed, "sparsities": list(cfg.study.sparsities), **study}
+    return hashlib.sha256(json.dumps(chosen, sort_keys=True).encode()).hexdigest()[:16]
+
+
+def _read(file: Path) -> dict[str, Any]:
+    try:
+        content = json.loads(file.read_text())
+    except (OSError, ValueError):
+        return {}
+    return content if isinstance(content, dict) else {}
+
+
+def _file_name(label: str) -> str:
+    return re.sub(r"[^\w.=+]+", "_", label).strip("_")

@@ -1,0 +1,175 @@
+"""What the cells of a study do: score, learn, cut, measure."""
+
+from __future__ import annotations
+
+import time
+from dataclasses import asdict, dataclass, field, replace
+from pathlib import Path
+from typing import Any
+
+import torch
+from lightning import seed_everything
+from omegaconf import DictConfig
+
+from circuitlit.errors import UserError
+from circuitlit.evaluate import TestBed, noise_floor, random_circuit, size_curve
+from circuitlit.evaluate.similarity import Spread
+from circuitlit.graph import Circuit, EdgeScores, MaskLayout
+from circuitlit.graph.select import edge_budget
+from circuitlit.model import Subject
+from circuitlit.objective import Outcome
+from circuitlit.run.build import Workbench, attribute, build_workbench, encoded, plain, provenance
+from circuitlit.run.learn import learn
+from circuitlit.run.result import held_out, signed_or_absolute, validation
+
+_SHARED = ("task", "model", "adapter", "ablation")
+
+
+@dataclass
+class Stage:
+    """One task with all that its cells share, built once.
+
+    Attributes:
+        cfg: the task's configuration.
+        bench: subject, pairs and masked model.
+        test: the pairs that are reported on.
+        val: the pairs that rankings are chosen by; None where the task has none.
+        known: scores and seconds of attributions that are done, by their settings.
+    """
+
+    cfg: DictConfig
+    bench: Workbench
+    test: TestBed
+    val: TestBed | None
+    known: dict[str, tuple[EdgeScores, float]] = field(default_factory=dict)
+
+    @classmethod
+    def build(cls, cfg: DictConfig, subject: Subject) -> Stage:
+        """Encode the task and run full model and ablated one on its held-out pairs."""
+        bench = build_workbench(cfg, subject)
+        return cls(cfg, bench, held_out(cfg, bench), validation(bench, cfg.evaluate.probe_pairs))
+
+    def at(self, cfg: DictConfig, sparsity: float, data_seed: int | None = None) -> Workbench:
+        """The workbench for a cell's masks, size and order of the training pairs.
+
+        Raises:
+            UserError: the cell changes what the whole task shares.
+        """
+        changed = next((group for group in _SHARED if plain(cfg[group]) != plain(self.cfg[group])), None)
+        if changed:
+            raise UserError(f"study: a method cannot change {changed}; change it for the task or for the study")
+        bench, roles = self.bench, self.bench.data.splits.role_names if cfg.mask.roles else ()
+        layout = MaskLayout(bench.subject.graph, roles)
+        data = bench.data if data_seed is None else encoded(cfg, bench.data.splits, bench.subject)
+        return replace(bench, layout=layout, data=data, count=edge_budget(sparsity, layout.n_edges))
+
+    def attribution(self, cfg: DictConfig, bench: Workbench) -> tuple[EdgeScores, float]:
+        """Scores of the configured method and the seconds that they took, made once."""
+        key = str((plain(cfg.method), cfg.mask.roles, cfg.data))
+        if key not in self.known:
+            started = time.perf_counter()
+            scores = attribute(cfg, bench)
+            self.known[key] = scores, time.perf_counter() - started
+        return self.known[key]
+
+
+def ends(stage: Stage) -> dict[str, Any]:
+    """The full model and the corrupted run, pair by pair."""
+    return {
+        "n_pairs": len(stage.test.full.kl),
+        "n_train": len(stage.bench.data.train),
+        "n_edges_total": stage.bench.layout.n_edges,
+        "full": by_pair(stage.test.full),
+        "corrupted": by_pair(stage.test.corrupted),
+    }
+
+
+def control_cell(cfg: DictConfig, stage: Stage) -> dict[str, Any]:
+    """Random circuits at every sparsity."""
+    rows, started = [], time.perf_counter()
+    for sparsity in cfg.study.sparsities:
+        bench = stage.at(cfg, sparsity)
+        graph, copies = bench.subject.graph, bench.layout.copies
+        for seed in range(cfg.evaluate.controls):
+            outcome = stage.test.run(random_circuit(graph, bench.count, seed, copies), cfg.evaluate.control_pairs)
+            rows.append({"sparsity": sparsity, "n_edges": bench.count, "by_pair": by_pair(outcome)})
+    return {"rows": rows, "seconds": time.perf_counter() - started}
+
+
+def attribution_cell(cfg: DictConfig, stage: Stage, folder: Path) -> dict[str, Any]:
+    """One method's scores, cut at every sparsity, with the noise floor of its circuits."""
+    seed_everything(cfg.seed, verbose=False)
+    first = stage.at(cfg, cfg.study.sparsities[0])
+    scores, seconds = stage.attribution(cfg, first)
+    resampled = _resampled(cfg, first)
+    rows = []
+    for sparsity in cfg.study.sparsities:
+        bench = stage.at(cfg, sparsity)
+        ranked = signed_or_absolute(stage.val, bench, scores) if stage.val else scores
+        row = _row(stage, bench, ranked, sparsity)
+        if resampled:
+            same = [replace(each, ranks_by_magnitude=ranked.ranks_by_magnitude) for each in resampled]
+            row["noise"] = Spread.of([bench.cut(each).kept for each in same]).to_dict()
+        rows.append(row)
+    _save(first.cut(scores, provenance(cfg, first.subject)), folder)
+    return {"rows": rows, "seconds": seconds, "curve": _areas(cfg, stage, scores)}
+
+
+def learner_cell(cfg: DictConfig, stage: Stage, folder: Path) -> dict[str, Any]:
+    """One mask run: its circuit and its ranking of all edges."""
+    seed_everything(cfg.seed, verbose=False)
+    bench = stage.at(cfg, cfg.sparsity.target, cfg.seed)
+    start, seconds = None, 0.0
+    if cfg.mask.init_from == "method":
+        start, seconds = stage.attribution(cfg, bench)
+    torch.set_float32_matmul_precision(cfg.matmul_precision if torch.cuda.is_available() else "highest")
+    started = time.perf_counter()
+    try:
+        learner, _ = learn(cfg, bench, start, folder)
+    finally:
+        torch.set_float32_matmul_precision("highest")
+    seconds += time.perf_counter() - started
+    scores = learner.scores()
+    _save(bench.cut(scores, provenance(cfg, bench.subject)), folder)
+    row = _row(stage, bench, scores, cfg.sparsity.target)
+    return {"rows": [row], "seconds": seconds, "curve": _areas(cfg, stage, scores)}
+
+
+def by_pair(outcome: Outcome) -> dict[str, list[float]]:
+    """An outcome as plain lists."""
+    return {name: values.tolist() for name, values in vars(outcome).items()}
+
+
+def _row(stage: Stage, bench: Workbench, scores: EdgeScores, sparsity: float) -> dict[str, Any]:
+    circuit = bench.cut(scores)
+    val = stage.val.run(circuit.kept).kl.mean() if stage.val else None
+    return {
+        "sparsity": sparsity,
+        "n_edges": circuit.n_edges,
+        "n_edges_reachable": circuit.n_reachable,
+        "ranking": "absolute" if scores.ranks_by_magnitude else "signed",
+        "val_kl": None if val is None else float(val),
+        "by_pair": by_pair(stage.test.run(circuit.kept)),
+    }
+
+
+def _resampled(cfg: DictConfig, bench: Workbench) -> list[EdgeScores]:
+    """The method's scores on bootstrap samples of its training pairs."""
+    if cfg.study.resamples < 2:
+        return []
+    n_pairs = len(bench.data.train)
+    _, circuits = noise_floor(lambda rows: attribute(cfg, bench, rows), bench.cut, n_pairs, cfg.study.resamples)
+    return [circuit.scores for circuit in circuits]
+
+
+def _areas(cfg: DictConfig, stage: Stage, scores: EdgeScores) -> dict[str, Any] | None:
+    if not cfg.study.curve_pairs:
+        return None
+    curve = size_curve(stage.test, scores, select=cfg.sparsity.select, pairs=cfg.study.curve_pairs)
+    names = ("cpr", "cmd", "cpr_anchored", "cmd_anchored")
+    return {"ranking": curve.ranking, **{name: asdict(getattr(curve, name)) for name in names}}
+
+
+def _save(circuit: Circuit, folder: Path) -> None:
+    folder.mkdir(parents=True, exist_ok=True)
+    circuit.save(folder)

@@ -1,0 +1,133 @@
+"""From the cells of a study to `study.json`: means over pairs and seeds, overlaps, paired differences."""
+
+from __future__ import annotations
+
+import math
+from collections import defaultdict
+from dataclasses import asdict
+from itertools import product
+from typing import Any
+
+import torch
+
+from circuitlit.evaluate import consensus, paired_difference, summarise
+from circuitlit.evaluate.similarity import Spread
+from circuitlit.graph import Circuit
+from circuitlit.objective import Outcome
+from circuitlit.run.study.cells import Cell
+
+_AREAS = ("cpr", "cmd", "cpr_anchored", "cmd_anchored")
+Finished = list[tuple[Cell, dict[str, Any]]]
+
+
+def summarise_study(cells: Finished, share: float) -> dict[str, Any]:
+    """All that the table, the figures and a reader want of a study.
+
+    Args:
+        cells: every cell with its content, failed ones too.
+        share: of a learner's circuits that an edge of their consensus is in.
+    """
+    done = [(cell, content) for cell, content in cells if content["status"] == "OK"]
+    failed = [{"cell": cell.name, "error": content["error"]} for cell, content in cells if content["status"] != "OK"]
+    tasks = {cell.task: content for cell, content in done if cell.kind == "task"}
+    rows = [
+        _row(cell, sparsity, group, tasks[cell.task], share)
+        for (cell, sparsity), group in _grouped(done).items()
+        if cell.task in tasks
+    ]
+    return {
+        "status": "FAILED" if failed else "OK",
+        "tasks": [_ends(name, content) for name, content in tasks.items()],
+        "rows": rows,
+        "learned_minus_attribution_kl": _paired(done),
+        "failed": failed,
+    }
+
+
+def _grouped(done: Finished) -> dict[tuple[Cell, float], list[tuple[Cell, dict[str, Any], dict[str, Any]]]]:
+    """The rows of all seeds of one method, task and sparsity, in the order of the cells."""
+    groups = defaultdict(list)
+    for cell, content in done:
+        for row in content.get("rows", []):
+            groups[Cell(cell.task, cell.kind, cell.method), row["sparsity"]].append((cell, content, row))
+    return groups
+
+
+def _ends(name: str, content: dict[str, Any]) -> dict[str, Any]:
+    full, corrupted = _outcome(content["full"]), _outcome(content["corrupted"])
+    facts = {key: content[key] for key in ("n_pairs", "n_train", "n_edges_total")}
+    ends = {"full": full, "corrupted": corrupted}
+    return {"task": name, **facts, **{k: summarise([o], full, corrupted).to_dict() for k, o in ends.items()}}
+
+
+def _row(cell: Cell, sparsity: float, group: list, task: dict[str, Any], share: float) -> dict[str, Any]:
+    """One line of the table; with several circuits, intervals resample circuits and pairs."""
+    outcomes = [_outcome(row["by_pair"]) for _, _, row in group]
+    full, corrupted = _outcome(task["full"]), _outcome(task["corrupted"])
+    first = group[0][2]
+    reachable = [row["n_edges_reachable"] for _, _, row in group if "n_edges_reachable" in row]
+    curves = [content["curve"] for _, content, _ in group if content.get("curve")]
+    return {
+        "task": cell.task,
+        "method": cell.method,
+        "kind": cell.kind,
+        "sparsity": sparsity,
+        "n_edges": first["n_edges"],
+        "n_edges_reachable": sum(reachable) / len(reachable) if reachable else None,
+        "n_circuits": len(group),
+        "n_pairs": len(outcomes[0].kl),
+        "ranking": first.get("ranking"),
+        "seconds": sum(content["seconds"] for _, content, _ in group) / len(group),
+        **summarise(outcomes, full, corrupted).to_dict(),
+        **{name: _envelope([curve[name] for curve in curves]) for name in _AREAS if curves},
+        **({"noise": first["noise"]} if "noise" in first else {}),
+        **(_overlap([cell for cell, _, _ in group], share) if cell.kind == "learner" and len(group) > 1 else {}),
+    }
+
+
+def _overlap(cells: list[Cell], share: float) -> dict[str, Any]:
+    """How alike the circuits of several seeds are."""
+    circuits = [Circuit.load(cell.folder) for cell in cells]
+    common, every = consensus(circuits, share), consensus(circuits, 1.0)
+    facts = {"share": share, "n_edges": common.n_edges, "n_edges_reachable": common.n_reachable}
+    spread = Spread.of([circuit.kept for circuit in circuits])
+    return {"seeds_overlap": spread.to_dict(), "consensus": {**facts, "n_edges_in_all": every.n_edges}}
+
+
+def _envelope(estimates: list[dict[str, float | None]]) -> dict[str, float | None]:
+    """Mean of the seeds' values, and an interval that holds all of theirs."""
+    known = [e for e in estimates if None not in e.values()]
+    if not known:
+        return {"value": None, "low": None, "high": None}
+    value = sum(e["value"] for e in known) / len(known)  # type: ignore[misc]
+    return {"value": value, "low": min(e["low"] for e in known), "high": max(e["high"] for e in known)}  # type: ignore[type-var]
+
+
+def _paired(done: Finished) -> list[dict[str, Any]]:
+    """KL of each learner minus KL of the best attribution, pair by pair, by task and sparsity.
+
+    The attribution is chosen on validation pairs, and a learner's KL is the mean over its seeds.
+    """
+    groups = _grouped(done)
+    found = []
+    for task, sparsity in dict.fromkeys((cell.task, sparsity) for cell, sparsity in groups):
+        here = {cell: group for (cell, at), group in groups.items() if (cell.task, at) == (task, sparsity)}
+        rivals = {cell: group[0][2] for cell, group in here.items() if cell.kind == "attribution"}
+        learners = {cell: group for cell, group in here.items() if cell.kind == "learner"}
+        for (learner, group), best in product(learners.items(), _best(rivals)):
+            ours = torch.stack([_outcome(row["by_pair"]).kl for _, _, row in group]).mean(0)
+            difference = paired_difference(ours, _outcome(rivals[best]["by_pair"]).kl)
+            names = {"task": task, "sparsity": sparsity, "learner": learner.method, "attribution": best.method}
+            found.append({**names, "n_seeds": len(group), **asdict(difference)})
+    return found
+
+
+def _best(rivals: dict[Cell, dict[str, Any]]) -> list[Cell]:
+    """The attribution of least KL on validation pairs; without those all, for none can be chosen fairly."""
+    judged = {cell: row["val_kl"] for cell, row in rivals.items() if row["val_kl"] is not None}
+    return [min(judged, key=lambda cell: judged[cell])] if judged else list(rivals)
+
+
+def _outcome(lists: dict[str, list[float | None]]) -> Outcome:
+    """An outcome from a cell's file, in which NaN is null."""
+    return Outcome(**{k: torch.tensor([math.nan if v is None else v for v in row]) for k, row in lists.items()})

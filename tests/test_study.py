@@ -1,0 +1,177 @@
+"""The verb study on a tiny local model: all cells, going on after a stop, a cell that fails, wrong input."""
+
+from __future__ import annotations
+
+import json
+from pathlib import Path
+
+import pytest
+from cli import call, failure, settings
+
+from circuitlit.evaluate.similarity import corrected_jaccard
+from circuitlit.graph import Circuit
+from circuitlit.report.study import study_figures
+
+WARM = "{name: warm,with: ['mask=hard_concrete','mask.init_from=method']}"
+STEPS = "{name: 'more steps',with: ['method=mask_gradients','method.score.steps=7']}"
+SMALL = [
+    "study.sparsities=[0.7,0.9]",
+    "study.seeds=[0,1]",
+    "study.resamples=3",
+    "study.curve_pairs=4",
+    "mask.schedule.steps=6",
+    f"study.learners=[{WARM}]",
+    f"study.attributions=[mask_gradients,{STEPS}]",
+]
+
+
+def small(local: Path, out: Path, *more: str) -> list[str]:
+    skipped = ("callbacks.", "sparsity.target", "mask.schedule")
+    return [item for item in settings(local, out, *SMALL, *more) if item in SMALL or not item.startswith(skipped)]
+
+
+@pytest.fixture(scope="module")
+def done(local: Path, tmp_path_factory: pytest.TempPathFactory) -> Path:
+    folder = tmp_path_factory.mktemp("study")
+    call(*small(local, folder), verb="study")
+    return folder
+
+
+def study_of(folder: Path) -> dict:
+    return json.loads((folder / "study.json").read_text())
+
+
+def test_every_cell_is_there(done: Path) -> None:
+    study = study_of(done)
+    assert study["status"] == "OK" and study["failed"] == []
+    names = {p.stem for p in (done / "cells").iterdir()}
+    learned = {f"jsonl--learner--warm--{s}--seed{seed}" for s in ("0.7", "0.9") for seed in (0, 1)}
+    attributed = {"jsonl--attribution--mask_gradients", "jsonl--attribution--more_steps"}
+    assert names == {"jsonl--task", "jsonl--control--random_circuits", *learned, *attributed}
+    keys = [(row["method"], row["sparsity"]) for row in study["rows"]]
+    methods = ("random circuits", "mask_gradients", "more steps", "warm")
+    assert sorted(keys) == sorted((method, sparsity) for method in methods for sparsity in (0.7, 0.9))
+    assert {p.name for p in done.glob("study[._]*") if p.suffix != ".log"} == {
+        "study.json",
+        *(f"study_{figure}.{suffix}" for figure in ("kl", "performance") for suffix in ("html", "json")),
+    }
+
+
+def test_rows_are_the_circuits_of_their_cells(done: Path) -> None:
+    study = study_of(done)
+    row = next(r for r in study["rows"] if (r["method"], r["sparsity"]) == ("warm", 0.9))
+    circuits = [Circuit.load(done / "circuits" / f"jsonl--learner--warm--0.9--seed{seed}") for seed in (0, 1)]
+    assert row["n_edges"] == circuits[0].n_edges and row["n_circuits"] == 2
+    overlap = corrected_jaccard(circuits[0].kept, circuits[1].kept)
+    assert row["seeds_overlap"]["mean"] == pytest.approx(overlap)
+    assert row["consensus"]["n_edges_in_all"] == int((circuits[0].kept & circuits[1].kept).sum())
+    cells = [
+        json.loads((done / "cells" / f"jsonl--learner--warm--0.9--seed{seed}.json").read_text()) for seed in (0, 1)
+    ]
+    kls = [sum(cell["rows"][0]["by_pair"]["kl"]) / 12 for cell in cells]
+    assert row["kl"]["value"] == pytest.approx(sum(kls) / 2)
+    attributed = next(r for r in study["rows"] if r["method"] == "mask_gradients")
+    assert len(attributed["noise"]["values"]) == 3 and set(attributed["cpr"]) == {"value", "low", "high"}
+
+
+def test_paired_differences_are_with_the_better_attribution(done: Path) -> None:
+    for item in study_of(done)["learned_minus_attribution_kl"]:
+        rivals = {}
+        for name in ("mask_gradients", "more_steps"):
+            cell = json.loads((done / "cells" / f"jsonl--attribution--{name}.json").read_text())
+            rivals[cell["method"]] = next(row for row in cell["rows"] if row["sparsity"] == item["sparsity"])
+        best = min(rivals, key=lambda name: rivals[name]["val_kl"])
+        assert item["attribution"] == best and item["n_seeds"] == 2
+        learned = []
+        for seed in (0, 1):
+            name = f"jsonl--learner--warm--{item['sparsity']}--seed{seed}.json"
+            learned.append(json.loads((done / "cells" / name).read_text())["rows"][0]["by_pair"]["kl"])
+        theirs = rivals[best]["by_pair"]["kl"]
+        mean = sum((a + b) / 2 - c for a, b, c in zip(*learned, theirs, strict=True)) / len(theirs)
+        assert item["value"] == pytest.approx(mean, abs=1e-6)
+        assert item["low"] <= item["value"] <= item["high"]
+
+
+def test_figures_have_a_line_a_method(done: Path) -> None:
+    figures = study_figures(study_of(done))
+    for figure in figures.values():
+        assert [trace.name for trace in figure.data] == [
+            "random circuits, mean of 3",
+            "mask_gradients",
+            "more steps",
+            "warm, mean of 2",
+        ]
+        assert all(list(trace.x) == [0.7, 0.9] for trace in figure.data)
+    assert figures["performance"].layout.yaxis.title.text == "logit difference"
+
+
+def test_a_stopped_study_goes_on(done: Path, local: Path, tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:
+    """Finished cells stay as they are; a missing, a damaged and a failed one are run, and the rest equals the first."""
+    folder = tmp_path / "copy"
+    (folder / "cells").mkdir(parents=True)
+    for part in ("cells", "circuits"):
+        for file in (done / part).rglob("*"):
+            target = folder / file.relative_to(done)
+            target.parent.mkdir(parents=True, exist_ok=True)
+            if file.is_file():
+                target.write_bytes(file.read_bytes())
+    cells = folder / "cells"
+    (cells / "jsonl--attribution--more_steps.json").unlink()
+    (cells / "jsonl--learner--warm--0.7--seed1.json").write_text("{")
+    failed = json.loads((cells / "jsonl--learner--warm--0.9--seed0.json").read_text()) | {"status": "FAILED"}
+    (cells / "jsonl--learner--warm--0.9--seed0.json").write_text(json.dumps(failed))
+    before = {file.name: file.stat().st_mtime_ns for file in cells.iterdir()}
+    call(*small(local, folder), verb="study")
+    again = {file.name for file in cells.iterdir() if before.get(file.name) != file.stat().st_mtime_ns}
+    assert again == {
+        "jsonl--attribution--more_steps.json",
+        "jsonl--learner--warm--0.7--seed1.json",
+        "jsonl--learner--warm--0.9--seed0.json",
+    }
+    first, second = (
+        [{k: v for k, v in row.items() if k != "seconds"} for row in study_of(where)["rows"]]
+        for where in (done, folder)
+    )
+    assert first == second
+
+
+def test_a_cell_that_fails_is_recorded(local: Path, tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:
+    more = ["study.attributions=[mask_gradients,nonsense]", "study.sparsities=[0.8]", "study.seeds=[0]"]
+    more.append("study.learners=[{name: bad,with: ['mask=hard_concrete','mask.init=equal','mask.init_scale=nan']}]")
+    call(*small(local, tmp_path, *more, "study.resamples=0"), verb="study")
+    study = study_of(tmp_path)
+    assert study["status"] == "FAILED"
+    errors = {item["cell"]: item["error"] for item in study["failed"]}
+    assert "there is no method=nonsense" in errors["jsonl--attribution--nonsense"]
+    assert "the loss is nan" in errors["jsonl--learner--bad--0.8--seed0"]
+    assert {row["method"] for row in study["rows"]} == {"random circuits", "mask_gradients"}
+    assert "FAILED jsonl--attribution--nonsense" in capsys.readouterr().out
+
+
+def test_several_tasks_share_the_model(local: Path, tmp_path: Path) -> None:
+    tasks = "[{name: one,with: ['task=jsonl']},{name: two,with: ['task=jsonl','task.build.seed=3']},nonsense]"
+    more = [f"study.tasks={tasks}", "study.attributions=[mask_gradients]", "study.learners=[]", "study.resamples=0"]
+    call(*small(local, tmp_path, *more, "study.sparsities=[0.8]"), verb="study")
+    study = study_of(tmp_path)
+    assert [task["task"] for task in study["tasks"]] == ["one", "two"]
+    assert [item["cell"] for item in study["failed"]] == ["nonsense--task"]
+
+
+BAD = {
+    "no methods": (["study.attributions=[]", "study.learners=[]"], "both empty"),
+    "percent": (["study.sparsities=[95]"], "not shares between 0 and 1"),
+    "no seeds": (["study.seeds=[]"], "study.seeds is empty"),
+    "no entry": (["study.learners=[{name: x}]"], "neither a preset of mask"),
+    "twice": (["study.attributions=[mask_gradients,mask_gradients]"], "called 'mask_gradients'"),
+    "missing model": (["model.path=missing"], "config.json"),
+    "no cell works": (["study.tasks=[nonsense]"], "no cell could be run"),
+}
+
+
+@pytest.mark.parametrize("name", BAD)
+def test_study_refuses_in_one_sentence(
+    name: str, local: Path, tmp_path: Path, capsys: pytest.CaptureFixture[str]
+) -> None:
+    more, words = BAD[name]
+    assert words in failure(capsys, *small(local, tmp_path, *more), verb="study")
+    assert {p.name for p in tmp_path.iterdir()} <= {".hydra", "study.log"}
