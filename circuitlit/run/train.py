@@ -18,8 +18,10 @@ from circuitlit.run.build import Workbench, attribute, build_subject, build_work
 from circuitlit.run.callbacks import Checkpoints, FiniteLoss, HardCircuit, History, MaskSnapshots, Progress
 from circuitlit.run.checks import run_dir
 from circuitlit.run.clock import CONSOLE, Clock
+from circuitlit.run.evolution import Evolution
 from circuitlit.run.loggers import build_loggers, close_loggers
 from circuitlit.run.result import best_attribution, make_result, publish
+from circuitlit.timeline.mask_run import MaskRun, save_evolution
 
 
 def run(cfg: DictConfig) -> dict[str, Any]:
@@ -44,7 +46,10 @@ def run(cfg: DictConfig) -> dict[str, Any]:
         torch.set_float32_matmul_precision("highest")
         rival = best_attribution(bench, attribution, cfg.evaluate.probe_pairs)
         result = make_result(cfg, bench, circuit, rival)
-    result |= {"steps": cfg.mask.schedule.steps, **clock.times(), "provenance": facts}
+    steps = learner.trainer.global_step
+    mask_run = MaskRun.read(run_dir(), history.rows, steps)
+    _, timeline = save_evolution(mask_run, run_dir())
+    result |= {"steps": steps, "stages": timeline.to_dict(), **clock.times(), "provenance": facts}
     return publish(circuit, result, {"rows": history.rows, "target_sparsity": cfg.sparsity.target})
 
 
@@ -97,7 +102,15 @@ def _start_scores(init_from: str | None, attribution: EdgeScores) -> EdgeScores 
 
 def _callbacks(cfg: DictConfig, bench: Workbench, history: History) -> list[Any]:
     settings, folder = cfg.callbacks, run_dir()
-    callbacks: list[Any] = [history, FiniteLoss(), MaskSnapshots(folder / "masks", settings.snapshot_every)]
+    callbacks: list[Any] = [
+        history,
+        FiniteLoss(),
+        MaskSnapshots(folder / "masks", settings.snapshot_every, bench.count),
+    ]
+    if settings.snapshot_every <= cfg.mask.schedule.steps:
+        callbacks.append(
+            Evolution(folder / "masks", bench.count, settings.snapshot_every, settings.stop_at_convergence)
+        )
     if settings.probe_every and len(bench.data.val):
         probe = bench.data.val.collate(range(min(settings.probe_pairs, len(bench.data.val))))
         bed = TestBed.build(bench.model, bench.fresh_references(), [probe])
