@@ -9,7 +9,6 @@ from pathlib import Path
 
 import numpy as np
 import pytest
-import torch
 from cli import call, failure, settings
 from synthetic_runs import at_once, cut_short, every, four_stages, noise, nothing
 
@@ -202,7 +201,7 @@ def test_agreement_of_runs() -> None:
 
 
 RUN = ["logger=csv", "callbacks.snapshot_every=5", "callbacks.probe_every=5", "mask.schedule.steps=60"]
-RUN += ["callbacks.checkpoint_every=20"]
+RUN += ["callbacks.checkpoint_every=20", "mask.init=equal", "mask.init_from=null"]
 
 
 @pytest.fixture(scope="module")
@@ -284,7 +283,7 @@ def test_a_resumed_run_has_the_whole_evolution(mask_run: Path, local: Path, tmp_
 
 
 def test_a_run_may_stop_at_convergence(local: Path, tmp_path: Path) -> None:
-    # after the target is reached at step 15 nothing moves any more: the learning rate has fallen to zero
+    # the target is reached at step 15, and the learning rate falls to zero
     more = ["mask.schedule.warmup=0.05", "mask.schedule.harden=0", "callbacks.snapshot_every=5", "logger=none"]
     more += ["mask.schedule.steps=300", "mask.schedule.lr_final=0", "callbacks.stop_at_convergence=true"]
     more += ["callbacks.probe_every=0", "callbacks.checkpoint_every=0"]
@@ -293,5 +292,4 @@ def test_a_run_may_stop_at_convergence(local: Path, tmp_path: Path) -> None:
     stopped = result["steps"] < 300
     last = result["stages"]["stages"][-1]
     assert stopped == (last["observed"] and result["stages"]["n_snapshots"] < 61)
-    assert torch.equal(Circuit.load(tmp_path).kept, Circuit.load(tmp_path).kept)
     assert max(int(path.stem[5:]) for path in (tmp_path / "masks").iterdir()) == result["steps"]
