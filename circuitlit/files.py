@@ -20,10 +20,10 @@ def save_tensors(path: Path, tensors: dict[str, Tensor], metadata: dict[str, str
     os.replace(partial, path)
 
 
-def write_json(path: Path, content: Any) -> None:
-    """Write json, NaN and infinity as null."""
+def write_json(path: Path, content: Any, indent: int | None = 1) -> None:
+    """Write json, NaN and infinity as null; without indentation it is one line."""
     partial = path.with_name(path.name + ".part")
-    partial.write_text(json.dumps(_finite(content), indent=1))
+    partial.write_text(json.dumps(_finite(content), indent=indent))
     os.replace(partial, path)
 
 

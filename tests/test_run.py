@@ -62,7 +62,9 @@ def test_a_whole_run_leaves_everything(local: Path, tmp_path: Path) -> None:
     assert result["full"]["kl"]["value"] == pytest.approx(0, abs=1e-6)
     assert result["full"]["faithfulness"]["value"] == pytest.approx(1)
     assert result["corrupted"]["faithfulness"]["value"] == pytest.approx(0)
-    assert sorted(p.name for p in (tmp_path / "masks").iterdir()) == [f"step_{s:06d}.safetensors" for s in (4, 8, 12)]
+    assert sorted(p.name for p in (tmp_path / "masks").iterdir()) == [
+        f"step_{s:06d}.safetensors" for s in (0, 4, 8, 12)
+    ]
     rows = json.loads((tmp_path / "history.json").read_text())["rows"]
     assert [row["step"] for row in rows if "loss" in row] == list(range(12))
     assert [row["step"] for row in rows if "hard_kl" in row] == [0, 4, 8, 12]

@@ -2,7 +2,9 @@
 
 from __future__ import annotations
 
+import json
 from collections.abc import Callable
+from dataclasses import asdict
 from pathlib import Path
 from typing import Any
 
@@ -15,6 +17,7 @@ from circuitlit.errors import UserError
 from circuitlit.evaluate import TestBed
 from circuitlit.files import save_tensors
 from circuitlit.graph import Circuit, EdgeScores
+from circuitlit.run.evolution import Evolution
 
 
 class History(Callback):
@@ -80,15 +83,21 @@ class FiniteLoss(Callback):
 
 
 class MaskSnapshots(Callback):
-    """Writes the log-alphas to `masks/step_*.safetensors`.
+    """Writes the log-alphas to `masks/step_*.safetensors`, with what it takes to read them without the model.
 
     Args:
         folder: the run's `masks` folder.
         every: steps between two files.
+        count: edges that the circuit is going to keep.
     """
 
-    def __init__(self, folder: Path, every: int = 25) -> None:
-        self.folder, self.every = folder, every
+    def __init__(self, folder: Path, every: int, count: int) -> None:
+        self.folder, self.every, self.count = folder, every, count
+
+    def on_train_start(self, trainer: Trainer, pl_module: LightningModule) -> None:
+        """Write where the masks start."""
+        if trainer.is_global_zero and trainer.global_step == 0 and self.every <= trainer.max_steps:
+            self.write(pl_module, 0)
 
     def on_train_batch_end(self, trainer: Trainer, pl_module: LightningModule, *args: Any) -> None:
         """Write when it is time."""
@@ -104,8 +113,12 @@ class MaskSnapshots(Callback):
         """Write one file, whole or not at all."""
         assert isinstance(learner, MaskLearner)
         self.folder.mkdir(parents=True, exist_ok=True)
+        layout = learner.loss.layout
+        facts = {"graph": asdict(layout.graph), "roles": list(layout.roles), "sites": layout.sites}
+        facts["count"] = self.count
         tensors = {"log_alpha": learner.log_alpha.detach().float()}
-        save_tensors(self.folder / f"step_{step:06d}.safetensors", tensors, {"step": str(step)})
+        header = {"step": str(step), "circuitlit": json.dumps(facts)}
+        save_tensors(self.folder / f"step_{step:06d}.safetensors", tensors, header)
 
 
 class Checkpoints(ModelCheckpoint):
@@ -161,7 +174,7 @@ class HardCircuit(Callback):
 
 
 class Progress(RichProgressBar):
-    """A progress bar with loss, sparsity and time left, without the version number."""
+    """A progress bar with loss, sparsity, stage and time left, without the version number."""
 
     def _get_train_description(self, current_epoch: int) -> str:
         return "masks"
@@ -170,4 +183,8 @@ class Progress(RichProgressBar):
         """What stands behind the bar."""
         metrics = super().get_metrics(trainer, pl_module)
         metrics.pop("v_num", None)
-        return {name.removeprefix("train/"): value for name, value in metrics.items()}
+        shown = {name.removeprefix("train/"): value for name, value in metrics.items()}
+        for callback in trainer.callbacks:  # type: ignore[attr-defined]
+            if isinstance(callback, Evolution) and callback.stage:
+                shown["stage"] = callback.stage
+        return shown

@@ -15,6 +15,7 @@ from circuitlit.graph import EdgeScores, load_circuit
 from circuitlit.run.build import Workbench
 from circuitlit.run.callbacks import Checkpoints, FiniteLoss, HardCircuit, History, MaskSnapshots, Progress
 from circuitlit.run.clock import CONSOLE
+from circuitlit.run.evolution import Evolution
 from circuitlit.run.loggers import build_loggers, close_loggers
 
 
@@ -74,7 +75,10 @@ def _start_scores(init_from: str | None, attribution: EdgeScores | None, bench: 
 
 def _callbacks(cfg: DictConfig, bench: Workbench, history: History, folder: Path) -> list[Any]:
     settings = cfg.callbacks
-    callbacks: list[Any] = [history, FiniteLoss(), MaskSnapshots(folder / "masks", settings.snapshot_every)]
+    masks, every = folder / "masks", settings.snapshot_every
+    callbacks: list[Any] = [history, FiniteLoss(), MaskSnapshots(masks, every, bench.count)]
+    if every <= cfg.mask.schedule.steps:
+        callbacks.append(Evolution(masks, bench.count, every, settings.stop_at_convergence))
     if settings.probe_every and len(bench.data.val):
         probe = bench.data.val.collate(range(min(settings.probe_pairs, len(bench.data.val))))
         bed = TestBed.build(bench.model, bench.fresh_references(), [probe])

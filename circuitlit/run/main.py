@@ -11,6 +11,7 @@ from pathlib import Path
 
 VERBS = {
     "train": "learn masks until the circuit reproduces the model on a task",
+    "timeline": "how the masks of a run evolved, and the stages it fell into; several runs: do they agree",
     "attribute": "score every edge by one attribution method and cut a circuit",
     "evaluate": "measure any saved circuit on any task and model",
     "study": "compare methods over tasks and sparsities",

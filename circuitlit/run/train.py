@@ -15,6 +15,7 @@ from circuitlit.run.checks import run_dir
 from circuitlit.run.clock import Clock
 from circuitlit.run.learn import learn
 from circuitlit.run.result import best_attribution, make_result, publish
+from circuitlit.timeline.mask_run import MaskRun, save_evolution
 
 
 def run(cfg: DictConfig) -> dict[str, Any]:
@@ -43,7 +44,10 @@ def run(cfg: DictConfig) -> dict[str, Any]:
         torch.set_float32_matmul_precision("highest")
         rival = best_attribution(bench, attribution, cfg.evaluate.probe_pairs)
         result = make_result(cfg, bench, circuit, rival)
-    result |= {"steps": cfg.mask.schedule.steps, **clock.times(), "provenance": facts, "behaviour": behaviour.to_dict()}
+    steps = learner.trainer.global_step
+    _, timeline = save_evolution(MaskRun.read(run_dir(), history.rows, steps), run_dir())
+    result |= {"steps": steps, "stages": timeline.to_dict(), "behaviour": behaviour.to_dict()}
+    result |= {**clock.times(), "provenance": facts}
     return publish(circuit, result, {"rows": history.rows, "target_sparsity": cfg.sparsity.target})
 
 

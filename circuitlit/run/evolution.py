@@ -1,0 +1,83 @@
+"""Callback that follows the masks of a run as they evolve: overlap, churn, stage."""
+
+from __future__ import annotations
+
+import time
+from pathlib import Path
+from typing import Any
+
+from lightning import Callback, LightningModule, Trainer
+
+from circuitlit.discover import MaskLearner
+from circuitlit.timeline.mask_run import load_masks, of_edges
+from circuitlit.timeline.snapshots import Snapshots
+from circuitlit.timeline.stages import NAMES
+
+BUDGET = 0.03  # share of the run's time
+
+
+class Evolution(Callback):
+    """Logs `masks/...` at every snapshot and names the stage that the run is in.
+
+    `masks/overlap_previous` and `masks/overlap_start` are chance-corrected overlaps of the circuit that would be cut
+    now; `masks/churn` counts the edges that went in or out since the last snapshot; `masks/undecided` is a share of
+    gates; `masks/stage` is 1 to 4, judged with today's circuit in place of the final one.
+
+    The stage is the dear part: it is left out whenever the callback has used more than `BUDGET` of the run's time,
+    except where the run may stop on it. With several processes all come to the same decision.
+
+    Args:
+        folder: the run's `masks` folder: a resumed run reads there what came before.
+        count: edges that the circuit is going to keep.
+        every: steps between two snapshots.
+        stop: True ends the run at convergence, once the schedule's last knot has passed.
+
+    Attributes:
+        stage: name of the stage, "" as long as none is known.
+        seconds: that this callback has taken.
+    """
+
+    def __init__(self, folder: Path, count: int, every: int, stop: bool = False) -> None:
+        self.folder, self.count, self.every, self.stop = folder, count, every, stop
+        self.stage = ""
+        self.seconds = 0.0
+        self.seen: Snapshots | None = None
+        self._started = 0.0
+
+    def on_train_start(self, trainer: Trainer, pl_module: LightningModule) -> None:
+        """Begin with the first masks, or with those of the files that a resumed run has left."""
+        assert isinstance(pl_module, MaskLearner)
+        layout = pl_module.loss.layout
+        self.seen = Snapshots(layout.graph, self.count, pl_module.schedule, layout.roles)
+        for path in sorted(self.folder.glob("step_*.safetensors")) if trainer.global_step else ():
+            step = int(path.stem.split("_")[1])
+            if step <= trainer.global_step:
+                self.seen.add(step, of_edges(layout, load_masks(path)))
+        self._started = time.perf_counter()
+        self.look(trainer, pl_module)
+
+    def on_train_batch_end(self, trainer: Trainer, pl_module: LightningModule, *args: Any) -> None:
+        """Look when it is time."""
+        if trainer.global_step % self.every == 0:
+            self.look(trainer, pl_module)
+
+    def look(self, trainer: Trainer, learner: LightningModule) -> None:
+        """Take in the masks, compare, log."""
+        assert isinstance(learner, MaskLearner) and self.seen is not None
+        began = time.perf_counter()
+        step, seen = trainer.global_step, self.seen
+        if not seen.add(step, of_edges(learner.loss.layout, learner.log_alpha.detach().float().cpu())):
+            return
+        figures = {"undecided": seen.undecided[-1], "overlap_start": seen.overlap(0, -1)}
+        if len(seen.steps) > 1:
+            figures |= {"overlap_previous": seen.overlap_previous(-1), "churn": float(seen.churn(-1))}
+        if self.stop or self.seconds <= BUDGET * (began - self._started):
+            self.stage = seen.timeline(resamples=0).current or ""
+        if self.stage:
+            figures["stage"] = float(NAMES.index(self.stage) + 1)
+        for logger in trainer.loggers:
+            logger.log_metrics({f"masks/{name}": value for name, value in figures.items()}, step=step)
+        knots = [knot for knot in seen.knots().values() if knot is not None]
+        if self.stop and self.stage == NAMES[-1] and step >= max(knots, default=0):
+            trainer.should_stop = True
+        self.seconds += time.perf_counter() - began

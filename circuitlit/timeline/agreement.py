@@ -1,0 +1,88 @@
+"""Do runs go through the same stages at the same time, and do the stages follow the schedule?"""
+
+from __future__ import annotations
+
+from collections import Counter
+from collections.abc import Mapping, Sequence
+from dataclasses import dataclass
+from statistics import median
+
+from circuitlit.timeline.stages import NAMES, Timeline
+
+TOLERANCE = 0.1  # share of the steps
+
+Knots = Mapping[str, float | None]
+
+
+@dataclass(frozen=True)
+class Agreement:
+    """When one stage starts in each of several runs.
+
+    Attributes:
+        stage: its name.
+        starts: step of each run, None where it was not observed.
+        verdict: of the repetitions: "agree" within a tenth of the steps, "not reproducible", "not observed" in any of
+            them, or "one run".
+        moved: of each run with another schedule: "with the schedule", "not with the schedule" or "unknown"; None for
+            repetitions.
+    """
+
+    stage: str
+    starts: tuple[int | None, ...]
+    verdict: str
+    moved: tuple[str | None, ...]
+
+
+def repetitions(knots: Sequence[Knots]) -> list[bool]:
+    """Which runs have the schedule that most runs have."""
+    keys = [tuple(sorted(own.items())) for own in knots]
+    usual = Counter(keys).most_common(1)[0][0]
+    return [key == usual for key in keys]
+
+
+def agreement(timelines: Sequence[Timeline], knots: Sequence[Knots], steps: int) -> list[Agreement]:
+    """Compare the starts of all stages but the first.
+
+    Args:
+        timelines: of the runs.
+        knots: of their schedules, steps.
+        steps: length of the runs.
+    """
+    repeated = repetitions(knots)
+    usual = knots[repeated.index(True)]
+    made = []
+    for name in NAMES[1:]:
+        starts = [timeline.starts().get(name) for timeline in timelines]
+        same = [start for start, own in zip(starts, repeated, strict=True) if own]
+        verdict = _verdict(same, steps)
+        moved = [
+            None if own else _moved(start, same, verdict, _shift(at, usual), steps)
+            for start, own, at in zip(starts, repeated, knots, strict=True)
+        ]
+        made.append(Agreement(name, tuple(starts), verdict, tuple(moved)))
+    return made
+
+
+def _verdict(starts: list[int | None], steps: int) -> str:
+    seen = [start for start in starts if start is not None]
+    if not seen:
+        return "not observed"
+    if len(starts) == 1:
+        return "one run"
+    return "agree" if len(seen) == len(starts) and max(seen) - min(seen) <= TOLERANCE * steps else "not reproducible"
+
+
+def _shift(own: Knots, usual: Knots) -> float:
+    """By how many steps the knot that moved most has moved."""
+    moves = [at - there for name, at in own.items() if at is not None and (there := usual.get(name)) is not None]
+    return max(moves, key=abs, default=0.0)
+
+
+def _moved(start: int | None, same: list[int | None], verdict: str, shift: float, steps: int) -> str:
+    """A boundary follows the schedule if it moves the knot's way, half as far, and by more than repetitions differ."""
+    seen = [there for there in same if there is not None]
+    if start is None or verdict != "agree" or abs(shift) <= TOLERANCE * steps:
+        return "unknown"
+    move = start - median(seen)
+    follows = move * shift > 0 and abs(move) >= max(abs(shift) / 2, max(seen) - min(seen))
+    return "with the schedule" if follows else "not with the schedule"

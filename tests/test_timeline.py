@@ -1,0 +1,295 @@
+"""Stages found from data: synthetic runs with known ones, overlaps by hand, a mask run from the command line."""
+
+from __future__ import annotations
+
+import itertools
+import json
+import shutil
+from pathlib import Path
+
+import numpy as np
+import pytest
+from cli import call, failure, settings
+from synthetic_runs import at_once, cut_short, every, four_stages, noise, nothing
+
+from circuitlit.discover import Schedule
+from circuitlit.graph import Circuit, Graph
+from circuitlit.timeline import Snapshots, find_stages, segment
+from circuitlit.timeline.agreement import agreement
+from circuitlit.timeline.segment import ar1, best_partitions, line_errors, lines
+from circuitlit.timeline.snapshots import best_edges, overlap
+from circuitlit.timeline.stages import NAMES, Boundary, Stage, Timeline
+
+FEW = range(40)
+ALL = pytest.param(range(200), marks=pytest.mark.slow)
+
+
+@pytest.mark.parametrize("seeds", [FEW, ALL], ids=["40", "200"])
+def test_boundaries_are_found_within_one_snapshot(seeds: range) -> None:
+    hits = found = 0
+    for seed in seeds:
+        run = four_stages(seed)
+        starts = find_stages(run.signals, resamples=0).starts()
+        places = [starts[name] // 10 for name in NAMES if starts.get(name)]
+        hits += sum(any(abs(place - knot) <= 1 for place in places) for knot in run.knots)
+        found += len(places)
+    assert 2 * hits / (found + 3 * len(seeds)) >= 0.9
+
+
+@pytest.mark.parametrize("seeds", [FEW, ALL], ids=["40", "200"])
+def test_noise_has_no_stages(seeds: range) -> None:
+    wrong = sum(find_stages(nothing(seed), resamples=0).current is not None for seed in seeds)
+    assert wrong <= (4 if seeds == FEW else 10)  # 5 % of 200; of 40, what a rate of 5 % stays within in 95 of 100 cases
+
+
+@pytest.mark.parametrize("seeds", [FEW, ALL], ids=["40", "200"])
+def test_a_run_cut_short_has_not_converged(seeds: range) -> None:
+    learned = 0
+    for seed in seeds:
+        run = four_stages(seed)
+        last = int(np.random.default_rng(seed).integers(max(8, run.knots[0]), run.knots[2] + 1))
+        timeline = find_stages(cut_short(run, last), resamples=0)
+        assert "convergence" not in timeline.starts(), seed
+        learned += timeline.verdict == "learning"
+    assert learned > len(seeds) / 2
+
+
+@pytest.mark.parametrize("seeds", [FEW, ALL], ids=["40", "200"])
+def test_a_task_solved_at_once_has_no_initialization(seeds: range) -> None:
+    timelines = [find_stages(at_once(seed), resamples=0) for seed in seeds]
+    assert not any("initialization" in timeline.starts() for timeline in timelines)
+    assert sum(timeline.current == "convergence" for timeline in timelines) >= 0.8 * len(seeds)
+
+
+def test_fewer_checkpoints_give_the_same_stages() -> None:
+    same = compared = 0
+    for seed in range(200):
+        run = four_stages(seed, ratio=10.0)
+        n = len(run.signals.steps)
+        if n < 80 or min(np.diff([0, *run.knots, n])) < 10:
+            continue
+        whole, half = (find_stages(every(run.signals, stride), resamples=0).starts() for stride in (1, 2))
+        compared += 1
+        same += whole.keys() == half.keys() and all(abs(whole[name] - half[name]) <= 20 for name in whole)
+    assert compared >= 10 and same >= 0.9 * compared
+
+
+def test_the_partition_is_the_best_of_all() -> None:
+    draw = np.random.default_rng(0)
+    values = draw.normal(size=(13, 2))
+    found = best_partitions(line_errors(values, 0.0))
+    for pieces in (2, 3, 4):
+        errors = {
+            points: float(((values - lines(values, points)) ** 2).sum())
+            for points in itertools.combinations(range(3, 11), pieces - 1)
+            if min(np.diff([0, *points, 13])) >= 3
+        }
+        best = min(errors, key=errors.__getitem__)
+        assert found[pieces - 1] == (pytest.approx(errors[best]), best)
+
+
+def test_line_errors_are_those_of_generalised_least_squares() -> None:
+    values, c = np.random.default_rng(1).normal(size=(12, 2)), 0.4
+    first, end = 3, 9
+    time = np.arange(end - first)
+    inverse = np.linalg.inv(c ** np.abs(time[:, None] - time) / (1 - c**2))
+    design = np.stack([np.ones(len(time)), time], 1)
+    part = values[first:end]
+    left = part - design @ np.linalg.solve(design.T @ inverse @ design, design.T @ inverse @ part)
+    assert line_errors(values, c)[first, end] == pytest.approx(np.trace(left.T @ inverse @ left))
+    assert np.isinf(line_errors(values, c)[3, 5])
+
+
+@pytest.mark.parametrize("true", [0.0, 0.5, 0.8])
+def test_autocorrelation_is_estimated_without_bias(true: float) -> None:
+    made = []
+    for seed in range(30):
+        values = noise(np.random.default_rng(seed), 60, 4, true)
+        made.append(ar1(values - lines(values, (15, 30, 45)), (15, 30, 45)))
+    coefficient, variance = np.mean(made, 0)
+    assert coefficient == pytest.approx(true, abs=0.08)
+    assert variance == pytest.approx(1, rel=0.2 if true < 0.8 else 0.4)  # pieces of 15 hardly show so slow a noise
+
+
+def test_intervals_hold_the_change_points() -> None:
+    covered = total = 0
+    for seed in range(12):
+        run = four_stages(seed, ratio=2.5)
+        parts = segment(run.signals.matrix(), resamples=50)
+        for place, (low, high) in zip(parts.change_points, parts.intervals, strict=True):
+            assert low <= place <= high
+            near = [knot for knot in run.knots if abs(knot - place) <= 4]
+            covered += bool(near) and low - 1 <= near[0] <= high + 1
+            total += bool(near)
+    assert total >= 10 and covered >= 0.8 * total
+
+
+def test_boundaries_beside_a_knot_are_marked() -> None:
+    run = four_stages(0)
+    plain = find_stages(run.signals, resamples=0)
+    first, second = plain.change_points[:2]
+    marked = find_stages(run.signals, knots=[first.step + 9.5], resamples=0)
+    assert first.mark is None and marked.change_points[0].mark == "schedule"
+    assert abs(second.step - first.step) > 20 and marked.change_points[1].mark is None
+    content = json.loads(json.dumps(marked.to_dict()))
+    assert [stage["name"] for stage in content["stages"]] == list(NAMES)
+    assert content["stages"][1]["start"] == content["stages"][0]["end"]
+
+
+GRAPH = Graph(2, 2, 1)  # readers: q0 q1 k v mlp in each layer; writers: input, a0.h0, a0.h1, m0, a1.h0 ...
+NAMED = ["input->a0.h0<q>", "a0.h1->m0", "m0->a1.h0<v>", "m0->logits"]
+
+
+def log_alphas(*names: str) -> np.ndarray:
+    values = np.full(GRAPH.n_edges, -5, dtype=np.float32)
+    values += np.linspace(0, 0.1, GRAPH.n_edges, dtype=np.float32)
+    for name in names:
+        values[GRAPH.edge_index(name)] += 10
+    return values
+
+
+def test_overlap_and_churn_against_numbers_by_hand() -> None:
+    # 10 of 40 edges each: chance shares 2.5, E = 2.5 / 17.5 = 1/7; 5 shared give J = 1/3, (1/3 - 1/7) / (6/7) = 2/9
+    assert overlap(5, 10, 10, 40) == pytest.approx(2 / 9)
+    assert overlap(10, 10, 10, 40) == 1 and overlap(40, 40, 40, 40) == 1
+    seen = Snapshots(GRAPH, 3, Schedule(20, 0.1, start_sparsity=0.5, warmup=0.25, harden=0.5))
+    assert seen.add(0, log_alphas(*NAMED[:3])) and seen.add(10, log_alphas(*NAMED[1:]))
+    assert not seen.add(10, log_alphas(*NAMED[1:]))
+    assert seen.churn(1) == 2
+    total = GRAPH.n_edges
+    expected = (9 / total) / (6 - 9 / total)
+    by_hand = (2 / 4 - expected) / (1 - expected)
+    assert seen.overlap_previous(1) == pytest.approx(by_hand)
+    assert seen.velocity() == pytest.approx([(1 - by_hand) / 50] * 2)
+    assert seen.knots() == {"warmup_end": 5, "harden_start": 10}
+
+
+def test_random_sets_overlap_by_zero_on_average() -> None:
+    draw = np.random.default_rng(0)
+    shared = [len(np.intersect1d(draw.choice(400, 60, False), draw.choice(400, 60, False))) for _ in range(500)]
+    assert np.mean([overlap(count, 60, 60, 400) for count in shared]) == pytest.approx(0, abs=0.01)
+
+
+def test_masks_that_start_equal_are_a_random_set() -> None:
+    kept, sure = best_edges(np.full(1000, 2.0, dtype=np.float32), 100)
+    assert kept.sum() == 100 and not sure and 20 < kept[:500].sum() < 80
+    values = np.random.default_rng(0).normal(size=1000).astype(np.float32)
+    kept, sure = best_edges(values, 100)
+    assert sure and set(np.flatnonzero(kept)) == set(np.argsort(-values)[:100])
+
+
+def test_masks_that_never_change_are_no_learning() -> None:
+    seen = Snapshots(GRAPH, 3, Schedule(100, 0.1))
+    for step in range(0, 101, 10):
+        seen.add(step, log_alphas(*NAMED[:3]))
+    assert seen.timeline().verdict == "no learning"
+
+
+def timeline_of(*starts: int) -> Timeline:
+    at = [Boundary(step, step, step) for step in starts]
+    stages = [Stage(name, start, start) for name, start in zip(NAMES, at, strict=False)]
+    return Timeline("learning", (*stages, *(Stage(name) for name in NAMES[len(stages) :])))
+
+
+def test_agreement_of_runs() -> None:
+    knots = [{"warmup_end": 50.0}] * 3 + [{"warmup_end": 25.0}]
+    runs = [timeline_of(0, 20, 50, 80), timeline_of(0, 22, 55, 95), timeline_of(0, 25, 52), timeline_of(0, 21, 27, 80)]
+    rapid, tuning, convergence = agreement(runs, knots, 100)
+    assert (rapid.verdict, rapid.moved) == ("agree", (None, None, None, "not with the schedule"))
+    assert (tuning.verdict, tuning.moved[-1]) == ("agree", "with the schedule")
+    assert (convergence.verdict, convergence.moved[-1]) == ("not reproducible", "unknown")
+
+
+RUN = ["logger=csv", "callbacks.snapshot_every=5", "callbacks.probe_every=5", "mask.schedule.steps=60"]
+RUN += ["callbacks.checkpoint_every=20", "mask.init=equal", "mask.init_from=null"]
+
+
+@pytest.fixture(scope="module")
+def mask_run(local: Path, tmp_path_factory: pytest.TempPathFactory) -> Path:
+    folder = tmp_path_factory.mktemp("evolution") / "one"
+    call(*settings(local, folder, *RUN))
+    return folder
+
+
+def test_a_mask_run_leaves_its_evolution(mask_run: Path) -> None:
+    content = json.loads((mask_run / "evolution.json").read_text())
+    result = json.loads((mask_run / "result.json").read_text())
+    circuit = Circuit.load(mask_run)
+    assert content["stages"] == result["stages"] and content["stages"]["n_snapshots"] == 13
+    assert content["steps"] == list(range(0, 61, 5))
+    assert content["schedule"]["knots"] == {"warmup_end": 30, "harden_start": 30}
+    assert content["schedule"]["sparsity"][-1] == pytest.approx(0.8)
+    assert content["open"][-1] == pytest.approx(0.2, abs=0.02)
+    assert content["overlap_final"][-1] == 1 and content["progress"][0] == 0
+    assert content["churn"][0] is None and None not in content["hard_kl"]
+    assert content["reachable"][-1] == result["n_edges_reachable"]
+    names = [circuit.graph.edge_name(int(edge)) for edge in circuit.kept[0].nonzero()]
+    for kind in "qkv":
+        for layer in range(2):
+            by_hand = sum(f"->a{layer}.h" in name and name.endswith(f"<{kind}>") for name in names)
+            assert content["kept"][kind][-1][layer] == by_hand
+    assert content["kept"]["mlp"][-1] == [sum(name.endswith(f"->m{layer}") for name in names) for layer in range(2)]
+    assert content["kept"]["logits"][-1] == sum(name.endswith("->logits") for name in names)
+    flow = dict(zip(map(tuple, content["flow"]["pairs"]), content["flow"]["counts"][-1], strict=True))
+    assert flow.get((0, 2), 0) == sum(name == "input->logits" for name in names)
+    assert flow.get((1, 1), 0) == sum(
+        name[:3] in ("a0.", "m0-") and ("->a1" in name or "->m1" in name) for name in names
+    )
+    assert sum(flow.values()) == circuit.n_edges
+    assert all(sum(counts) == content["n_masks"] for counts in content["log_alpha"]["counts"])
+    metrics = (next((mask_run / "csv").rglob("metrics.csv"))).read_text()
+    assert all(f"masks/{name}" in metrics for name in ("overlap_previous", "undecided", "churn", "overlap_start"))
+
+
+def test_the_verb_follows_saved_runs_finished_or_not(
+    mask_run: Path, tmp_path: Path, capsys: pytest.CaptureFixture[str]
+) -> None:
+    saved = (mask_run / "evolution.json").read_text()
+    copy = tmp_path / "killed"
+    shutil.copytree(mask_run, copy)
+    for name in ("evolution.json", "result.json", "circuit.safetensors"):
+        (copy / name).unlink()
+    call(f"run={copy}", f"hydra.run.dir={tmp_path}/verb", verb="timeline")
+    assert (copy / "evolution.json").read_text() == saved
+    shown = capsys.readouterr().out
+    assert "13 snapshots to step 60 of 60" in shown and all(name in shown for name in NAMES)
+    assert "name one run" in failure(capsys, f"hydra.run.dir={tmp_path}/verb", verb="timeline")
+    assert "no masks" in failure(capsys, f"run={tmp_path}", f"hydra.run.dir={tmp_path}/verb", verb="timeline")
+
+
+def test_seeds_and_a_shorter_warm_up_are_compared(
+    mask_run: Path, local: Path, tmp_path: Path, capsys: pytest.CaptureFixture[str]
+) -> None:
+    short = ["mask.schedule.warmup=0.25", "logger=none", "callbacks.probe_every=0"]
+    call(*settings(local, tmp_path / "other", *RUN, "seed=1", "logger=none", "callbacks.probe_every=0"))
+    call(*settings(local, tmp_path / "short", *RUN, *short))
+    runs = f"runs=[{mask_run},{tmp_path}/other,{tmp_path}/short]"
+    call(runs, f"hydra.run.dir={tmp_path}/verb", verb="timeline")
+    content = json.loads((tmp_path / "verb" / "agreement.json").read_text())
+    assert content["repetitions"] == [True, True, False]
+    assert [row["stage"] for row in content["starts"]] == list(NAMES[1:])
+    assert {row["verdict"] for row in content["starts"]} <= {"agree", "not reproducible", "not observed"}
+    assert "short (other schedule)" in capsys.readouterr().out.replace("\n", " ")
+
+
+def test_a_resumed_run_has_the_whole_evolution(mask_run: Path, local: Path, tmp_path: Path) -> None:
+    copy = tmp_path / "resumed"
+    shutil.copytree(mask_run, copy)
+    for step in range(45, 61, 5):
+        (copy / "masks" / f"step_{step:06d}.safetensors").unlink()
+    (copy / "evolution.json").unlink()
+    call(*settings(local, copy, *RUN, f"ckpt_path={copy}/checkpoints/step_000040.ckpt"))
+    assert (copy / "evolution.json").read_text() == (mask_run / "evolution.json").read_text()
+
+
+def test_a_run_may_stop_at_convergence(local: Path, tmp_path: Path) -> None:
+    # the target is reached at step 15, and the learning rate falls to zero
+    more = ["mask.schedule.warmup=0.05", "mask.schedule.harden=0", "callbacks.snapshot_every=5", "logger=none"]
+    more += ["mask.schedule.steps=300", "mask.schedule.lr_final=0", "callbacks.stop_at_convergence=true"]
+    more += ["callbacks.probe_every=0", "callbacks.checkpoint_every=0"]
+    call(*settings(local, tmp_path, *more))
+    result = json.loads((tmp_path / "result.json").read_text())
+    stopped = result["steps"] < 300
+    last = result["stages"]["stages"][-1]
+    assert stopped == (last["observed"] and result["stages"]["n_snapshots"] < 61)
+    assert max(int(path.stem[5:]) for path in (tmp_path / "masks").iterdir()) == result["steps"]
