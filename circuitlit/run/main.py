@@ -12,6 +12,8 @@ from pathlib import Path
 VERBS = {
     "train": "learn masks until the circuit reproduces the model on a task",
     "attribute": "score every edge by one attribution method and cut a circuit",
+    "finetune": "tune the model on a task, all weights or an adapter, with checkpoints and a held-out test",
+    "compare": "circuits, weights and behaviour of a base model and a tuned one",
 }
 CHATTY = (
     "deepspeed",
@@ -94,7 +96,7 @@ def _quiet() -> None:
     os.environ.setdefault("WANDB_SILENT", "true")
     for category in (DeprecationWarning, FutureWarning):
         warnings.filterwarnings("ignore", category=category)
-    for text in (".*does not have many workers.*", ".*no `validation_step`.*"):
+    for text in (".*does not have many workers.*", ".*no `validation_step`.*", ".*module(s) in eval mode.*"):
         warnings.filterwarnings("ignore", text)
     for name in CHATTY:
         logging.getLogger(name).addFilter(lambda entry: entry.levelno >= logging.ERROR)

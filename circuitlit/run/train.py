@@ -11,12 +11,11 @@ from lightning import Trainer, seed_everything
 from omegaconf import DictConfig
 
 from circuitlit.discover import MaskedLoss, MaskLearner, Schedule, initial_log_alpha
-from circuitlit.errors import UserError
 from circuitlit.evaluate import TestBed
 from circuitlit.graph import Circuit, EdgeScores
 from circuitlit.run.build import Workbench, attribute, build_subject, build_workbench, provenance
 from circuitlit.run.callbacks import Checkpoints, FiniteLoss, HardCircuit, History, MaskSnapshots, Progress
-from circuitlit.run.checks import run_dir
+from circuitlit.run.checks import readable_checkpoint, run_dir
 from circuitlit.run.clock import CONSOLE, Clock
 from circuitlit.run.loggers import build_loggers, close_loggers
 from circuitlit.run.result import best_attribution, make_result, publish
@@ -28,7 +27,7 @@ def run(cfg: DictConfig) -> dict[str, Any]:
     Raises:
         UserError: a setting, file or model that cannot be used.
     """
-    _check_checkpoint(cfg.ckpt_path)
+    readable_checkpoint(cfg.ckpt_path)
     seed_everything(cfg.seed, verbose=False)
     torch.set_float32_matmul_precision(cfg.matmul_precision if torch.cuda.is_available() else "highest")
     clock = Clock()
@@ -46,15 +45,6 @@ def run(cfg: DictConfig) -> dict[str, Any]:
         result = make_result(cfg, bench, circuit, rival)
     result |= {"steps": cfg.mask.schedule.steps, **clock.times(), "provenance": facts}
     return publish(circuit, result, {"rows": history.rows, "target_sparsity": cfg.sparsity.target})
-
-
-def _check_checkpoint(path: str | None) -> None:
-    if path is None:
-        return
-    try:
-        torch.load(path, map_location="cpu", weights_only=True)
-    except Exception as error:  # torch raises many kinds for a damaged file
-        raise UserError(f"ckpt_path={path} is not a readable checkpoint; resume from an older one") from error
 
 
 def _learn(cfg: DictConfig, bench: Workbench, attribution: EdgeScores) -> tuple[MaskLearner, History]:
