@@ -78,7 +78,6 @@ class Tuner(LightningModule):
         super().__init__()
         self.model, self.optimisation, self.seed = model, optimisation, seed
         self.strict_loading = False  # checkpoints hold what is trained only
-        self._allocated = 0
 
     @property
     def is_adapted(self) -> bool:
@@ -96,11 +95,10 @@ class Tuner(LightningModule):
         self.log_dict({f"train/{name}": value.detach() for name, value in figures.items()}, batch_size=rows)
         return figures["loss"] + orthogonality(self.model)
 
-    def on_train_batch_end(self, *args: Any) -> None:
-        """Let AdaLoRA move its ranks, once an optimizer step, while the gradients are still there."""
-        if self.trainer.global_step > self._allocated:
-            self._allocated = self.trainer.global_step
-            allocate_ranks(self.model, self._allocated)
+    def optimizer_step(self, *args: Any, **more: Any) -> None:
+        """Let AdaLoRA move its ranks after each step, while the gradients are still there and before any callback."""
+        super().optimizer_step(*args, **more)
+        allocate_ranks(self.model, self.trainer.global_step + 1)
 
     def configure_optimizers(self) -> Any:
         """AdamW on all that is trainable."""
@@ -140,4 +138,3 @@ class Tuner(LightningModule):
                 "ckpt_path is of a run with another objective, seed, length or adapter; resume with its own"
             )
         restore_allocation(self.model, allocation)
-        self._allocated = checkpoint["global_step"]

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import sys
+from collections.abc import Sequence
 from dataclasses import dataclass
 from importlib import metadata
 from itertools import islice
@@ -92,11 +93,12 @@ def build_workbench(cfg: DictConfig, subject: Subject) -> Workbench:
     return Workbench(subject, data, model, layout, references, count)
 
 
-def attribute(cfg: DictConfig, bench: Workbench) -> EdgeScores:
-    """Scores of the configured method on the training pairs, in batches of similar length."""
+def attribute(cfg: DictConfig, bench: Workbench, rows: Sequence[int] | None = None) -> EdgeScores:
+    """Scores of the configured method on the training pairs, or on some of them, in batches of similar length."""
     train = bench.data.train
     pad = max(train.lengths) if cfg.data.pad_to == "max" else None
-    batches = islice(train.batches(cfg.data.batch_size, pad, train.by_length()), cfg.method.max_batches)
+    order = train.by_length() if rows is None else sorted(rows, key=train.lengths.__getitem__)
+    batches = islice(train.batches(cfg.data.batch_size, pad, order), cfg.method.max_batches)
     loss = MaskedLoss(bench.model, bench.layout, instantiate(cfg.method.objective), cfg.mask.capture)
     return instantiate(cfg.method.score)(loss, bench.references, batches)
 
