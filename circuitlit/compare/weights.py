@@ -131,7 +131,7 @@ def _adapter_factors(subject: Subject) -> dict[str, LowRank]:
     for layer, block in enumerate(blocks):
         attention = getattr(block, anatomy.attention)
         stand_in = _RightFactors(attention)
-        maps = anatomy.qkv(stand_in, graph)  # type: ignore[arg-type]
+        maps = anatomy.qkv(stand_in, graph)
         lefts = stand_in.lefts if len(stand_in.lefts) == 3 else stand_in.lefts * 3
         for kind, heads, left in zip("qkv", maps, lefts, strict=True):
             for head, (name, _) in enumerate(_heads(graph, layer, kind)):
@@ -144,7 +144,7 @@ def _adapter_factors(subject: Subject) -> dict[str, LowRank]:
     return adapted
 
 
-class _RightFactors:
+class _RightFactors(nn.Module):
     """Stands in for an attention whose projections are its adapters' right factors, so that the anatomy splits them.
 
     Attributes:
@@ -152,11 +152,12 @@ class _RightFactors:
     """
 
     def __init__(self, attention: nn.Module) -> None:
-        self._attention = attention
+        super().__init__()
+        self._source = (attention,)  # a tuple: not a module of its own
         self.lefts: list[Tensor] = []
 
     def __getattr__(self, name: str) -> nn.Linear:
-        change = factors(getattr(self._attention, name))
+        change = factors(getattr(self._source[0], name))
         linear = nn.Linear(*change.right.shape, bias=False, device="meta")
         linear.weight = nn.Parameter(change.right.T, requires_grad=False)
         self.lefts.append(change.left)

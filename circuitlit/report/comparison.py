@@ -126,7 +126,7 @@ def edge_figure(result: dict) -> go.Figure:
     """Each edge's share of all scores before and after, coloured by its label; the diagonal is no change."""
     figure = go.Figure()
     for label, colour in COLOURS.items():
-        own = [edge for edge in result["edges"] if LABELS[edge["label"]] == label]
+        own = [edge for edge in result["at_size"]["points"] if edge["label"] == label]
         figure.add_scatter(
             x=[edge["base"] for edge in own],
             y=[edge["tuned"] for edge in own],

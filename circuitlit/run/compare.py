@@ -13,6 +13,7 @@ from lightning import seed_everything
 from omegaconf import DictConfig
 
 from circuitlit.compare import (
+    LABELS,
     CircuitDifference,
     PartChange,
     Resampled,
@@ -108,7 +109,6 @@ def run(cfg: DictConfig) -> dict[str, Any]:
         "faithfulness": {name: side.faithfulness for name, side in sides.items()},
         "held_out": behaviour.to_dict(),
         "weights": _weights(changes, intruders, settings.intruders),
-        "edges": _points(base, sides, size),
         **clock.times(),
         "provenance": provenance(cfg, base),
     }
@@ -197,16 +197,33 @@ def _smallest(cfg: DictConfig, bench: Workbench, scores: EdgeScores) -> tuple[in
 def _difference(
     cfg: DictConfig, sides: dict[str, Side], counts: tuple[int, int], moved: dict[str, float]
 ) -> dict[str, Any]:
-    """Edges and nodes of two circuits."""
+    """Edges and nodes of two circuits; the edges of either circuit one by one, for the page."""
     base, tuned = sides["base"].at(counts[0]), sides["tuned"].at(counts[1])
-    difference: CircuitDifference = circuit_difference(base, tuned, math.log(cfg.compare.delta))
+    difference = circuit_difference(base, tuned, math.log(cfg.compare.delta))
     modes = node_modes(base, tuned, difference, moved)
     return {
         "n_edges": {"base": counts[0], "tuned": counts[1]},
         **difference.to_dict(),
         "nodes": {mode: [n for n, m in modes.items() if m == mode] for mode in sorted({*modes.values()} - {"absent"})},
-        "labels": difference.labels.tolist(),
+        "points": _points(base, tuned, difference),
     }
+
+
+def _points(base: Resampled, tuned: Resampled, difference: CircuitDifference, most: int = 3000) -> list[dict[str, Any]]:
+    """The edges of either circuit, largest share of all scores first: name, both shares, label."""
+    shares = torch.stack([normalised(side.scores) for side in (base, tuned)])
+    kept = kept_edges(base.scores, base.count) | kept_edges(tuned.scores, tuned.count)
+    chosen = kept.nonzero()[:, 0]
+    ranked = chosen[shares[:, chosen].max(0).values.argsort(descending=True)][:most].tolist()
+    return [
+        {
+            "edge": difference.graph.edge_name(edge),
+            "base": float(shares[0, edge]),
+            "tuned": float(shares[1, edge]),
+            "label": LABELS[int(difference.labels[edge])],
+        }
+        for edge in ranked
+    ]
 
 
 def _weights(changes: list[PartChange], intruders: dict[str, list[int]], top: int) -> dict[str, Any]:
@@ -222,21 +239,3 @@ def _weights(changes: list[PartChange], intruders: dict[str, list[int]], top: in
         "intruders": {"top": top, "thresholds": list(INTRUDER_THRESHOLDS), "modules": intruders},
         "parts": [part.to_dict() for part in changes],
     }
-
-
-def _points(base: Subject, sides: dict[str, Side], size: dict[str, Any]) -> list[dict[str, Any]]:
-    """The edges of either circuit, for the page: name, shares of all scores, label."""
-    labels = size.pop("labels")
-    shares = [normalised(side.scores) for side in sides.values()]
-    kept = [kept_edges(s.scores, n) for s, n in zip(sides.values(), size["n_edges"].values(), strict=True)]
-    chosen = (kept[0] | kept[1]).nonzero()[:, 0].tolist()
-    ranked = sorted(chosen, key=lambda edge: -float(max(shares[0][edge], shares[1][edge])))[:3000]
-    return [
-        {
-            "edge": base.graph.edge_name(edge),
-            "base": float(shares[0][edge]),
-            "tuned": float(shares[1][edge]),
-            "label": labels[edge],
-        }
-        for edge in ranked
-    ]
