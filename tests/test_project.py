@@ -63,7 +63,7 @@ def test_every_group_of_the_design_is_there() -> None:
     expected = (
         "ablation adapter callbacks compat debug experiment logger mask method model objective paths sparsity strategy"
     )
-    assert set(GROUPS) == {*expected.split(), "task", "trainer"}
+    assert set(GROUPS) == {*expected.split(), "task", "trainer", "tune"}
 
 
 @pytest.mark.parametrize("group,option", OPTIONS, ids=lambda v: str(v))

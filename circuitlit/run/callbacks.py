@@ -24,11 +24,12 @@ class History(Callback):
     """Keeps the curves, in checkpoints too, so that a resumed run's page shows the whole run.
 
     Args:
-        every: steps between two rows of loss and sparsity.
+        every: steps between two rows.
+        names: what is noted of all that is logged under `train/`.
     """
 
-    def __init__(self, every: int = 1) -> None:
-        self.every = every
+    def __init__(self, every: int = 1, names: tuple[str, ...] = ("loss", "sparsity")) -> None:
+        self.every, self.names = every, names
         self.rows: list[dict[str, float]] = []
         self._noted = -1
 
@@ -37,12 +38,12 @@ class History(Callback):
         self.rows.append({"step": step, **values})
 
     def on_train_batch_end(self, trainer: Trainer, *args: Any) -> None:
-        """Note loss and sparsity."""
+        """Note what was logged."""
         step = trainer.global_step - 1
         if step > self._noted and step % self.every == 0:
             self._noted = step
             metrics = trainer.callback_metrics
-            self.add(step, **{name: float(metrics[f"train/{name}"]) for name in ("loss", "sparsity")})
+            self.add(step, **{name: float(metrics[f"train/{name}"]) for name in self.names})
 
     def state_dict(self) -> dict[str, Any]:
         """The rows so far."""
@@ -58,10 +59,11 @@ class FiniteLoss(Callback):
 
     Args:
         every: steps between two looks; each costs a synchronisation with the GPU.
+        setting: the learning rate's name, for the message.
     """
 
-    def __init__(self, every: int = 10) -> None:
-        self.every = every
+    def __init__(self, every: int = 10, setting: str = "mask.schedule.lr") -> None:
+        self.every, self.setting = every, setting
 
     def on_train_batch_end(
         self, trainer: Trainer, pl_module: LightningModule, outputs: Any, batch: Any, batch_idx: int
@@ -77,7 +79,7 @@ class FiniteLoss(Callback):
         loss = outputs["loss"] if isinstance(outputs, dict) else outputs
         if not bool(torch.isfinite(loss)):
             raise UserError(
-                f"the loss is {float(loss)} at step {trainer.global_step}; lower mask.schedule.lr, or load the model "
+                f"the loss is {float(loss)} at step {trainer.global_step}; lower {self.setting}, or load the model "
                 "in float32 (model.dtype=float32)"
             )
 

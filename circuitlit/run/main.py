@@ -16,6 +16,8 @@ VERBS = {
     "evaluate": "measure any saved circuit on any task and model",
     "study": "compare methods over tasks and sparsities",
     "export": "write a circuit in the file formats of MIB and EAP-IG",
+    "finetune": "tune the model on a task, all weights or an adapter, with checkpoints and a held-out test",
+    "compare": "circuits, weights and behaviour of a base model and a tuned one",
 }
 CHATTY = (
     "deepspeed",
@@ -98,7 +100,7 @@ def _quiet() -> None:
     os.environ.setdefault("WANDB_SILENT", "true")
     for category in (DeprecationWarning, FutureWarning):
         warnings.filterwarnings("ignore", category=category)
-    for text in (".*does not have many workers.*", ".*no `validation_step`.*"):
+    for text in (".*does not have many workers.*", ".*no `validation_step`.*", ".*module(s) in eval mode.*"):
         warnings.filterwarnings("ignore", text)
     for name in CHATTY:
         logging.getLogger(name).addFilter(lambda entry: entry.levelno >= logging.ERROR)

@@ -8,10 +8,9 @@ import torch
 from lightning import seed_everything
 from omegaconf import DictConfig
 
-from circuitlit.errors import UserError
 from circuitlit.run.ability import inability, measure_behaviour, report_inability
 from circuitlit.run.build import attribute, build_subject, build_workbench, provenance
-from circuitlit.run.checks import run_dir
+from circuitlit.run.checks import readable_checkpoint, run_dir
 from circuitlit.run.clock import Clock
 from circuitlit.run.learn import learn
 from circuitlit.run.result import best_attribution, make_result, publish
@@ -24,7 +23,7 @@ def run(cfg: DictConfig) -> dict[str, Any]:
     Raises:
         UserError: a setting, file or model that cannot be used.
     """
-    _check_checkpoint(cfg.ckpt_path)
+    readable_checkpoint(cfg.ckpt_path)
     seed_everything(cfg.seed, verbose=False)
     torch.set_float32_matmul_precision(cfg.matmul_precision if torch.cuda.is_available() else "highest")
     clock = Clock()
@@ -49,12 +48,3 @@ def run(cfg: DictConfig) -> dict[str, Any]:
     result |= {"steps": steps, "stages": timeline.to_dict(), "behaviour": behaviour.to_dict()}
     result |= {**clock.times(), "provenance": facts}
     return publish(circuit, result, {"rows": history.rows, "target_sparsity": cfg.sparsity.target})
-
-
-def _check_checkpoint(path: str | None) -> None:
-    if path is None:
-        return
-    try:
-        torch.load(path, map_location="cpu", weights_only=True)
-    except Exception as error:  # torch raises many kinds for a damaged file
-        raise UserError(f"ckpt_path={path} is not a readable checkpoint; resume from an older one") from error

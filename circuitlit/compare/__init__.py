@@ -1,0 +1,34 @@
+"""What differs between two models of one graph: their circuits, edge by edge, and their weights, head by head."""
+
+from circuitlit.compare.difference import (
+    LABELS,
+    MODES,
+    CircuitDifference,
+    Resampled,
+    change_rates,
+    circuit_difference,
+    corrected_jaccard,
+    node_modes,
+)
+from circuitlit.compare.matrices import LowRank, MatrixChange, concentration, intruder_dimensions, matrix_change
+from circuitlit.compare.weights import PartChange, distribution, module_intruders, weight_changes
+
+__all__ = [
+    "LABELS",
+    "MODES",
+    "CircuitDifference",
+    "LowRank",
+    "MatrixChange",
+    "PartChange",
+    "Resampled",
+    "change_rates",
+    "circuit_difference",
+    "concentration",
+    "corrected_jaccard",
+    "distribution",
+    "intruder_dimensions",
+    "matrix_change",
+    "module_intruders",
+    "node_modes",
+    "weight_changes",
+]

@@ -1,0 +1,310 @@
+"""Which edges of a circuit tuning added, removed, strengthened or left, against the noise of the scores themselves."""
+
+from __future__ import annotations
+
+import math
+from collections import Counter
+from dataclasses import dataclass
+from functools import cached_property
+from itertools import combinations, pairwise
+from typing import Any
+
+import torch
+from jaxtyping import Bool, Float, Int
+from torch import Tensor
+
+from circuitlit.errors import UserError
+from circuitlit.graph import EdgeScores, Graph, top_k
+
+LABELS = ("absent", "added", "removed", "strengthened", "weakened", "modified", "reused", "uncertain")
+MODES = ("absent", "new", "lost", "full", "enhanced", "modified", "uncertain")
+MINIMUM = 10  # resamples
+
+
+@dataclass(frozen=True)
+class Resampled:
+    """One model's scores on all training pairs and on bootstrap resamples of them.
+
+    Attributes:
+        scores: on all pairs.
+        resamples: on resamples, the same ones for both models, at least ten.
+        count: edges that its circuit keeps.
+    """
+
+    scores: EdgeScores
+    resamples: list[EdgeScores]
+    count: int
+
+    def __post_init__(self) -> None:
+        if len(self.resamples) < MINIMUM:
+            raise UserError(f"{len(self.resamples)} resamples are too few for a noise floor; take at least {MINIMUM}")
+
+    @cached_property
+    def shares(self) -> Float[Tensor, "resample edge"]:
+        """Each resample's normalised scores, `|s| / sum |s|`."""
+        return torch.stack([normalised(scores) for scores in self.resamples])
+
+    @cached_property
+    def circuits(self) -> Bool[Tensor, "resample edge"]:
+        """Each resample's circuit."""
+        return torch.stack([kept_edges(scores, self.count) for scores in self.resamples])
+
+    @property
+    def inclusion(self) -> Float[Tensor, "edge"]:
+        """Share of resamples whose circuit holds the edge."""
+        return self.circuits.float().mean(0)
+
+
+def normalised(scores: EdgeScores) -> Float[Tensor, "edge"]:
+    """`|s| / sum |s|` in float64; scores of several token roles are added up."""
+    size = scores.values.double().abs().sum(0)
+    return size / size.sum().clamp(min=torch.finfo(torch.float64).tiny)
+
+
+def kept_edges(scores: EdgeScores, count: int) -> Bool[Tensor, "edge"]:
+    """The circuit of `count` masks as a set of edges; an edge without any score is in no circuit."""
+    return (top_k(scores.importance(), count) & (scores.values != 0)).any(0)
+
+
+def corrected_jaccard(one: Bool[Tensor, "edge"], other: Bool[Tensor, "edge"]) -> float:
+    """Jaccard overlap of two sets, corrected for chance: 1 for equal sets, 0 on average for random ones.
+
+    `(J - E[J]) / (1 - E[J])`, with E[J] from the expected intersection `|A| |B| / N` of random sets of these sizes.
+    """
+    a, b, both, total = int(one.sum()), int(other.sum()), int((one & other).sum()), one.numel()
+    if a + b == 0 or a == b == total:
+        return 1.0
+    by_chance = a * b / total
+    expected = by_chance / (a + b - by_chance)
+    jaccard = both / (a + b - both)
+    return (jaccard - expected) / (1 - expected) if expected < 1 else 1.0
+
+
+@dataclass(frozen=True)
+class CircuitDifference:
+    """Base circuit against tuned circuit.
+
+    Attributes:
+        graph: the edges' order.
+        labels: index into `LABELS` for each edge.
+        ratio: `log(s1 / s0)` of normalised scores, NaN where one of them is 0.
+        low, high: 95 % interval of `ratio` over paired resamples.
+        inclusion: share of resamples whose circuit holds the edge, base and tuned.
+        distance: 1 - corrected Jaccard of the two circuits; 0 is equal, 1 no more alike than random ones.
+        floor: the 95th percentile of that distance within a model, between its resamples: both models', every pair.
+        effect: `distance` over the median of those; NaN where they are all 0.
+        overlap_floor: 5th percentile of the corrected Jaccard within a model.
+    """
+
+    graph: Graph
+    labels: Int[Tensor, "edge"]
+    ratio: Float[Tensor, "edge"]
+    low: Float[Tensor, "edge"]
+    high: Float[Tensor, "edge"]
+    inclusion: Float[Tensor, "model edge"]
+    distance: float
+    floor: float
+    effect: float
+    overlap_floor: float
+
+    def edges(self, label: str) -> Bool[Tensor, "edge"]:
+        """The edges of one label."""
+        return self.labels == LABELS.index(label)
+
+    @property
+    def changed(self) -> bool:
+        """True where the circuits differ by more than resampling the training pairs does within a model."""
+        return self.distance > self.floor
+
+    def to_dict(self, names: int = 20) -> dict[str, Any]:
+        """Counts, distances, and the names of each label's edges of largest change."""
+        counts = Counter(LABELS[label] for label in self.labels.tolist())
+        listed = {}
+        for label in LABELS[1:]:
+            edges = self.edges(label).nonzero()[:, 0]
+            size = self.ratio[edges].abs().nan_to_num(nan=math.inf)
+            order = edges[size.argsort(descending=True, stable=True)][:names]
+            listed[label] = [self.graph.edge_name(int(edge)) for edge in order]
+        return {
+            "counts": {label: counts[label] for label in LABELS},
+            "changed": self.changed,
+            "distance": self.distance,
+            "floor": self.floor,
+            "effect": self.effect,
+            "edges": listed,
+        }
+
+
+def circuit_difference(
+    base: Resampled, tuned: Resampled, delta: float = math.log(1.5), sure: float = 0.9
+) -> CircuitDifference:
+    """Label every edge.
+
+    An edge is added (removed) where at most 0.1 of the base (tuned) resamples hold it and at least 0.9 of the others;
+    retained where 0.9 of both do, absent where 0.1 of both do, and uncertain otherwise. A retained edge whose score
+    changes sign is modified; it is strengthened (weakened) where its share of all scores grew (shrank) by more than
+    `delta` in logarithm and the interval excludes no change; else it is reused. Whether an edge that keeps sign and
+    share still carries the same information is not tested.
+
+    Args:
+        base: of the model before tuning.
+        tuned: of the model after it.
+        delta: least change of a share, in nats.
+        sure: share of resamples from which on an edge counts as there.
+
+    Raises:
+        UserError: the graphs differ.
+    """
+    graph = base.scores.graph
+    if tuned.scores.graph != graph:
+        raise UserError("the two circuits are of different graphs; compare models of one architecture and size")
+    before, after = base.inclusion, tuned.inclusion
+    ratio = (normalised(tuned.scores) / normalised(base.scores)).log()
+    spread = (tuned.shares / base.shares).log() if len(base.shares) == len(tuned.shares) else None
+    if spread is None:
+        raise UserError("both models need the same resamples of the training pairs")
+    quantiles = torch.tensor([0.025, 0.975], dtype=torch.float64)
+    low, high = torch.nanquantile(spread.nan_to_num(posinf=1e9, neginf=-1e9), quantiles, dim=0)
+    flipped = base.scores.values.sum(0).sign() * tuned.scores.values.sum(0).sign() < 0
+    flipped &= torch.tensor(base.scores.ranks_by_magnitude)
+    retained = (before >= sure) & (after >= sure)
+    rules = {
+        "absent": (before <= 1 - sure) & (after <= 1 - sure),
+        "added": (before <= 1 - sure) & (after >= sure),
+        "removed": (before >= sure) & (after <= 1 - sure),
+        "reused": retained,
+        "strengthened": retained & (ratio > delta) & (low > 0),
+        "weakened": retained & (ratio < -delta) & (high < 0),
+        "modified": retained & flipped,
+    }
+    labels = torch.full((graph.n_edges,), LABELS.index("uncertain"))
+    for label, where in rules.items():
+        labels[where] = LABELS.index(label)
+    within = [
+        corrected_jaccard(one, other) for model in (base, tuned) for one, other in combinations(model.circuits, 2)
+    ]
+    overlaps = torch.tensor(within, dtype=torch.float64)
+    distance = 1 - corrected_jaccard(kept_edges(base.scores, base.count), kept_edges(tuned.scores, tuned.count))
+    median = float((1 - overlaps).median())
+    return CircuitDifference(
+        graph=graph,
+        labels=labels,
+        ratio=torch.where(ratio.isfinite(), ratio, torch.nan),
+        low=low,
+        high=high,
+        inclusion=torch.stack([before, after]),
+        distance=distance,
+        floor=float(torch.quantile(1 - overlaps, 0.95)),
+        effect=distance / median if median else math.nan,
+        overlap_floor=float(torch.quantile(overlaps, 0.05)),
+    )
+
+
+def node_modes(
+    base: Resampled, tuned: Resampled, difference: CircuitDifference, moved: dict[str, float] | None = None
+) -> dict[str, str]:
+    """What became of every writer of the graph, in `MODES`.
+
+    A node is there where 0.9 of the resamples' circuits hold an edge into or out of it. New and lost are as for edges.
+    Of a node in both circuits: modified, where the edges around it overlap less than resampling explains, or the sum
+    of the scores out of it changes sign; enhanced, where the interval of its strength (its share of all scores) lies
+    above that of the base; full reuse, where neither holds and its weights moved less than the median of its layer;
+    and where they moved more, modified.
+
+    Args:
+        base, tuned, difference: as given to and by `circuit_difference`.
+        moved: relative weight change of each node; None leaves it out.
+    """
+    graph = difference.graph
+    around = _around(graph)
+    present = [torch.stack([(m.circuits & own).any(1).float().mean() for own in around]) for m in (base, tuned)]
+    kept = [kept_edges(m.scores, m.count) for m in (base, tuned)]
+    modes = {}
+    for writer, name in enumerate(graph.writers):
+        before, after = float(present[0][writer]), float(present[1][writer])
+        if before <= 0.1 or after <= 0.1:
+            there = max(before, after) >= 0.9
+            modes[name] = "absent" if max(before, after) <= 0.1 else ("new" if after > before else "lost")
+            modes[name] = modes[name] if there or modes[name] == "absent" else "uncertain"
+        elif before < 0.9 or after < 0.9:
+            modes[name] = "uncertain"
+        else:
+            modes[name] = _reuse(base, tuned, difference, writer, around[writer], kept, moved)
+    return modes
+
+
+def _reuse(
+    base: Resampled,
+    tuned: Resampled,
+    difference: CircuitDifference,
+    writer: int,
+    around: Bool[Tensor, "edge"],
+    kept: list[Bool[Tensor, "edge"]],
+    moved: dict[str, float] | None,
+) -> str:
+    """Mode of a node that is in both circuits."""
+    graph = difference.graph
+    out = graph.writer_of == writer
+    signed = [m.scores.values.sum(0)[out].sum().sign() for m in (base, tuned)]
+    flips = base.scores.ranks_by_magnitude and float(signed[0] * signed[1]) < 0
+    own = [edges[around] for edges in kept]
+    if flips or corrected_jaccard(own[0], own[1]) < _own_floor(base, tuned, around):
+        return "modified"
+    strength = [m.shares[:, out].sum(1) for m in (base, tuned)]
+    low = torch.nanquantile((strength[1] / strength[0]).log(), 0.025)
+    if float(low) > 0:
+        return "enhanced"
+    if moved is None:
+        return "full"
+    name = graph.writers[writer]
+    layer = [value for other, value in moved.items() if _layer(other) == _layer(name)]
+    return "full" if moved.get(name, 0.0) <= sorted(layer or [0.0])[len(layer) // 2] else "modified"
+
+
+def _own_floor(base: Resampled, tuned: Resampled, around: Bool[Tensor, "edge"]) -> float:
+    """5th percentile of the overlap of a node's edges within a model."""
+    within = [
+        corrected_jaccard(one[around], other[around])
+        for model in (base, tuned)
+        for one, other in combinations(model.circuits, 2)
+    ]
+    return float(torch.quantile(torch.tensor(within), 0.05))
+
+
+def _layer(node: str) -> str:
+    return node.split(".")[0].lstrip("am")
+
+
+def _around(graph: Graph) -> Bool[Tensor, "writer edge"]:
+    """The edges into and out of each writer."""
+    around = graph.writer_of == torch.arange(graph.n_writers)[:, None]
+    for reader, fed in enumerate(graph.writers_of_reader):
+        into = graph.reader_of == reader
+        for writer in fed:
+            around[writer] |= into
+    return around
+
+
+def change_rates(circuits: list[Bool[Tensor, "edge"]]) -> list[dict[str, float]]:
+    """Additions and deletions from each circuit of a series to the next.
+
+    Returns:
+        For each transition `added`, `removed` (edges), `of_first` (both over the size of the first circuit) and
+        `of_union` (both over the union of the two: the Jaccard distance, between 0 and 1).
+
+    Source: Wang et al., arXiv 2502.11812, divide nodes by all nodes of the graph and edges by those of the first
+    circuit, and count no deletions; here nodes and edges have the same denominators and deletions count.
+    """
+    rates = []
+    for one, other in pairwise(circuits):
+        added, removed = int((other & ~one).sum()), int((one & ~other).sum())
+        union, first = int((one | other).sum()), int(circuits[0].sum())
+        rates.append(
+            {
+                "added": added,
+                "removed": removed,
+                "of_first": (added + removed) / first if first else math.nan,
+                "of_union": (added + removed) / union if union else 0.0,
+            }
+        )
+    return rates

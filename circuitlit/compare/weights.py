@@ -1,0 +1,293 @@
+"""Weight change of a tuned model, by head and module; adapters are read from their factors."""
+
+from __future__ import annotations
+
+from collections.abc import Iterator
+from dataclasses import asdict, dataclass
+from operator import attrgetter
+from typing import Any, NamedTuple
+
+import torch
+from jaxtyping import Float
+from torch import Tensor, nn
+from transformers.pytorch_utils import Conv1D
+
+from circuitlit.compare.matrices import (
+    Delta,
+    LowRank,
+    MatrixChange,
+    concentration,
+    intruder_dimensions,
+    matrix_change,
+)
+from circuitlit.errors import UserError
+from circuitlit.graph import Graph
+from circuitlit.model import Subject
+from circuitlit.model.anatomy import affine
+
+
+@dataclass(frozen=True)
+class PartChange:
+    """The change of one part of a model.
+
+    Attributes:
+        name: `a3.h2.q`, `a3.kv0.v`, `m3.up_proj`, `embed` ...; biases end in `.bias`.
+        kind: q, k, v, o, mlp, norm, bias, embed, unembed.
+        layer: block, None outside.
+        nodes: writers that it belongs to; keys and values belong to all heads of their group.
+        numel: weights.
+        change: the figures.
+    """
+
+    name: str
+    kind: str
+    layer: int | None
+    nodes: tuple[str, ...]
+    numel: int
+    change: MatrixChange
+
+    def to_dict(self) -> dict[str, Any]:
+        """Plain types."""
+        return {**asdict(self), "relative": self.change.relative}
+
+
+class _Part(NamedTuple):
+    name: str
+    kind: str
+    layer: int | None
+    nodes: tuple[str, ...]
+    weight: Float[Tensor, "into out"]
+
+
+def weight_changes(base: Subject, tuned: Subject) -> Iterator[PartChange]:
+    """Every part's change, block by block.
+
+    Where the tuned model is the base model with LoRA or AdaLoRA adapters on it, the change is read from their factors;
+    otherwise the weights are subtracted.
+
+    Raises:
+        UserError: the models are not of one shape.
+    """
+    if base.graph != tuned.graph:
+        raise UserError("the two models have different graphs; compare models of one architecture and size")
+    if _shares_weights(base, tuned):
+        adapted = _adapter_factors(tuned)
+        for part in _parts(base):
+            yield _measured(part, adapted.get(part.name, torch.zeros_like(part.weight)))
+        return
+    for before, after in zip(_parts(base), _parts(tuned), strict=True):
+        if before.name != after.name or before.weight.shape != after.weight.shape:
+            raise UserError(f"{before.name} differs in shape between the models; compare models of one architecture")
+        yield _measured(before, after.weight - before.weight)
+
+
+def _measured(part: _Part, change: Delta) -> PartChange:
+    return PartChange(
+        part.name, part.kind, part.layer, part.nodes, part.weight.numel(), matrix_change(part.weight, change)
+    )
+
+
+def _parts(subject: Subject) -> Iterator[_Part]:
+    """All weights of a subject in the order and names of `PartChange`; linear maps are `[into, out]`."""
+    graph, anatomy, model = subject.graph, subject.anatomy, subject.model
+    yield _Part("embed", "embed", None, ("input",), _plain(subject.embed))
+    if anatomy.positions is not None:
+        yield _Part("positions", "embed", None, (), _plain(attrgetter(anatomy.positions)(model)))
+    for layer, block in enumerate(anatomy.blocks(model)):
+        parts = anatomy.parts(block, graph)
+        for kind, heads in (("q", parts.q), ("k", parts.k), ("v", parts.v)):
+            for head, (name, nodes) in enumerate(_heads(graph, layer, kind)):
+                yield _Part(f"{name}.{kind}", kind, layer, nodes, heads.weight[head])
+                if heads.bias is not None:
+                    yield _Part(f"{name}.{kind}.bias", "bias", layer, nodes, heads.bias[head][None])
+        for head, (name, nodes) in enumerate(_heads(graph, layer, "q")):
+            yield _Part(f"{name}.o", "o", layer, nodes, parts.out[head])
+        if parts.out_bias is not None:
+            yield _Part(f"a{layer}.o.bias", "bias", layer, (), parts.out_bias[None])
+        for name, module in _linears(parts.mlp):
+            weight, bias = affine(module)
+            yield _Part(f"m{layer}.{name}", "mlp", layer, (f"m{layer}",), weight)
+            if bias is not None:
+                yield _Part(f"m{layer}.{name}.bias", "bias", layer, (f"m{layer}",), bias[None])
+        norms = {
+            "attn_norm": parts.attn_norm,
+            "mlp_norm": parts.mlp_norm,
+            "q_norm": parts.q_norm,
+            "k_norm": parts.k_norm,
+        }
+        for name, norm in norms.items():
+            yield from _norm(f"{layer}.{name}", layer, norm)
+    yield from _norm("final_norm", None, attrgetter(anatomy.final_norm)(model))
+    head = model.get_output_embeddings()
+    if head is not None and not _tied(subject):
+        yield _Part("unembed", "unembed", None, (), affine(head)[0])
+
+
+def _adapter_factors(subject: Subject) -> dict[str, LowRank]:
+    """The factors of every linear part's change, by the part's name; noughts of rank one where nothing is adapted."""
+    graph, anatomy = subject.graph, subject.anatomy
+    blocks = anatomy.blocks(subject.model)
+    adapted: dict[str, LowRank] = {}
+    for layer, block in enumerate(blocks):
+        attention = getattr(block, anatomy.attention)
+        stand_in = _RightFactors(attention)
+        maps = anatomy.qkv(stand_in, graph)
+        lefts = stand_in.lefts if len(stand_in.lefts) == 3 else stand_in.lefts * 3
+        for kind, heads, left in zip("qkv", maps, lefts, strict=True):
+            for head, (name, _) in enumerate(_heads(graph, layer, kind)):
+                adapted[f"{name}.{kind}"] = LowRank(left, heads.weight[head])
+        out = factors(getattr(attention, anatomy.out))
+        for head, left in enumerate(out.left.unflatten(0, (graph.n_heads, -1))):
+            adapted[f"a{layer}.h{head}.o"] = LowRank(left, out.right)
+        for name, module in _linears(getattr(block, anatomy.mlp)):
+            adapted[f"m{layer}.{name}"] = factors(module)
+    return adapted
+
+
+class _RightFactors(nn.Module):
+    """Stands in for an attention whose projections are its adapters' right factors, so that the anatomy splits them.
+
+    Attributes:
+        lefts: left factors, in the order in which the anatomy asked for projections.
+    """
+
+    def __init__(self, attention: nn.Module) -> None:
+        super().__init__()
+        self._source = (attention,)  # a tuple: not a module of its own
+        self.lefts: list[Tensor] = []
+
+    def __getattr__(self, name: str) -> nn.Linear:
+        change = factors(getattr(self._source[0], name))
+        linear = nn.Linear(*change.right.shape, bias=False, device="meta")
+        linear.weight = nn.Parameter(change.right.T, requires_grad=False)
+        self.lefts.append(change.left)
+        return linear
+
+
+@torch.no_grad()
+def factors(module: Any) -> LowRank:
+    """The change that the adapters on a linear module make, `[into, out]`; noughts without adapters.
+
+    Source: LoRA arXiv 2106.09685: `alpha / r * B A`; AdaLoRA arXiv 2303.10512: `P diag(E) Q`, in PEFT scaled alike.
+    """
+    lefts, rights = [], []
+    for name in getattr(module, "active_adapters", []):
+        if name not in module.lora_A:
+            continue
+        a, b = module.lora_A[name], module.lora_B[name]
+        scale = module.scaling[name]
+        if isinstance(a, nn.Module):
+            a, b = a.weight, b.weight
+        else:
+            a, scale = a * module.lora_E[name], scale / (module.ranknum[name] + 1e-5)
+        lefts.append(a.T)
+        rights.append(scale * b.T)
+    if lefts:
+        return LowRank(torch.cat(lefts, 1).detach(), torch.cat(rights).detach())
+    weight = getattr(module, "base_layer", module).weight
+    into, out = weight.shape if type(getattr(module, "base_layer", module)) is Conv1D else weight.shape[::-1]
+    return LowRank(weight.new_zeros(into, 1), weight.new_zeros(1, out))
+
+
+def _shares_weights(base: Subject, tuned: Subject) -> bool:
+    """True where the tuned model is the base with nothing but plain low-rank adapters on linear modules."""
+    adapters = [module for module in tuned.model.modules() if hasattr(module, "base_layer")]
+    plain = all(
+        isinstance(module.base_layer, nn.Linear | Conv1D) and not len(getattr(module, "lora_magnitude_vector", ()))
+        for module in adapters
+    )
+    if not adapters or not plain or any(hasattr(module, "base_layer") for module in base.model.modules()):
+        return False
+    names = ("lora_A", "lora_B", "lora_E", "ranknum")
+    theirs = {
+        name.replace(".base_layer", ""): value
+        for name, value in tuned.model.state_dict().items()
+        if not any(part in names for part in name.split("."))
+    }
+    ours = base.model.state_dict()
+    return ours.keys() == theirs.keys() and all(torch.equal(value, theirs[name]) for name, value in ours.items())
+
+
+def _heads(graph: Graph, layer: int, kind: str) -> list[tuple[str, tuple[str, ...]]]:
+    """Names of a block's q heads, or of its key/value heads, and the writers that each belongs to."""
+    group = graph.n_heads // graph.n_kv_heads
+    if kind == "q" or group == 1:
+        return [(f"a{layer}.h{head}", (f"a{layer}.h{head}",)) for head in range(graph.n_heads)]
+    return [
+        (f"a{layer}.kv{head}", tuple(f"a{layer}.h{head * group + i}" for i in range(group)))
+        for head in range(graph.n_kv_heads)
+    ]
+
+
+def _linears(mlp: nn.Module) -> list[tuple[str, nn.Module]]:
+    """The linear modules of an MLP, adapted or not."""
+    found: list[tuple[str, nn.Module]] = []
+    for name, module in mlp.named_children():
+        if hasattr(module, "base_layer") or isinstance(module, nn.Linear | Conv1D):
+            found.append((name, module))
+        else:
+            found += [(f"{name}.{inner}", linear) for inner, linear in _linears(module)]
+    return found
+
+
+def _norm(name: str, layer: int | None, norm: nn.Module | None) -> Iterator[_Part]:
+    for parameter, value in () if norm is None else norm.named_parameters():
+        yield _Part(f"{name}.{parameter}", "norm", layer, (), value.detach()[None])
+
+
+def _plain(module: nn.Module) -> Float[Tensor, "into out"]:
+    weight = getattr(module, "weight", None)
+    assert isinstance(weight, Tensor)
+    return weight.detach()
+
+
+def _tied(subject: Subject) -> bool:
+    head = subject.model.get_output_embeddings()
+    return getattr(head, "weight", None) is getattr(subject.embed, "weight", None)
+
+
+def distribution(changes: list[PartChange]) -> dict[str, dict[str, Any]]:
+    """Where the change's energy (squared norm) is: by layer, by kind of part and by node, with its concentration.
+
+    Keys and values shared by a group of heads are split evenly over it.
+    """
+    by: dict[str, dict[str, float]] = {"layer": {}, "kind": {}, "node": {}}
+    for part in changes:
+        energy = part.change.norm**2
+        if part.layer is not None:
+            by["layer"][str(part.layer)] = by["layer"].get(str(part.layer), 0.0) + energy
+        by["kind"][part.kind] = by["kind"].get(part.kind, 0.0) + energy
+        for node in part.nodes:
+            by["node"][node] = by["node"].get(node, 0.0) + energy / len(part.nodes)
+    spread = {}
+    for name, energies in by.items():
+        total = sum(energies.values())
+        shares = {place: value / total if total else 0.0 for place, value in energies.items()}
+        spread[name] = {"share": shares, **concentration(torch.tensor(list(energies.values())))}
+    return spread
+
+
+def node_changes(changes: list[PartChange]) -> dict[str, float]:
+    """Relative change of every writer: the norm of all its parts' change over the norm of their weights."""
+    moved: dict[str, float] = {}
+    size: dict[str, float] = {}
+    for part in changes:
+        for node in part.nodes:
+            moved[node] = moved.get(node, 0.0) + part.change.norm**2
+            size[node] = size.get(node, 0.0) + part.change.base_norm**2
+    return {node: (moved[node] / size[node]) ** 0.5 if size[node] else 0.0 for node in moved}
+
+
+def module_intruders(
+    base: Subject, tuned: Subject, top: int = 10, thresholds: tuple[float, ...] = (0.4, 0.5, 0.6, 0.7, 0.8)
+) -> dict[str, list[int]]:
+    """Intruder dimensions of every linear module of the blocks that changed, one count a threshold."""
+    found = {}
+    blocks = [subject.anatomy.blocks(subject.model) for subject in (base, tuned)]
+    for layer, pair in enumerate(zip(*blocks, strict=True)):
+        ours, theirs = (dict(_linears(block)) for block in pair)
+        for name, module in ours.items():
+            before, after = affine(module)[0], affine(theirs[name])[0]
+            if not torch.equal(before, after):
+                found[f"{layer}.{name}"] = intruder_dimensions(before, after, top, thresholds)
+    return found

@@ -1,0 +1,174 @@
+"""From settings to PEFT adapters, for every architecture that the anatomy knows."""
+
+from __future__ import annotations
+
+import re
+from collections.abc import Callable
+from typing import Any
+
+import torch
+from jaxtyping import Float
+from peft import AdaLoraConfig, AdaLoraModel, LoraConfig, PeftModel, get_peft_model
+from torch import Tensor, nn
+from transformers import PreTrainedModel
+from transformers.pytorch_utils import Conv1D
+
+from circuitlit.errors import UserError
+
+ConfigOf = Callable[[PreTrainedModel, int], LoraConfig]
+
+
+def lora(
+    model: PreTrainedModel,
+    steps: int,
+    r: int = 8,
+    alpha: float = 16,
+    dropout: float = 0.0,
+    target_modules: list[str] | str | None = None,
+    rank_pattern: dict[str, int] | None = None,
+    alpha_pattern: dict[str, int] | None = None,
+) -> LoraConfig:
+    """Low-rank adapters: `W + alpha / r * B A`.
+
+    Args:
+        model: what they go on.
+        steps: not used; every adapter takes them.
+        r: rank.
+        alpha: scale.
+        dropout: on the adapters' inputs.
+        target_modules: names of linear modules, or one regular expression; None takes all but the readout.
+        rank_pattern, alpha_pattern: other ranks and scales for modules whose names end in a regular expression's match,
+            such as `{"layers.[0-3].mlp.up_proj": 32}`; the first match counts.
+
+    Source: Hu et al., arXiv 2106.09685.
+    """
+    return LoraConfig(
+        r=r,
+        lora_alpha=alpha,  # type: ignore[arg-type]
+        lora_dropout=dropout,
+        target_modules=target_modules or "all-linear",
+        rank_pattern=dict(rank_pattern or {}),
+        alpha_pattern=dict(alpha_pattern or {}),
+        fan_in_fan_out=_is_transposed(model),
+        task_type="CAUSAL_LM",
+    )
+
+
+def adalora(
+    model: PreTrainedModel,
+    steps: int,
+    init_r: int = 12,
+    target_r: int = 8,
+    alpha: float = 16,
+    dropout: float = 0.0,
+    target_modules: list[str] | str | None = None,
+    warmup: float = 0.1,
+    final: float = 0.3,
+    every: int = 1,
+    orthogonality: float = 0.5,
+) -> AdaLoraConfig:
+    """Adapters `P diag(E) Q` whose ranks move to where they matter.
+
+    Args:
+        model: what they go on.
+        steps: optimizer steps of the training.
+        init_r, target_r: mean rank at the start and at the end.
+        alpha: scale.
+        dropout: on the adapters' inputs.
+        target_modules: as for `lora`.
+        warmup, final: shares of the steps before the first and after the last move.
+        every: steps between two moves.
+        orthogonality: weight of the penalty that keeps P and Q orthogonal.
+
+    Source: Zhang et al., arXiv 2303.10512.
+
+    Raises:
+        UserError: too few steps for a move.
+    """
+    if warmup + final >= 1 or round(warmup * steps) >= steps - round(final * steps):
+        raise UserError(f"adapter=adalora has no step left to move ranks in {steps} steps; lower its warmup and final")
+    return AdaLoraConfig(
+        init_r=init_r,
+        target_r=target_r,
+        tinit=round(warmup * steps),
+        tfinal=round(final * steps),
+        deltaT=every,
+        total_step=steps,
+        lora_alpha=alpha,  # type: ignore[arg-type]
+        lora_dropout=dropout,
+        target_modules=target_modules or "all-linear",
+        orth_reg_weight=orthogonality,
+        fan_in_fan_out=_is_transposed(model),
+        task_type="CAUSAL_LM",
+    )
+
+
+def adapted(model: PreTrainedModel, config: LoraConfig) -> PeftModel:
+    """The model with fresh adapters on it, which alone are trainable; at first they change nothing.
+
+    Raises:
+        UserError: no module, or none for one of the patterns, or no layer that an adapter can go on.
+    """
+    try:
+        wrapped = get_peft_model(model, config)
+    except ValueError as error:
+        raise UserError(f"adapter.build.target_modules fits this model ill ({str(error).splitlines()[0]})") from error
+    names = [name for name, module in wrapped.named_modules() if hasattr(module, "lora_A")]
+    patterns = (
+        [] if isinstance(config, AdaLoraConfig) else [*(config.rank_pattern or {}), *(config.alpha_pattern or {})]
+    )
+    for pattern in patterns:
+        if not any(re.match(rf"(.*\.)?({pattern})$", name) for name in names):
+            raise UserError(f"no adapted module has a name that ends in '{pattern}'; correct the pattern")
+    return wrapped  # type: ignore[return-value]
+
+
+def _is_transposed(model: nn.Module) -> bool:
+    """True for GPT-2, whose weights are stored input first."""
+    return any(isinstance(module, Conv1D) for module in model.modules())
+
+
+def _adalora_of(model: nn.Module) -> AdaLoraModel | None:
+    tuner = getattr(model, "base_model", None)
+    return tuner if isinstance(tuner, AdaLoraModel) else None
+
+
+def orthogonality(model: nn.Module) -> Float[Tensor, ""] | float:
+    """AdaLoRA's penalty on P and Q, mean over matrices; 0 for other models.
+
+    Source: Zhang et al., arXiv 2303.10512, equation 4; PEFT takes the norm instead of its square, and so do we.
+    """
+    tuner = _adalora_of(model)
+    if tuner is None:
+        return 0.0
+    grams = [p @ p.T for n, p in model.named_parameters() if "lora_A" in n]
+    grams += [p.T @ p for n, p in model.named_parameters() if "lora_B" in n]
+    away = [torch.linalg.norm(gram - torch.eye(len(gram), device=gram.device)) for gram in grams]
+    return tuner.peft_config[tuner.trainable_adapter_name].orth_reg_weight * torch.stack(away).mean()  # type: ignore[attr-defined]
+
+
+@torch.no_grad()
+def allocate_ranks(model: nn.Module, step: int) -> None:
+    """AdaLoRA's move of ranks after an optimizer step; nothing for other models."""
+    tuner = _adalora_of(model)
+    if tuner is not None:
+        tuner.update_and_allocate(step)
+
+
+def allocation_state(model: nn.Module) -> dict[str, Any] | None:
+    """What AdaLoRA remembers between steps."""
+    tuner = _adalora_of(model)
+    if tuner is None:
+        return None
+    kept = {name: getattr(tuner.rankallocator, name) for name in ("ipt", "exp_avg_ipt", "exp_avg_unc")}
+    return kept | {"rank_pattern": tuner.peft_config[tuner.trainable_adapter_name].rank_pattern}  # type: ignore[attr-defined]
+
+
+def restore_allocation(model: nn.Module, state: dict[str, Any] | None) -> None:
+    """Give AdaLoRA its memory back."""
+    tuner = _adalora_of(model)
+    if tuner is None or state is None:
+        return
+    tuner.peft_config[tuner.trainable_adapter_name].rank_pattern = state["rank_pattern"]  # type: ignore[attr-defined]
+    for name in ("ipt", "exp_avg_ipt", "exp_avg_unc"):
+        setattr(tuner.rankallocator, name, state[name])

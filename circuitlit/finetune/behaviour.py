@@ -1,0 +1,151 @@
+"""What tuning did to a model's answers on pairs that it was not trained on."""
+
+from __future__ import annotations
+
+from collections.abc import Iterator
+from contextlib import contextmanager
+from dataclasses import asdict, dataclass
+from typing import Any, Literal
+
+import torch
+from jaxtyping import Float
+from scipy.stats import binomtest
+from torch import Tensor, nn
+
+from circuitlit.errors import UserError
+from circuitlit.evaluate import Estimate, paired_difference
+from circuitlit.finetune.tuner import answer_logits
+from circuitlit.objective import Outcome
+from circuitlit.tasks import EncodedPairs
+
+Score = Literal["accuracy", "metric"]
+LEVEL = 0.05
+
+
+class HeldOut:
+    """Held-out pairs and what the model said of them before it was tuned.
+
+    Args:
+        model: the model as it is before tuning; later ones are compared with it.
+        pairs: at least one; the base model's log-probabilities of all their answers are kept in memory.
+        batch_size: pairs that run together.
+        device: where the model is.
+
+    Attributes:
+        base: outcome of the model before tuning (KL 0 by definition).
+    """
+
+    def __init__(
+        self, model: nn.Module, pairs: EncodedPairs, batch_size: int, device: torch.device | str = "cpu"
+    ) -> None:
+        self._batches = [batch.to(device) for batch in pairs.batches(batch_size)]
+        with torch.no_grad():
+            self._teacher = [
+                answer_logits(model, batch.clean, batch.positions).log_softmax(-1).cpu() for batch in self._batches
+            ]
+        self.base = self.measure(model)
+
+    @torch.no_grad()
+    def measure(self, model: nn.Module) -> Outcome:
+        """Outcome of a model, pair by pair; `kl` is KL(base || it) and `exact_match` agreement with the base."""
+        parts = []
+        with without_dropout(model):
+            for batch, teacher in zip(self._batches, self._teacher, strict=True):
+                logits = answer_logits(model, batch.clean, batch.positions)
+                parts.append(Outcome.of(logits, teacher.to(logits.device), batch))
+        return Outcome.join(parts)
+
+    def figures(self, model: nn.Module) -> dict[str, float]:
+        """Means of a model's outcome, for curves."""
+        outcome = self.measure(model)
+        means = {name: float(getattr(outcome, name).mean()) for name in ("accuracy", "metric", "kl")}
+        return {name: value for name, value in means.items() if value == value}
+
+
+@contextmanager
+def without_dropout(model: nn.Module) -> Iterator[None]:
+    """The model in eval mode, an adapter's dropout included, and afterwards as it was."""
+    training = [module for module in model.modules() if module.training]
+    model.eval()
+    try:
+        yield
+    finally:
+        for module in training:
+            module.training = True
+
+
+@dataclass(frozen=True)
+class BehaviourChange:
+    """Base against tuned on the same pairs, with 95 % bootstrap intervals over pairs.
+
+    Attributes:
+        n_pairs: how many.
+        accuracy_base, accuracy_tuned: share of pairs on which each says the answer.
+        accuracy_change: tuned minus base.
+        gained, lost: pairs that only the tuned, only the base model gets right.
+        mcnemar_p: two-sided exact test of `gained` against `lost`; 1 is no evidence of a change.
+        metric_base, metric_tuned, metric_change: the same for the task's metric (logit or probability difference); do
+            not exist without wrong answers.
+        kl: KL(base || tuned) at the answers, nats.
+
+    Source: McNemar's exact test; a metric's change is a paired bootstrap.
+    """
+
+    n_pairs: int
+    accuracy_base: Estimate
+    accuracy_tuned: Estimate
+    accuracy_change: Estimate
+    gained: int
+    lost: int
+    mcnemar_p: float
+    metric_base: Estimate
+    metric_tuned: Estimate
+    metric_change: Estimate
+    kl: Estimate
+
+    def to_dict(self) -> dict[str, Any]:
+        """Plain types."""
+        return asdict(self)
+
+    def shortfall(self, score: Score) -> str | None:
+        """Why the score did not rise significantly, or None.
+
+        Raises:
+            UserError: there is no metric.
+        """
+        if score == "accuracy":
+            if self.gained > self.lost and self.mcnemar_p < LEVEL:
+                return None
+            return (
+                f"held-out accuracy went from {self.accuracy_base.value:.3f} to {self.accuracy_tuned.value:.3f}, "
+                f"which is no significant rise (McNemar p = {self.mcnemar_p:.2g})"
+            )
+        change = self.metric_change
+        if change.low is None:
+            raise UserError("tune.score=metric needs pairs with wrong answers; use tune.score=accuracy")
+        if change.low > 0:
+            return None
+        return f"the held-out metric changed by {change}, which is no significant rise"
+
+
+def behaviour_change(base: Outcome, tuned: Outcome) -> BehaviourChange:
+    """Compare two models' outcomes on the same pairs."""
+    gained = int(((tuned.accuracy == 1) & (base.accuracy == 0)).sum())
+    lost = int(((tuned.accuracy == 0) & (base.accuracy == 1)).sum())
+    return BehaviourChange(
+        n_pairs=len(base.accuracy),
+        accuracy_base=_mean(base.accuracy),
+        accuracy_tuned=_mean(tuned.accuracy),
+        accuracy_change=paired_difference(tuned.accuracy, base.accuracy),
+        gained=gained,
+        lost=lost,
+        mcnemar_p=float(binomtest(gained, gained + lost, 0.5).pvalue) if gained + lost else 1.0,
+        metric_base=_mean(base.metric),
+        metric_tuned=_mean(tuned.metric),
+        metric_change=paired_difference(tuned.metric, base.metric),
+        kl=_mean(tuned.kl),
+    )
+
+
+def _mean(values: Float[Tensor, "pair"]) -> Estimate:
+    return paired_difference(values, torch.zeros_like(values))

@@ -1,0 +1,162 @@
+"""What a model is tuned on: a prompt with the continuation to prefer and, where there is one, the one to disfavour."""
+
+from __future__ import annotations
+
+import json
+import random
+from collections.abc import Sequence
+from dataclasses import dataclass, replace
+from pathlib import Path
+from typing import NamedTuple
+
+from transformers import PreTrainedTokenizerBase
+
+from circuitlit.errors import UserError
+from circuitlit.tasks import Batch, EncodedPairs, Pair, Splits, encode
+from circuitlit.tasks.encoded import Row
+from circuitlit.tasks.tokens import front_tokens, tokenise
+
+SPLITS = ("train", "val", "test")
+FIELDS = ("prompt", "chosen", "rejected", "split")
+
+
+class Preference(NamedTuple):
+    """A batch of both sides: the same prompts, followed by the chosen and by the rejected continuations."""
+
+    chosen: Batch
+    rejected: Batch | None
+
+
+@dataclass(frozen=True)
+class Examples:
+    """One split, encoded.
+
+    Attributes:
+        chosen: prompts with the answers to say, as circuits see them.
+        rejected: the same prompts with the answers not to say, row by row; None where some prompt has none.
+    """
+
+    chosen: EncodedPairs
+    rejected: EncodedPairs | None
+
+    def __len__(self) -> int:
+        return len(self.chosen)
+
+    def collate(self, indices: Sequence[int]) -> Preference:
+        """Some examples as one batch."""
+        rejected = None if self.rejected is None else self.rejected.collate(indices)
+        return Preference(self.chosen.collate(indices), rejected)
+
+
+def examples_of_task(splits: Splits, tokenizer: PreTrainedTokenizerBase) -> dict[str, Examples]:
+    """A task's pairs: the answer is chosen, the wrong answer (or a wrong choice, in turn) rejected.
+
+    Corrupted prompts are never trained on.
+
+    Raises:
+        UserError: a pair that cannot be encoded.
+    """
+    made = {}
+    for name in SPLITS:
+        pairs: list[Pair] = getattr(splits, name)
+        wrong = [_rejected(number, pair) for number, pair in enumerate(pairs)]
+        mirrored = [pair for pair in wrong if pair is not None]
+        made[name] = Examples(
+            encode(pairs, tokenizer, splits.role_names),
+            encode(mirrored, tokenizer, splits.role_names) if len(mirrored) == len(pairs) else None,
+        )
+    return made
+
+
+def _rejected(number: int, pair: Pair) -> Pair | None:
+    """The pair with its wrong answer in the place of the answer."""
+    wrong = pair.wrong_answer or (pair.wrong[number % len(pair.wrong)] if pair.wrong else None)
+    return replace(pair, answer=wrong, wrong_answer=None) if wrong else None
+
+
+def examples_of_file(
+    path: str, tokenizer: PreTrainedTokenizerBase, seed: int = 0, val_fraction: float = 0.1, test_fraction: float = 0.2
+) -> dict[str, Examples]:
+    """The lines of a jsonl file: `prompt`, `chosen`, and where they exist `rejected` and `split` (train, val, test).
+
+    Args:
+        path: the file.
+        tokenizer: the model's.
+        seed: lines without `split` are dealt out by it.
+        val_fraction, test_fraction: shares of those lines that are held out.
+
+    Raises:
+        UserError: the file cannot be read, a line is malformed, or a split is empty.
+    """
+    rows: dict[str, list[dict[str, str]]] = {name: [] for name in SPLITS}
+    undecided: list[dict[str, str]] = []
+    for row in _read(path):
+        (rows[row["split"]] if "split" in row else undecided).append(row)
+    random.Random(f"examples/{seed}").shuffle(undecided)
+    n_val, n_test = round(val_fraction * len(undecided)), round(test_fraction * len(undecided))
+    rows["val"] += undecided[:n_val]
+    rows["test"] += undecided[n_val : n_val + n_test]
+    rows["train"] += undecided[n_val + n_test :]
+    for name in ("train", "test"):
+        if not rows[name]:
+            raise UserError(f'{path} has no line for {name}; give one "split": "{name}" or write more lines')
+    front = front_tokens(tokenizer)
+    return {name: _encoded(lines, tokenizer, front) for name, lines in rows.items()}
+
+
+def _read(path: str) -> list[dict[str, str]]:
+    try:
+        lines = Path(path).read_text(encoding="utf-8-sig").split("\n")
+    except (OSError, UnicodeDecodeError) as error:
+        raise UserError(f"tune.data={path} cannot be read ({error}); name a jsonl file of prompt and chosen") from error
+    rows = []
+    for number, line in enumerate(lines, start=1):
+        if not line.strip():
+            continue
+        try:
+            row = json.loads(line)
+        except ValueError:
+            raise UserError(f"{path}:{number}: not JSON; write one object a line") from None
+        if not isinstance(row, dict) or not {"prompt", "chosen"} <= set(row) or not set(row) <= set(FIELDS):
+            raise UserError(f"{path}:{number}: the fields are prompt, chosen and maybe rejected, split; correct them")
+        row = {name: value for name, value in row.items() if value is not None}
+        if any(not isinstance(value, str) or not value.strip() for value in row.values()):
+            raise UserError(f"{path}:{number}: every field is a text that is not empty; correct it")
+        if row.get("split", "train") not in SPLITS:
+            raise UserError(f"{path}:{number}: split is {row['split']!r}; it is one of {', '.join(SPLITS)}")
+        rows.append({**row, "source": f"{path}:{number}"})
+    return rows
+
+
+def _encoded(rows: list[dict[str, str]], tokenizer: PreTrainedTokenizerBase, front: list[int]) -> Examples:
+    if not rows:
+        return Examples(EncodedPairs([], ()), None)
+    prompts = tokenise([row["prompt"] for row in rows], tokenizer, front)
+
+    def side(name: str) -> list[list[int]]:
+        texts = tokenise([row["prompt"] + row[name] for row in rows], tokenizer, front)
+        return [_continuation(name, row, *both) for row, *both in zip(rows, prompts, texts, strict=True)]
+
+    chosen = side("chosen")
+    paired = all("rejected" in row for row in rows)
+    rejected = side("rejected") if paired else [[] for _ in rows]
+    kept = [_row(*parts) for parts in zip(rows, prompts, chosen, rejected, strict=True)]
+    mirrored = [_row(*parts) for parts in zip(rows, prompts, rejected, chosen, strict=True)] if paired else []
+    return Examples(EncodedPairs(kept, ()), EncodedPairs(mirrored, ()) if paired else None)
+
+
+def _continuation(name: str, row: dict[str, str], prompt: list[int], whole: list[int]) -> list[int]:
+    if whole[: len(prompt)] != prompt or len(whole) == len(prompt):
+        raise UserError(f"{row['source']}: {name} merges with the last token of the prompt; begin it with a space")
+    return whole[len(prompt) :]
+
+
+def _row(row: dict[str, str], prompt: list[int], answer: list[int], other: list[int]) -> Row:
+    """An example as circuits see it, without a corrupted prompt of its own."""
+    differing = [i for i, (a, b) in enumerate(zip(answer, other, strict=False)) if a != b]
+    if other and not differing:
+        raise UserError(f"{row['source']}: chosen and rejected do not differ in any token; change one")
+    ids = (*prompt, *answer[:-1])
+    contrast = differing[0] if differing else 0
+    wrong = other[contrast] if differing else -1
+    return Row(ids, ids, tuple(answer), len(prompt) - 1, contrast, wrong, (0,) * len(ids))

@@ -1,0 +1,34 @@
+"""The closing table of a tuning run: held-out answers before and after."""
+
+from __future__ import annotations
+
+from rich import box
+from rich.console import Console
+from rich.table import Table
+from rich.text import Text
+
+from circuitlit.report.table import Metric
+
+
+def behaviour_table(held_out: dict, title: str) -> Table:
+    """Accuracy and metric of base and tuned model on the same pairs, with intervals."""
+    table = Table(title=Text(title, "bold"), box=box.SIMPLE_HEAD, title_justify="left")
+    for heading in ("held-out", "base", "tuned", "change", "paired test"):
+        table.add_column(heading)
+    tests = {
+        "accuracy": f"McNemar p = {held_out['mcnemar_p']:.2g} (+{held_out['gained']} -{held_out['lost']})",
+        "metric": "bootstrap interval",
+    }
+    for name, test in tests.items():
+        cells = [str(Metric.of(held_out[f"{name}_{which}"])) for which in ("base", "tuned", "change")]
+        table.add_row(name, *cells, test)
+    table.add_row("KL(base || tuned), nats", "0", str(Metric.of(held_out["kl"])), "", "")
+    return table
+
+
+def print_behaviour(result: dict, console: Console) -> None:
+    """Print the table and the status of a tuning run."""
+    title = f"{result['tune']} ({result['adapter']}) of {result['model']} on {result['task']}"
+    console.print(behaviour_table(result["held_out"], f"{title}: {result['held_out']['n_pairs']} held-out pairs"))
+    closing = f"{result['status']}: {result['reason']}" if result["reason"] else str(result["status"])
+    console.print(Text(closing, "bold red" if result["reason"] else "green"))

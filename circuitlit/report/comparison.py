@@ -1,0 +1,170 @@
+"""`compare.json` as tables and as one page with figures."""
+
+from __future__ import annotations
+
+import json
+from html import escape
+from pathlib import Path
+
+import plotly.graph_objects as go
+from rich import box
+from rich.console import Console
+from rich.table import Table
+from rich.text import Text
+
+from circuitlit.compare import LABELS
+from circuitlit.report.behaviour import behaviour_table
+from circuitlit.report.figures import BLUE, GREEN, GREY, ORANGE, PINK, RED, finish
+from circuitlit.report.table import Metric, count, percent
+
+COLOURS = {
+    "added": GREEN,
+    "removed": RED,
+    "strengthened": BLUE,
+    "weakened": ORANGE,
+    "modified": PINK,
+    "reused": "#56b4e9",
+    "uncertain": GREY,
+}
+KINDS = ("q", "k", "v", "o", "mlp", "norm", "bias")
+
+
+def print_comparison(result: dict, console: Console) -> None:
+    """Print edges, nodes, weights and answers as tables."""
+    title = (
+        f"{result['task']}: {result['base']['name']} against {result['tuned']['name']}, scored by {result['method']}"
+    )
+    console.print(_edges_table(result, title))
+    console.print(_nodes_table(result["at_size"]))
+    weights = result["weights"]
+    table = Table(title=Text("weights", "bold"), box=box.SIMPLE_HEAD, title_justify="left")
+    for heading in ("where", "relative change", "share of energy"):
+        table.add_column(heading)
+    table.add_row("all", f"{weights['relative']:.3g}", f"{percent(weights['unchanged'])} of weights unchanged")
+    for kind, share in sorted(weights["distribution"]["kind"]["share"].items(), key=lambda item: -item[1]):
+        table.add_row(kind, _relative(weights["parts"], kind), percent(share))
+    console.print(table)
+    console.print(behaviour_table(result["held_out"], f"answers on {result['held_out']['n_pairs']} held-out pairs"))
+    size = result["at_size"]
+    verdict = "more" if size["changed"] else "no more"
+    console.print(
+        f"The circuits differ by {size['distance']:.3f}, {verdict} than resampling does within a model "
+        f"(95th percentile {size['floor']:.3f})."
+    )
+
+
+def _edges_table(result: dict, title: str) -> Table:
+    table = Table(title=Text(title, "bold"), box=box.SIMPLE_HEAD, title_justify="left")
+    table.add_column("edges")
+    settings = {"same size": result["at_size"], "same faithfulness": result["at_faithfulness"]}
+    shown = {name: entry for name, entry in settings.items() if entry}
+    for name in shown:
+        table.add_column(name, justify="right")
+    sizes = [f"{count(e['n_edges']['base'])} / {count(e['n_edges']['tuned'])}" for e in shown.values()]
+    table.add_row("base / tuned circuit", *sizes)
+    for label in LABELS[1:]:
+        table.add_row(label, *(count(entry["counts"][label]) for entry in shown.values()))
+    table.add_row("distance", *(f"{entry['distance']:.3f}" for entry in shown.values()))
+    table.add_row("noise floor", *(f"{entry['floor']:.3f}" for entry in shown.values()))
+    return table
+
+
+def _nodes_table(entry: dict) -> Table:
+    table = Table(title=Text("nodes, at the same size", "bold"), box=box.SIMPLE_HEAD, title_justify="left")
+    for heading in ("mode", "number", "which"):
+        table.add_column(heading)
+    for mode, nodes in entry["nodes"].items():
+        more = " ..." if len(nodes) > 8 else ""
+        table.add_row(mode, str(len(nodes)), " ".join(nodes[:8]) + more)
+    return table
+
+
+def _relative(parts: list[dict], kind: str) -> str:
+    """Relative change of all parts of a kind together."""
+    own = [part["change"] for part in parts if part["kind"] == kind]
+    base = sum(change["base_norm"] ** 2 for change in own)
+    return f"{(sum(change['norm'] ** 2 for change in own) / base) ** 0.5:.3g}" if base else "-"
+
+
+def write_comparison(folder: Path) -> Path:
+    """Write `compare.html` from `compare.json`: one file that needs nothing else."""
+    result = json.loads((folder / "compare.json").read_text())
+    figures = [edge_figure(result), weight_figure(result)]
+    parts = [figure.to_html(full_html=False, include_plotlyjs=not number) for number, figure in enumerate(figures)]
+    size = result["at_size"]
+    rows = "".join(f"<tr><td>{label}<td>{count(size['counts'][label])}" for label in LABELS[1:])
+    held = result["held_out"]
+    answers = "".join(
+        f"<tr><td>{name}<td>{Metric.of(held[f'{name}_base'])}<td>{Metric.of(held[f'{name}_tuned'])}"
+        f"<td>{Metric.of(held[f'{name}_change'])}"
+        for name in ("accuracy", "metric")
+    )
+    title = escape(f"{result['task']}: {result['base']['name']} against {result['tuned']['name']}")
+    verdict = "more" if size["changed"] else "no more"
+    page = f"""<!doctype html><html lang="en"><head><meta charset="utf-8"><title>{title}</title>
+<meta name="viewport" content="width=device-width"><style>
+:root {{ color-scheme: light dark }} body {{ font: 16px system-ui, sans-serif; max-width: 60rem; margin: 2rem auto;
+padding: 0 1rem }} td, th {{ padding: .2rem .8rem .2rem 0; text-align: left }}</style></head><body>
+<h1>{title}</h1>
+<p>Circuits of {count(size["n_edges"]["base"])} of {count(result["n_edges_total"])} edges, scored by
+{escape(result["method"])} on {result["resamples"]} resamples of the training pairs. They differ by
+{size["distance"]:.3f}, {verdict} than resampling does within a model (95th percentile {size["floor"]:.3f}).</p>
+<h2>Edges</h2><table>{rows}</table>{parts[0]}
+<h2>Weights</h2>{parts[1]}
+<h2>Answers on {held["n_pairs"]} held-out pairs</h2>
+<table><tr><th><th>base<th>tuned<th>change{answers}</table>
+<p>McNemar p = {held["mcnemar_p"]:.2g}: {held["gained"]} pairs gained, {held["lost"]} lost.</p>
+</body></html>"""
+    path = folder / "compare.html"
+    partial = folder / "compare.html.part"
+    partial.write_text(page)
+    partial.replace(path)
+    return path
+
+
+def edge_figure(result: dict) -> go.Figure:
+    """Each edge's share of all scores before and after, coloured by its label; the diagonal is no change."""
+    figure = go.Figure()
+    for label, colour in COLOURS.items():
+        own = [edge for edge in result["at_size"]["points"] if edge["label"] == label]
+        figure.add_scatter(
+            x=[edge["base"] for edge in own],
+            y=[edge["tuned"] for edge in own],
+            text=[edge["edge"] for edge in own],
+            mode="markers",
+            name=f"{label} ({len(own)})",
+            marker={"color": colour, "size": 6, "opacity": 0.7},
+            hovertemplate="%{text}<br>base %{x:.2e}<br>tuned %{y:.2e}<extra></extra>",
+        )
+    figure.update_xaxes(type="log", title_text="share of all scores, base", exponentformat="power")
+    figure.update_yaxes(type="log", title_text="share of all scores, tuned", exponentformat="power")
+    return finish(figure, 520)
+
+
+def weight_figure(result: dict) -> go.Figure:
+    """Relative weight change of each kind of part in each layer."""
+    squares: dict[tuple[int, str], list[float]] = {}
+    for part in result["weights"]["parts"]:
+        if part["layer"] is not None:
+            moved, size = squares.setdefault((part["layer"], part["kind"]), [0.0, 0.0])
+            change = part["change"]
+            squares[part["layer"], part["kind"]] = [moved + change["norm"] ** 2, size + change["base_norm"] ** 2]
+    layers = sorted({layer for layer, _ in squares})
+    kinds = [kind for kind in KINDS if any(k == kind for _, k in squares)]
+
+    def cell(layer: int, kind: str) -> float | None:
+        moved, size = squares.get((layer, kind), (0.0, 0.0))
+        return (moved / size) ** 0.5 if size else None
+
+    figure = go.Figure(
+        go.Heatmap(
+            x=layers,
+            y=kinds,
+            z=[[cell(layer, kind) for layer in layers] for kind in kinds],
+            colorscale="Viridis",
+            colorbar={"title": "|dW| / |W|"},
+            hovertemplate="layer %{x}, %{y}: %{z:.3g}<extra></extra>",
+        )
+    )
+    figure.update_xaxes(title_text="layer")
+    return finish(figure, 320)
