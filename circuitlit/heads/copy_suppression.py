@@ -1,0 +1,99 @@
+"""Copy-suppression scores (CSPA): how much of a head is "lower what was about to be said and stands in the context"."""
+
+from __future__ import annotations
+
+from collections.abc import Iterable
+from math import ceil
+from operator import attrgetter
+
+import torch
+from jaxtyping import Bool, Float, Int
+from torch import Tensor, nn
+
+from circuitlit.heads.attention import Heads, attention_shifted, run_streams
+from circuitlit.model import Subject
+from circuitlit.model.anatomy import affine
+
+
+@torch.no_grad()
+def copy_suppression_scores(
+    heads: Heads, ids: Int[Tensor, "batch pos"], chosen: Iterable[tuple[int, int]], share: float = 0.05
+) -> Float[Tensor, "layer head"]:
+    """Copy-suppression-preserving ablation of single heads: 1 - KL(full || ablated) / KL(full || mean-ablated).
+
+    The ablated head writes its mean output `m` (over all positions), and from each source token that it keeps the
+    attention times that part of `OV x - m` which points against the source token's own unembedding. It keeps those
+    sources whose token the residual stream ahead of the head predicts most: the top `share` of the positions that the
+    destination sees, at least one. 1 means that nothing but copy suppression mattered, 0 that copy suppression is no
+    better than the mean; values below 0 exist. Keeping all sources and all directions would give back the head.
+
+    Args:
+        heads: the subject's.
+        ids: passages of natural text, of one length.
+        chosen: `(layer, head)` to score, two forwards each; all others become NaN.
+        share: of source positions kept.
+
+    Source: McDougall et al. (arXiv 2310.04625) section 3.3; without their semantically similar tokens.
+    """
+    subject, graph = heads.subject, heads.graph
+    scores = torch.full((graph.n_layers, graph.n_heads), torch.nan)
+    streams = run_streams(subject, ids)
+    full = _log_probabilities(subject, subject.hidden(ids))
+    directions = unembedding_directions(subject, ids)
+    by_layer: dict[int, list[int]] = {}
+    for layer, head in chosen:
+        by_layer.setdefault(layer, []).append(head)
+    for layer, members in by_layer.items():
+        pattern = heads.pattern(layer, streams[layer])
+        kept = predicted_sources(subject, streams[layer], ids, share)
+        normed = heads.parts[layer].attn_norm(streams[layer])
+        for head in members:
+            own = heads.written(layer, normed, head)
+            written = pattern[:, head] @ own
+            mean = written.flatten(0, 1).mean(0)
+            against = suppressed_part(own - mean, directions)
+            suppressing = mean + (pattern[:, head] * kept) @ against
+            losses = []
+            for changed in (suppressing, mean):
+                with attention_shifted(subject, layer, changed - written):
+                    ablated = _log_probabilities(subject, subject.hidden(ids))
+                losses.append((full.exp() * (full - ablated)).sum(-1).mean())
+            scores[layer, head] = 1 - losses[0] / losses[1]
+    return scores
+
+
+def suppressed_part(
+    outputs: Float[Tensor, "batch key d"], directions: Float[Tensor, "batch key d"]
+) -> Float[Tensor, "batch key d"]:
+    """Projection of each output on its direction where the two point apart, else nothing."""
+    length = (outputs * directions).sum(-1, keepdim=True) / directions.square().sum(-1, keepdim=True)
+    return length.clamp(max=0) * directions
+
+
+def unembedding_directions(subject: Subject, ids: Int[Tensor, "batch pos"]) -> Float[Tensor, "batch pos d"]:
+    """For every token the direction of the residual stream that raises its logit, ahead of the final norm."""
+    output = subject.model.get_output_embeddings()
+    assert output is not None
+    rows = affine(output)[0].t()[ids]
+    norm = attrgetter(subject.anatomy.final_norm)(subject.model)
+    rows = rows * norm.weight
+    return rows - rows.mean(-1, keepdim=True) if isinstance(norm, nn.LayerNorm) else rows
+
+
+def predicted_sources(
+    subject: Subject, stream: Float[Tensor, "batch pos d"], ids: Int[Tensor, "batch pos"], share: float
+) -> Bool[Tensor, "batch pos key"]:
+    """For each position, the earlier ones (and itself) whose tokens a logit lens on the stream predicts most."""
+    norm = attrgetter(subject.anatomy.final_norm)(subject.model)
+    length = ids.shape[1]
+    rows = []
+    for row, tokens in zip(stream, ids, strict=True):
+        predicted = subject.unembed(norm(row))[:, tokens].float()
+        rows.append(predicted.masked_fill(torch.ones_like(predicted, dtype=torch.bool).triu(1), -torch.inf))
+    rank = torch.stack(rows).argsort(-1, descending=True, stable=True).argsort(-1)
+    allowed = torch.tensor([ceil(share * (place + 1)) for place in range(length)], device=ids.device)
+    return rank < allowed[:, None]
+
+
+def _log_probabilities(subject: Subject, hidden: Float[Tensor, "batch pos d"]) -> Float[Tensor, "batch pos vocab"]:
+    return subject.unembed(hidden).float().log_softmax(-1)
