@@ -17,7 +17,7 @@ def patched_logits(
 ) -> Tensor:
     """Logits at all positions of `clean` when receivers see the senders of `other`; names as in the graph."""
     with torch.no_grad():
-        seen = _frozen_run(subject, clean, other, senders, through_mlps)
+        seen = frozen_run(subject, clean, other, senders, through_mlps)
         return _patched_run(subject, clean, receivers, seen)
 
 
@@ -48,7 +48,7 @@ def _outputs(subject: Subject, ids: Tensor) -> dict[str, Tensor]:
     return kept
 
 
-def _frozen_run(
+def frozen_run(
     subject: Subject, clean: Tensor, other: Tensor, senders: list[str], through_mlps: bool
 ) -> dict[str, Tensor]:
     """Residual streams ahead of every norm with all heads (and MLPs) frozen to clean, senders to the other run."""

@@ -14,6 +14,8 @@ from circuitlit.heads.attention import Heads, attention_shifted, run_streams
 from circuitlit.model import Subject
 from circuitlit.model.anatomy import affine
 
+NOTHING = 1e-9  # nats: a head whose mean-ablation changes less has no copy suppression to speak of
+
 
 @torch.no_grad()
 def copy_suppression_scores(
@@ -25,7 +27,8 @@ def copy_suppression_scores(
     attention times that part of `OV x - m` which points against the source token's own unembedding. It keeps those
     sources whose token the residual stream ahead of the head predicts most: the top `share` of the positions that the
     destination sees, at least one. 1 means that nothing but copy suppression mattered, 0 that copy suppression is no
-    better than the mean; values below 0 exist. Keeping all sources and all directions would give back the head.
+    better than the mean or that the head does nothing; values below 0 exist. Keeping all sources and all directions
+    would give back the head.
 
     Args:
         heads: the subject's.
@@ -58,7 +61,7 @@ def copy_suppression_scores(
                 with attention_shifted(subject, layer, changed - written):
                     ablated = _log_probabilities(subject, subject.hidden(ids))
                 losses.append((full.exp() * (full - ablated)).sum(-1).mean())
-            scores[layer, head] = 1 - losses[0] / losses[1]
+            scores[layer, head] = 1 - losses[0] / losses[1] if losses[1] > NOTHING else 0.0
     return scores
 
 
@@ -90,7 +93,7 @@ def predicted_sources(
     for row, tokens in zip(stream, ids, strict=True):
         predicted = subject.unembed(norm(row))[:, tokens].float()
         rows.append(predicted.masked_fill(torch.ones_like(predicted, dtype=torch.bool).triu(1), -torch.inf))
-    rank = torch.stack(rows).argsort(-1, descending=True, stable=True).argsort(-1)
+    rank = torch.stack(rows).argsort(dim=-1, descending=True, stable=True).argsort(dim=-1)
     allowed = torch.tensor([ceil(share * (place + 1)) for place in range(length)], device=ids.device)
     return rank < allowed[:, None]
 

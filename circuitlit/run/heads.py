@@ -11,7 +11,6 @@ from hydra.utils import instantiate
 from jaxtyping import Bool, Float, Int
 from lightning import seed_everything
 from omegaconf import DictConfig
-from rich.table import Table
 from torch import Tensor
 
 from circuitlit.errors import UserError
@@ -44,6 +43,7 @@ from circuitlit.heads.text import read_passages, sample_passages, write_passages
 from circuitlit.masked.ablation import KINDS
 from circuitlit.model import Subject
 from circuitlit.report.heads_figure import write_heads_page
+from circuitlit.report.heads_table import print_heads
 from circuitlit.run.build import build_subject, plain, provenance
 from circuitlit.run.checks import run_dir
 from circuitlit.run.clock import CONSOLE, Clock
@@ -97,7 +97,7 @@ def run(cfg: DictConfig) -> dict[str, Any]:
     scores = HeadScores(bench.bed.graph, bench.scores, _details(cfg, bench, algorithm, checks) | clock.times())
     scores.save(run_dir())
     page = write_heads_page(run_dir(), scores)
-    _print(cfg, scores, algorithm, checks)
+    print_heads(scores, cfg.heads.top, CONSOLE)
     for path in (run_dir() / "heads.json", page):
         CONSOLE.print(f"{path}", highlight=False, soft_wrap=True)
     return {"status": "OK", **scores.details}
@@ -268,26 +268,3 @@ def _details(
             "roles": roles_in_circuit(scores, bench.circuit, plain(cfg.heads.thresholds)),
         }
     return found
-
-
-def _print(cfg: DictConfig, scores: HeadScores, algorithm: Algorithm | None, checks: dict[str, CausalCheck]) -> None:
-    """The top heads of each score, the algorithm's parts, and the causal checks."""
-    table = Table("score", "top heads", title=f"Heads of {cfg.model.name}", title_justify="left")
-    for name, grid in scores.scores.items():
-        signed = grid.abs() if "effect" in name else grid
-        heads = top_heads(signed, cfg.heads.top)
-        table.add_row(name, "  ".join(f"{head_name(head)} {float(grid[head]):.2f}" for head in heads))
-    CONSOLE.print(table)
-    if algorithm is not None:
-        parts = Table("share", "heads", "of all effects", "random heads", title="IOI algorithm", title_justify="left")
-        for name, share in algorithm.shares.items():
-            parts.add_row(name, str(share.heads), str(share.share), str(share.random))
-        CONSOLE.print(parts)
-        for role, heads in algorithm.roles.items():
-            CONSOLE.print(f"  {role}: {' '.join(map(head_name, heads)) or 'none'}", highlight=False)
-    if checks:
-        rows = Table("role", "ablated", "intact", "change", "random heads", "rank", title="Causal checks")
-        for role, check in checks.items():
-            names = " ".join(map(head_name, check.heads))
-            rows.add_row(role, names, str(check.intact), str(check.effect), str(check.random), f"{check.rank:.3f}")
-        CONSOLE.print(rows)
