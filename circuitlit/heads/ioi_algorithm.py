@@ -102,6 +102,7 @@ def ioi_algorithm(
     thresholds: Thresholds = Thresholds(),
     most: int = 8,
     through_mlps: bool = False,
+    parts: str = "D",
 ) -> Algorithm:
     """Find the heads of the IOI algorithm from the logits upwards and measure their shares.
 
@@ -114,6 +115,7 @@ def ioi_algorithm(
         thresholds: what makes a head count.
         most: at most so many heads of a part are receivers of the next path patch, those with the largest effects.
         through_mlps: as in `path_patch`.
+        parts: how far up to go: "B" needs no forward but a few, "C" and "D" one path patch for each head.
 
     Source: arXiv 2407.10827, metrics of the IOI algorithm; Wang et al. (arXiv 2211.00593).
     """
@@ -145,7 +147,7 @@ def ioi_algorithm(
     shares = {"B": effect_share(direct, writers([*ends]), members)}
     roles |= {"s_inhibition": [], "induction": [], "duplicate_token": []}
     targets = strongest(movers, grids["direct_effect"])
-    if not any(layer for layer, _ in targets):
+    if parts == "B" or not any(layer for layer, _ in targets):
         return Algorithm(roles, shares, grids)
 
     on_queries = path_effects(bed, everyone, query_readers(graph, targets), through_mlps)
@@ -161,7 +163,7 @@ def ioi_algorithm(
     shares["C"] = effect_share(on_queries, writers(inhibitors), members)
     pure = [head for head in inhibitors if head not in suppressors]
     targets = strongest(pure, grids["effect_on_name_movers"])
-    if not any(layer for layer, _ in targets):
+    if parts == "C" or not any(layer for layer, _ in targets):
         return Algorithm(roles, shares, grids)
 
     values = sorted({head_reader(graph, layer, head, "v") for layer, head in targets})

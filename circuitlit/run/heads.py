@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+from collections.abc import Sequence
 from dataclasses import asdict, dataclass, field
 from pathlib import Path
 from typing import Any
@@ -51,6 +52,12 @@ from circuitlit.tasks import PairsModule, Splits
 
 SCORES = ("repeats", "successor", "copying", "direct_effect", "copy_suppression")
 REPEATED = ("induction", "previous_token", "duplicate_token")  # checked by the loss on repeated tokens
+ON_TASK = {  # checked by the task's metric; the effect that ranks them
+    "name_mover": "direct_effect",
+    "negative_name_mover": "direct_effect",
+    "copy_suppression": "direct_effect",
+    "s_inhibition": "effect_on_name_movers",
+}
 
 
 @dataclass
@@ -105,11 +112,16 @@ def run(cfg: DictConfig) -> dict[str, Any]:
 
 def _check(cfg: DictConfig) -> None:
     settings = cfg.heads
-    unknown = sorted(set(settings.scores) - set(SCORES))
-    if unknown:
-        raise UserError(f"heads.scores names '{unknown[0]}'; choose from {', '.join(SCORES)}")
-    if settings.causal.ablation not in KINDS:
-        raise UserError(f"heads.causal.ablation={settings.causal.ablation} is not one of {', '.join(KINDS)}")
+    choices: list[tuple[str, list[str], Sequence[str]]] = [
+        ("scores", list(settings.scores), SCORES),
+        ("causal.roles", list(settings.causal.roles), (*REPEATED, *ON_TASK)),
+        ("causal.ablation", [settings.causal.ablation], KINDS),
+        ("algorithm.parts", [settings.algorithm.parts], ("B", "C", "D")),
+    ]
+    for name, values, allowed in choices:
+        unknown = [value for value in values if value not in allowed]
+        if unknown:
+            raise UserError(f"heads.{name}: '{unknown[0]}' is unknown; choose from {', '.join(allowed)}")
     for name, value in (("pairs", settings.pairs), ("top", settings.top), ("causal.draws", settings.causal.draws)):
         if not isinstance(value, int) or value < 1:
             raise UserError(f"heads.{name}={value} is not a whole number of at least 1")
@@ -150,7 +162,7 @@ def _score(cfg: DictConfig, bench: _Bench) -> None:
         bench.scores["successor"] = successor_scores(heads, lists)
     if "copying" in chosen or ioi:
         bench.scores |= _copying(bench)
-    if "direct_effect" in chosen:
+    if "direct_effect" in chosen and not ioi:  # the algorithm begins with it
         effects = path_effects(bed, head_writers(bed.graph), [bed.graph.n_readers - 1], settings.algorithm.through_mlps)
         bench.scores["direct_effect"] = effects.grid(bed.graph)
     if "copy_suppression" in chosen or (ioi and settings.algorithm.copy_suppression):
@@ -205,6 +217,7 @@ def _algorithm(cfg: DictConfig, bench: _Bench) -> Algorithm:
         thresholds,
         settings.receivers,
         settings.through_mlps,
+        settings.parts,
     )
 
 
@@ -214,7 +227,7 @@ def _causal(cfg: DictConfig, bench: _Bench, algorithm: Algorithm | None) -> dict
     checks: dict[str, CausalCheck] = {}
 
     def check(role: str, behaviour: Behaviour, grid: Tensor) -> None:
-        heads = top_heads(grid, top)
+        heads = top_heads(grid, top) if role in settings.roles else []
         if heads:
             checks[role] = causal_check(behaviour, graph, heads, settings.draws, cfg.seed)
 
@@ -225,13 +238,7 @@ def _causal(cfg: DictConfig, bench: _Bench, algorithm: Algorithm | None) -> dict
             check(role, loss, bench.scores[role])
     if algorithm is not None:
         metric = metric_of_pairs(bench.bed, settings.ablation)
-        grids = {
-            "name_mover": "direct_effect",
-            "negative_name_mover": "direct_effect",
-            "copy_suppression": "direct_effect",
-            "s_inhibition": "effect_on_name_movers",
-        }
-        for role, grid in grids.items():
+        for role, grid in ON_TASK.items():
             if algorithm.roles[role]:
                 here = mark(graph, algorithm.roles[role])
                 check(role, metric, torch.where(here, algorithm.grids[grid].abs(), torch.nan))
