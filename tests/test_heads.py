@@ -397,7 +397,7 @@ def arguments(local: Path, out: Path, *more: str) -> list[str]:
         "heads.top=1",
         "heads.repeats.length=6",
         "heads.causal.draws=3",
-        "heads.passages={count: 3, length: 8, head_share: 0.1}",
+        "heads.passages={count: 3, length: 8, used: 2}",
         *more,
     ]
 

@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Iterable
+from collections.abc import Iterable, Iterator
 from math import ceil
 from operator import attrgetter
 
@@ -11,6 +11,7 @@ from jaxtyping import Bool, Float, Int
 from torch import Tensor, nn
 
 from circuitlit.heads.attention import Heads, attention_shifted, run_streams
+from circuitlit.heads.roles import Head
 from circuitlit.model import Subject
 from circuitlit.model.anatomy import affine
 
@@ -19,7 +20,7 @@ NOTHING = 1e-9  # nats: a head whose mean-ablation changes less has no copy supp
 
 @torch.no_grad()
 def copy_suppression_scores(
-    heads: Heads, ids: Int[Tensor, "batch pos"], chosen: Iterable[tuple[int, int]], share: float = 0.05
+    heads: Heads, ids: Int[Tensor, "passage pos"], chosen: Iterable[Head], share: float = 0.05, rows: int = 8
 ) -> Float[Tensor, "layer head"]:
     """Copy-suppression-preserving ablation of single heads: 1 - KL(full || ablated) / KL(full || mean-ablated).
 
@@ -35,34 +36,46 @@ def copy_suppression_scores(
         ids: passages of natural text, of one length.
         chosen: `(layer, head)` to score, two forwards each; all others become NaN.
         share: of source positions kept.
+        rows: passages run at once.
 
     Source: McDougall et al. (arXiv 2310.04625) section 3.3; without their semantically similar tokens.
     """
-    subject, graph = heads.subject, heads.graph
+    graph, chosen = heads.graph, sorted(chosen)
+    parts = ids.split(rows)
+    means = {head: torch.zeros((), device=ids.device) for head in chosen}
+    for part in parts:
+        for layer, members, stream, pattern in _layers(heads, part, chosen):
+            normed = heads.parts[layer].attn_norm(stream)
+            for head in members:
+                written = pattern[:, head] @ heads.written(layer, normed, head)
+                means[layer, head] = means[layer, head] + written.flatten(0, 1).sum(0) / ids.numel()
+    losses = {head: torch.zeros(2, dtype=torch.float64) for head in chosen}
+    for part in parts:
+        full = _log_probabilities(heads.subject, part)
+        directions = unembedding_directions(heads.subject, part)
+        for layer, members, stream, pattern in _layers(heads, part, chosen):
+            kept = predicted_sources(heads.subject, stream, part, share)
+            normed = heads.parts[layer].attn_norm(stream)
+            for head in members:
+                own, mean = heads.written(layer, normed, head), means[layer, head]
+                suppressing = mean + (pattern[:, head] * kept) @ suppressed_part(own - mean, directions)
+                written = pattern[:, head] @ own
+                for place, changed in enumerate((suppressing, mean)):
+                    with attention_shifted(heads.subject, layer, changed - written):
+                        ablated = _log_probabilities(heads.subject, part)
+                    losses[layer, head][place] += (full.exp() * (full - ablated)).sum().cpu() / ids.numel()
     scores = torch.full((graph.n_layers, graph.n_heads), torch.nan)
-    streams = run_streams(subject, ids)
-    full = _log_probabilities(subject, subject.hidden(ids))
-    directions = unembedding_directions(subject, ids)
-    by_layer: dict[int, list[int]] = {}
-    for layer, head in chosen:
-        by_layer.setdefault(layer, []).append(head)
-    for layer, members in by_layer.items():
-        pattern = heads.pattern(layer, streams[layer])
-        kept = predicted_sources(subject, streams[layer], ids, share)
-        normed = heads.parts[layer].attn_norm(streams[layer])
-        for head in members:
-            own = heads.written(layer, normed, head)
-            written = pattern[:, head] @ own
-            mean = written.flatten(0, 1).mean(0)
-            against = suppressed_part(own - mean, directions)
-            suppressing = mean + (pattern[:, head] * kept) @ against
-            losses = []
-            for changed in (suppressing, mean):
-                with attention_shifted(subject, layer, changed - written):
-                    ablated = _log_probabilities(subject, subject.hidden(ids))
-                losses.append((full.exp() * (full - ablated)).sum(-1).mean())
-            scores[layer, head] = 1 - losses[0] / losses[1] if losses[1] > NOTHING else 0.0
+    for head, (suppressed, averaged) in losses.items():
+        scores[head] = 1 - suppressed / averaged if averaged > NOTHING else 0.0
     return scores
+
+
+def _layers(heads: Heads, ids: Int[Tensor, "passage pos"], chosen: list[Head]) -> Iterator[tuple]:
+    """Every layer with chosen heads: its number, these heads, the stream ahead of it and all heads' patterns."""
+    streams = run_streams(heads.subject, ids)
+    for layer in sorted({layer for layer, _ in chosen}):
+        members = [head for its, head in chosen if its == layer]
+        yield layer, members, streams[layer], heads.pattern(layer, streams[layer])
 
 
 def suppressed_part(
@@ -98,5 +111,5 @@ def predicted_sources(
     return rank < allowed[:, None]
 
 
-def _log_probabilities(subject: Subject, hidden: Float[Tensor, "batch pos d"]) -> Float[Tensor, "batch pos vocab"]:
-    return subject.unembed(hidden).float().log_softmax(-1)
+def _log_probabilities(subject: Subject, ids: Int[Tensor, "passage pos"]) -> Float[Tensor, "passage pos vocab"]:
+    return subject.unembed(subject.hidden(ids)).float().log_softmax(-1)

@@ -170,8 +170,7 @@ def _score(cfg: DictConfig, bench: _Bench) -> None:
     if "copy_suppression" in chosen:
         every = [(layer, head) for layer in range(2, bed.graph.n_layers) for head in range(bed.graph.n_heads)]
         assert bench.passages is not None
-        share = settings.passages.head_share
-        bench.scores["copy_suppression"] = copy_suppression_scores(heads, bench.passages, every, share)
+        bench.scores["copy_suppression"] = copy_suppression_scores(heads, bench.passages, every)
 
 
 def _repeats(cfg: DictConfig, subject: Subject, repeats: int = 2) -> Int[Tensor, "batch pos"]:
@@ -202,7 +201,7 @@ def _passages(cfg: DictConfig, subject: Subject) -> Int[Tensor, "passage pos"]:
     else:
         ids = sample_passages(subject, count, length, cfg.seed)
     write_passages(run_dir() / "text.jsonl", subject, ids)
-    return ids.to(subject.device)
+    return ids[: cfg.heads.passages.used].to(subject.device)
 
 
 def _algorithm(cfg: DictConfig, bench: _Bench) -> Algorithm:
