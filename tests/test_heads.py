@@ -41,9 +41,10 @@ from circuitlit.heads import (
 )
 from circuitlit.heads.causal import matched_heads, metric_of_pairs, repeat_loss
 from circuitlit.heads.copy_suppression import suppressed_part
+from circuitlit.heads.effects import head_reader, head_writers
 from circuitlit.heads.greater_than import heads_into_mlps, mlps_to_logits
 from circuitlit.heads.intervals import ratio_estimate
-from circuitlit.heads.path_patching import head_reader, head_writers, path_patch_logits
+from circuitlit.heads.path_patching import path_patch_logits
 from circuitlit.heads.text import read_passages, sample_passages
 from circuitlit.masked import run_writers
 from circuitlit.model import Subject

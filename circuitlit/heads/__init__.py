@@ -4,9 +4,10 @@ from circuitlit.heads.attention import Heads, heads_replaced
 from circuitlit.heads.causal import CausalCheck, causal_check
 from circuitlit.heads.copy_suppression import copy_suppression_scores
 from circuitlit.heads.copying import copying_scores
+from circuitlit.heads.effects import Effects, path_effects
 from circuitlit.heads.greater_than import GreaterThan, greater_than_check
 from circuitlit.heads.ioi_algorithm import Algorithm, Share, Thresholds, effect_share, ioi_algorithm
-from circuitlit.heads.path_patching import Effects, PatchBed, path_effects, path_patch
+from circuitlit.heads.path_patching import PatchBed, path_patch
 from circuitlit.heads.places import NamePlaces
 from circuitlit.heads.repeats import repeat_scores, repeated_tokens
 from circuitlit.heads.roles import HeadScores, heads_in_circuit, roles_in_circuit

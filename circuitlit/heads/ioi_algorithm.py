@@ -11,8 +11,9 @@ from torch import Tensor
 
 from circuitlit.evaluate.statistics import Estimate
 from circuitlit.heads.copy_suppression import copy_suppression_scores
+from circuitlit.heads.effects import Effects, head_reader, head_writers, path_effects
 from circuitlit.heads.intervals import resampled_means
-from circuitlit.heads.path_patching import Effects, PatchBed, head_reader, head_writers, path_effects
+from circuitlit.heads.path_patching import PatchBed
 from circuitlit.heads.places import NamePlaces
 from circuitlit.heads.roles import Head, heads_of, mark, top_heads
 from circuitlit.heads.s_inhibition import name_attention, position_signal, query_readers

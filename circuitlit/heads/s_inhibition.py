@@ -10,7 +10,8 @@ from jaxtyping import Float
 from torch import Tensor
 
 from circuitlit.graph import Graph
-from circuitlit.heads.path_patching import PatchBed, changes, head_reader, patched_writers, path_patch
+from circuitlit.heads.effects import head_reader
+from circuitlit.heads.path_patching import PatchBed, changes, patched_writers, path_patch
 from circuitlit.heads.places import NamePlaces
 from circuitlit.heads.roles import Head
 

@@ -36,7 +36,7 @@ from circuitlit.heads import (
     successor_scores,
 )
 from circuitlit.heads.causal import Behaviour, metric_of_pairs, repeat_loss
-from circuitlit.heads.path_patching import head_writers
+from circuitlit.heads.effects import head_writers
 from circuitlit.heads.places import NAMES
 from circuitlit.heads.repeats import front_token
 from circuitlit.heads.roles import head_name, heads_of, mark, top_heads
