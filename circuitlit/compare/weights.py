@@ -130,38 +130,18 @@ def _adapter_factors(subject: Subject) -> dict[str, LowRank]:
     adapted: dict[str, LowRank] = {}
     for layer, block in enumerate(blocks):
         attention = getattr(block, anatomy.attention)
-        stand_in = _RightFactors(attention)
-        maps = anatomy.qkv(stand_in, graph)
-        lefts = stand_in.lefts if len(stand_in.lefts) == 3 else stand_in.lefts * 3
+        changes = [factors(getattr(attention, name)) for name in anatomy.projections]
+        maps = [part.movedim(-2, 0) for part in anatomy.split([change.right for change in changes], graph)]
+        lefts = [change.left for change in changes] * (3 // len(changes))
         for kind, heads, left in zip("qkv", maps, lefts, strict=True):
             for head, (name, _) in enumerate(_heads(graph, layer, kind)):
-                adapted[f"{name}.{kind}"] = LowRank(left, heads.weight[head])
+                adapted[f"{name}.{kind}"] = LowRank(left, heads[head])
         out = factors(getattr(attention, anatomy.out))
         for head, left in enumerate(out.left.unflatten(0, (graph.n_heads, -1))):
             adapted[f"a{layer}.h{head}.o"] = LowRank(left, out.right)
         for name, module in _linears(getattr(block, anatomy.mlp)):
             adapted[f"m{layer}.{name}"] = factors(module)
     return adapted
-
-
-class _RightFactors(nn.Module):
-    """Stands in for an attention whose projections are its adapters' right factors, so that the anatomy splits them.
-
-    Attributes:
-        lefts: left factors, in the order in which the anatomy asked for projections.
-    """
-
-    def __init__(self, attention: nn.Module) -> None:
-        super().__init__()
-        self._source = (attention,)  # a tuple: not a module of its own
-        self.lefts: list[Tensor] = []
-
-    def __getattr__(self, name: str) -> nn.Linear:
-        change = factors(getattr(self._source[0], name))
-        linear = nn.Linear(*change.right.shape, bias=False, device="meta")
-        linear.weight = nn.Parameter(change.right.T, requires_grad=False)
-        self.lefts.append(change.left)
-        return linear
 
 
 @torch.no_grad()

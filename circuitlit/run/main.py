@@ -18,6 +18,7 @@ VERBS = {
     "export": "write a circuit in the file formats of MIB and EAP-IG",
     "finetune": "tune the model on a task, all weights or an adapter, with checkpoints and a held-out test",
     "compare": "circuits, weights and behaviour of a base model and a tuned one",
+    "heads": "what single heads do: scores, their parts in the IOI algorithm, causal checks",
 }
 CHATTY = (
     "deepspeed",

@@ -1,0 +1,163 @@
+"""Heads taken apart: attention patterns and what heads write, recomputed from the recorded residual stream.
+
+The stock forward may use any attention kernel, so nothing is asked of it but the residual stream ahead of each block;
+patterns are recomputed layer by layer with the anatomy's weights, and only one layer's are in memory at a time.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Iterator
+from contextlib import ExitStack, contextmanager
+from operator import attrgetter
+
+import torch
+from jaxtyping import Float, Int
+from torch import Tensor, nn
+
+from circuitlit.errors import UserError
+from circuitlit.model import BlockParts, Subject
+from circuitlit.model.anatomy import HeadMap, window_of
+
+Stream = Float[Tensor, "batch pos d"]
+
+
+@contextmanager
+def record_streams(subject: Subject) -> Iterator[list[Stream]]:
+    """Record the residual stream ahead of every block and, last, ahead of the final norm, in one stock forward."""
+    streams: list[Tensor] = []
+
+    def keep(_module: nn.Module, args: tuple) -> None:
+        streams.append(args[0])
+
+    anatomy = subject.anatomy
+    norms = [getattr(block, anatomy.attn_norm) for block in anatomy.blocks(subject.model)]
+    with ExitStack() as hooks:
+        for norm in (*norms, attrgetter(anatomy.final_norm)(subject.model)):
+            hooks.callback(norm.register_forward_pre_hook(keep).remove)
+        yield streams
+
+
+@torch.no_grad()
+def run_streams(subject: Subject, ids: Int[Tensor, "batch pos"]) -> list[Stream]:
+    """The residual streams of a stock forward: ahead of each block, then ahead of the final norm.
+
+    Raises:
+        UserError: a prompt longer than a sliding attention window, where attention is not plainly causal.
+    """
+    window = window_of(subject.model.config)
+    if window is not None and ids.shape[1] > window:
+        raise UserError(f"a prompt of {ids.shape[1]} tokens exceeds the model's attention window of {window}")
+    with record_streams(subject) as streams:
+        subject.hidden(ids)
+    return streams
+
+
+class Heads:
+    """All heads of a subject, with query heads' own copies of grouped keys and values.
+
+    Args:
+        subject: the frozen model.
+    """
+
+    def __init__(self, subject: Subject) -> None:
+        self.subject, self.graph = subject, subject.graph
+        if self.graph.coupled or self.graph.inputs > 1:
+            raise UserError(
+                "head scores are not defined where a norm stands behind the attention (Gemma), nor for compiled programs "
+                "(Tracr); take another model"
+            )
+        anatomy = subject.anatomy
+        self.parts: list[BlockParts] = [anatomy.parts(block, self.graph) for block in anatomy.blocks(subject.model)]
+        self.group = self.graph.n_heads // self.graph.n_kv_heads
+
+    @torch.no_grad()
+    def pattern(
+        self, layer: int, stream: Stream, queries_from: Stream | None = None
+    ) -> Float[Tensor, "batch head pos key"]:
+        """Attention of a layer's heads; rows are probabilities over earlier positions and the own one.
+
+        Args:
+            layer: the block.
+            stream: residual stream ahead of it.
+            queries_from: another stream for the queries, where only they are patched.
+        """
+        parts = self.parts[layer]
+        q = _project(parts.attn_norm(stream if queries_from is None else queries_from), parts.q)
+        k = _project(parts.attn_norm(stream), parts.k)
+        if parts.q_norm is not None and parts.k_norm is not None:
+            q, k = parts.q_norm(q), parts.k_norm(k)
+        anatomy, length = self.subject.anatomy, stream.shape[1]
+        if anatomy.rotary is not None and anatomy.rotate is not None:
+            module = attrgetter(anatomy.rotary)(self.subject.model)
+            q, k = anatomy.rotate(q, k, *module(stream, torch.arange(length, device=stream.device)[None]))
+        scores = q @ k.repeat_interleave(self.group, 1).transpose(-1, -2) * parts.scale
+        future = torch.ones(length, length, dtype=torch.bool, device=stream.device).triu(1)
+        return scores.masked_fill(future, -torch.inf).softmax(-1)
+
+    @torch.no_grad()
+    def values(self, layer: int, normed: Float[Tensor, "*rows d"]) -> Float[Tensor, "head *rows out"]:
+        """Value vectors that each query head reads, from normed residual vectors."""
+        heads = self.parts[layer].v
+        projected = torch.einsum("...d,hdo->h...o", normed, heads.weight)
+        if heads.bias is not None:
+            projected = projected + heads.bias.view(len(heads.bias), *[1] * (normed.ndim - 1), -1)
+        return projected.repeat_interleave(self.group, 0)
+
+    @torch.no_grad()
+    def written(self, layer: int, normed: Float[Tensor, "*rows d"], head: int) -> Float[Tensor, "*rows d"]:
+        """What a head adds to the stream when it attends only to a given normed residual vector (its OV circuit)."""
+        return self.values(layer, normed)[head] @ self.parts[layer].out[head]
+
+    def patterns(self, ids: Int[Tensor, "batch pos"]) -> Iterator[Float[Tensor, "batch head pos key"]]:
+        """Attention of the stock forward, layer by layer."""
+        for layer, stream in enumerate(run_streams(self.subject, ids)[:-1]):
+            yield self.pattern(layer, stream)
+
+
+def _project(normed: Stream, heads: HeadMap) -> Float[Tensor, "batch head pos out"]:
+    projected = torch.einsum("bpd,hdo->bhpo", normed, heads.weight)
+    return projected if heads.bias is None else projected + heads.bias[:, None]
+
+
+@contextmanager
+def heads_replaced(
+    subject: Subject, results: dict[tuple[int, int], Float[Tensor, "#batch #pos width"]]
+) -> Iterator[None]:
+    """Give some heads other results (ahead of the output projection) in the stock forwards of this block.
+
+    Args:
+        subject: the frozen model.
+        results: of each `(layer, head)`.
+    """
+    anatomy, n_heads = subject.anatomy, subject.graph.n_heads
+    by_layer: dict[int, dict[int, Tensor]] = {}
+    for (layer, head), result in results.items():
+        by_layer.setdefault(layer, {})[head] = result
+
+    def hook_for(changed: dict[int, Tensor]):
+        def hook(_module: nn.Module, args: tuple) -> tuple:
+            split = args[0].unflatten(-1, (n_heads, -1)).clone()
+            for head, result in changed.items():
+                split[..., head, :] = result
+            return (split.flatten(-2), *args[1:])
+
+        return hook
+
+    with ExitStack() as hooks:
+        blocks = anatomy.blocks(subject.model)
+        for layer, changed in by_layer.items():
+            out = getattr(getattr(blocks[layer], anatomy.attention), anatomy.out)
+            hooks.callback(out.register_forward_pre_hook(hook_for(changed)).remove)
+        yield
+
+
+@contextmanager
+def attention_shifted(subject: Subject, layer: int, shift: Stream) -> Iterator[None]:
+    """Add a vector to what a layer's attention writes, in the stock forwards of this block."""
+    anatomy = subject.anatomy
+    out = getattr(getattr(anatomy.blocks(subject.model)[layer], anatomy.attention), anatomy.out)
+    handle = out.register_forward_hook(lambda _module, _args, output: output + shift)
+    try:
+        yield
+    finally:
+        handle.remove()

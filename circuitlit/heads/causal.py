@@ -1,0 +1,155 @@
+"""Whether the heads of a role matter: what ablating them does, beside ablating random heads of the same layers."""
+
+from __future__ import annotations
+
+import random
+from collections import Counter
+from collections.abc import Callable, Sequence
+from dataclasses import dataclass
+
+import torch
+import torch.nn.functional as F
+from jaxtyping import Float, Int
+from torch import Tensor
+
+from circuitlit.errors import UserError
+from circuitlit.evaluate.statistics import Estimate
+from circuitlit.graph import Graph
+from circuitlit.heads.attention import heads_replaced
+from circuitlit.heads.intervals import draws_estimate, mean_estimate
+from circuitlit.heads.path_patching import PatchBed
+from circuitlit.heads.roles import Head
+from circuitlit.masked import Ablated, mean_writers, run_writers
+from circuitlit.masked.ablation import Kind
+from circuitlit.model import Subject
+from circuitlit.objective import task_metric
+
+Behaviour = Callable[[Sequence[Head]], Float[Tensor, "example"]]
+
+
+@dataclass(frozen=True)
+class CausalCheck:
+    """Ablating a role's heads and equally many random ones in the same layers.
+
+    Attributes:
+        heads: those of the role.
+        intact: the behaviour of the whole model, in its own unit.
+        effect: change when the role's heads are ablated.
+        random: change when random heads are; the interval is over draws and examples.
+        difference: effect minus random effect.
+        rank: share of random draws that change the mean at least as far in the effect's direction, in (0, 1]; the
+            smallest value possible is one over the draws plus one.
+        draws: how many random sets.
+    """
+
+    heads: tuple[Head, ...]
+    intact: Estimate
+    effect: Estimate
+    random: Estimate
+    difference: Estimate
+    rank: float
+    draws: int
+
+
+def causal_check(behaviour: Behaviour, graph: Graph, heads: Sequence[Head], draws: int, seed: int = 0) -> CausalCheck:
+    """Ablate some heads, and layer-matched random ones `draws` times.
+
+    Raises:
+        UserError: fewer other heads in the model than random sets need.
+    """
+    intact = behaviour(())
+    changed = behaviour(heads) - intact
+    sets = matched_heads(graph, heads, draws, seed)
+    others = torch.stack([behaviour(drawn) - intact for drawn in sets])
+    direction = torch.sign(changed.mean())
+    as_far = int(((others.mean(1) * direction) >= changed.mean() * direction).sum())
+    return CausalCheck(
+        tuple(heads),
+        mean_estimate(intact),
+        mean_estimate(changed),
+        draws_estimate(others),
+        draws_estimate(changed - others),
+        (1 + as_far) / (1 + draws),
+        draws,
+    )
+
+
+def matched_heads(graph: Graph, heads: Sequence[Head], draws: int, seed: int) -> list[list[Head]]:
+    """Random sets with as many heads in every layer as `heads` has, none of them in `heads`.
+
+    Where a layer has too few others, the rest is drawn from the other layers.
+
+    Raises:
+        UserError: `heads` are more than half of the model's.
+    """
+    left = {
+        layer: [(layer, h) for h in range(graph.n_heads) if (layer, h) not in heads] for layer in range(graph.n_layers)
+    }
+    if sum(map(len, left.values())) < len(heads):
+        raise UserError(f"{len(heads)} heads leave too few others for a random control; lower heads.top")
+    draw, sets = random.Random(seed), []
+    for _ in range(draws):
+        drawn: list[Head] = []
+        for layer, count in sorted(Counter(layer for layer, _ in heads).items()):
+            drawn += draw.sample(left[layer], min(count, len(left[layer])))
+        rest = [head for members in left.values() for head in members if head not in drawn]
+        sets.append(sorted(drawn + draw.sample(rest, len(heads) - len(drawn))))
+    return sets
+
+
+def repeat_loss(
+    subject: Subject, ids: Int[Tensor, "batch pos"], fresh: Int[Tensor, "batch pos"], length: int, kind: Kind
+) -> Behaviour:
+    """Loss in nats per token on the repeated half of random sequences; less is better.
+
+    The first repeated token cannot be foreseen and does not count.
+
+    Args:
+        subject: the frozen model.
+        ids: sequences that repeat.
+        fresh: as long ones that do not, where ablated heads' outputs come from.
+        length: tokens before the repetition.
+        kind: "interchange" (same position of a fresh sequence), "mean" (over the fresh sequences' tokens) or "zero".
+    """
+    ids = ids.to(subject.device)
+    source = _by_head(run_writers(subject, fresh.to(subject.device)), subject.graph)
+    if kind == "mean":
+        source = source.mean((0, 2), keepdim=True)
+    start = ids.shape[1] - length
+
+    @torch.no_grad()
+    def loss(heads: Sequence[Head]) -> Tensor:
+        with heads_replaced(subject, _results(source, heads, kind)):
+            logits = subject.unembed(subject.hidden(ids)[:, start:-1]).float()
+        return F.cross_entropy(logits.transpose(1, 2), ids[:, start + 1 :], reduction="none").mean(1).cpu()
+
+    return loss
+
+
+def metric_of_pairs(bed: PatchBed, kind: Kind) -> Behaviour:
+    """The task's metric on the clean prompts; ablated heads put out what they do on the corrupted ones, or its mean."""
+    if kind == "mean":
+        sources = [_by_head(mean_writers(bed.subject, bed.batches), bed.graph)] * len(bed.batches)
+    else:
+        sources = [_by_head(run_writers(bed.subject, batch.corrupted), bed.graph) for batch in bed.batches]
+
+    @torch.no_grad()
+    def metric(heads: Sequence[Head]) -> Tensor:
+        parts = []
+        for batch, source in zip(bed.batches, sources, strict=True):
+            with heads_replaced(bed.subject, _results(source, heads, kind)):
+                parts.append(task_metric(bed.subject.logits(batch.clean, batch.positions), batch))
+        return torch.cat(parts).cpu()
+
+    return metric
+
+
+def _by_head(writers: Ablated, graph: Graph) -> Float[Tensor, "rows layer pos head width"]:
+    return writers.heads.unflatten(-1, (graph.n_heads, -1))
+
+
+def _results(
+    source: Float[Tensor, "rows layer pos head width"], heads: Sequence[Head], kind: Kind
+) -> dict[Head, Float[Tensor, "rows pos width"]]:
+    picked = {(layer, head): source[:, layer, :, head] for layer, head in heads}
+    return {head: torch.zeros_like(result) for head, result in picked.items()} if kind == "zero" else picked

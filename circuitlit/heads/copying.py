@@ -1,0 +1,45 @@
+"""Copying scores: whether a head that attends to a token raises (or lowers) that token's own logit."""
+
+from __future__ import annotations
+
+from operator import attrgetter
+
+import torch
+from jaxtyping import Bool, Float, Int
+from torch import Tensor
+
+from circuitlit.heads.attention import Heads, run_streams
+
+
+@torch.no_grad()
+def copying_scores(
+    heads: Heads, ids: Int[Tensor, "batch pos"], places: Bool[Tensor, "batch pos"], top: int = 5
+) -> dict[str, Float[Tensor, "layer head"]]:
+    """Share of marked tokens, from 0 to 1, that are among the `top` logits of a head's output when it attends to them.
+
+    A head reads the residual stream after block 0 (its own attention norm applied) at a marked token; its output alone
+    goes through the final norm and the unembedding. `copying` counts the token among the highest logits,
+    `negative_copying` among the highest of the negated output. The head's value bias counts, as in the source.
+
+    Args:
+        heads: the subject's.
+        ids: prompts, padded on the right.
+        places: tokens to test: names for name movers, any tokens for general copying.
+        top: how many of the highest logits count.
+
+    Source: Wang et al. (arXiv 2211.00593) section 3.1, copy score of name movers, there with names and top 5.
+    """
+    subject, graph = heads.subject, heads.graph
+    final_norm = attrgetter(subject.anatomy.final_norm)(subject.model)
+    after = run_streams(subject, ids)[1][places]
+    tokens = ids[places][:, None]
+    scores = {name: torch.zeros(graph.n_layers, graph.n_heads) for name in ("copying", "negative_copying")}
+    for layer, parts in enumerate(heads.parts):
+        values = heads.values(layer, parts.attn_norm(after))
+        for head in range(graph.n_heads):
+            written = values[head] @ parts.out[head]
+            for name, sign in (("copying", 1), ("negative_copying", -1)):
+                logits = subject.unembed(final_norm(sign * written)).float()
+                rank = (logits >= logits.gather(1, tokens)).sum(1)  # ties count against the token
+                scores[name][layer, head] = (rank <= top).float().mean()
+    return scores

@@ -1,0 +1,55 @@
+"""What a run of the verb heads found, as tables in the terminal."""
+
+from __future__ import annotations
+
+from typing import Any
+
+from rich.console import Console
+from rich.table import Table
+
+from circuitlit.heads.roles import HeadScores, head_name, top_heads
+from circuitlit.report.table import Metric
+
+
+def print_heads(scores: HeadScores, top: int, console: Console) -> None:
+    """Print the top heads of each score, the IOI algorithm's parts and the causal checks, where there are any."""
+    console.print(_score_table(scores, top))
+    details: dict[str, Any] = scores.details
+    algorithm = details.get("ioi_algorithm")
+    if algorithm:
+        console.print(_share_table(algorithm["shares"]))
+        for role, heads in algorithm["roles"].items():
+            console.print(f"  {role.replace('_', ' ')}: {' '.join(heads) or 'none'}", highlight=False)
+    if details.get("causal"):
+        console.print(_causal_table(details["causal"]))
+
+
+def _score_table(scores: HeadScores, top: int) -> Table:
+    """Effects are sorted by size, all other scores from the highest."""
+    table = Table("score", "top heads", title=f"Heads of {scores.details.get('model', 'the model')}")
+    for name, grid in scores.scores.items():
+        heads = top_heads(grid.abs() if "effect" in name else grid, top)
+        shown = "  ".join(f"{head_name(head)} {float(grid[head]):.3f}" for head in heads)
+        table.add_row(name.replace("_", " "), shown or "-")
+    return table
+
+
+def _share_table(shares: dict[str, Any]) -> Table:
+    titles = {
+        "B": "B: name movers and suppressors, on the logits",
+        "C": "C: S-inhibition, on the name movers' queries",
+        "D": "D: induction and duplicate tokens, on S-inhibition values",
+    }
+    table = Table("part", "heads", "share of all effects", "random heads", title="IOI algorithm")
+    for name, share in shares.items():
+        found = (str(Metric.of(share[key])) for key in ("share", "random"))
+        table.add_row(titles.get(name, name), str(share["heads"]), *found)
+    return table
+
+
+def _causal_table(checks: dict[str, Any]) -> Table:
+    table = Table("role", "ablated", "whole model", "change", "random heads", "rank", title="Causal checks")
+    for role, check in checks.items():
+        found = (str(Metric.of(check[key])) for key in ("intact", "effect", "random"))
+        table.add_row(role.replace("_", " "), " ".join(check["heads"]), *found, f"{check['rank']:.3f}")
+    return table
