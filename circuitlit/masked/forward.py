@@ -73,8 +73,11 @@ class MaskedModel(nn.Module):
             table = attrgetter(self.subject.anatomy.positions)(self.subject.model)
             stream = stream + table(torch.arange(length, device=ids.device)).repeat(batch, 1)
         rotary = self._rotary(embedded, length)
-        for start in range(0, len(self.blocks), self.panel):
-            args = (ledger, token, stream, masks, ablated, start, rotary)
+        starts = range(0, len(self.blocks), self.panel)
+        sizes = [min(self.panel, len(self.blocks) - start) * self.graph.readers_per_layer for start in starts]
+        *panels, last = masks.split([*sizes, 1], 1)  # a split's backward joins once, where slices would add up
+        for start, panel in zip(starts, panels, strict=True):
+            args = (ledger, token, stream, panel, ablated, start, rotary)
             if self.recompute and torch.is_grad_enabled():
                 token, stream = checkpoint(
                     self._run_panel, *args, use_reentrant=False, preserve_rng_state=False, determinism_check="none"
@@ -82,7 +85,7 @@ class MaskedModel(nn.Module):
             else:
                 token, stream = self._run_panel(*args)
         flat = (positions + length * torch.arange(batch, device=ids.device)[:, None]).flatten()
-        final = ledger.read_at(token, masks[:, -1], stream[flat], flat)
+        final = ledger.read_at(token, last[:, 0], stream[flat], flat)
         return self.subject.unembed(self.final_norm(final)).unflatten(0, positions.shape)
 
     def _run_panel(
@@ -90,7 +93,7 @@ class MaskedModel(nn.Module):
         ledger: Ledger,
         token: Token,
         stream: Tensor,
-        masks: Tensor,
+        panel: Tensor,
         ablated: Ablated,
         start: int,
         rotary: Rotary | None,
@@ -98,16 +101,14 @@ class MaskedModel(nn.Module):
         graph = self.graph
         stop = min(start + self.panel, len(self.blocks))
         first = graph.writers_before(start)
-        rows = slice(graph.reader_rows(start).start, graph.reader_rows(stop - 1).stop)
-        panel = masks[:, rows]
+        rows_of = panel.split(graph.readers_per_layer, 1)
         token = ledger.open_panel(token, panel[:, :, :first])
         for layer in range(start, stop):
-            row = (layer - start) * graph.readers_per_layer
             token, stream = self.blocks[layer](
                 ledger,
                 token,
-                panel[:, row : row + graph.readers_per_layer, first:],
-                row,
+                rows_of[layer - start][:, :, first:],
+                (layer - start) * graph.readers_per_layer,
                 first,
                 stream,
                 ablated.heads[:, layer],

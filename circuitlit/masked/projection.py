@@ -63,12 +63,17 @@ class Affine:
 
 @torch.no_grad()
 def recognise(module: nn.Module) -> Affine | None:
-    """A module as `Affine`, if that is what it does to random vectors; None for any other norm, or without weights."""
+    """A module as `Affine`, if that is what it does to random vectors; None for any other norm, or without weights.
+
+    On the meta device, where nothing can be tried, a norm with gain and eps is believed to be one.
+    """
     weight = getattr(module, "weight", None)
     eps = getattr(module, "eps", getattr(module, "variance_epsilon", None))
-    if not isinstance(weight, Tensor) or weight.dim() != 1 or not weight.numel() or weight.is_meta or eps is None:
+    if not isinstance(weight, Tensor) or weight.dim() != 1 or not weight.numel() or eps is None:
         return None
     norm = Affine(module, float(eps), centred=isinstance(module, nn.LayerNorm))
+    if weight.is_meta:
+        return norm
     generator = torch.Generator().manual_seed(0)
     probe = torch.randn(4, len(weight), generator=generator).add(0.5).to(weight.device, weight.dtype)
     tolerance = 8 * torch.finfo(torch.promote_types(weight.dtype, torch.bfloat16)).eps
@@ -99,12 +104,16 @@ def _folded(norm: Affine, weights: list[Tensor]) -> Float[Tensor, "reader d out"
     return folded.sub_(folded.mean(1, keepdim=True)) if norm.centred else folded
 
 
-def _constant(norm: Affine, weights: list[Tensor], biases: list[Tensor | None]) -> Float[Tensor, "reader one out"] | None:
+def _constant(
+    norm: Affine, weights: list[Tensor], biases: list[Tensor | None]
+) -> Float[Tensor, "reader one out"] | None:
     """What every token gets: b W + c."""
     parts = []
     for weight, bias in zip(weights, biases, strict=True):
         part = weight.new_zeros(len(weight), weight.shape[2]) if bias is None else bias
-        parts.append(part if norm.shift is None else part + norm.shift @ weight)
+        parts.append(
+            part if norm.shift is None else part + torch.bmm(norm.shift.expand(len(weight), 1, -1), weight)[:, 0]
+        )
     if norm.shift is None and all(bias is None for bias in biases):
         return None
     return torch.cat(parts)[:, None]
@@ -129,8 +138,6 @@ class _NormedProjection(Function):
         pull = inner * factor.pow(3) / x.shape[-1]
         weight = _folded(ctx.norm, ctx.weights).transpose(1, 2)
         grad = grad * factor.to(x.dtype)
-        if mean is None:
-            grad_x = torch.bmm(grad, weight)
-        else:
-            grad_x = torch.baddbmm((pull * mean).to(x.dtype), grad, weight)
+        back = (pull * mean).to(x.dtype) if mean is not None else None
+        grad_x = torch.bmm(grad, weight) if back is None else torch.baddbmm(back, grad, weight)
         return grad_x.addcmul_(x, pull.to(x.dtype), value=-1), None, None, None

@@ -12,6 +12,7 @@ from pathlib import Path
 VERBS = {
     "train": "learn masks until the circuit reproduces the model on a task",
     "attribute": "score every edge by one attribution method and cut a circuit",
+    "bench": "time steps, runs and attribution, and reckon the memory that they need",
 }
 CHATTY = (
     "deepspeed",

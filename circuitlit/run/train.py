@@ -2,12 +2,13 @@
 
 from __future__ import annotations
 
+from collections.abc import Sequence
 from pathlib import Path
 from typing import Any
 
 import torch
 from hydra.utils import instantiate
-from lightning import Trainer, seed_everything
+from lightning import Callback, Trainer, seed_everything
 from omegaconf import DictConfig
 
 from circuitlit.discover import MaskedLoss, MaskLearner, Schedule, initial_log_alpha
@@ -37,7 +38,7 @@ def run(cfg: DictConfig) -> dict[str, Any]:
     with clock.phase("attribution", f"Scoring {bench.layout.size:,} edges by {cfg.method.name}"):
         attribution = attribute(cfg, bench)
     with clock.phase("training", f"Training masks for {cfg.mask.schedule.steps} steps"):
-        learner, history = _learn(cfg, bench, attribution)
+        learner, history = learn(cfg, bench, attribution)
     facts = provenance(cfg, bench.subject)
     circuit = Circuit.cut(learner.scores(), bench.count, facts)
     with clock.phase("evaluation", f"Evaluating on {len(bench.data.test)} held-out pairs"):
@@ -57,7 +58,10 @@ def _check_checkpoint(path: str | None) -> None:
         raise UserError(f"ckpt_path={path} is not a readable checkpoint; resume from an older one") from error
 
 
-def _learn(cfg: DictConfig, bench: Workbench, attribution: EdgeScores) -> tuple[MaskLearner, History]:
+def learn(
+    cfg: DictConfig, bench: Workbench, attribution: EdgeScores, watchers: Sequence[Callback] = ()
+) -> tuple[MaskLearner, History]:
+    """Train the masks with the configured callbacks and loggers; `watchers` are called ahead of them."""
     loss = MaskedLoss(bench.model, bench.layout, instantiate(cfg.objective.loss), cfg.mask.capture)
     schedule: Schedule = instantiate(cfg.mask.schedule)
     start = _start_scores(cfg.mask.init_from, attribution)
@@ -75,8 +79,9 @@ def _learn(cfg: DictConfig, bench: Workbench, attribution: EdgeScores) -> tuple[
     ).to(device)
     history = History(cfg.callbacks.history_every)
     loggers = build_loggers(cfg)
+    callbacks = [*watchers, *_callbacks(cfg, bench, history)]
     trainer: Trainer = instantiate(
-        cfg.trainer, logger=loggers, callbacks=_callbacks(cfg, bench, history), **instantiate(cfg.strategy.options)
+        cfg.trainer, logger=loggers, callbacks=callbacks, **instantiate(cfg.strategy.options)
     )
     try:
         trainer.fit(learner, bench.data, ckpt_path=cfg.ckpt_path, weights_only=True)
