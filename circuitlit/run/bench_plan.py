@@ -15,6 +15,7 @@ from transformers import AutoModelForCausalLM
 from circuitlit.errors import UserError
 from circuitlit.graph import MaskLayout
 from circuitlit.masked import Ablated, MaskedModel
+from circuitlit.masked.block import MaskedBlock
 from circuitlit.model import Subject
 from circuitlit.model.load import DTYPES
 from circuitlit.run.bench_data import shape_of
@@ -47,10 +48,10 @@ def plan(cfg: DictConfig, subject: Subject | None = None) -> dict[str, float]:
     size, rows, length = subject.model.dtype.itemsize, cfg.data.batch_size, cfg.tokens
     stream = rows * length * config.hidden_size * size
     panel = min(cfg.mask.panel, graph.n_layers)
-    weights = {id(p.untyped_storage()): p.nbytes for p in (*subject.model.parameters(), *subject.model.buffers())}
+    weights = sum(tensor.nbytes for tensor in (*subject.model.parameters(), *subject.model.buffers()))
     saved = saved_bytes(subject, rows, length, cfg.answers, panel)
     return {
-        "weights": sum(weights.values()),
+        "weights": weights,
         "masks and optimizer": 4 * MASK_VECTORS * MaskLayout(graph).size,
         "deltas": graph.n_writers * stream,
         "delta gradients": graph.n_writers * stream,
@@ -95,7 +96,7 @@ def saved_bytes(subject: Subject, rows: int, length: int, answers: int, panel: i
     graph, config, dtype = subject.graph, subject.model.config, subject.model.dtype
     kept: dict[int, int] = {}
     alive: list[Tensor] = []
-    frozen = {id(p.untyped_storage()) for p in subject.model.parameters()}
+    frozen = {p.untyped_storage()._cdata for p in subject.model.parameters()}
 
     def keep(tensor: Tensor) -> Tensor:
         storage = tensor.untyped_storage()
@@ -104,13 +105,14 @@ def saved_bytes(subject: Subject, rows: int, length: int, answers: int, panel: i
             kept[storage._cdata] = storage.nbytes()
         return tensor
 
-    frozen = {p.untyped_storage()._cdata for p in subject.model.parameters()}
     with torch.device("meta"):
         ids = torch.zeros(rows, length, dtype=torch.long)
         positions = torch.zeros(rows, answers, dtype=torch.long)
         masks = torch.zeros(1, graph.n_readers, graph.n_writers, requires_grad=True)
         model = MaskedModel(subject, panel)
-        width = model.blocks[0].head_width * graph.n_heads  # type: ignore[operator]
+        block = model.blocks[0]
+        assert isinstance(block, MaskedBlock)
+        width = block.head_width * graph.n_heads
         layers = (rows, graph.n_layers, length)
         ablated = Ablated(
             torch.zeros(rows, length, config.hidden_size, dtype=dtype),
