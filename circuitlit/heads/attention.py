@@ -63,8 +63,8 @@ class Heads:
         self.subject, self.graph = subject, subject.graph
         if self.graph.coupled or self.graph.inputs > 1:
             raise UserError(
-                "head scores are not defined where a norm stands behind the attention (Gemma), nor for compiled programs "
-                "(Tracr); take another model"
+                "head scores are not defined where a norm stands behind the attention (Gemma), nor for compiled "
+                "programs (Tracr); take another model"
             )
         anatomy = subject.anatomy
         self.parts: list[BlockParts] = [anatomy.parts(block, self.graph) for block in anatomy.blocks(subject.model)]

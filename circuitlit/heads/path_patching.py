@@ -57,7 +57,9 @@ class TailModel(MaskedModel):
         for writer, delta in deltas.items():
             token = ledger.write(token, writer, delta.reshape(1, *stream.shape))
         for start in range(first, len(self.blocks), self.panel):
-            token, stream = self._run_panel(ledger, token, stream, masks, ablated, start, rotary, None)
+            stop = min(start + self.panel, len(self.blocks))
+            panel = masks[:, self.graph.reader_rows(start).start : self.graph.reader_rows(stop - 1).stop]
+            token, stream = self._run_panel(ledger, token, stream, panel, ablated, start, rotary, None)
         final = ledger.read_at(token, masks[:, -1], stream[flat], flat)
         return self.subject.unembed(self.final_norm(final)).unflatten(0, positions.shape)
 

@@ -11,6 +11,7 @@ from torch import Tensor, nn
 
 from circuitlit.graph import Graph
 from circuitlit.masked.ledger import Ledger, Token
+from circuitlit.masked.projection import normed_projection, recognise
 from circuitlit.model.anatomy import BlockParts, HeadMap, Rotate
 
 
@@ -49,6 +50,8 @@ class MaskedBlock(nn.Module):
         self._own("out_weight", parts.out)
         self._own("out_bias", parts.out_bias)
         self.attn_norm, self.mlp_norm = parts.attn_norm, parts.mlp_norm
+        alike = parts.q.weight.shape[1:] == parts.k.weight.shape[1:] == parts.v.weight.shape[1:]
+        self._affine = recognise(parts.attn_norm) if alike else None
         self.q_norm, self.k_norm, self.mlp = parts.q_norm, parts.k_norm, parts.mlp
         self.scale = parts.scale
         self.post_scale, self.softcap = parts.post_scale, parts.softcap
@@ -97,7 +100,8 @@ class MaskedBlock(nn.Module):
         own = self.first_writer - first
         served = split + 1 if self.parallel else split
         token, seen = ledger.read(token, masks[:, :served, :own], ablated, row, first)
-        delta = self._attend(self.attn_norm(seen[:split]), ablated_heads, rotary, real)
+        attention_seen, mlp_seen = seen.split([split, 1]) if self.parallel else (seen, None)
+        delta = self._attend(attention_seen, ablated_heads, rotary, real)
         token = ledger.write(token, self.first_writer, delta)
 
         after = ablated + torch.einsum(
@@ -105,9 +109,7 @@ class MaskedBlock(nn.Module):
         )
         if self.out_bias is not None:
             after = after + self.out_bias
-        if self.parallel:
-            mlp_seen = seen[split:]
-        else:
+        if mlp_seen is None:
             token, mlp_seen = ledger.read(token, masks[:, split:, : own + heads], after, row + split, first)
         delta = self.mlp(self.mlp_norm(mlp_seen)) - ablated_mlp
         token = ledger.write(token, self.first_writer + heads, delta)
@@ -120,15 +122,14 @@ class MaskedBlock(nn.Module):
 
     def _attend(
         self,
-        normed: Float[Tensor, "readers token d"],
+        seen: Float[Tensor, "readers token d"],
         ablated_heads: Float[Tensor, "batch pos width"],
         rotary: Rotary | None,
         real: Tensor | None,
     ) -> Float[Tensor, "head token d"]:
         """What each head adds beyond its ablated output."""
         batch = ablated_heads.shape[0]
-        readers = normed.split([self.n_heads, self.n_kv_heads, self.n_kv_heads])
-        q, k, v = (self._project(x, heads, batch) for x, heads in zip(readers, self.maps.values(), strict=True))
+        q, k, v = (x.unflatten(1, (batch, -1)).transpose(0, 1) for x in self._project(seen))
         if self.q_norm is not None and self.k_norm is not None:
             q, k = self.q_norm(q), self.k_norm(k)
         if rotary is not None:
@@ -194,10 +195,11 @@ class MaskedBlock(nn.Module):
             "v": HeadMap(self.v_weight, self.v_bias),
         }
 
-    @staticmethod
-    def _project(x: Float[Tensor, "head token d"], heads: HeadMap, batch: int) -> Float[Tensor, "batch head pos out"]:
-        if heads.bias is None:
-            projected = torch.bmm(x, heads.weight)
-        else:
-            projected = torch.baddbmm(heads.bias[:, None], x, heads.weight)
-        return projected.unflatten(1, (batch, -1)).transpose(0, 1)
+    def _project(self, seen: Float[Tensor, "readers token d"]) -> list[Float[Tensor, "head token out"]]:
+        """Queries, keys and values of what the readers see."""
+        sizes = [self.n_heads, self.n_kv_heads, self.n_kv_heads]
+        weights, biases = [self.q_weight, self.k_weight, self.v_weight], [self.q_bias, self.k_bias, self.v_bias]
+        if self._affine is not None:
+            return list(normed_projection(seen, self._affine, weights, biases).split(sizes))
+        parts = zip(self.attn_norm(seen).split(sizes), weights, biases, strict=True)
+        return [torch.bmm(x, w) if b is None else torch.baddbmm(b[:, None], x, w) for x, w, b in parts]

@@ -73,10 +73,12 @@ class MaskedModel(nn.Module):
             token = ledger.write(token, 1, (self.written_positions(batch, length) - cut)[None])
             stream = stream + cut
         stream = stream + self.position_embeddings(batch, length)
-        rotary = self.rotary(embedded, length)
-        real = self.real_tokens(ids)
-        for start in range(0, len(self.blocks), self.panel):
-            args = (ledger, token, stream, masks, ablated, start, rotary, real)
+        rotary, real = self.rotary(embedded, length), self.real_tokens(ids)
+        starts = range(0, len(self.blocks), self.panel)
+        sizes = [min(self.panel, len(self.blocks) - start) * self.graph.readers_per_layer for start in starts]
+        *panels, last = masks.split([*sizes, 1], 1)  # a split's backward joins once, where slices would add up
+        for start, panel in zip(starts, panels, strict=True):
+            args = (ledger, token, stream, panel, ablated, start, rotary, real)
             if self.recompute and torch.is_grad_enabled():
                 token, stream = checkpoint(
                     self._run_panel, *args, use_reentrant=False, preserve_rng_state=False, determinism_check="none"
@@ -84,7 +86,7 @@ class MaskedModel(nn.Module):
             else:
                 token, stream = self._run_panel(*args)
         flat = (positions + length * torch.arange(batch, device=ids.device)[:, None]).flatten()
-        final = ledger.read_at(token, masks[:, -1], stream[flat], flat)
+        final = ledger.read_at(token, last[:, 0], stream[flat], flat)
         return self.subject.unembed(self.final_norm(final)).unflatten(0, positions.shape)
 
     def _run_panel(
@@ -92,7 +94,7 @@ class MaskedModel(nn.Module):
         ledger: Ledger,
         token: Token,
         stream: Tensor,
-        masks: Tensor,
+        panel: Tensor,
         ablated: Ablated,
         start: int,
         rotary: list[Rotary | None],
@@ -101,16 +103,14 @@ class MaskedModel(nn.Module):
         graph = self.graph
         stop = min(start + self.panel, len(self.blocks))
         first = graph.writers_before(start)
-        rows = slice(graph.reader_rows(start).start, graph.reader_rows(stop - 1).stop)
-        panel = masks[:, rows]
+        rows_of = panel.split(graph.readers_per_layer, 1)
         token = ledger.open_panel(token, panel[:, :, :first])
         for layer in range(start, stop):
-            row = (layer - start) * graph.readers_per_layer
             token, stream = self.blocks[layer](
                 ledger,
                 token,
-                panel[:, row : row + graph.readers_per_layer, first:],
-                row,
+                rows_of[layer - start][:, :, first:],
+                (layer - start) * graph.readers_per_layer,
                 first,
                 stream,
                 ablated.heads[:, layer],

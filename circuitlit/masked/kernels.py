@@ -11,6 +11,7 @@ def mix(
     masks: Float[Tensor, "copies reader writer"],
     deltas: Float[Tensor, "writer token d"],
     groups: list[Int[Tensor, "_"]] | None = None,
+    add: bool = True,
 ) -> None:
     """Add `sum_w masks[r, w] * deltas[w]` to every reader, in place.
 
@@ -19,10 +20,13 @@ def mix(
         masks: one matrix for all tokens, or one for each group of tokens.
         deltas: contiguous.
         groups: token indices of each copy of the masks; None for a single copy.
+        add: False writes the sum over what is there.
     """
     if groups is None:
-        out.flatten(1).addmm_(masks[0], deltas.flatten(1))
+        out.flatten(1).addmm_(masks[0], deltas.flatten(1), beta=1 if add else 0)
         return
+    if not add:
+        out.zero_()
     for matrix, tokens in zip(masks, groups, strict=True):
         part = matrix @ deltas[:, tokens].flatten(1)
         out.index_add_(1, tokens, part.view(len(matrix), len(tokens), -1))

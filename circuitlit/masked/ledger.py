@@ -56,9 +56,9 @@ class Ledger:
 
     @property
     def grad_partial(self) -> Float[Tensor, "reader token d"]:
-        """Gradient of the open panel's partial sums."""
+        """Gradient of the open panel's partial sums; every `read` fills its own rows."""
         if self._grad_partial is None:
-            self._grad_partial = torch.zeros_like(self.partial)
+            self._grad_partial = torch.empty_like(self.partial)
         return self._grad_partial
 
     def start(self) -> Token:
@@ -117,7 +117,7 @@ class _OpenPanel(Function):
         ctx.ledger = ledger
         ctx.save_for_backward(masks)
         partial = ledger.partial[: masks.shape[1]]
-        mix(partial.zero_(), masks, ledger.deltas[: masks.shape[2]], ledger.groups)
+        mix(partial, masks, ledger.deltas[: masks.shape[2]], ledger.groups, add=False)
         return token.clone()
 
     @staticmethod

@@ -41,6 +41,11 @@ class References:
         self._teacher: Tensor | None = None
         self._ablated: Ablated | None = None
 
+    @property
+    def cached(self) -> bool:
+        """True once `fill` has kept a split."""
+        return self._teacher is not None
+
     @torch.no_grad()
     def teacher(self, batch: Batch) -> Float[Tensor, "batch answer vocab"]:
         """The full model's log-probabilities."""

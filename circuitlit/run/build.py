@@ -162,11 +162,12 @@ def provenance(cfg: DictConfig, subject: Subject) -> dict[str, Any]:
         "mask": plain(cfg.mask),
         "seed": cfg.seed,
         "device": torch.cuda.get_device_name(device) if device.type == "cuda" else "cpu",
-        "versions": {name: _version(name) for name in PACKAGES},
+        "versions": {name: version(name) for name in PACKAGES},
     }
 
 
-def _version(package: str) -> str:
+def version(package: str) -> str:
+    """An installed package's version."""
     try:
         return metadata.version(package)
     except metadata.PackageNotFoundError:

@@ -2,11 +2,12 @@
 
 from __future__ import annotations
 
+from collections.abc import Sequence
 from pathlib import Path
 from typing import Any
 
 from hydra.utils import instantiate
-from lightning import Trainer
+from lightning import Callback, Trainer
 from omegaconf import DictConfig
 
 from circuitlit.discover import MaskedLoss, MaskLearner, Schedule, initial_log_alpha
@@ -20,7 +21,11 @@ from circuitlit.run.loggers import build_loggers, close_loggers
 
 
 def learn(
-    cfg: DictConfig, bench: Workbench, attribution: EdgeScores | None, folder: Path
+    cfg: DictConfig,
+    bench: Workbench,
+    attribution: EdgeScores | None,
+    folder: Path,
+    watchers: Sequence[Callback] = (),
 ) -> tuple[MaskLearner, History]:
     """Train the masks that a configuration describes.
 
@@ -29,6 +34,7 @@ def learn(
         bench: subject, pairs and masked model.
         attribution: scores to start from where `mask.init_from` is "method".
         folder: where mask files and checkpoints go.
+        watchers: callbacks that are called ahead of the configured ones.
 
     Raises:
         UserError: the start does not fit, or the loss is no longer a number.
@@ -53,7 +59,7 @@ def learn(
     trainer: Trainer = instantiate(
         cfg.trainer,
         logger=loggers,
-        callbacks=_callbacks(cfg, bench, history, folder),
+        callbacks=[*watchers, *_callbacks(cfg, bench, history, folder)],
         **instantiate(cfg.strategy.options),
     )
     try:

@@ -14,6 +14,9 @@ from circuitlit.tasks.encoded import EncodedPairs
 from circuitlit.tasks.sampler import MicroBatches, shard
 from circuitlit.tasks.splits import Splits
 
+PADDINGS = ("batch", "bucket", "max")
+BUCKET = 8  # tokens
+
 
 class _RowNumbers(Dataset[int]):
     """The numbers 0 to n - 1: workers get these, `collate` looks the rows up."""
@@ -57,8 +60,9 @@ class PairsModule(LightningDataModule):
             tokenizer: the model's.
             batch_size: pairs in each micro-batch of each rank.
             seed: of the order of the training pairs.
-            pad_to: "batch" groups training pairs of similar length and pads to a batch's longest; "max" pads every
-                batch to the longest row of all splits, which gives a compiled model one shape.
+            pad_to: "batch" groups training pairs of similar length and pads to a batch's longest; "bucket" then rounds
+                up to a multiple of 8 tokens, so that a captured step has few shapes; "max" pads every batch to the
+                longest row of all splits, which gives it one.
             num_workers: processes that collate; 0 does it in the main one.
 
         Raises:
@@ -67,8 +71,8 @@ class PairsModule(LightningDataModule):
         super().__init__()
         if batch_size < 1:
             raise UserError(f"batch_size={batch_size} is below 1; raise it")
-        if pad_to not in ("batch", "max"):
-            raise UserError(f"pad_to={pad_to} is neither 'batch' nor 'max'; choose one")
+        if pad_to not in PADDINGS:
+            raise UserError(f"pad_to={pad_to} is not one of {', '.join(PADDINGS)}")
         self.splits = splits
         self.train, self.val, self.test = (
             encode(pairs, tokenizer, splits.role_names) for pairs in (splits.train, splits.val, splits.test)
@@ -76,6 +80,7 @@ class PairsModule(LightningDataModule):
         self._batch_size, self._seed, self._num_workers = batch_size, seed, num_workers
         every = [*self.train.lengths, *self.val.lengths, *self.test.lengths]
         self._pad_to = max(every, default=0) if pad_to == "max" else None
+        self._multiple = BUCKET if pad_to == "bucket" else 1
 
     def train_dataloader(self) -> DataLoader[int]:
         """Endless micro-batches of this rank, from the trainer's step on.
@@ -120,6 +125,6 @@ class PairsModule(LightningDataModule):
         return DataLoader(
             _RowNumbers(len(encoded)),
             batch_sampler=batches,
-            collate_fn=partial(encoded.collate, pad_to=self._pad_to),
+            collate_fn=partial(encoded.collate, pad_to=self._pad_to, multiple=self._multiple),
             num_workers=self._num_workers,
         )

@@ -59,7 +59,7 @@ class EncodedPairs:
         """Tokens in each row."""
         return [len(row.clean) for row in self.rows]
 
-    def collate(self, indices: Sequence[int], pad_to: int | None = None) -> Batch:
+    def collate(self, indices: Sequence[int], pad_to: int | None = None, multiple: int = 1) -> Batch:
         """Some pairs as one batch, padded on the right with token 0.
 
         Args:
@@ -67,6 +67,8 @@ class EncodedPairs:
             pad_to: tokens in every row of the batch; None is the longest row taken. With a number given there are also
                 as many columns of answers and choices as the split's longest row has, so that all batches have one
                 shape.
+            multiple: without `pad_to`, tokens are rounded up to a multiple of this, but not above the split's longest
+                row, and answers and choices are padded as with it; 1 rounds nothing.
 
         Raises:
             ValueError: no index, or a row longer than `pad_to`.
@@ -75,7 +77,9 @@ class EncodedPairs:
             raise ValueError("a batch needs at least one pair")
         rows = [self.rows[i] for i in indices]
         width = pad_to if pad_to is not None else max(len(row.clean) for row in rows)
-        like = rows if pad_to is None else self.rows
+        if pad_to is None and multiple > 1:
+            width = min(-(-width // multiple) * multiple, max(self.lengths))
+        like = rows if pad_to is None and multiple == 1 else self.rows
         columns = max(len(row.answer) for row in like)
         choices = max(len(row.choices) for row in like)
         mask = torch.arange(columns) < torch.tensor([len(row.answer) for row in rows])[:, None]

@@ -1,0 +1,95 @@
+"""What a benchmark runs on: a model of the configured shape with random weights, and pairs of random tokens."""
+
+from __future__ import annotations
+
+import torch
+from lightning import LightningDataModule
+from omegaconf import DictConfig
+from torch import Tensor
+from transformers import AutoModelForCausalLM, PretrainedConfig
+
+from circuitlit.errors import UserError
+from circuitlit.graph import EdgeScores, MaskLayout
+from circuitlit.graph.select import edge_budget
+from circuitlit.masked import MaskedModel, References
+from circuitlit.model import Subject
+from circuitlit.model.load import DTYPES, config_from
+from circuitlit.run.build import Workbench, device_of, plain
+from circuitlit.tasks import PairsModule, Splits
+from circuitlit.tasks.encoded import EncodedPairs, Row
+
+
+def shape_of(cfg: DictConfig) -> PretrainedConfig:
+    """The model's configuration from conf/model alone.
+
+    Raises:
+        UserError: the preset has no architecture numbers.
+    """
+    if cfg.model.architecture is None:
+        raise UserError(f"model={cfg.model.name} has no model.architecture, the numbers that bench builds a model from")
+    return config_from(plain(cfg.model.architecture))
+
+
+def random_subject(cfg: DictConfig, dtype: str) -> Subject:
+    """A model of the configured shape with random weights on the Trainer's device; no hub, no files."""
+    if dtype not in DTYPES:
+        raise UserError(f"dtypes={dtype} is not one of {', '.join(DTYPES)}")
+    torch.manual_seed(cfg.seed)
+    with torch.device(device_of(cfg)):
+        model = AutoModelForCausalLM.from_config(shape_of(cfg), dtype=DTYPES[dtype])
+    return Subject(model, name=cfg.model.name, provenance={"source": "random weights", "dtype": dtype})
+
+
+class RandomPairs(PairsModule):
+    """Pairs of random tokens, all of one length.
+
+    Args:
+        vocab: tokens are drawn from 1 to vocab - 1.
+        n_train, n_val: pairs.
+        length: tokens of a prompt with all answer tokens but the last.
+        answers: tokens of an answer.
+        batch_size: pairs in a micro-batch.
+        seed: of tokens and order.
+    """
+
+    def __init__(
+        self, vocab: int, n_train: int, n_val: int, length: int, answers: int, batch_size: int, seed: int
+    ) -> None:
+        LightningDataModule.__init__(self)
+        self.splits = Splits("random", [], [], [])
+        generator = torch.Generator().manual_seed(seed)
+
+        def encoded(rows: int) -> EncodedPairs:
+            def draw(*shape: int) -> list:
+                return torch.randint(1, vocab, shape, generator=generator).tolist()
+
+            columns = zip(draw(rows, length), draw(rows, length), draw(rows, answers), draw(rows), strict=True)
+            made = [
+                Row(tuple(clean), tuple(corrupted), tuple(answer), length - answers, 0, wrong, (0,) * length)
+                for clean, corrupted, answer, wrong in columns
+            ]
+            return EncodedPairs(made, self.splits.role_names)
+
+        self.train, self.val, self.test = encoded(n_train), encoded(n_val), encoded(0)
+        self._batch_size, self._seed, self._num_workers = batch_size, seed, 0
+        self._pad_to, self._multiple = length, 1
+
+
+def random_workbench(cfg: DictConfig, subject: Subject, n_train: int) -> Workbench:
+    """Model, data and references as a training run has them."""
+    if not 1 <= cfg.answers <= cfg.tokens:
+        raise UserError(f"answers={cfg.answers} do not fit into tokens={cfg.tokens}")
+    vocab, batch_size = subject.model.config.vocab_size, cfg.data.batch_size
+    data = RandomPairs(vocab, n_train, cfg.callbacks.probe_pairs, cfg.tokens, cfg.answers, batch_size, cfg.seed)
+    layout = MaskLayout(subject.graph)
+    model = MaskedModel(subject, cfg.mask.panel, cfg.mask.recompute)
+    references = References(subject, cfg.ablation.kind, budget=cfg.mask.cache_gib * 2**30)
+    references.fill(data.train.batches(batch_size, cfg.tokens), n_train)
+    return Workbench(subject, data, model, layout, references, edge_budget(cfg.sparsity.target, layout.n_edge_masks))
+
+
+def random_scores(bench: Workbench, seed: int) -> EdgeScores:
+    """Scores that a mask run can start from."""
+    graph = bench.layout.graph
+    values: Tensor = torch.randn(1, graph.n_edges, generator=torch.Generator().manual_seed(seed))
+    return EdgeScores(graph, values, "random")

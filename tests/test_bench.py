@@ -1,0 +1,187 @@
+"""The benchmark on tiny models: its plan against the allocator, its tables, what it counts."""
+
+from __future__ import annotations
+
+import json
+from pathlib import Path
+
+import pytest
+import torch
+from cli import call, failure
+from hydra import compose, initialize_config_dir
+from omegaconf import DictConfig
+
+from circuitlit.discover import MaskedLoss
+from circuitlit.graph import Graph, MaskLayout
+from circuitlit.masked import MaskedModel, References
+from circuitlit.objective import kl_divergence
+from circuitlit.run.bench_data import RandomPairs, random_subject
+from circuitlit.run.bench_plan import largest_batch, meta_subject, plan, saved_bytes
+from circuitlit.run.bench_run import Stopwatch
+from circuitlit.run.bench_step import traffic
+from circuitlit.tasks.encoded import EncodedPairs, Row
+
+CONF = Path(__file__).parent.parent / "conf"
+SHAPE = {
+    "gpt2": [
+        "model=gpt2",
+        "model.architecture.n_layer=4",
+        "model.architecture.n_embd=64",
+        "model.architecture.n_head=4",
+    ],
+    "llama": [
+        "model=smollm2",
+        "model.architecture.num_hidden_layers=4",
+        "model.architecture.hidden_size=64",
+        "model.architecture.intermediate_size=128",
+        "model.architecture.num_attention_heads=4",
+        "model.architecture.num_key_value_heads=2",
+    ],
+}
+for overrides in SHAPE.values():
+    overrides += ["model.architecture.vocab_size=97", "data.batch_size=6", "tokens=24"]
+QUICK = ["callbacks.progress_bar=false", "logger=none", "repeats=2", "warmup=1", "dtypes=[float32]"]
+
+
+def config(name: str, *more: str) -> DictConfig:
+    with initialize_config_dir(str(CONF), version_base="1.3"):
+        return compose("bench", [*SHAPE[name], *more])
+
+
+def step_of(cfg: DictConfig):
+    """One step on the configured shape, ready to call."""
+    subject = random_subject(cfg, cfg.model.dtype)
+    loss = MaskedLoss(
+        MaskedModel(subject, cfg.mask.panel, cfg.mask.recompute), MaskLayout(subject.graph), kl_divergence
+    )
+    pairs = RandomPairs(97, cfg.data.batch_size, 1, cfg.tokens, cfg.answers, cfg.data.batch_size, 0)
+    batch = pairs.train.collate(range(cfg.data.batch_size))
+    reference = References(subject, "interchange")(batch)
+    masks = torch.rand(loss.layout.size, generator=torch.Generator().manual_seed(0)).requires_grad_()
+    return lambda: torch.autograd.grad(loss(masks, batch, reference), masks)[0]
+
+
+def peak_bytes(function) -> int:
+    """Most bytes that the allocator held at once during a call, beyond what it held before."""
+    with torch.profiler.profile(activities=[torch.profiler.ProfilerActivity.CPU], profile_memory=True) as profile:
+        function()
+    assert profile.profiler is not None and profile.profiler.kineto_results is not None
+    events = [e for e in profile.profiler.kineto_results.events() if e.name() == "[memory]"]
+    held = top = 0
+    for event in sorted(events, key=lambda e: e.start_ns()):
+        held += event.nbytes()
+        top = max(top, held)
+    return top
+
+
+@pytest.mark.parametrize("recompute", [False, True])
+@pytest.mark.parametrize("name", SHAPE)
+def test_plan_is_near_the_measured_peak(name: str, recompute: bool) -> None:
+    """Within 30 %: the plan does not know when temporaries come and go."""
+    cfg = config(name, f"mask.recompute={recompute}", "mask.panel=2")
+    step = step_of(cfg)
+    step()
+    parts = plan(cfg)
+    own = sum(size for part, size in parts.items() if part not in ("weights", "references"))
+    assert own == pytest.approx(peak_bytes(step), rel=0.3)
+
+
+def test_plan_counts_weights_and_scales_with_the_batch() -> None:
+    cfg = config("gpt2")
+    subject = random_subject(cfg, "float32")
+    parts = plan(cfg)
+    assert parts["weights"] == sum(p.nbytes for p in {*subject.model.parameters(), *subject.model.buffers()})
+    room = sum(parts.values())
+    assert largest_batch(cfg, 1.02 * room) == 6
+    assert largest_batch(cfg, 0.95 * room) == 5
+    assert largest_batch(cfg, parts["weights"]) == 0
+    sizes = [
+        saved_bytes(meta_subject(config("gpt2", f"model.dtype={d}")), 6, 24, 1, 2) for d in ("bfloat16", "float32")
+    ]
+    assert 0.4 < sizes[0] / sizes[1] < 0.75
+
+
+def test_plan_of_a_large_model_loads_nothing(tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:
+    call(
+        "plan=true", "model=codellama_13b", "data.batch_size=8", "tokens=64", f"hydra.run.dir={tmp_path}", verb="bench"
+    )
+    (row,) = json.loads((tmp_path / "bench.json").read_text())["rows"]
+    assert row["edges"] == 3_877_661
+    assert row["gib"]["weights"] == pytest.approx(24.2, abs=0.1)
+    assert row["gib"]["deltas"] == pytest.approx(1641 * 8 * 64 * 5120 * 2 / 2**30)
+    assert "largest batch in 80 GiB" in capsys.readouterr().out
+
+
+def test_traffic_by_hand() -> None:
+    """Two sequential layers of one head: readers q, k, v, m; writers input, a0, m0, a1, m1."""
+    graph = Graph(2, 1, 1)
+    one_by_one = (1 + 4) + (1 + 1) + (3 + 4) + (1 + 1) + (5 + 1)
+    together = (1 + 8) + (1 + 1) + (2 + 3) + (3 + 1) + (5 + 1)
+    assert traffic(graph, 1, 7, 11) == 3 * 7 * 11 * one_by_one
+    assert traffic(graph, 2, 7, 11) == 3 * 7 * 11 * together
+
+
+def test_stopwatch_gives_every_second_to_one_phase() -> None:
+    class Work:
+        @classmethod
+        def inner(cls) -> int:
+            return sum(range(200_000))
+
+        def outer(self) -> int:
+            return self.inner()
+
+    watch, original = Stopwatch(), vars(Work)["inner"]
+    with watch.watch(Work, "inner", "inner"), watch.watch(Work, "outer", "outer"):
+        assert Work().outer() == sum(range(200_000))
+    assert vars(Work)["inner"] is original
+    assert 0 < watch.seconds["outer"] < watch.seconds["inner"]
+
+
+def test_step_table(tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:
+    call(*SHAPE["gpt2"], *QUICK, f"hydra.run.dir={tmp_path}", verb="bench")
+    (row,) = json.loads((tmp_path / "bench.json").read_text())["rows"]
+    assert set(row["phases"]) == {"references", "masks", "forward", "backward", "optimizer", "data and callbacks"}
+    assert sum(row["phases"].values()) == pytest.approx(row["step"], rel=0.5)
+    assert row["to_stock"] == pytest.approx(row["step"] / row["stock"])
+    assert row["edges"] == Graph(4, 4, 4).n_edges
+    assert "step / stock" in capsys.readouterr().out
+
+
+def test_attribution_table(tmp_path: Path) -> None:
+    call(*SHAPE["llama"], *QUICK, "bench=eap", f"hydra.run.dir={tmp_path}", verb="bench")
+    (row,) = json.loads((tmp_path / "bench.json").read_text())["rows"]
+    assert row["method"] == "mask_gradients" and row["to_stock"] > 0
+
+
+def test_bad_settings(tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:
+    for setting, word in (("bench=speed", "scaling"), ("dtypes=[int8]", "float32"), ("answers=99", "tokens=24")):
+        line = failure(capsys, *SHAPE["gpt2"], *QUICK, setting, f"hydra.run.dir={tmp_path}", verb="bench")
+        assert word in line
+
+
+def test_bfloat16_is_near_float32() -> None:
+    """Masks and their gradients stay float32; logits' KL and scores differ by bfloat16's rounding alone."""
+    found = {}
+    for dtype in ("float32", "bfloat16"):
+        cfg = config("llama", f"model.dtype={dtype}")
+        gradient = step_of(cfg)()
+        assert gradient.dtype == torch.float32
+        found[dtype] = gradient
+    exact, rough = found["float32"], found["bfloat16"]
+    assert float((exact - rough).norm() / exact.norm()) < 0.08
+    best = [set(g.abs().topk(len(g) // 10).indices.tolist()) for g in (exact, rough)]
+    assert len(best[0] & best[1]) > 0.85 * len(best[0])
+
+
+def test_buckets_round_up_but_not_above_the_longest() -> None:
+    rows = [Row((1,) * n, (2,) * n, (3,), n - 1, 0, 4, (0,) * n) for n in (5, 9, 11, 19)]
+    pairs = EncodedPairs(rows, ("other", "end"))
+    assert [pairs.collate([i], multiple=8).clean.shape[1] for i in range(4)] == [8, 16, 16, 19]
+    assert pairs.collate([1], multiple=1).clean.shape[1] == 9
+
+
+def test_random_pairs_are_never_zero() -> None:
+    pairs = RandomPairs(97, 8, 2, 12, 3, 4, 0)
+    batch = pairs.train.collate(range(8))
+    assert int(batch.clean.min()) > 0 and int(batch.corrupted.min()) > 0
+    assert batch.positions[0].tolist() == [9, 10, 11] and not torch.equal(batch.clean, batch.corrupted)
