@@ -342,4 +342,4 @@ def test_every_method_from_the_command_line(name: str, local: Path, tmp_path: Pa
 
 def test_a_wrong_setting_is_one_line(local: Path, tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:
     argv = settings(local, tmp_path, "method=eap_ig", "method.score.rule=middle", "logger=none")
-    assert "method.score.rule=middle is not one of left, right, midpoint" in failure(capsys, *argv, verb="attribute")
+    assert "method.score.rule=middle is not one of left, midpoint, right" in failure(capsys, *argv, verb="attribute")

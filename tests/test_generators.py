@@ -177,7 +177,8 @@ def test_seeds_repeat(name: str, byte_bpe: PreTrainedTokenizerBase) -> None:
 def test_pairs_of_a_seed_stay_what_they_were(name: str, digest: str, tokenizer: PreTrainedTokenizerBase) -> None:
     splits = TASKS[name](tokenizer, 100, 20, 40, seed=3)
     every = splits.train + splits.val + splits.test
-    assert hashlib.sha256(repr(every).encode()).hexdigest()[:16] == digest
+    text = repr(every).replace(", in_place=False", "")  # a field that was added later
+    assert hashlib.sha256(text.encode()).hexdigest()[:16] == digest
 
 
 def test_greater_than_is_strict() -> None:

@@ -8,7 +8,7 @@ from pathlib import Path
 import pytest
 import torch
 from cli import WORDS, call, failure
-from conftest import tiny_batch, tiny_model
+from conftest import CONFIGS, tiny_batch, tiny_model
 from path_patching import frozen_run, patched_logits
 from planted import TOKENS, permutations, planted
 from tokenizers import Tokenizer, models
@@ -52,10 +52,18 @@ from circuitlit.model.load import load_subject
 from circuitlit.objective import task_metric
 from circuitlit.tasks.pair import Batch
 
+PLAIN = [name for name in CONFIGS if not name.startswith("gemma")]
 ARCHITECTURES = ["gpt2", "gpt_neox", "llama", "qwen3"]
 
 
-def test_patterns_are_those_of_the_stock_eager_attention(subject: Subject) -> None:
+def test_heads_behind_a_norm_are_refused() -> None:
+    with pytest.raises(UserError, match="behind the attention"):
+        Heads(Subject(tiny_model("gemma2")))
+
+
+@pytest.mark.parametrize("name", PLAIN)
+def test_patterns_are_those_of_the_stock_eager_attention(name: str) -> None:
+    subject = Subject(tiny_model(name))
     ids = tiny_batch().clean
     subject.model.set_attn_implementation("eager")
     expected = subject.model(ids, output_attentions=True).attentions
@@ -91,7 +99,9 @@ def test_path_patching_is_that_of_hooks(
     torch.testing.assert_close(path_patch(bed, writers, readers, through_mlps), task_metric(got, batch))
 
 
-def test_patching_everything_gives_the_corrupted_run(subject: Subject) -> None:
+@pytest.mark.parametrize("name", PLAIN)
+def test_patching_everything_gives_the_corrupted_run(name: str) -> None:
+    subject = Subject(tiny_model(name))
     batch, graph = tiny_batch(), subject.graph
     bed = PatchBed.build(subject, [batch])
     corrupted = subject.logits(batch.corrupted, batch.positions)

@@ -97,15 +97,32 @@ def test_prompts_of_different_length_share_a_batch(program: str, subject: Subjec
     torch.testing.assert_close(alone, together)
 
 
-@pytest.mark.parametrize("name", TRUE)
-def test_masks_find_the_program_exactly(name: str, tmp_path: Path) -> None:
+@pytest.mark.parametrize(
+    "name,more",
+    [
+        ("proportion", ["mask.schedule.steps=60", "trainer.accumulate_grad_batches=2"]),
+        pytest.param("proportion", [], marks=pytest.mark.slow),
+        pytest.param("reverse", [], marks=pytest.mark.slow),
+    ],
+)
+def test_masks_find_the_program_exactly(name: str, more: list[str], tmp_path: Path) -> None:
     out = [f"hydra.run.dir={tmp_path}", "logger=none", "callbacks=headless", "evaluate.controls=3"]
-    call(f"experiment=tracr_{name}", *out)
+    call(f"experiment=tracr_{name}", *out, *more)
     result = json.loads((tmp_path / "result.json").read_text())
     assert result["edge_roc_auc"] == 1.0
     assert result["true_edges_found"] == result["true_edges"] == result["n_edges"] == len(TRUE[name])
     assert set(Circuit.load(tmp_path).edge_names()) == TRUE[name]
     assert result["full"]["accuracy"]["value"] == result["accuracy"]["value"] == 1.0
+
+
+@pytest.mark.parametrize("name", TRUE)
+def test_acdc_finds_the_program_exactly(name: str, tmp_path: Path) -> None:
+    out = [f"hydra.run.dir={tmp_path}", "logger=none", "evaluate.controls=3"]
+    call(f"experiment=tracr_{name}", "method=acdc", "sparsity=own", *out, verb="attribute")
+    result = json.loads((tmp_path / "result.json").read_text())
+    assert result["edge_roc_auc"] == 1.0
+    assert set(Circuit.load(tmp_path).edge_names()) == TRUE[name]
+    assert result["n_edges"] == len(TRUE[name])
 
 
 def test_a_task_of_another_model_is_refused(tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:

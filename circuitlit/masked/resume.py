@@ -72,7 +72,7 @@ class HeldRun:
         self.deltas = embedded.new_empty(self.graph.n_writers, *embedded.shape)
         self._rotary = model.rotary(embedded, self.length)
         real = model.real_tokens(ids)
-        self._real = None if real is None else real[:, 0]
+        self._real = None if real is None else real.transpose(0, 1)  # heads come first here
         self._room = embedded.new_empty(0)
         with torch.no_grad():
             self._start(embedded, ablated)
@@ -225,7 +225,7 @@ class HeldRun:
         for kind in KINDS:
             places = heads if kind == "q" else [head // group for head in heads]
             vectors[kind] = _replaced(held.vectors[kind], places, *new.get(kind, ([], None)), variants=variants)
-        real = None if self._real is None else self._real.repeat(variants, 1, 1)
+        real = None if self._real is None else self._real.repeat(1, variants, 1, 1)
         results = block.scaled(block.attention(vectors["q"], vectors["k"], vectors["v"], real))
         shape = (len(heads), variants, *held.results.shape[1:])
         difference = results.view(shape) - held.results[heads, None]

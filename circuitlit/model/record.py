@@ -37,7 +37,8 @@ def record(subject: Subject) -> Iterator[Recording]:
 
     def keep_output(into: list[Tensor]):
         def hook(_module: nn.Module, _args: tuple, output: Tensor) -> None:
-            into.append(output.view(*(recording.embed or [output])[0].shape))  # OPT's MLP flattens the tokens
+            flat = output.ndim == 2  # OPT's MLP flattens the tokens
+            into.append(output.view_as(recording.embed[0]) if flat else output)
 
         return hook
 

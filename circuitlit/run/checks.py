@@ -28,7 +28,6 @@ def check(cfg: DictConfig) -> None:
         _check_sparsity(cfg.sparsity.target)
     elif cfg.verb != "attribute" or not cfg.method.get("own_size"):
         raise UserError("sparsity=own is for methods that choose their own size, such as attribute method=acdc")
-    _check_sparsity(cfg.sparsity.target)
     if cfg.sparsity.select not in ("top_k", "greedy"):
         raise UserError(f"sparsity.select={cfg.sparsity.select} is neither top_k nor greedy; choose one")
     steps = cfg.mask.schedule.steps

@@ -24,6 +24,7 @@ from circuitlit.evaluate.curves import Curve
 from circuitlit.evaluate.ground_truth import against
 from circuitlit.graph import Circuit, MaskLayout, load_circuit
 from circuitlit.report.curve import print_curve
+from circuitlit.run.ability import measure_behaviour
 from circuitlit.run.build import Workbench, build_subject, build_workbench, provenance
 from circuitlit.run.clock import CONSOLE, Clock
 from circuitlit.run.result import held_out, make_result, publish, validation
@@ -53,6 +54,7 @@ def run(cfg: DictConfig) -> dict[str, Any]:
     with clock.phase("evaluation", f"Evaluating on {len(bench.data.test)} held-out pairs"):
         bed = held_out(cfg, bench)
         result = make_result(cfg, bench, circuit, bed=bed)
+    result["behaviour"] = measure_behaviour(cfg, bench).to_dict()
     result |= {"steps": 0, "circuit": {"path": str(cfg.circuit), "provenance": found.provenance}}
     if reference is not None:
         result["ground_truth"] = against(circuit.scores, reference)
