@@ -95,9 +95,7 @@ class Writers:
                 self._change_heads(hooks, blocks[layer], layer, chosen, change)
             yield
 
-    def _change_heads(
-        self, hooks: ExitStack, block: nn.Module, layer: int, chosen: list[int], change: Change
-    ) -> None:
+    def _change_heads(self, hooks: ExitStack, block: nn.Module, layer: int, chosen: list[int], change: Change) -> None:
         anatomy, scale = self.subject.anatomy, self._scale[layer]
         out = getattr(getattr(block, anatomy.attention), anatomy.out)
         last = out if anatomy.post_norm is None else getattr(block, anatomy.post_norm)
@@ -156,7 +154,4 @@ def known_nodes(graph: Graph, names: Collection[str], extra: Collection[str] = (
 
 def whole_layers(graph: Graph, nodes: Collection[str]) -> list[int]:
     """Layers all of whose heads are among the nodes."""
-    return [
-        layer for layer in range(graph.n_layers) if all(node_name(layer, h) in nodes for h in range(graph.n_heads))
-    ]
-
+    return [layer for layer in range(graph.n_layers) if all(node_name(layer, h) in nodes for h in range(graph.n_heads))]

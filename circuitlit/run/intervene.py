@@ -4,6 +4,7 @@ from __future__ import annotations
 
 from collections.abc import Sequence
 from dataclasses import asdict, dataclass, field
+from itertools import cycle
 from pathlib import Path
 from typing import Any
 
@@ -131,8 +132,10 @@ def _check(cfg: DictConfig) -> None:
     settings = cfg.intervene
     if settings.draws < LEAST_DRAWS:
         raise UserError(f"intervene.draws={settings.draws} is too few random sets; take at least {LEAST_DRAWS}")
-    if settings.size < 1 or settings.pairs < 2 or settings.control_pairs < 2:
-        raise UserError("intervene.size must be at least 1, intervene.pairs and intervene.control_pairs at least 2")
+    if settings.size < 1 or settings.edges < 1 or settings.pairs < 2 or settings.control_pairs < 2:
+        raise UserError(
+            "intervene.size and .edges must be at least 1, intervene.pairs and intervene.control_pairs at least 2"
+        )
     if not {0.0, 1.0} <= {float(dose) for dose in settings.doses}:
         raise UserError("intervene.doses must hold 0 (zero ablation) and 1 (nothing changed)")
     if cfg.text is not None and not Path(cfg.text).is_file():
@@ -163,14 +166,14 @@ def _stage(cfg: DictConfig, bench: Workbench, kinds: dict[str, str]) -> _Stage:
 
 def _ablation(stage: _Stage) -> dict[str, Any]:
     settings, bed, graph = stage.cfg.intervene, stage.bed, stage.subject.graph
-    ranked = ranked_nodes(stage.scores)
+    ranked, draws = ranked_nodes(stage.scores), settings.draws
     names = list(dict.fromkeys([*stage.chosen, *ranked[: settings.candidates]]))
     nodes = effects(bed.full, {n: bed.run(without_nodes(graph, [n])) for n in names}, stage.kinds)
     best = stage.scores.importance().sum(0).argsort(descending=True)[: settings.edges].tolist()
     edges = effects(bed.full, {graph.edge_name(e): bed.run(without_edges(graph, [e])) for e in best}, stage.kinds)
-    single = [members[0] for members in matched_nodes(graph, names[:1], settings.draws, stage.cfg.seed)]
+    single = [matched_nodes(graph, [name], 1, seed)[0][0] for seed, name in zip(range(draws), cycle(names))]
     cuts = [without_nodes(graph, [node]) for node in single]
-    sparse = [e for (e,) in matched_edges(graph, best[:1], settings.draws, stage.cfg.seed)]
+    sparse = [matched_edges(graph, [edge], 1, seed)[0][0] for seed, edge in zip(range(draws), cycle(best))]
     return {
         "nodes": [asdict(effect) for effect in nodes],
         "random_node": _random(stage, cuts),
@@ -214,9 +217,7 @@ def _set_ablated(stage: _Stage) -> dict[str, Any]:
     sets, cut = stage.sets(), without_nodes(graph, stage.chosen)
     outcome = bed.run(cut)
     pairs = min(stage.cfg.intervene.control_pairs, len(bed.full.kl))
-    drops = [
-        float((bed.full.head(pairs).metric - bed.run(without_nodes(graph, s), pairs).metric).mean()) for s in sets
-    ]
+    drops = [float((bed.full.head(pairs).metric - bed.run(without_nodes(graph, s), pairs).metric).mean()) for s in sets]
     own = float((bed.full.metric - outcome.metric)[:pairs].mean())
     on_text = "interchange" if kind == "interchange" else "zero" if kind == "zero" else "mean"
 
