@@ -29,7 +29,7 @@ def matched_nodes(graph: Graph, nodes: Collection[str], draws: int, seed: int = 
     sets = []
     for _ in range(draws):
         drawn: list[str] = []
-        for kind, members in by_kind.items():
+        for members in by_kind.values():
             wanted = sorted(node for node in own if node in members)
             left = [node for node in members if node not in own]
             if len(left) < len(wanted):

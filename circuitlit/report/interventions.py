@@ -56,10 +56,8 @@ def set_rows(result: dict) -> list[tuple[str, str, str, str]]:
         found = transfer[name]
         p = "-" if found["rank_p"] is None else f"{found['rank_p']:.2g}"
         rows.append((f"transfer of {name}: gain", _text(found["gain_share"]), _text(found["random_gain_share"]), p))
-        rows.append(
-            (f"transfer of {name}: KL on other text", _text(found["collateral_kl"]))
-            + (_text(found["random_collateral_kl"]), "")
-        )
+        beside = (_text(found["collateral_kl"]), _text(found["random_collateral_kl"]))
+        rows.append((f"transfer of {name}: KL on other text", *beside, ""))
     if transfer and not transfer["gap_is_clear"]:
         rows.append(("the tuned model's metric is not clearly another", _text(transfer["metric_gap"]), "", ""))
     return rows

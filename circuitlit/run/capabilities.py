@@ -85,7 +85,7 @@ def _bed(cfg: DictConfig, pairs: EncodedPairs, move: Transplant, most: int | Non
 
 
 def _acquisition(cfg: DictConfig, data: PairsModule, move: Transplant) -> dict[str, Any]:
-    """The shortest greedy set that carries the wanted share of the gain: chosen on validation, measured on test pairs."""
+    """The shortest greedy set that carries enough of the gain: chosen on validation, measured on test pairs."""
     settings, graph = cfg.capabilities, move.graph
     choose = _bed(cfg, data.val if len(data.val) else data.train, move, settings.pairs)
     test = _bed(cfg, data.test, move, None)

@@ -133,9 +133,7 @@ def _check(cfg: DictConfig) -> None:
     if settings.draws < LEAST_DRAWS:
         raise UserError(f"intervene.draws={settings.draws} is too few random sets; take at least {LEAST_DRAWS}")
     if settings.size < 1 or settings.edges < 1 or settings.pairs < 2 or settings.control_pairs < 2:
-        raise UserError(
-            "intervene.size and .edges must be at least 1, intervene.pairs and intervene.control_pairs at least 2"
-        )
+        raise UserError("intervene.size and .edges must be at least 1, intervene.pairs and .control_pairs at least 2")
     if not {0.0, 1.0} <= {float(dose) for dose in settings.doses}:
         raise UserError("intervene.doses must hold 0 (zero ablation) and 1 (nothing changed)")
     if cfg.text is not None and not Path(cfg.text).is_file():
