@@ -43,7 +43,7 @@ def paired_p(difference: Float[Tensor, "pair"]) -> float:
         return 1.0
     if float(values.std()) == 0:
         return 0.0
-    return float(ttest_1samp(values.numpy(), 0.0).pvalue)
+    return float(ttest_1samp(values.numpy(), 0.0)[1])  # type: ignore[arg-type]
 
 
 def above_chance(right: Float[Tensor, "pair"], chance: float) -> float:
@@ -60,7 +60,7 @@ def monotonicity(doses: Sequence[float], values: Sequence[float]) -> float:
     """Spearman's correlation of response with dose; 0 where nothing responds."""
     if len(set(values)) < 2:
         return 0.0
-    return float(spearmanr(doses, values).statistic)
+    return float(spearmanr(doses, values)[0])  # type: ignore[arg-type]
 
 
 def slope(doses: Sequence[float], values: Sequence[float]) -> float:

@@ -199,7 +199,7 @@ def _revert(
     judged: dict[str, Capability],
     back: Transplant,
 ) -> dict[str, Any]:
-    """Recovery of a damaged task with its conflicting nodes at base weights, and what it costs the tasks that gained."""
+    """What a damaged task gets back with its conflicting nodes at base weights, and what that costs the gains."""
     settings = cfg.generality
     nodes = conflicting(node_scores(task.scores), moved, settings.revert)
     gained = [other for other, capability in judged.items() if capability.verdict in ("gained", "improved")]
