@@ -270,7 +270,8 @@ def entry(folder: Path, name: str) -> str:
 
 
 def quick(local: Path, out: Path, *more: str) -> list[str]:
-    return settings(local, out, "logger=none", "method.score.steps=2", "sparsity.target=0.6", *more)
+    fast = ["logger=none", "method.score.steps=2", "sparsity.target=0.6", "data.eval_batch_size=64"]
+    return settings(local, out, *fast, *more)
 
 
 def test_capabilities_sees_what_an_adapter_gained_and_lost(local: Path, tuned: Path, tmp_path: Path) -> None:
@@ -303,7 +304,12 @@ def test_generality_reverts_the_nodes_that_did_the_damage(local: Path, tuned: Pa
 def test_intervene_ablates_scales_and_transfers(local: Path, tuned: Path, tmp_path: Path) -> None:
     more = [f"tuned={tuned}/adapter", f"task.build.path={tuned}/new.jsonl", "intervene.size=2", "intervene.edges=3"]
     more += [f"intervene.other_tasks=[{entry(tuned, 'old')}]", "intervene.passages.count=4", "ablation=zero"]
-    more += ["intervene.doses=[0.0,1.0,2.0]", "intervene.steps=[1,2]", "intervene.candidates=null"]
+    more += [
+        "intervene.doses=[0.0,1.0,2.0]",
+        "intervene.steps=[1,2]",
+        "intervene.candidates=null",
+        "intervene.passages.length=8",
+    ]
     call(*quick(local, tmp_path, *more), verb="intervene")
     result = json.loads((tmp_path / "intervene.json").read_text())
     doses = {row["dose"]: row for row in result["enhancement"]["doses"]}
