@@ -18,6 +18,9 @@ VERBS = {
     "export": "write a circuit in the file formats of MIB and EAP-IG",
     "finetune": "tune the model on a task, all weights or an adapter, with checkpoints and a held-out test",
     "compare": "circuits, weights and behaviour of a base model and a tuned one",
+    "intervene": "ablate, transfer and scale the nodes that matter, beside matched random ones",
+    "capabilities": "what tuning gained and lost over several tasks, and the smallest set of nodes that carries a gain",
+    "generality": "circuits of several tasks on each other's pairs, and why a tuned model got worse at some",
     "heads": "what single heads do: scores, their parts in the IOI algorithm, causal checks",
     "bench": "time steps, runs and attribution, and reckon the memory that they need",
 }

@@ -1,0 +1,216 @@
+"""What an intervention does: to the task's metric, to other tasks, and to other text."""
+
+from __future__ import annotations
+
+from collections.abc import Callable, Collection, Iterable, Sequence
+from dataclasses import dataclass
+from typing import Any
+
+import torch
+from jaxtyping import Bool, Float, Int
+from torch import Tensor
+
+from circuitlit.compare.testing import benjamini_hochberg, paired_p
+from circuitlit.compare.writes import Change, Writers, place_of
+from circuitlit.evaluate import Estimate, TestBed
+from circuitlit.evaluate.statistics import mean_estimate, resamples
+from circuitlit.graph import EdgeScores, Graph
+from circuitlit.model import Subject
+from circuitlit.objective import Outcome
+from circuitlit.tasks.pair import Batch
+
+LogitsOf = Callable[[Batch], Float[Tensor, "batch answer vocab"]]
+
+
+class PairBed:
+    """Pairs on which one model's answers are compared with changed ones.
+
+    Args:
+        subject: the model, as it is.
+        batches: its pairs.
+
+    Attributes:
+        batches: on the subject's device.
+        full: its own outcome (KL 0 by definition).
+    """
+
+    def __init__(self, subject: Subject, batches: Iterable[Batch]) -> None:
+        self.subject = subject
+        self.batches = [batch.to(subject.device) for batch in batches]
+        with torch.no_grad():
+            self._teacher = [plain_logits(subject, batch).float().log_softmax(-1) for batch in self.batches]
+        self.full = self.measure(lambda batch: plain_logits(subject, batch))
+
+    @torch.no_grad()
+    def measure(self, logits_of: LogitsOf) -> Outcome:
+        """Outcome of changed logits; `kl` is KL(the model || changed)."""
+        return Outcome.join(
+            [Outcome.of(logits_of(b), teacher, b) for b, teacher in zip(self.batches, self._teacher, strict=True)]
+        )
+
+
+def plain_logits(subject: Subject, batch: Batch) -> Float[Tensor, "batch answer vocab"]:
+    """Stock logits on the clean prompts."""
+    return subject.logits(batch.clean, batch.positions)
+
+
+def without_nodes(graph: Graph, nodes: Collection[str]) -> Bool[Tensor, "copies edge"]:
+    """All edges but those out of some nodes."""
+    places = torch.tensor([graph.writers.index(node) for node in nodes], dtype=torch.long)
+    return ~torch.isin(graph.writer_of, places)[None]
+
+
+def without_edges(graph: Graph, edges: Collection[int]) -> Bool[Tensor, "copies edge"]:
+    """All edges but some."""
+    kept = torch.ones(1, graph.n_edges, dtype=torch.bool)
+    kept[0, list(edges)] = False
+    return kept
+
+
+def node_scores(scores: EdgeScores) -> dict[str, float]:
+    """Score of every node but the input: the sum of its outgoing edges' scores, of all token roles."""
+    graph = scores.graph
+    total = torch.zeros(graph.n_writers, dtype=torch.float64)
+    total.index_add_(0, graph.writer_of, scores.values.double().sum(0).cpu())
+    return {node: float(total[place]) for place, node in enumerate(graph.writers) if place >= graph.inputs}
+
+
+def ranked_nodes(scores: EdgeScores) -> list[str]:
+    """Nodes with the largest scores first: by magnitude where the method ranks so."""
+    of = node_scores(scores)
+    return sorted(of, key=lambda node: -abs(of[node]) if scores.ranks_by_magnitude else -of[node])
+
+
+@dataclass(frozen=True)
+class Effect:
+    """What one intervention does to the task.
+
+    Attributes:
+        name: node or edge.
+        kind: role of the component, or "unclassified".
+        layer: of the node, or of the edge's writer; None for the input.
+        drop: the full model's metric minus that under the intervention; positive is damage.
+        criticality: mean drop over its standard deviation over pairs; None where that is 0.
+        kl: KL(full || it), nats.
+        p, q: two-sided paired test of no drop, and its value adjusted for all effects of the list.
+    """
+
+    name: str
+    kind: str
+    layer: int | None
+    drop: Estimate
+    criticality: float | None
+    kl: float
+    p: float
+    q: float
+
+
+def effects(full: Outcome, found: dict[str, Outcome], kinds: dict[str, str]) -> list[Effect]:
+    """Effects of several interventions on the same pairs, largest drop first, corrected for their number."""
+    drops = {name: (full.metric - outcome.metric).double() for name, outcome in found.items()}
+    p = {name: paired_p(drop) for name, drop in drops.items()}
+    q = dict(zip(p, benjamini_hochberg(list(p.values())), strict=True))
+    made = []
+    for name, drop in drops.items():
+        writer, spread = name.split("->")[0], float(drop.std()) if len(drop) > 1 else 0.0
+        layer = None if writer == "input" else place_of(writer)[0]
+        made.append(
+            Effect(
+                name,
+                kinds.get(writer, "unclassified"),
+                layer,
+                mean_estimate(drop),
+                float(drop.mean()) / spread if spread else None,
+                float(found[name].kl.mean()),
+                p[name],
+                q[name],
+            )
+        )
+    return sorted(made, key=lambda effect: -(effect.drop.value or 0.0))
+
+
+def mean_over(full: Outcome, found: Sequence[Outcome]) -> Estimate:
+    """Mean drop of several random interventions; pairs and interventions are both resampled."""
+    drops = torch.stack([full.metric - outcome.metric for outcome in found]).double()
+    pairs, draws = resamples(drops.shape[1], len(drops), 0)
+    return Estimate.of(drops.mean(), drops[draws].mean(1).gather(1, pairs).mean(1))
+
+
+def normalised_loss(bed: TestBed, outcome: Outcome, seed: int = 0) -> tuple[Tensor, Float[Tensor, "resample"]]:
+    """Share of the task's effect that is lost, and its resamples: 0 is the full model, 1 the corrupted run."""
+    full, own, low = (o.metric.double() for o in (bed.full, outcome, bed.corrupted))
+    pairs, _ = resamples(len(own), 1, seed)
+    return (full - own).mean() / (full - low).mean(), (full - own)[pairs].mean(1) / (full - low)[pairs].mean(1)
+
+
+def specificity(own: tuple[Tensor, Tensor], others: Sequence[tuple[Tensor, Tensor]]) -> Estimate:
+    """Own task's loss minus the other tasks' mean loss, in shares of each task's effect.
+
+    1 says that only the own task is hurt, 0 that all are alike, below 0 that the others are hurt more.
+
+    Args:
+        own: of `normalised_loss`, with a seed of its own for each task.
+        others: of the other tasks.
+
+    Source: arXiv 2605.08348.
+    """
+    value = own[0] - torch.stack([other[0] for other in others]).mean()
+    resampled = own[1] - torch.stack([other[1] for other in others]).mean(0)
+    return Estimate.of(value, resampled)
+
+
+def gain_share(base: Outcome, tuned: Outcome, moved: Outcome) -> Estimate:
+    """G = (m(base with S) - m(base)) / (m(tuned) - m(base)): 0 is the base, 1 the tuned model."""
+    low, high, own = (o.metric.double() for o in (base, tuned, moved))
+    pairs, _ = resamples(len(own), 1, 0)
+    return Estimate.of(
+        (own - low).mean() / (high - low).mean(), (own - low)[pairs].mean(1) / (high - low)[pairs].mean(1)
+    )
+
+
+@torch.no_grad()
+def text_kl(
+    subject: Subject, ids: Int[Tensor, "passage pos"], changed: Callable[[], Tensor]
+) -> Float[Tensor, "passage"]:
+    """KL(the model || changed) on passages, mean over their tokens, nats; `changed` gives the changed logits."""
+    own = subject.unembed(subject.hidden(ids)).float().log_softmax(-1)
+    other = changed().float().log_softmax(-1)
+    return (own.exp() * (own - other)).sum(-1).mean(1).cpu()
+
+
+def ablated_text(
+    writers: Writers, ids: Int[Tensor, "passage pos"], nodes: Collection[str], kind: str
+) -> Callable[[], Tensor]:
+    """Logits on passages with nodes ablated: as on the next passage (interchange), their mean there, or nothing."""
+    written = writers.record(ids)
+
+    def change(node: str, own: Tensor) -> Tensor:
+        if kind == "zero":
+            return torch.zeros_like(own)
+        theirs = written(node)
+        theirs = theirs.roll(1, 0) if kind == "interchange" else theirs.mean((0, 1)).expand_as(theirs)
+        return theirs.reshape(own.shape)
+
+    return lambda: changed_logits(writers, ids, nodes, change)
+
+
+def changed_logits(writers: Writers, ids: Int[Tensor, "batch pos"], nodes: Collection[str], change: Change) -> Tensor:
+    """Logits at all positions with some nodes' writes changed."""
+    with writers.changed(nodes, change):
+        hidden = writers.subject.hidden(ids)
+    return writers.subject.unembed(hidden)
+
+
+def scaled(writers: Writers, nodes: Collection[str], dose: float) -> LogitsOf:
+    """Logits on pairs with some nodes' writes times a dose: 1 changes nothing, 0 is zero ablation."""
+
+    def logits_of(batch: Batch) -> Tensor:
+        with writers.changed(nodes, lambda _node, own: own * dose):
+            return plain_logits(writers.subject, batch)
+
+    return logits_of
+
+
+def as_dict(estimate: Estimate) -> dict[str, Any]:
+    """Plain types."""
+    return {"value": estimate.value, "low": estimate.low, "high": estimate.high}

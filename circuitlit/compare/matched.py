@@ -1,0 +1,80 @@
+"""Random sets of nodes to compare with: as many of each kind, from the same layers as far as there are others."""
+
+from __future__ import annotations
+
+import random
+from collections.abc import Collection, Sequence
+
+from circuitlit.compare.writes import inner_nodes, place_of
+from circuitlit.graph import Graph
+
+NEAR = 4  # nearest nodes among which a draw is made
+
+
+def matched_nodes(graph: Graph, nodes: Collection[str], draws: int, seed: int = 0) -> list[list[str]]:
+    """Random sets that match in size, kind (head or MLP) and, as far as possible, layers.
+
+    A head is replaced by another head of its layer as long as there is one outside the set, else, like every MLP, by
+    one of the nearest of its kind. Where a kind has too few nodes outside the set, its nodes are drawn from all of
+    that kind, so that the sets overlap: `mean_overlap` says how far. Nodes that are neither are left out.
+
+    Args:
+        graph: names the nodes.
+        nodes: the set to match.
+        draws: how many sets.
+        seed: of the draws.
+    """
+    draw, own = random.Random(seed), set(nodes)
+    by_kind = {kind: [n for n in inner_nodes(graph) if n[0] == kind] for kind in "am"}
+    sets = []
+    for _ in range(draws):
+        drawn: list[str] = []
+        for members in by_kind.values():
+            wanted = sorted(node for node in own if node in members)
+            left = [node for node in members if node not in own]
+            if len(left) < len(wanted):
+                drawn += draw.sample(members, len(wanted))
+                continue
+            for node in draw.sample(wanted, len(wanted)):
+                picked = _near(node, left, draw)
+                left.remove(picked)
+                drawn.append(picked)
+        sets.append(sorted(drawn))
+    return sets
+
+
+def _near(node: str, left: list[str], draw: random.Random) -> str:
+    layer = place_of(node)[0]
+    same = [other for other in left if place_of(other)[0] == layer]
+    if same:
+        return draw.choice(same)
+    return draw.choice(sorted(left, key=lambda other: abs(place_of(other)[0] - layer))[:NEAR])
+
+
+def mean_overlap(nodes: Collection[str], sets: Sequence[Collection[str]]) -> float:
+    """Mean share of the nodes that a random set holds too; 0 is the control that one wants."""
+    if not nodes or not sets:
+        return 0.0
+    return sum(len(set(nodes) & set(other)) for other in sets) / (len(nodes) * len(sets))
+
+
+def matched_edges(graph: Graph, edges: Sequence[int], draws: int, seed: int = 0) -> list[list[int]]:
+    """Random sets of edges into the same readers, from other writers of the same kind and near their layers.
+
+    An edge whose reader sees no other writer of that kind outside the set is replaced by any other edge.
+    """
+    draw, own = random.Random(seed), set(edges)
+    offsets, visible, writers = graph.offsets.tolist(), graph.visible.tolist(), graph.writers
+    sets = []
+    for _ in range(draws):
+        drawn: set[int] = set()
+        for edge in edges:
+            reader, writer = int(graph.reader_of[edge]), writers[int(graph.writer_of[edge])]
+            places = {writers[i]: offsets[reader] + i for i in range(graph.inputs, visible[reader])}
+            left = [n for n, place in places.items() if n[0] == writer[0] and place not in own | drawn]
+            if left:
+                drawn.add(places[_near(writer, left, draw)])
+            else:
+                drawn.add(draw.choice([e for e in range(graph.n_edges) if e not in own | drawn] or list(own)))
+        sets.append(sorted(drawn))
+    return sets

@@ -1,0 +1,157 @@
+"""Writers' outputs changed one node at a time in the stock forward, inside a `with` block."""
+
+from __future__ import annotations
+
+from collections.abc import Callable, Collection, Iterator
+from contextlib import ExitStack, contextmanager
+from operator import attrgetter
+
+import torch
+from jaxtyping import Float, Int
+from torch import Tensor, nn
+
+from circuitlit.errors import UserError
+from circuitlit.graph import Graph
+from circuitlit.masked import run_writers
+from circuitlit.model import Subject
+
+Write = Float[Tensor, "*rows d"]
+Change = Callable[[str, Write], Write]
+
+
+class Writers:
+    """What every node of a subject writes to the residual stream, to be changed by name.
+
+    Beside the writers of the graph there are two constants that belong to no edge: `positions`, the position
+    embeddings, and `a3.bias`, the bias of a block's attention output.
+
+    Args:
+        subject: the frozen model; adapters may stay unmerged inside it.
+
+    Raises:
+        UserError: a model whose position embeddings are a writer (Tracr).
+    """
+
+    def __init__(self, subject: Subject) -> None:
+        if subject.graph.inputs > 1:
+            raise UserError("position embeddings are a writer of this model; interventions on it are not supported")
+        self.subject, self.graph = subject, subject.graph
+        parts = [subject.anatomy.parts(block, self.graph) for block in subject.anatomy.blocks(subject.model)]
+        self._out = [part.out for part in parts]
+        self._bias = [part.out_bias for part in parts]
+        self._scale = [part.post_scale for part in parts]
+
+    @torch.no_grad()
+    def record(self, ids: Int[Tensor, "batch pos"]) -> Callable[[str], Write]:
+        """Run the subject; what it returns gives each node's write by name."""
+        subject, made = self.subject, run_writers(self.subject, ids)
+        places = subject.anatomy.positions
+
+        def write(node: str) -> Write:
+            if node == "input":
+                return made.embed
+            if node == "positions":
+                assert places is not None
+                table = attrgetter(places)(subject.model)
+                return subject.anatomy.place(table, torch.arange(ids.shape[1], device=ids.device)[None])
+            layer, head = place_of(node)
+            if head is None:
+                return made.mlps[:, layer]
+            if head < 0:
+                bias = self._bias[layer]
+                return made.embed.new_zeros(made.embed.shape[-1]) if bias is None else bias
+            return made.heads[:, layer].unflatten(-1, (self.graph.n_heads, -1))[..., head, :] @ self._out[layer][head]
+
+        return write
+
+    @contextmanager
+    def changed(self, nodes: Collection[str], change: Change) -> Iterator[None]:
+        """Have some nodes write `change(node, own write)`; the hooks are gone when the block ends, also on error."""
+        subject, anatomy = self.subject, self.subject.anatomy
+        heads: dict[int, list[int]] = {}
+        with ExitStack() as hooks:
+
+            def whole(module: nn.Module, node: str) -> None:
+                def hook(_module: nn.Module, _args: tuple, output: Tensor) -> Tensor:
+                    made = change(node, output)
+                    return made.reshape(output.shape) if made.numel() == output.numel() else made.expand_as(output)
+
+                hooks.callback(module.register_forward_hook(hook).remove)
+
+            blocks = anatomy.blocks(subject.model)
+            for node in nodes:
+                if node == "input":
+                    whole(subject.embed, node)
+                elif node == "positions":
+                    if anatomy.positions is not None:
+                        whole(attrgetter(anatomy.positions)(subject.model), node)
+                else:
+                    layer, head = place_of(node)
+                    if head is None:
+                        whole(getattr(blocks[layer], anatomy.mlp), node)
+                    else:
+                        heads.setdefault(layer, []).append(head)
+            for layer, chosen in heads.items():
+                self._change_heads(hooks, blocks[layer], layer, chosen, change)
+            yield
+
+    def _change_heads(self, hooks: ExitStack, block: nn.Module, layer: int, chosen: list[int], change: Change) -> None:
+        anatomy, scale = self.subject.anatomy, self._scale[layer]
+        out = getattr(getattr(block, anatomy.attention), anatomy.out)
+        last = out if anatomy.post_norm is None else getattr(block, anatomy.post_norm)
+        seen: list[Tensor] = []
+
+        def look(_module: nn.Module, args: tuple, output: Tensor) -> None:
+            seen[:] = [args[0] if scale is None else args[0] * scale.of(output)]
+
+        def put(_module: nn.Module, _args: tuple, output: Tensor) -> Tensor:
+            results = seen[0].unflatten(-1, (self.graph.n_heads, -1))
+            for head in chosen:
+                if head < 0:
+                    bias = self._bias[layer]
+                    own = output.new_zeros(output.shape[-1]) if bias is None else bias
+                else:
+                    own = results[..., head, :] @ self._out[layer][head]
+                output = output + (change(node_name(layer, head), own) - own)
+            return output
+
+        hooks.callback(out.register_forward_hook(look).remove)
+        hooks.callback(last.register_forward_hook(put).remove)
+
+
+def place_of(node: str) -> tuple[int, int | None]:
+    """Layer and head of `a3.h1`; the head is None for an MLP and -1 for the attention's bias."""
+    if node[0] == "m":
+        return int(node[1:]), None
+    layer, part = node[1:].split(".")
+    return int(layer), -1 if part == "bias" else int(part[1:])
+
+
+def node_name(layer: int, head: int) -> str:
+    """`a3.h1`, or `a3.bias` for head -1."""
+    return f"a{layer}.bias" if head < 0 else f"a{layer}.h{head}"
+
+
+def inner_nodes(graph: Graph) -> list[str]:
+    """Heads and MLPs, first layer first."""
+    return graph.writers[graph.inputs :]
+
+
+def known_nodes(graph: Graph, names: Collection[str], extra: Collection[str] = ()) -> list[str]:
+    """The names as they are.
+
+    Raises:
+        UserError: one of them is no node of the graph.
+    """
+    for name in names:
+        if name not in graph.writers and name not in extra:
+            raise UserError(
+                f"there is no node '{name}' in a graph of {graph.n_layers} layers x {graph.n_heads} heads; nodes are "
+                "called input, a0.h0 (layer 0, head 0), m0"
+            )
+    return list(names)
+
+
+def whole_layers(graph: Graph, nodes: Collection[str]) -> list[int]:
+    """Layers all of whose heads are among the nodes."""
+    return [layer for layer in range(graph.n_layers) if all(node_name(layer, h) in nodes for h in range(graph.n_heads))]

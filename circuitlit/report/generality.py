@@ -1,0 +1,101 @@
+"""`generality.json` as tables and as one page."""
+
+from __future__ import annotations
+
+import json
+from html import escape
+from pathlib import Path
+
+import plotly.graph_objects as go
+from rich import box
+from rich.console import Console
+from rich.table import Table
+from rich.text import Text
+
+from circuitlit.report.figures import finish
+from circuitlit.report.simple_page import write_simple_page
+from circuitlit.report.table import Metric
+
+TITLES = {
+    "faithfulness": "faithfulness of circuit (row) on task (column)",
+    "overlap": "overlap of the circuits beyond chance",
+    "lost": "share of the task (column) lost without the circuit (row)",
+}
+
+
+def print_generality(result: dict, console: Console) -> None:
+    """Print the matrices, and what tuning damaged."""
+    for key, title in TITLES.items():
+        table = Table(title=Text(title, "bold"), box=box.SIMPLE_HEAD, title_justify="left")
+        for heading in ("circuit", *result["tasks"]):
+            table.add_column(heading)
+        for name, row in zip(result["tasks"], result[key], strict=True):
+            table.add_row(name, *map(_cell, row))
+        if key == "faithfulness":
+            table.add_row("random", *(_cell(result["random"][name]) for name in result["tasks"]))
+        console.print(table)
+    for sentence in sentences(result):
+        console.print(sentence, highlight=False)
+
+
+def _cell(raw: object) -> str:
+    if isinstance(raw, dict):
+        return str(Metric.of(raw))
+    return f"{raw:.3f}" if isinstance(raw, float | int) else "-"
+
+
+def sentences(result: dict) -> list[str]:
+    """The findings in words."""
+    made = [
+        f"Generality {_cell(result['generality'])} (1: as faithful on other tasks), specificity "
+        f"{_cell(result['specificity'])} (share of the task that its own circuit's loss costs beyond another's)."
+    ]
+    for entry in result["composites"]:
+        on = ", ".join(f"{name} {_cell(value)}" for name, value in entry["faithfulness"].items())
+        made.append(f"{entry['kind']} of {' and '.join(entry['of'])}, {entry['n_edges']:,} edges: {on}.")
+    transfer = result["transfer"]
+    if transfer is None:
+        return made
+    for name, task in transfer["tasks"].items():
+        conflict = transfer["conflict"][name]
+        made.append(
+            f"{name}: {task['verdict']} ({task['score']} {_cell(task['base'])} to {_cell(task['tuned'])}); conflict "
+            f"{conflict['index']:.3f}, by chance {_cell(conflict['by_chance'])} (rank p {conflict['rank_p']:.2g})."
+        )
+    for name, found in transfer["reverted"].items():
+        made.append(
+            f"{name}: putting back {' '.join(found['nodes'])} recovers {_cell(found['recovered'])} of the loss, random "
+            f"sets {_cell(found['random_recovered'])}."
+        )
+    return made
+
+
+def write_generality(folder: Path) -> Path:
+    """Write `generality.html` from `generality.json`: one file that needs nothing else."""
+    result = json.loads((folder / "generality.json").read_text())
+    words = "".join(f"<p>{escape(sentence)}</p>" for sentence in sentences(result))
+    sections: list[tuple[str, go.Figure | str]] = [("Findings", words)]
+    sections += [(title[0].upper() + title[1:], matrix_figure(result, key)) for key, title in TITLES.items()]
+    lead = (
+        f"Circuits scored by {result['method']} on {result['model']}, {result['ablated_by']} ablation, held-out pairs."
+    )
+    return write_simple_page(folder / "generality.html", "Circuits across tasks", lead, sections)
+
+
+def matrix_figure(result: dict, key: str) -> go.Figure:
+    """One matrix, circuits downwards and tasks across."""
+    values = [[Metric.of(cell).value if isinstance(cell, dict) else cell for cell in row] for row in result[key]]
+    figure = go.Figure(
+        go.Heatmap(
+            x=result["tasks"],
+            y=result["tasks"],
+            z=values,
+            text=[[_cell(cell) for cell in row] for row in result[key]],
+            texttemplate="%{text}",
+            colorscale="Viridis",
+            zmin=0,
+            zmax=1,
+        )
+    )
+    figure.update_yaxes(autorange="reversed")
+    return finish(figure, 120 + 70 * len(values))

@@ -1,0 +1,37 @@
+"""A page of a title, a sentence, and sections of one figure or table each."""
+
+from __future__ import annotations
+
+import os
+from collections.abc import Sequence
+from html import escape
+from pathlib import Path
+
+import plotly.graph_objects as go
+
+_STYLE = """:root { color-scheme: light dark } body { font: 16px system-ui, sans-serif; max-width: 60rem;
+margin: 2rem auto; padding: 0 1rem } td, th { padding: .2rem .8rem .2rem 0; text-align: left }
+table { display: block; overflow-x: auto }"""
+
+
+def write_simple_page(path: Path, title: str, lead: str, sections: Sequence[tuple[str, go.Figure | str]]) -> Path:
+    """Write one file that needs nothing else.
+
+    Args:
+        path: of the page.
+        title: its heading, plain text.
+        lead: what it shows, plain text.
+        sections: headings, each with a figure or with HTML.
+    """
+    parts, drawn = [], False
+    for heading, content in sections:
+        if isinstance(content, go.Figure):
+            content, drawn = content.to_html(full_html=False, include_plotlyjs=not drawn), True
+        parts.append(f"<h2>{escape(heading)}</h2>{content}")
+    page = f"""<!doctype html><html lang="en"><head><meta charset="utf-8"><title>{escape(title)}</title>
+<meta name="viewport" content="width=device-width"><style>{_STYLE}</style></head><body>
+<h1>{escape(title)}</h1><p>{escape(lead)}</p>{"".join(parts)}</body></html>"""
+    partial = path.with_name(path.name + ".part")
+    partial.write_text(page)
+    os.replace(partial, path)
+    return path

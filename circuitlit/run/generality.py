@@ -1,0 +1,230 @@
+"""Circuits of several tasks on each other's pairs, and why a tuned model got worse at some."""
+
+from __future__ import annotations
+
+from collections.abc import Sequence
+from dataclasses import dataclass
+from itertools import combinations
+from typing import Any
+
+import torch
+from jaxtyping import Bool
+from lightning import seed_everything
+from omegaconf import DictConfig, ListConfig
+from torch import Tensor
+
+from circuitlit.compare.capability import Capability, capabilities
+from circuitlit.compare.difference import corrected_jaccard
+from circuitlit.compare.effects import PairBed, as_dict, gain_share, node_scores, plain_logits
+from circuitlit.compare.generality import (
+    ablation_specificity,
+    composites,
+    conflict_index,
+    conflicting,
+    generality,
+    shuffled_conflict,
+)
+from circuitlit.compare.matched import matched_nodes, mean_overlap
+from circuitlit.compare.testing import rank_p
+from circuitlit.compare.transplant import Transplant, withheld
+from circuitlit.compare.weights import node_changes, weight_changes
+from circuitlit.errors import UserError
+from circuitlit.evaluate import TestBed, random_circuit, summarise
+from circuitlit.evaluate.statistics import mean_estimate
+from circuitlit.files import write_json
+from circuitlit.graph import Circuit, EdgeScores, load_circuit
+from circuitlit.model import Subject
+from circuitlit.objective import Outcome
+from circuitlit.report.generality import print_generality, write_generality
+from circuitlit.run.build import attribute, build_workbench, plain, provenance
+from circuitlit.run.checks import run_dir
+from circuitlit.run.clock import CONSOLE, Clock
+from circuitlit.run.sides import load_base, load_both, task_settings
+
+LEAST_DRAWS = 20
+
+
+@dataclass(frozen=True)
+class _Task:
+    """One task: its circuit and its held-out pairs."""
+
+    scores: EdgeScores
+    kept: Bool[Tensor, "copies edge"]
+    bed: TestBed
+
+
+def run(cfg: DictConfig) -> dict[str, Any]:
+    """Measure all circuits on all tasks and write `generality.json` and a page into the run directory.
+
+    Raises:
+        UserError: a setting, file or model that cannot be used.
+    """
+    settings = cfg.generality
+    if settings.draws < LEAST_DRAWS:
+        raise UserError(f"generality.draws={settings.draws} is too few random sets; take at least {LEAST_DRAWS}")
+    tasks = task_settings(settings.tasks, "generality.tasks")
+    if len(tasks) < 2:
+        raise UserError("generality.tasks needs at least two tasks, such as generality.tasks=[ioi,sva]")
+    circuits = list(settings.circuits) if isinstance(settings.circuits, ListConfig) else [None] * len(tasks)
+    if len(circuits) != len(tasks):
+        raise UserError(f"generality.circuits names {len(circuits)} circuits for {len(tasks)} tasks; name one for each")
+    seed_everything(cfg.seed, verbose=False)
+    torch.set_float32_matmul_precision("highest")
+    clock = Clock()
+    with clock.phase("load", "Loading the model"):
+        base, tuned = (load_base(cfg), None) if cfg.tuned is None else load_both(cfg)
+    made = {}
+    for (name, own), path in zip(tasks.items(), circuits, strict=True):
+        with clock.phase(f"scores_{name}", f"Circuit of {name}"):
+            made[name] = _task(own, base, path)
+    with clock.phase("matrices", f"{len(made)} circuits on {len(made)} tasks, and {settings.draws} random ones"):
+        result = {
+            "model": base.name,
+            "method": cfg.method.name,
+            "ablated_by": cfg.ablation.kind,
+            "seed": cfg.seed,
+            "settings": plain(settings),
+            "tasks": list(made),
+            "n_edges": {name: int(task.kept.sum()) for name, task in made.items()},
+            **_matrices(cfg, made),
+            "composites": _composites(cfg, made),
+            "transfer": None,
+        }
+    if tuned is not None:
+        with clock.phase("transfer", "Looking for what the tuned model lost, and reverting nodes"):
+            result["transfer"] = _negative(cfg, made, base, tuned)
+    result |= {**clock.times(), "provenance": provenance(cfg, base)}
+    write_json(run_dir() / "generality.json", result)
+    page = write_generality(run_dir())
+    print_generality(result, CONSOLE)
+    for path in (run_dir() / "generality.json", page):
+        CONSOLE.print(f"{path}", highlight=False, soft_wrap=True)
+    return result
+
+
+def _task(cfg: DictConfig, subject: Subject, path: str | None) -> _Task:
+    bench = build_workbench(cfg, subject)
+    scores = load_circuit(path, subject.graph).scores if path else attribute(cfg, bench)
+    if scores.roles:
+        raise UserError(
+            f"{path or cfg.task.name} has masks for token roles, which other tasks lack; use mask.roles=false"
+        )
+    order = range(min(cfg.generality.pairs, len(bench.data.test)))
+    batches = bench.data.test.batches(cfg.data.eval_batch_size, order=order)
+    bed = TestBed.build(bench.model, bench.fresh_references(), batches)
+    if not bool(bed.full.metric.isfinite().all()):
+        raise UserError(f"task {cfg.task.name} has pairs without wrong answers, so there is no metric to change")
+    return _Task(scores, Circuit.cut(scores, bench.count, select=bench.select).kept, bed)
+
+
+def _matrices(cfg: DictConfig, tasks: dict[str, _Task]) -> dict[str, Any]:
+    """F, O and D, the figures made of them, and what random circuits reach."""
+    members, settings = list(tasks.values()), cfg.generality
+
+    def faithfulness(kept: Tensor, bed: TestBed) -> Any:
+        return summarise([bed.run(kept)], bed.full, bed.corrupted).faithfulness
+
+    f = [[faithfulness(one.kept, two.bed) for two in members] for one in members]
+    d = [[faithfulness(~one.kept, two.bed) for two in members] for one in members]
+    lost = [[None if cell.value is None else 1 - cell.value for cell in row] for row in d]
+    values = [[cell.value for cell in row] for row in f]
+    return {
+        "faithfulness": [[as_dict(cell) for cell in row] for row in f],
+        "overlap": [[corrected_jaccard(one.kept[0], two.kept[0]) for two in members] for one in members],
+        "lost": lost,
+        "generality": generality(values),
+        "specificity": ablation_specificity(lost),
+        "random": {name: _random(task.bed, int(task.kept.sum()), settings) for name, task in tasks.items()},
+    }
+
+
+def _random(bed: TestBed, count: int, settings: DictConfig) -> dict[str, float | None]:
+    pairs = min(settings.control_pairs, len(bed.full.kl))
+    drawn = [random_circuit(bed.model.graph, count, seed) for seed in range(settings.draws)]
+    outcomes = [bed.run(kept, pairs) for kept in drawn]
+    return as_dict(summarise(outcomes, bed.full, bed.corrupted).faithfulness)
+
+
+def _composites(cfg: DictConfig, tasks: dict[str, _Task]) -> list[dict[str, Any]]:
+    """Union and intersection of every two circuits, of the size of the larger one, on both tasks."""
+    found = []
+    for one, two in combinations(tasks, 2):
+        count = max(int(tasks[name].kept.sum()) for name in (one, two))
+        for kind, kept in composites(tasks[one].scores, tasks[two].scores, count).items():
+            on = {}
+            for name in (one, two):
+                bed = tasks[name].bed
+                on[name] = as_dict(summarise([bed.run(kept)], bed.full, bed.corrupted).faithfulness)
+            found.append({"of": [one, two], "kind": kind, "n_edges": count, "faithfulness": on})
+    return found
+
+
+def _negative(cfg: DictConfig, tasks: dict[str, _Task], base: Subject, tuned: Subject) -> dict[str, Any]:
+    """Which tasks tuning damaged, where it collides with their circuits, and what reverting those nodes brings back."""
+    settings = cfg.generality
+    beds = {name: PairBed(base, task.bed.batches) for name, task in tasks.items()}
+    after = {name: bed.measure(lambda batch: plain_logits(tuned, batch)) for name, bed in beds.items()}
+    outcomes = {name: (beds[name].full, after[name]) for name in tasks}
+    judged = capabilities(outcomes, settings.chance, settings.min_effect, settings.alpha)
+    moved = node_changes(list(weight_changes(base, tuned)))
+    back = Transplant(tuned, base)
+    means = [float((after[name].metric - beds[name].full.metric).mean()) for name in tasks]
+    return {
+        "tuned": {"name": tuned.name, **tuned.provenance},
+        "tasks": {name: capability.to_dict() for name, capability in judged.items()},
+        "mean_change": sum(means) / len(means),
+        "conflict": {name: _conflict(cfg, task, moved) for name, task in tasks.items()},
+        "reverted": {
+            name: _revert(cfg, name, tasks[name], moved, beds, after, judged, back)
+            for name, capability in judged.items()
+            if capability.verdict == "degraded"
+        },
+    }
+
+
+def _conflict(cfg: DictConfig, task: _Task, moved: dict[str, float]) -> dict[str, Any]:
+    importance = node_scores(task.scores)
+    own = conflict_index(importance, moved)
+    chance = shuffled_conflict(importance, moved, max(200, cfg.generality.draws), cfg.seed)
+    return {"index": own, "by_chance": as_dict(mean_estimate(torch.tensor(chance))), "rank_p": rank_p(own, chance)}
+
+
+def _revert(
+    cfg: DictConfig,
+    name: str,
+    task: _Task,
+    moved: dict[str, float],
+    beds: dict[str, PairBed],
+    after: dict[str, Outcome],
+    judged: dict[str, Capability],
+    back: Transplant,
+) -> dict[str, Any]:
+    """What a damaged task gets back with its conflicting nodes at base weights, and what that costs the gains."""
+    settings = cfg.generality
+    nodes = conflicting(node_scores(task.scores), moved, settings.revert)
+    gained = [other for other, capability in judged.items() if capability.verdict in ("gained", "improved")]
+
+    def reverted(members: Sequence[str]) -> dict[str, Any]:
+        found = {}
+        with back.weights(members) as copy:
+            for other in (name, *gained):
+                outcome = beds[other].measure(lambda batch: plain_logits(copy, batch))
+                found[other] = gain_share(after[other], beds[other].full, outcome)
+        return found
+
+    own = reverted(nodes)
+    sets = matched_nodes(back.graph, nodes, settings.draws, cfg.seed)
+    others = [reverted(members) for members in sets]
+    recovered = [found[name].value for found in others if found[name].value is not None]
+    return {
+        "nodes": nodes,
+        "withheld": withheld(back.graph, nodes),
+        "recovered": as_dict(own[name]),
+        "random_recovered": as_dict(mean_estimate(torch.tensor(recovered))) if recovered else None,
+        "rank_p": rank_p(own[name].value, recovered) if own[name].value is not None else None,
+        "overlap": mean_overlap(nodes, sets),
+        "gain_lost": {other: as_dict(own[other]) for other in gained},
+        "random_gain_lost": {
+            other: as_dict(mean_estimate(torch.tensor([found[other].value for found in others]))) for other in gained
+        },
+    }

@@ -1,0 +1,347 @@
+"""Ablation, transfer and enhancement of nodes, beside matched random ones, on the task, other tasks and other text."""
+
+from __future__ import annotations
+
+from collections.abc import Sequence
+from dataclasses import asdict, dataclass, field
+from itertools import cycle
+from pathlib import Path
+from typing import Any
+
+import torch
+from jaxtyping import Int
+from lightning import seed_everything
+from omegaconf import DictConfig
+from torch import Tensor
+
+from circuitlit.compare.effects import (
+    PairBed,
+    ablated_text,
+    as_dict,
+    changed_logits,
+    effects,
+    gain_share,
+    mean_over,
+    node_scores,
+    normalised_loss,
+    plain_logits,
+    ranked_nodes,
+    scaled,
+    specificity,
+    text_kl,
+    without_edges,
+    without_nodes,
+)
+from circuitlit.compare.matched import matched_edges, matched_nodes, mean_overlap
+from circuitlit.compare.testing import monotonicity, rank_p, slope
+from circuitlit.compare.transplant import Transplant, withheld
+from circuitlit.compare.writes import Writers, known_nodes
+from circuitlit.errors import UserError
+from circuitlit.evaluate import TestBed
+from circuitlit.evaluate.statistics import mean_estimate
+from circuitlit.files import write_json
+from circuitlit.graph import EdgeScores, load_circuit
+from circuitlit.model import Subject
+from circuitlit.objective import Outcome
+from circuitlit.report.interventions import print_interventions, write_interventions
+from circuitlit.run.build import Workbench, attribute, build_workbench, plain, provenance
+from circuitlit.run.checks import run_dir
+from circuitlit.run.clock import CONSOLE, Clock
+from circuitlit.run.compare import load_side
+from circuitlit.run.sides import component_kinds, load_base, passages, task_settings
+
+LEAST_DRAWS = 20
+
+
+@dataclass
+class _Stage:
+    """What all interventions work with."""
+
+    cfg: DictConfig
+    bench: Workbench
+    bed: TestBed
+    scores: EdgeScores
+    chosen: list[str]
+    kinds: dict[str, str]
+    text: Int[Tensor, "passage pos"]
+    writers: Writers
+    others: dict[str, TestBed] = field(default_factory=dict)
+
+    @property
+    def subject(self) -> Subject:
+        return self.bench.subject
+
+    def sets(self) -> list[list[str]]:
+        """Random sets like the chosen one."""
+        return matched_nodes(self.subject.graph, self.chosen, self.cfg.intervene.draws, self.cfg.seed)
+
+
+def run(cfg: DictConfig) -> dict[str, Any]:
+    """Intervene and write `intervene.json` and a page into the run directory.
+
+    Raises:
+        UserError: a setting, file or model that cannot be used.
+    """
+    _check(cfg)
+    others = task_settings(cfg.intervene.other_tasks, "intervene.other_tasks")
+    seed_everything(cfg.seed, verbose=False)
+    torch.set_float32_matmul_precision("highest")
+    clock = Clock()
+    with clock.phase("load", "Loading the model and the pairs"):
+        subject = load_base(cfg)
+        tuned = None if cfg.tuned is None else load_side(cfg, cfg.tuned, "tuned")
+        move = None if tuned is None else Transplant(subject, tuned)
+        bench = build_workbench(cfg, subject)
+        kinds = component_kinds(cfg.heads, subject.graph)
+    with clock.phase("scores", "Ranking the nodes"):
+        stage = _stage(cfg, bench, kinds)
+        for name, other in others.items():
+            stage.others[name] = _bed(other, build_workbench(other, subject), cfg.intervene.pairs)
+    with clock.phase("ablation", f"Ablating {' '.join(stage.chosen)} and random nodes like them"):
+        ablation = _ablation(stage)
+    with clock.phase("enhancement", f"Scaling them by {len(cfg.intervene.doses)} doses"):
+        enhancement = _enhancement(stage)
+    result = {
+        "task": cfg.task.name,
+        "model": subject.name,
+        "method": stage.scores.method,
+        "ablated_by": cfg.ablation.kind,
+        "seed": cfg.seed,
+        "n_pairs": len(stage.bed.full.kl),
+        "chosen": stage.chosen,
+        "settings": plain(cfg.intervene),
+        "text": cfg.text or "sampled from the model",
+        "full_metric": as_dict(mean_estimate(stage.bed.full.metric)),
+        "ablation": ablation,
+        "enhancement": enhancement,
+        "transfer": None,
+    }
+    if move is not None:
+        with clock.phase("transfer", "Transferring them from the tuned model"):
+            result["transfer"] = _transfer(stage, move)
+    result |= {**clock.times(), "provenance": provenance(cfg, subject)}
+    write_json(run_dir() / "intervene.json", result)
+    page = write_interventions(run_dir())
+    print_interventions(result, CONSOLE)
+    for path in (run_dir() / "intervene.json", page):
+        CONSOLE.print(f"{path}", highlight=False, soft_wrap=True)
+    return result
+
+
+def _check(cfg: DictConfig) -> None:
+    settings = cfg.intervene
+    if settings.draws < LEAST_DRAWS:
+        raise UserError(f"intervene.draws={settings.draws} is too few random sets; take at least {LEAST_DRAWS}")
+    if settings.size < 1 or settings.edges < 1 or settings.pairs < 2 or settings.control_pairs < 2:
+        raise UserError("intervene.size and .edges must be at least 1, intervene.pairs and .control_pairs at least 2")
+    if not {0.0, 1.0} <= {float(dose) for dose in settings.doses}:
+        raise UserError("intervene.doses must hold 0 (zero ablation) and 1 (nothing changed)")
+    if cfg.text is not None and not Path(cfg.text).is_file():
+        raise UserError(f"text={cfg.text} does not exist; give a file of passages, or leave it out to sample them")
+
+
+def _bed(cfg: DictConfig, bench: Workbench, pairs: int) -> TestBed:
+    test = bench.data.test
+    order = range(min(pairs, len(test)))
+    return TestBed.build(bench.model, bench.fresh_references(), test.batches(cfg.data.eval_batch_size, order=order))
+
+
+def _stage(cfg: DictConfig, bench: Workbench, kinds: dict[str, str]) -> _Stage:
+    settings, graph = cfg.intervene, bench.subject.graph
+    scores = load_circuit(cfg.circuit, graph).scores if cfg.circuit else attribute(cfg, bench)
+    if settings.nodes is None:
+        chosen = ranked_nodes(scores)[: settings.size]
+    else:
+        chosen = known_nodes(graph, [str(node) for node in settings.nodes])
+        if not chosen or "input" in chosen:
+            raise UserError("intervene.nodes must name heads and MLPs, at least one; the input has no random control")
+    text = passages(cfg, bench.subject, settings.passages.count, settings.passages.length)
+    bed = _bed(cfg, bench, settings.pairs)
+    if not bool(bed.full.metric.isfinite().all()):
+        raise UserError(f"task {cfg.task.name} has pairs without wrong answers, so there is no metric to change")
+    return _Stage(cfg, bench, bed, scores, chosen, kinds, text, Writers(bench.subject))
+
+
+def _ablation(stage: _Stage) -> dict[str, Any]:
+    settings, bed, graph = stage.cfg.intervene, stage.bed, stage.subject.graph
+    ranked, draws = ranked_nodes(stage.scores), settings.draws
+    names = list(dict.fromkeys([*stage.chosen, *ranked[: settings.candidates]]))
+    nodes = effects(bed.full, {n: bed.run(without_nodes(graph, [n])) for n in names}, stage.kinds)
+    best = stage.scores.importance().sum(0).argsort(descending=True)[: settings.edges].tolist()
+    edges = effects(bed.full, {graph.edge_name(e): bed.run(without_edges(graph, [e])) for e in best}, stage.kinds)
+    single = [matched_nodes(graph, [name], 1, seed)[0][0] for seed, name in zip(range(draws), cycle(names))]
+    cuts = [without_nodes(graph, [node]) for node in single]
+    sparse = [matched_edges(graph, [edge], 1, seed)[0][0] for seed, edge in zip(range(draws), cycle(best))]
+    return {
+        "nodes": [asdict(effect) for effect in nodes],
+        "random_node": _random(stage, cuts),
+        "edges": [asdict(effect) for effect in edges],
+        "random_edge": _random(stage, [without_edges(graph, [edge]) for edge in sparse]),
+        "cumulative": _cumulative(stage, list(dict.fromkeys([*stage.chosen, *ranked]))),
+        "set": _set_ablated(stage),
+        "scores": node_scores(stage.scores),
+        "level": settings.level,
+    }
+
+
+def _random(stage: _Stage, cuts: Sequence[Tensor]) -> dict[str, float | None]:
+    """Mean drop over random interventions, on the first pairs."""
+    pairs = min(stage.cfg.intervene.control_pairs, len(stage.bed.full.kl))
+    return as_dict(mean_over(stage.bed.full.head(pairs), [stage.bed.run(cut, pairs) for cut in cuts]))
+
+
+def _cumulative(stage: _Stage, order: list[str]) -> list[dict[str, Any]]:
+    """The best 1, 2, 4 ... nodes ablated together, and random sets like each."""
+    graph, bed, rows = stage.subject.graph, stage.bed, []
+    for size in sorted({min(size, len(order)) for size in stage.cfg.intervene.steps}):
+        outcome = bed.run(without_nodes(graph, order[:size]))
+        sets = matched_nodes(graph, order[:size], stage.cfg.intervene.draws, stage.cfg.seed)
+        rows.append(
+            {
+                "nodes": size,
+                "added": order[size - 1],
+                "drop": as_dict(mean_estimate(bed.full.metric - outcome.metric)),
+                "kl": float(outcome.kl.mean()),
+                "random": _random(stage, [without_nodes(graph, members) for members in sets]),
+                "overlap": mean_overlap(order[:size], sets),
+            }
+        )
+    return rows
+
+
+def _set_ablated(stage: _Stage) -> dict[str, Any]:
+    """The chosen nodes together: drop, collateral KL and specificity, beside random sets."""
+    graph, bed, kind = stage.subject.graph, stage.bed, stage.cfg.ablation.kind
+    sets, cut = stage.sets(), without_nodes(graph, stage.chosen)
+    outcome = bed.run(cut)
+    pairs = min(stage.cfg.intervene.control_pairs, len(bed.full.kl))
+    drops = [float((bed.full.head(pairs).metric - bed.run(without_nodes(graph, s), pairs).metric).mean()) for s in sets]
+    own = float((bed.full.metric - outcome.metric)[:pairs].mean())
+    on_text = "interchange" if kind == "interchange" else "zero" if kind == "zero" else "mean"
+
+    def collateral(nodes: Sequence[str]) -> Tensor:
+        return text_kl(stage.subject, stage.text, ablated_text(stage.writers, stage.text, nodes, on_text))
+
+    found: dict[str, Any] = {
+        "nodes": stage.chosen,
+        "drop": as_dict(mean_estimate(bed.full.metric - outcome.metric)),
+        "random": _random(stage, [without_nodes(graph, members) for members in sets]),
+        "rank_p": rank_p(own, drops),
+        "overlap": mean_overlap(stage.chosen, sets),
+        "text_ablated_by": on_text,
+        "collateral_kl": as_dict(mean_estimate(collateral(stage.chosen))),
+        "random_collateral_kl": as_dict(mean_estimate(torch.stack([collateral(s).mean() for s in sets]))),
+    }
+    return found | _specificity(stage, cut, outcome, sets)
+
+
+def _specificity(stage: _Stage, cut: Tensor, outcome: Outcome, sets: list[list[str]]) -> dict[str, Any]:
+    if not stage.others:
+        return {"specificity": None, "other_tasks": {}}
+    graph = stage.subject.graph
+    losses = [normalised_loss(bed, bed.run(cut), seed) for seed, bed in enumerate(stage.others.values(), 1)]
+    own = normalised_loss(stage.bed, outcome)
+    random = []
+    for members in sets:
+        other = without_nodes(graph, members)
+        shares = [float(normalised_loss(bed, bed.run(other))[0]) for bed in (stage.bed, *stage.others.values())]
+        random.append(shares[0] - sum(shares[1:]) / len(stage.others))
+    return {
+        "specificity": as_dict(specificity(own, losses)),
+        "random_specificity": as_dict(mean_estimate(torch.tensor(random))),
+        "own_loss": float(own[0]),
+        "other_tasks": {name: float(loss[0]) for name, loss in zip(stage.others, losses, strict=True)},
+    }
+
+
+def _enhancement(stage: _Stage) -> dict[str, Any]:
+    """Dose and response of the chosen nodes and of random sets."""
+    doses = sorted(float(dose) for dose in stage.cfg.intervene.doses)
+    writers, pairs = stage.writers, stage.cfg.intervene.control_pairs
+    bed = PairBed(stage.subject, stage.bed.batches)
+    small = PairBed(stage.subject, _first(stage.bed.batches, pairs))
+    rows = []
+    for dose in doses:
+        outcome = bed.measure(scaled(writers, stage.chosen, dose))
+        kl = text_kl(stage.subject, stage.text, lambda dose=dose: _dosed(stage, stage.chosen, dose))
+        rows.append(
+            {
+                "dose": dose,
+                "metric": as_dict(mean_estimate(outcome.metric)),
+                "change": as_dict(mean_estimate(outcome.metric - bed.full.metric)),
+                "kl": float(outcome.kl.mean()),
+                "collateral_kl": as_dict(mean_estimate(kl)),
+            }
+        )
+    sets = stage.sets()
+    random = [
+        [float((small.measure(scaled(writers, s, dose)).metric - small.full.metric).mean()) for dose in doses]
+        for s in sets
+    ]
+    responses = [row["change"]["value"] for row in rows]
+    slopes = [slope(doses, values) for values in random]
+    own = slope(doses, responses)
+    return {
+        "nodes": stage.chosen,
+        "doses": rows,
+        "slope": own,
+        "monotonicity": monotonicity(doses, responses),
+        "best_dose": max(rows, key=lambda row: row["metric"]["value"])["dose"],
+        "random_changes": random,
+        "random_slope": as_dict(mean_estimate(torch.tensor(slopes))),
+        "random_monotonicity": as_dict(mean_estimate(torch.tensor([monotonicity(doses, v) for v in random]))),
+        "rank_p": rank_p(abs(own), [abs(value) for value in slopes]),
+    }
+
+
+def _dosed(stage: _Stage, nodes: Sequence[str], dose: float) -> Tensor:
+    return changed_logits(stage.writers, stage.text, nodes, lambda _node, own: own * dose)
+
+
+def _first(batches: list[Any], pairs: int) -> list[Any]:
+    """As many of the batches as hold the first pairs."""
+    taken, seen = [], 0
+    for batch in batches:
+        if seen >= pairs:
+            break
+        taken.append(batch)
+        seen += len(batch)
+    return taken
+
+
+def _transfer(stage: _Stage, move: Transplant) -> dict[str, Any]:
+    """The chosen nodes from tuned to base, what they write and their weights, beside random sets."""
+    bed = PairBed(stage.subject, stage.bed.batches)
+    tuned = bed.measure(lambda batch: plain_logits(move.donor, batch))
+    gap = mean_estimate(tuned.metric - bed.full.metric)
+    sets = stage.sets()
+
+    def written(nodes: Sequence[str]) -> tuple[Outcome, Tensor]:
+        outcome = bed.measure(lambda batch: move.logits(nodes, batch.clean, batch.positions))
+        return outcome, text_kl(stage.subject, stage.text, lambda: move.logits(nodes, stage.text, None))
+
+    def weighed(nodes: Sequence[str]) -> tuple[Outcome, Tensor]:
+        with move.weights(nodes) as copy:
+            outcome = bed.measure(lambda batch: plain_logits(copy, batch))
+            return outcome, text_kl(stage.subject, stage.text, lambda: copy.unembed(copy.hidden(stage.text)))
+
+    found: dict[str, Any] = {
+        "tuned": {"name": move.donor.name, **move.donor.provenance},
+        "metric_gap": as_dict(gap),
+        "gap_is_clear": gap.low is not None and gap.high is not None and gap.low * gap.high > 0,
+        "withheld": withheld(stage.subject.graph, stage.chosen),
+    }
+    for name, way in (("activations", written), ("weights", weighed)):
+        outcome, text = way(stage.chosen)
+        others = [way(members) for members in sets]
+        shares = [gain_share(bed.full, tuned, other).value for other, _ in others]
+        own = gain_share(bed.full, tuned, outcome)
+        known = [share for share in shares if share is not None]
+        found[name] = {
+            "gain_share": as_dict(own),
+            "random_gain_share": as_dict(mean_estimate(torch.tensor(known))) if known else None,
+            "rank_p": rank_p(own.value, known) if own.value is not None else None,
+            "collateral_kl": as_dict(mean_estimate(text)),
+            "random_collateral_kl": as_dict(mean_estimate(torch.stack([kl.mean() for _, kl in others]))),
+        }
+    return found

@@ -1,0 +1,90 @@
+"""What the verbs on a base and a tuned model share: loading both, other tasks, passages, kinds of components."""
+
+from __future__ import annotations
+
+import json
+from collections import defaultdict
+from pathlib import Path
+from typing import Any
+
+from jaxtyping import Int
+from omegaconf import DictConfig, ListConfig
+from torch import Tensor
+
+from circuitlit.compare.writes import known_nodes
+from circuitlit.errors import UserError
+from circuitlit.graph import Graph
+from circuitlit.heads.text import read_passages, sample_passages, write_passages
+from circuitlit.model import Subject
+from circuitlit.run.build import build_subject
+from circuitlit.run.checks import run_dir
+from circuitlit.run.compare import load_side
+from circuitlit.run.study.cells import composed, entries
+
+
+def load_base(cfg: DictConfig) -> Subject:
+    """The model of `base`, or of the group `model`."""
+    return build_subject(cfg) if cfg.base is None else load_side(cfg, cfg.base, "base")
+
+
+def load_both(cfg: DictConfig) -> tuple[Subject, Subject]:
+    """Base and tuned model.
+
+    Raises:
+        UserError: one cannot be loaded, or they are of different graphs.
+    """
+    base, tuned = load_base(cfg), load_side(cfg, cfg.tuned, "tuned")
+    if base.graph != tuned.graph:
+        shapes = [f"{s.graph.n_layers} layers x {s.graph.n_heads} heads" for s in (base, tuned)]
+        raise UserError(f"base has {shapes[0]}, tuned {shapes[1]}; nodes can be moved only within one graph")
+    return base, tuned
+
+
+def task_settings(items: ListConfig | None, key: str) -> dict[str, DictConfig]:
+    """The configuration of each task of a list, by its label.
+
+    Raises:
+        UserError: an item is no task.
+    """
+    if items is not None and not isinstance(items, ListConfig):
+        raise UserError(f"{key}={items} is no list; write {key}=[ioi,sva]")
+    return {entry.name: composed(*entry.settings) for entry in entries(items, "task")}
+
+
+def passages(cfg: DictConfig, subject: Subject, count: int, length: int) -> Int[Tensor, "passage pos"]:
+    """Other text, read or sampled, and kept beside the run."""
+    length = min(length, getattr(subject.model.config, "max_position_embeddings", length))
+    if cfg.text is not None:
+        ids = read_passages(Path(cfg.text), subject, count, length)
+    else:
+        ids = sample_passages(subject, count, length, cfg.seed)
+    if len(ids) < 2:
+        raise UserError("the collateral KL needs at least two passages; give more text")
+    write_passages(run_dir() / "text.jsonl", subject, ids)
+    return ids.to(subject.device)
+
+
+def component_kinds(path: str | None, graph: Graph) -> dict[str, str]:
+    """Roles of the heads that a run of the verb heads found, by node, several joined by a comma; MLPs are "mlp".
+
+    Raises:
+        UserError: no such run.
+    """
+    kinds = {f"m{layer}": "mlp" for layer in range(graph.n_layers)} | {"input": "input"}
+    if path is None:
+        return kinds
+    file = Path(path) / "heads.json" if Path(path).is_dir() else Path(path)
+    try:
+        details: dict[str, Any] = json.loads(file.read_text())["details"]
+        found: dict[str, list[str]] = defaultdict(list)
+        groups = [details.get("ioi_algorithm", {}).get("roles", {}), details.get("circuit", {}).get("roles", {})]
+        groups.append({role: check["heads"] for role, check in details.get("causal", {}).items()})
+        for group in groups:
+            for role, heads in group.items():
+                for head in heads:
+                    name = head if isinstance(head, str) else head[0]
+                    found[name] += [] if role in found[name] else [role]
+    except (OSError, ValueError, KeyError, TypeError, AttributeError) as error:
+        raise UserError(f"heads={path}: no readable heads.json ({error}); name a run of the verb heads") from error
+    known_nodes(graph, found)
+    return kinds | {node: ", ".join(roles) for node, roles in found.items()}
