@@ -19,6 +19,7 @@ VERBS = {
     "finetune": "tune the model on a task, all weights or an adapter, with checkpoints and a held-out test",
     "compare": "circuits, weights and behaviour of a base model and a tuned one",
     "heads": "what single heads do: scores, their parts in the IOI algorithm, causal checks",
+    "evolve": "circuits over the checkpoints of a training run: behaviour, size, likeness, head scores, stages",
     "bench": "time steps, runs and attribution, and reckon the memory that they need",
 }
 CHATTY = (
