@@ -33,17 +33,8 @@ def _table(series: dict[str, Any], task: str, entry: dict[str, Any], target: flo
     """In a narrow terminal the accuracy stands without its interval."""
     total = entry["rows"][0]["n_edges_total"]
     table = _empty(f"{series['name']}, {task}: {count(total)} edges")
-    headings = (
-        "step",
-        "tokens",
-        "accuracy",
-        f"edges for {target:.0%}",
-        "(raw)",
-        "nodes",
-        "J* before",
-        "J* last",
-        "EWMA",
-    )
+    wide, faithful = width >= 100, f"edges for\n{target:.0%}"
+    headings = ("step", "tokens", "accuracy", faithful, "raw", "nodes", "J* to\nbefore", "J* to\nlast", "node\nEWMA")
     for heading in headings:
         table.add_column(heading, justify="right", no_wrap=True)
     for row in entry["rows"]:
