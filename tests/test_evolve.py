@@ -131,9 +131,15 @@ def test_what_fails_is_recorded_and_the_rest_goes_on(series: Path, tmp_path: Pat
 
 def test_pythia_experiment_runs_on_a_folder_of_revisions(series: Path, tmp_path: Path) -> None:
     more = ["task.build.path=" + str(series / "pairs.jsonl"), f"evolve.folder={series}", "data.batch_size=8"]
-    tasks = "evolve.tasks=[{name: pairs, with: [task=jsonl]}]"
-    call("experiment=pythia_160m_ioi", "task=jsonl", *more, tasks, f"hydra.run.dir={tmp_path}", verb="evolve")
-    rows = results(tmp_path)["series"][0]["tasks"]["pairs"]["rows"]
+    call(
+        "experiment=pythia_160m_ioi",
+        "task=jsonl",
+        "evolve.tasks=null",
+        *more,
+        f"hydra.run.dir={tmp_path}",
+        verb="evolve",
+    )
+    rows = results(tmp_path)["series"][0]["tasks"]["jsonl"]["rows"]
     assert [(row["step"], row["tokens"]) for row in rows] == [(s, s * 2_097_152) for s in (0, 1, 2)]
 
 

@@ -113,7 +113,7 @@ def _run(
         with loader.loaded(checkpoint, coming) as subject:
             for cell, work in jobs:
                 made[cell.task] = cell.make(lambda work=work, cell=cell: work(subject, cell))
-    except UserError as error:
+    except Exception as error:  # a damaged file, say
         for cell, _ in jobs:
             if cell.task not in made:
                 made[cell.task] = cell.make(lambda error=error: _raise(error))
