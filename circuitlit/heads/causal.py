@@ -6,6 +6,7 @@ import random
 from collections import Counter
 from collections.abc import Callable, Sequence
 from dataclasses import dataclass
+from typing import Literal
 
 import torch
 import torch.nn.functional as F
@@ -100,7 +101,19 @@ def matched_heads(graph: Graph, heads: Sequence[Head], draws: int, seed: int) ->
 def repeat_loss(
     subject: Subject, ids: Int[Tensor, "batch pos"], fresh: Int[Tensor, "batch pos"], length: int, kind: Kind
 ) -> Behaviour:
-    """Loss in nats per token on the repeated half of random sequences; less is better.
+    """Loss in nats per token on the repeated half of random sequences; less is better. See `repeat_score`."""
+    return repeat_score(subject, ids, fresh, length, kind, "loss")
+
+
+def repeat_score(
+    subject: Subject,
+    ids: Int[Tensor, "batch pos"],
+    fresh: Int[Tensor, "batch pos"],
+    length: int,
+    kind: Kind,
+    score: Literal["loss", "accuracy"],
+) -> Behaviour:
+    """Loss in nats per token, or share of tokens foreseen, on the repeated half of random sequences.
 
     The first repeated token cannot be foreseen and does not count.
 
@@ -110,20 +123,24 @@ def repeat_loss(
         fresh: as long ones that do not, where ablated heads' outputs come from.
         length: tokens before the repetition.
         kind: "interchange" (same position of a fresh sequence), "mean" (over the fresh sequences' tokens) or "zero".
+        score: which of the two.
     """
     ids = ids.to(subject.device)
     source = _by_head(run_writers(subject, fresh.to(subject.device)), subject.graph)
     if kind == "mean":
         source = source.mean((0, 2), keepdim=True)
     start = ids.shape[1] - length
+    target = ids[:, start + 1 :]
 
     @torch.no_grad()
-    def loss(heads: Sequence[Head]) -> Tensor:
+    def measure(heads: Sequence[Head]) -> Tensor:
         with heads_replaced(subject, _results(source, heads, kind)):
             logits = subject.unembed(subject.hidden(ids)[:, start:-1]).float()
-        return F.cross_entropy(logits.transpose(1, 2), ids[:, start + 1 :], reduction="none").mean(1).cpu()
+        if score == "accuracy":
+            return (logits.argmax(-1) == target).float().mean(1).cpu()
+        return F.cross_entropy(logits.transpose(1, 2), target, reduction="none").mean(1).cpu()
 
-    return loss
+    return measure
 
 
 def metric_of_pairs(bed: PatchBed, kind: Kind) -> Behaviour:

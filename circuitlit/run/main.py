@@ -22,6 +22,7 @@ VERBS = {
     "capabilities": "what tuning gained and lost over several tasks, and the smallest set of nodes that carries a gain",
     "generality": "circuits of several tasks on each other's pairs, and why a tuned model got worse at some",
     "heads": "what single heads do: scores, their parts in the IOI algorithm, causal checks",
+    "evolve": "circuits over the checkpoints of a training run: behaviour, size, likeness, head scores, stages",
     "bench": "time steps, runs and attribution, and reckon the memory that they need",
 }
 CHATTY = (

@@ -1,0 +1,113 @@
+"""The evolution of circuits as one page: behaviour, head scores, size, likeness and stages over tokens."""
+
+from __future__ import annotations
+
+import html
+import os
+from pathlib import Path
+from typing import Any
+
+import plotly.graph_objects as go
+from plotly.subplots import make_subplots
+
+from circuitlit.report.evolution_table import causal_lines, stages_text
+from circuitlit.report.figures import BLUE, GREEN, GREY, ORANGE, PINK, RED, finish
+from circuitlit.report.table import Metric
+
+_COLOURS = (BLUE, ORANGE, GREEN, RED, PINK)
+_DASHES = ("solid", "dash", "dot", "dashdot")
+_ROWS = ("accuracy", "best head score", "edges of the smallest circuit", "overlap with the last (J*)", "stage")
+_STAGES = ("initialization", "rapid_learning", "fine_tuning", "convergence")
+
+
+def write_evolution_page(result: dict[str, Any], path: Path) -> Path:
+    """Write a page that needs no network; returns its path."""
+    figure = evolution_figure(result)
+    lines = [html.escape(f"{series['name']}: {text}") for series in result["series"] for text in causal_lines(series)]
+    for series in result["series"]:
+        lines += [
+            html.escape(f"{series['name']}, {task}: {stages_text(entry['stages'])}")
+            for task, entry in series["tasks"].items()
+        ]
+    notes = "".join(f"<li>{line}</li>" for line in lines)
+    body = figure.to_html(include_plotlyjs=True, full_html=False)
+    title = html.escape(f"Circuits of {result['model']} over training")
+    style = ":root{color-scheme:light dark}body{font-family:system-ui,sans-serif;max-width:70rem;margin:auto}"
+    head = f'<head><meta charset="utf-8"><title>{title}</title><style>{style}</style></head>'
+    content = f"<body><h1>{title}</h1>{body}<ul>{notes}</ul></body>"
+    partial = path.with_name(path.name + ".part")
+    partial.write_text(f'<!doctype html><html lang="en">{head}{content}</html>', encoding="utf-8")
+    os.replace(partial, path)
+    return path
+
+
+def evolution_figure(result: dict[str, Any]) -> go.Figure:
+    """Five rows on one axis: tokens where all rows know them, else steps; a colour a task or role, a dash a series."""
+    titles = [f"{title}, {result['faithfulness']:.0%} faithful" if "smallest" in title else title for title in _ROWS]
+    figure = make_subplots(rows=5, cols=1, shared_xaxes=True, vertical_spacing=0.04, subplot_titles=titles)
+    axis = "tokens" if _knows_tokens(result) else "step"
+    for number, series in enumerate(result["series"]):
+        look = {"dash": _DASHES[number % len(_DASHES)], "width": 2}
+        prefix = f"{series['name']}: " if len(result["series"]) > 1 else ""
+        for colour, (task, entry) in zip(_cycle(), series["tasks"].items(), strict=False):
+            if entry["rows"]:
+                _task_lines(figure, axis, f"{prefix}{task}", entry, {**look, "color": colour})
+        rows = series["heads"]["rows"]
+        for colour, role in zip(_cycle(), rows[0]["best"] if rows else (), strict=False):
+            values = [row["best"][role] for row in rows]
+            label = f"{prefix}{role.replace('_', ' ')}"
+            line = go.Scatter(
+                x=_places(rows, axis), y=values, name=label, line={**look, "color": colour}, legend="legend2"
+            )
+            figure.add_trace(line, row=2, col=1)
+    figure.update_xaxes(type="log")
+    figure.update_xaxes(title=f"{axis} (log; the untrained model at the left end)", row=5, col=1)
+    figure.update_yaxes(type="log", row=3, col=1)
+    figure.update_yaxes(tickvals=[1, 2, 3, 4], ticktext=[name.replace("_", " ") for name in _STAGES], row=5, col=1)
+    figure.update_layout(legend={"y": 1}, legend2={"y": 0.78})
+    return finish(figure, 1100)
+
+
+def _task_lines(figure: go.Figure, axis: str, label: str, entry: dict[str, Any], look: dict[str, Any]) -> None:
+    rows = entry["rows"]
+    x = _places(rows, axis)
+    found = [Metric.of(row["behaviour"]["accuracy"]) for row in rows]
+    above = [None if m.high is None or m.value is None else m.high - m.value for m in found]
+    below = [None if m.low is None or m.value is None else m.value - m.low for m in found]
+    bars = {"type": "data", "array": above, "arrayminus": below, "thickness": 1}
+    shared: dict[str, Any] = {"legendgroup": label, "name": label, "line": look}
+    figure.add_trace(go.Scatter(x=x, y=[m.value for m in found], error_y=bars, **shared), row=1, col=1)
+    sizes = [row["smallest"]["n_edges"] if row["status"] == "OK" else None for row in rows]
+    figure.add_trace(go.Scatter(x=x, y=sizes, showlegend=False, mode="lines+markers", **shared), row=3, col=1)
+    alike = [row["likeness"]["last"]["corrected_jaccard"] for row in rows]
+    figure.add_trace(go.Scatter(x=x, y=alike, showlegend=False, **shared), row=4, col=1)
+    step = {"shape": "hv"}
+    stages = [_stage_at(entry["stages"], row["step"]) for row in rows]
+    shared["line"] = {**look, **step}
+    figure.add_trace(go.Scatter(x=x, y=stages, showlegend=False, **shared), row=5, col=1)
+
+
+def _stage_at(stages: dict[str, Any], step: int) -> int | None:
+    """Number of the stage at a step, from 1; None where none was found."""
+    begun = [
+        _STAGES.index(stage["name"]) + 1
+        for stage in stages["stages"]
+        if stage["observed"] and stage["start"]["step"] <= step
+    ]
+    return max(begun, default=None)
+
+
+def _places(rows: list[dict[str, Any]], axis: str) -> list[float]:
+    """Places on a logarithmic axis; 0 stands half of the first step away from it."""
+    values = [float(row[axis]) for row in rows]
+    least = min((value for value in values if value > 0), default=1.0)
+    return [value or least / 2 for value in values]
+
+
+def _knows_tokens(result: dict[str, Any]) -> bool:
+    rows = [row for s in result["series"] for entry in (*s["tasks"].values(), s["heads"]) for row in entry["rows"]]
+    return all(row["tokens"] is not None for row in rows)
+
+
+def _cycle() -> list[str]:
+    return [*_COLOURS, GREY] * 10

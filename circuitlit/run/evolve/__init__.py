@@ -1,0 +1,185 @@
+"""Circuits over training: checkpoints x tasks -> behaviour, circuits, head scores, likeness and stages."""
+
+from __future__ import annotations
+
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Any
+
+import torch
+from omegaconf import DictConfig
+
+from circuitlit.errors import UserError
+from circuitlit.files import write_json
+from circuitlit.report.evolution_page import write_evolution_page
+from circuitlit.report.evolution_table import print_evolution
+from circuitlit.run.build import PACKAGES, plain, version
+from circuitlit.run.checks import run_dir
+from circuitlit.run.clock import CONSOLE, Clock
+from circuitlit.run.evolve.cells import CAUSAL, HEADS, Cell, fingerprint
+from circuitlit.run.evolve.measure import causal_cell, heads_cell, task_cell
+from circuitlit.run.evolve.series import Loader, Series, configured, find_series
+from circuitlit.run.evolve.summary import Finished, summarise_series
+from circuitlit.run.study.cells import Entry, composed, entries
+from circuitlit.timeline.checkpoints import Checkpoint
+
+
+@dataclass(frozen=True)
+class _Task:
+    """A task with the settings that make it."""
+
+    name: str
+    cfg: DictConfig
+
+
+def run(cfg: DictConfig) -> dict[str, Any]:
+    """Run every cell that is not finished yet, then write `evolve.json`, the table and the page.
+
+    Raises:
+        UserError: settings that cannot be used, or no cell that could be run.
+    """
+    _check(cfg)
+    torch.set_float32_matmul_precision("highest")
+    clock = Clock()
+    with clock.phase("series", "Looking for checkpoints" + (", training them if need be" if cfg.pretrain else "")):
+        found = find_series(cfg)
+    entered = entries(cfg.evolve.tasks, "task") or [Entry(str(cfg.task.name), ())]
+    if {entry.name for entry in entered} & {HEADS, CAUSAL}:
+        raise UserError(f"evolve.tasks: '{HEADS}' and '{CAUSAL}' are names of other cells; call the task otherwise")
+    tasks = [_Task(entry.name, composed(*entry.settings) if entry.settings else cfg) for entry in entered]
+    if cfg.evolve.parts > 1:
+        found = [Series(one.name, _part(cfg, one.checkpoints)) for one in found]
+    finished: Finished = {}
+    loader = Loader(cfg)
+    try:
+        for one in found:
+            count = f"{len(one.checkpoints)} checkpoints x {len(tasks)} tasks"
+            with clock.phase(one.name, f"{one.name}: {count}"):
+                finished[one.name] = _series(cfg, one, tasks, loader)
+    finally:
+        loader.close()
+    return _written(cfg, finished, [task.name for task in tasks], clock)
+
+
+def _check(cfg: DictConfig) -> None:
+    settings = cfg.evolve
+    if settings.circuits not in ("attribution", "masks"):
+        raise UserError(f"evolve.circuits={settings.circuits} is neither attribution nor masks; choose one")
+    if not settings.faithfulness > 0:
+        raise UserError(f"evolve.faithfulness={settings.faithfulness} is not above 0")
+    for name in ("cold_every", "probe_pairs", "parts"):
+        if not isinstance(settings[name], int) or settings[name] < 1:
+            raise UserError(f"evolve.{name}={settings[name]} is not a whole number of at least 1")
+    if settings.part not in range(settings.parts):
+        raise UserError(f"evolve.part={settings.part} is not one of the parts 0 to {settings.parts - 1}")
+    if settings.parts > 1 and settings.circuits == "masks":
+        raise UserError("evolve.parts needs circuits=attribution: masks begin with those of the checkpoint before")
+    if cfg.ckpt_path is not None:
+        raise UserError("ckpt_path is for single runs; evolve goes on by itself in the same hydra.run.dir")
+
+
+def _part(cfg: DictConfig, checkpoints: list[Checkpoint]) -> list[Checkpoint]:
+    return checkpoints[cfg.evolve.part :: cfg.evolve.parts]
+
+
+def _series(cfg: DictConfig, one: Series, tasks: list[_Task], loader: Loader) -> dict[str, list[dict[str, Any]]]:
+    """All cells of one series, by task, in the checkpoints' order."""
+    rows: dict[str, list[dict[str, Any]]] = {task.name: [] for task in tasks}
+    rows |= {HEADS: [], CAUSAL: []}
+    before: dict[str, Cell] = {}
+    for number, checkpoint in enumerate(one.checkpoints):
+        last = number == len(one.checkpoints) - 1
+        coming = None if last else one.checkpoints[number + 1]
+        jobs = _jobs(cfg, one, tasks, number, before, rows)
+        known = {cell.task: cell.finished() for cell, _ in jobs}
+        if None in known.values():
+            known |= _run(loader, checkpoint, coming, [(cell, work) for cell, work in jobs if known[cell.task] is None])
+        for cell, _ in jobs:
+            content = known[cell.task]
+            assert content is not None
+            rows[cell.task].append(content)
+            if content["status"] != "ERROR" and cell.task not in (HEADS, CAUSAL):
+                before[cell.task] = cell
+    return rows
+
+
+def _run(
+    loader: Loader, checkpoint: Checkpoint, coming: Checkpoint | None, jobs: list[Any]
+) -> dict[str, dict[str, Any]]:
+    """Load one checkpoint and do what is left to do; if it cannot be loaded, all of that has failed."""
+    CONSOLE.print(f"  step {checkpoint.step:,}", style="dim", highlight=False)
+    made: dict[str, dict[str, Any]] = {}
+    try:
+        with loader.loaded(checkpoint, coming) as subject:
+            for cell, work in jobs:
+                made[cell.task] = cell.make(lambda work=work, cell=cell: work(subject, cell))
+    except Exception as error:  # a damaged file, say
+        for cell, _ in jobs:
+            if cell.task not in made:
+                made[cell.task] = cell.make(lambda error=error: _raise(error))
+    return made
+
+
+def _raise(error: Exception) -> dict[str, Any]:
+    raise error
+
+
+def _jobs(
+    cfg: DictConfig,
+    one: Series,
+    tasks: list[_Task],
+    number: int,
+    before: dict[str, Cell],
+    rows: dict[str, list[dict[str, Any]]],
+) -> list[Any]:
+    """Cells of one checkpoint with their work, given the subject and the cell."""
+    checkpoint, last = one.checkpoints[number], number == len(one.checkpoints) - 1
+    whole = last and cfg.evolve.parts == 1
+    jobs: list[Any] = []
+    for task in tasks:
+        own = configured(task.cfg, checkpoint)
+        start = None
+        if cfg.evolve.circuits == "masks" and task.name in before:
+            start = before[task.name].folder / "circuit.safetensors"
+        cold = number % cfg.evolve.cold_every == 0
+        earlier = before[task.name].settings if start is not None else None
+        cell = Cell(one.name, task.name, checkpoint, fingerprint(task.cfg, checkpoint, earlier, cold, whole))
+
+        def work(subject, cell, own=own, start=start, cold=cold):
+            return task_cell(own, subject, cell.folder, start, cold, whole)
+
+        jobs.append((cell, work))
+    if cfg.evolve.heads.run:
+        cell = Cell(one.name, HEADS, checkpoint, fingerprint(cfg, checkpoint))
+        jobs.append((cell, lambda subject, _: heads_cell(cfg, subject)))
+    first = next((row for row in rows[HEADS] if row["status"] == "OK"), None)
+    if cfg.evolve.heads.run and cfg.evolve.heads.draws and whole and first is not None:
+        cell = Cell(one.name, CAUSAL, checkpoint, fingerprint(cfg, checkpoint, first["step"], first["loss"]))
+        jobs.append((cell, lambda subject, _: causal_cell(cfg, subject, first)))
+    return jobs
+
+
+def _written(cfg: DictConfig, finished: Finished, tasks: list[str], clock: Clock) -> dict[str, Any]:
+    rows = [row for one in finished.values() for of_task in one.values() for row in of_task]
+    errors = [row for row in rows if row["status"] == "ERROR"]
+    if len(errors) == len(rows):
+        raise UserError(f"evolve: no checkpoint could be measured; the first: {errors[0]['reason']}")
+    result: dict[str, Any] = {
+        "status": "OK",
+        "model": cfg.model.name,
+        "tasks": tasks,
+        "circuits": cfg.evolve.circuits,
+        "faithfulness": cfg.evolve.faithfulness,
+        "threshold": cfg.evolve.heads.threshold,
+        "series": [summarise_series(name, one, tasks, cfg.evolve.heads.threshold) for name, one in finished.items()],
+        "errors": [{key: row[key] for key in ("series", "task", "step", "reason")} for row in errors],
+        **clock.times(),
+        "provenance": {"seed": cfg.seed, "method": plain(cfg.method), "versions": {p: version(p) for p in PACKAGES}},
+    }
+    folder: Path = run_dir()
+    write_json(folder / "evolve.json", result)
+    page = write_evolution_page(result, folder / "evolve.html")
+    print_evolution(result, CONSOLE)
+    for path in (folder / "evolve.json", page):
+        CONSOLE.print(f"{path}", highlight=False, soft_wrap=True)
+    return result

@@ -1,0 +1,97 @@
+"""An evolution's cells: one json a checkpoint and task, so that what is finished is never run again."""
+
+from __future__ import annotations
+
+import hashlib
+import json
+import logging
+import re
+from collections.abc import Callable
+from dataclasses import asdict, dataclass
+from pathlib import Path
+from typing import Any
+
+from omegaconf import DictConfig
+
+from circuitlit.files import write_json
+from circuitlit.run.build import plain
+from circuitlit.run.checks import run_dir
+from circuitlit.run.mistakes import explain
+from circuitlit.timeline.checkpoints import Checkpoint
+
+log = logging.getLogger(__name__)
+HEADS, CAUSAL = "heads", "causal"
+_GROUPS = ("task", "model", "adapter", "mask", "sparsity", "objective", "ablation", "method", "data")
+_OWN = ("circuits", "cold_every", "faithfulness", "probe_pairs", "resamples", "heads")
+
+
+@dataclass(frozen=True)
+class Cell:
+    """One file: a task, the head scores or the causal check of one checkpoint.
+
+    Attributes:
+        series: the training run.
+        task: label of the task, or HEADS or CAUSAL.
+        checkpoint: which one.
+        settings: hash of what the content depends on.
+    """
+
+    series: str
+    task: str
+    checkpoint: Checkpoint
+    settings: str
+
+    @property
+    def name(self) -> str:
+        """Name of the cell's file and folder."""
+        return cell_name(self.series, self.task, self.checkpoint.step)
+
+    @property
+    def file(self) -> Path:
+        """Where the cell is written."""
+        return run_dir() / "cells" / f"{self.name}.json"
+
+    @property
+    def folder(self) -> Path:
+        """Where the cell's circuits are."""
+        return run_dir() / "circuits" / self.name
+
+    def finished(self) -> dict[str, Any] | None:
+        """The content, if the file is there, with these settings and without an error."""
+        try:
+            content = json.loads(self.file.read_text())
+        except (OSError, ValueError):
+            return None
+        known = isinstance(content, dict) and content.get("settings") == self.settings
+        return content if known and content.get("status") != "ERROR" else None
+
+    def make(self, work: Callable[[], dict[str, Any]]) -> dict[str, Any]:
+        """Do the work and write its content.
+
+        A mistake or a defect ends this cell alone: it is written down with the status ERROR and tried again by the next
+        run.
+        """
+        try:
+            content = work()
+        except Exception as error:  # whatever goes wrong at one checkpoint, the others go on
+            log.info("cell %s", self.name, exc_info=error)
+            content = {"status": "ERROR", "reason": explain(error) or f"{type(error).__name__}: {error}"}
+        header = {"series": self.series, "task": self.task, "settings": self.settings, **asdict(self.checkpoint)}
+        self.file.parent.mkdir(parents=True, exist_ok=True)
+        write_json(self.file, {**header, **content})
+        return json.loads(self.file.read_text())
+
+
+def cell_name(series: str, task: str, step: int) -> str:
+    """Name of a cell's file and folder."""
+    parts = (series, task, f"step{step}")
+    return "--".join(re.sub(r"[^\w.=+]+", "_", part).strip("_") for part in parts)
+
+
+def fingerprint(cfg: DictConfig, checkpoint: Checkpoint, *more: object) -> str:
+    """A short hash of all settings that a cell's content depends on."""
+    chosen: dict[str, Any] = {group: plain(cfg[group]) for group in _GROUPS}
+    own = plain(cfg.evolve)
+    chosen |= {"seed": cfg.seed, "evolve": {key: own[key] for key in _OWN}, "checkpoint": asdict(checkpoint)}
+    text = json.dumps([chosen, *more], sort_keys=True, default=str)
+    return hashlib.sha256(text.encode()).hexdigest()[:16]

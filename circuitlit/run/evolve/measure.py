@@ -1,0 +1,176 @@
+"""What is measured at one checkpoint: behaviour, circuit, the smallest faithful circuit, head scores."""
+
+from __future__ import annotations
+
+from collections.abc import Callable
+from dataclasses import asdict
+from pathlib import Path
+from typing import Any
+
+import torch
+from lightning import seed_everything
+from omegaconf import DictConfig
+
+from circuitlit.errors import UserError
+from circuitlit.evaluate import Behaviour, TestBed, paired_difference, summarise
+from circuitlit.evaluate.similarity import corrected_jaccard, noise_floor
+from circuitlit.evaluate.smallest import smallest_circuit
+from circuitlit.graph import Circuit, EdgeScores
+from circuitlit.heads import Heads, heads_in_circuit, repeat_scores, repeated_tokens
+from circuitlit.heads.causal import causal_check, repeat_score
+from circuitlit.heads.repeats import front_token
+from circuitlit.heads.roles import head_name, heads_of, top_heads
+from circuitlit.model import Subject
+from circuitlit.run.build import Workbench, attribute, build_workbench
+from circuitlit.run.learn import learn
+from circuitlit.run.result import validation
+from circuitlit.timeline.series import Noise, nodes_of
+
+
+def task_cell(
+    cfg: DictConfig, subject: Subject, folder: Path, start: Path | None, cold_too: bool, noise: bool
+) -> dict[str, Any]:
+    """One task at one checkpoint.
+
+    Args:
+        cfg: the task's settings.
+        subject: the checkpoint's model.
+        folder: gets the circuit of equal size and, under `smallest`, the smallest faithful one.
+        start: circuit file whose masks training begins with; None begins with attribution scores.
+        cold_too: also learn masks from attribution scores, and compare.
+        noise: also attribute on bootstrap samples of the training pairs, for the noise floor.
+    """
+    seed_everything(cfg.seed, verbose=False)
+    bench = build_workbench(cfg, subject)
+    test = bench.data.test
+    behaviour = Behaviour.measure(subject, test.batches(cfg.data.eval_batch_size))
+    scores, cold = _scores(cfg, bench, folder, start, cold_too)
+    circuit = bench.cut(scores)
+    folder.mkdir(parents=True, exist_ok=True)
+    circuit.save(folder)
+    bed = TestBed.build(bench.model, bench.fresh_references(), test.batches(cfg.data.eval_batch_size))
+    content: dict[str, Any] = {
+        "n_edges_total": bench.layout.n_edges,
+        "n_nodes_total": subject.graph.n_writers,
+        "method": scores.method,
+        "behaviour": behaviour.to_dict(),
+        "circuit": _described(bed, circuit),
+        **_smallest(cfg, bench, scores, bed, folder),
+    }
+    if cold is not None:
+        content["cold_overlap"] = corrected_jaccard(circuit.kept, bench.cut(cold).kept)
+    if noise and cfg.evolve.resamples > 1 and cfg.evolve.circuits == "attribution":
+        found = noise_floor(
+            lambda rows: attribute(cfg, bench, rows), bench.cut, len(bench.data.train), cfg.evolve.resamples, cfg.seed
+        )
+        content["noise"] = asdict(Noise.of(*found))
+    return content
+
+
+def _scores(
+    cfg: DictConfig, bench: Workbench, folder: Path, start: Path | None, cold_too: bool
+) -> tuple[EdgeScores, EdgeScores | None]:
+    """The circuit's scores and, where asked for, those of masks learned without the checkpoint before."""
+    if cfg.evolve.circuits == "attribution":
+        return attribute(cfg, bench), None
+    attribution = attribute(cfg, bench) if start is None or cold_too else None
+    cold = learn(cfg, bench, attribution, folder / "cold")[0].scores() if attribution is not None else None
+    if start is None:
+        assert cold is not None
+        return cold, None
+    warm = cfg.copy()
+    warm.mask.init_from = str(start)
+    return learn(warm, bench, None, folder)[0].scores(), cold
+
+
+def _smallest(cfg: DictConfig, bench: Workbench, scores: EdgeScores, bed: TestBed, folder: Path) -> dict[str, Any]:
+    """The smallest circuits, normalised and raw: chosen on validation pairs, measured on test pairs."""
+    probe = validation(bench, cfg.evolve.probe_pairs)
+    if probe is None:
+        raise UserError(f"task {cfg.task.name} has no validation pairs to choose the smallest circuit by")
+    gap = paired_difference(probe.full.metric, probe.corrupted.metric)
+    if gap.low is None or gap.low <= 0:
+        reason = f"clean prompts are not clearly better than corrupted ones ({gap}), so no circuit explains anything"
+        return {"status": "FAILED", "reason": reason, "smallest": None, "smallest_raw": None}
+    target = cfg.evolve.faithfulness
+    content: dict[str, Any] = {}
+    for name, raw in (("smallest", False), ("smallest_raw", True)):
+        found, circuit = smallest_circuit(probe, scores, target, raw, select=bench.select)
+        content[name] = {**found.to_dict(), **_described(bed, circuit)}
+        if name == "smallest" and found.status == "OK":
+            (folder / name).mkdir(exist_ok=True)
+            circuit.save(folder / name)
+    failed = content["smallest"]["status"] == "FAILED"
+    reason = f"no size reaches a faithfulness of {target:g}; the best is {content['smallest']['value']}"
+    return {"status": "FAILED" if failed else "OK", "reason": reason if failed else None, **content}
+
+
+def _described(bed: TestBed, circuit: Circuit) -> dict[str, Any]:
+    """Size, heads and, on held-out pairs, how good it is."""
+    return {
+        "n_edges": circuit.n_edges,
+        "n_edges_reachable": circuit.n_reachable,
+        "n_nodes": int(nodes_of(circuit).sum()),
+        "heads": [head_name(head) for head in heads_of(heads_in_circuit(circuit))],
+        **summarise([bed.run(circuit.kept)], bed.full, bed.corrupted).to_dict(),
+    }
+
+
+def heads_cell(cfg: DictConfig, subject: Subject) -> dict[str, Any]:
+    """Scores of every head on repeated random tokens, and the model's loss and accuracy there."""
+    ids, fresh = _repeated(cfg, subject)
+    grids = repeat_scores(Heads(subject), ids, cfg.evolve.heads.length)
+    names = [head_name((layer, h)) for layer in range(subject.graph.n_layers) for h in range(subject.graph.n_heads)]
+    scores = {role: dict(zip(names, grid.flatten().tolist(), strict=True)) for role, grid in grids.items()}
+    behaviours = _behaviours(cfg, subject, ids, fresh)
+    intact = {name: float(measure(()).mean()) for name, measure in behaviours.items()}
+    return {"status": "OK", "n_parameters": subject.model.num_parameters(), "scores": scores, **intact}
+
+
+def causal_cell(cfg: DictConfig, subject: Subject, start: dict[str, Any]) -> dict[str, Any]:
+    """What the induction heads of the last checkpoint account for of what was gained since the first.
+
+    `share` is the change on ablation over the gain, `random_share` the same for as many random heads of the same
+    layers; 1 removes the gain.
+
+    Args:
+        cfg: settings.
+        subject: the last checkpoint's model.
+        start: the first checkpoint's `heads_cell`.
+    """
+    ids, fresh = _repeated(cfg, subject)
+    settings = cfg.evolve.heads
+    grid = repeat_scores(Heads(subject), ids, settings.length)["induction"]
+    best = [head for head in top_heads(grid, settings.top) if float(grid[head]) > settings.threshold]
+    if not best:
+        return {"status": "FAILED", "reason": f"no head has an induction score above {settings.threshold:g}"}
+    content: dict[str, Any] = {"status": "OK", "heads": [head_name(head) for head in best]}
+    for name, measure in _behaviours(cfg, subject, ids, fresh).items():
+        check = causal_check(measure, subject.graph, best, settings.draws, cfg.seed)
+        assert check.intact.value is not None
+        gain = check.intact.value - start[name]
+        shares = {
+            key: None if gain == 0 or value.value is None else -value.value / gain
+            for key, value in (("share", check.effect), ("random_share", check.random))
+        }
+        content[name] = {**asdict(check), "heads": content["heads"], "gain": gain, **shares}
+    return content
+
+
+def _behaviours(
+    cfg: DictConfig, subject: Subject, ids: torch.Tensor, fresh: torch.Tensor
+) -> dict[str, Callable[..., torch.Tensor]]:
+    length = cfg.evolve.heads.length
+    return {
+        name: repeat_score(subject, ids, fresh, length, "interchange", name)  # type: ignore[arg-type]
+        for name in ("loss", "accuracy")
+    }
+
+
+def _repeated(cfg: DictConfig, subject: Subject) -> tuple[torch.Tensor, torch.Tensor]:
+    """Random tokens said twice, and as long ones that do not repeat."""
+    settings, vocabulary = cfg.evolve.heads, subject.model.config.vocab_size
+    bos = front_token(subject.tokenizer)
+    ids = repeated_tokens(vocabulary, settings.sequences, settings.length, cfg.seed, bos)
+    fresh = repeated_tokens(vocabulary, settings.sequences, 2 * settings.length, cfg.seed + 1, bos, 1)
+    return ids.to(subject.device), fresh.to(subject.device)

@@ -1,0 +1,134 @@
+"""Which models, tasks and settings an evolution is of, and loading one checkpoint at a time."""
+
+from __future__ import annotations
+
+import gc
+from collections.abc import Iterator
+from concurrent.futures import Future, ThreadPoolExecutor
+from contextlib import contextmanager
+from dataclasses import dataclass
+from functools import partial
+from pathlib import Path
+from typing import Any
+
+import torch
+from hydra.utils import instantiate
+from lightning import seed_everything
+from omegaconf import DictConfig
+
+from circuitlit.errors import UserError
+from circuitlit.finetune.pretrain import Recipe, pretrain, write_tasks
+from circuitlit.model import Subject
+from circuitlit.run.build import build_subject, plain
+from circuitlit.run.callbacks import Progress
+from circuitlit.timeline.checkpoints import Checkpoint, hub_checkpoints, local_checkpoints
+
+FILES = ["*.json", "*.safetensors", "*.txt", "*.model"]
+
+
+@dataclass(frozen=True)
+class Series:
+    """Checkpoints of one training run, first step first."""
+
+    name: str
+    checkpoints: list[Checkpoint]
+
+
+def find_series(cfg: DictConfig) -> list[Series]:
+    """The configured series; those of `pretrain` are trained first, where they are not there yet.
+
+    Raises:
+        UserError: nothing to look at.
+    """
+    settings = cfg.evolve
+    schedule = settings.schedule if settings.schedule is None or isinstance(settings.schedule, str) else None
+    if settings.schedule is not None and schedule is None:
+        schedule = list(settings.schedule)
+    if cfg.get("pretrain"):
+        if settings.folder:
+            raise UserError("evolve.folder and pretrain are both given; keep one")
+        return [Series(name, local_checkpoints(folder, schedule)) for name, folder in _trained(cfg)]
+    if settings.folder:
+        folder = Path(settings.folder).expanduser()
+        return [Series(cfg.model.name, local_checkpoints(folder, schedule, cfg.model.path, settings.tokens_per_step))]
+    if cfg.model.source != "hub":
+        raise UserError(
+            f"evolve: model={cfg.model.name} has no revisions; give a folder of checkpoints (evolve.folder=DIR) or a "
+            "model of the hub with some (model=pythia_160m)"
+        )
+    steps = "log" if schedule is None else schedule
+    found = hub_checkpoints(cfg.model.path, steps, settings.revision, settings.tokens_per_step)
+    return [Series(cfg.model.name, found)]
+
+
+def _trained(cfg: DictConfig) -> list[tuple[str, Path]]:
+    settings = plain(cfg.pretrain)
+    root = Path(settings.pop("folder")).expanduser()
+    models, seeds = settings.pop("models"), settings.pop("seeds")
+    write_tasks(root)
+    found = []
+    for model in models:
+        for seed in seeds:
+            own = {**settings, **model}
+            name = f"{own.pop('name')}-seed{seed}" if len(seeds) > 1 else str(own.pop("name"))
+            try:
+                recipe = Recipe(**own, seed=seed)
+            except TypeError as error:
+                raise UserError(
+                    f"pretrain: settings do not fit ({error}); see conf/experiment/emergence.yaml"
+                ) from error
+            seed_everything(seed, verbose=False)
+            callbacks = [Progress(refresh_rate=1)] if cfg.callbacks.progress_bar else []
+            pretrain(recipe, root / name, partial(_trainer, cfg, callbacks))
+            found.append((name, root / name))
+    return found
+
+
+def _trainer(cfg: DictConfig, watchers: list[Any], callbacks: list[Any], **more: Any) -> Any:
+    return instantiate(cfg.trainer, callbacks=[*callbacks, *watchers], **more, **instantiate(cfg.strategy.options))
+
+
+class Loader:
+    """Loads checkpoints one at a time, while the files of the next one come from the hub."""
+
+    def __init__(self, cfg: DictConfig) -> None:
+        self.cfg = cfg
+        self._pool = ThreadPoolExecutor(1)
+        self._ahead: Future[None] | None = None
+
+    @contextmanager
+    def loaded(self, checkpoint: Checkpoint, coming: Checkpoint | None) -> Iterator[Subject]:
+        """The checkpoint's model; it is let go at the end of the block."""
+        if self._ahead is not None:
+            self._ahead.exception()  # whatever went wrong is found again, and told, when that one is loaded
+        if coming is not None and coming.revision is not None:
+            self._ahead = self._pool.submit(_fetch, coming)
+        subject = build_subject(configured(self.cfg, checkpoint))
+        try:
+            yield subject
+        finally:
+            del subject
+            gc.collect()
+            if torch.cuda.is_available():
+                torch.cuda.empty_cache()
+
+    def close(self) -> None:
+        """Wait for nothing more."""
+        self._pool.shutdown(wait=False, cancel_futures=True)
+
+
+def configured(cfg: DictConfig, checkpoint: Checkpoint) -> DictConfig:
+    """The settings with the checkpoint as the model."""
+    own = cfg.copy()
+    if checkpoint.adapter is not None:
+        own.adapter.path = checkpoint.adapter
+    else:
+        own.model.source = "hub" if checkpoint.revision else "local"
+        own.model.path, own.model.revision = checkpoint.path, checkpoint.revision
+    return own
+
+
+def _fetch(checkpoint: Checkpoint) -> None:
+    from huggingface_hub import snapshot_download
+
+    snapshot_download(checkpoint.path, revision=checkpoint.revision, allow_patterns=FILES)

@@ -1,0 +1,196 @@
+"""Circuits of one task over a series of checkpoints: how alike they are, how fast they change, and the stages."""
+
+from __future__ import annotations
+
+import math
+from collections.abc import Mapping, Sequence
+from dataclasses import dataclass
+from itertools import combinations
+from typing import Any
+
+import numpy as np
+import torch
+from jaxtyping import Bool, Float
+from torch import Tensor
+
+from circuitlit.evaluate.similarity import Spread, jaccard, similarity, weighted_jaccard
+from circuitlit.graph import Circuit
+from circuitlit.timeline.stages import Signals, Timeline, find_stages
+
+SMOOTHING = 0.5
+
+
+@dataclass(frozen=True)
+class Point:
+    """One checkpoint's circuits.
+
+    Attributes:
+        step: of training.
+        level: the task's metric, mean over held-out pairs.
+        circuit: of the same number of edges at every checkpoint.
+        smallest: the smallest one that is faithful enough, None where there is none.
+    """
+
+    step: int
+    level: float
+    circuit: Circuit
+    smallest: Circuit | None = None
+
+
+def nodes_of(circuit: Circuit) -> Bool[Tensor, "1 writer"]:
+    """Writers that some reachable edge leaves."""
+    graph = circuit.graph
+    nodes = torch.zeros(1, graph.n_writers, dtype=torch.bool)
+    nodes[0, graph.writer_of[circuit.reachable.any(0)]] = True
+    return nodes
+
+
+def compared(ours: Circuit, theirs: Circuit) -> dict[str, float]:
+    """Similarity of edges (see `similarity`) and of nodes, edges that differ, and how far the scores have moved.
+
+    `score_distance` sums differences of normalised absolute scores, from 0 (proportional) to 2 (nothing in common).
+    """
+    shares = [
+        values.double().abs() / values.double().abs().sum() for values in (ours.scores.values, theirs.scores.values)
+    ]
+    return {
+        **similarity(ours, theirs),
+        "node_jaccard": jaccard(nodes_of(ours), nodes_of(theirs)),
+        "edges_changed": float((ours.kept ^ theirs.kept).sum()),
+        "score_distance": float((shares[0] - shares[1]).abs().sum()),
+    }
+
+
+def follow(points: Sequence[Point]) -> list[dict[str, Any]]:
+    """Every checkpoint's likeness to the one before and to the last, and their running means.
+
+    Returns:
+        A row each: `previous` and `last` compare circuits of equal size, `smallest_previous` and `smallest_last` the
+        smallest faithful ones where both exist, `node_ewma` and `edge_ewma` are exponentially weighted means of the
+        Jaccard with the checkpoint before, which begin with the first such value.
+    """
+    rows: list[dict[str, Any]] = []
+    before: Point | None = None
+    for point in points:
+        row: dict[str, Any] = {"step": point.step, "last": compared(point.circuit, points[-1].circuit)}
+        row["previous"] = compared(point.circuit, before.circuit) if before else None
+        row["smallest_last"] = _both(point, points[-1])
+        row["smallest_previous"] = _both(point, before)
+        rows.append(row)
+        before = point
+    for name, key in (("node_ewma", "node_jaccard"), ("edge_ewma", "jaccard")):
+        values = smoothed([row["previous"][key] for row in rows[1:]])
+        for row, value in zip(rows, [None, *values], strict=True):
+            row[name] = value
+    return rows
+
+
+def smoothed(values: Sequence[float], weight: float = SMOOTHING) -> list[float]:
+    """Exponentially weighted mean that begins with the first value itself."""
+    means: list[float] = []
+    for value in values:
+        means.append(value if not means else (1 - weight) * means[-1] + weight * value)
+    return means
+
+
+def _both(point: Point, other: Point | None) -> dict[str, float] | None:
+    if other is None or point.smallest is None or other.smallest is None:
+        return None
+    return compared(point.smallest, other.smallest)
+
+
+@dataclass(frozen=True)
+class Noise:
+    """How far circuits of one model differ when only the pairs do.
+
+    Attributes:
+        distance: 95th percentile of 1 - weighted Jaccard.
+        overlap: 95th percentile of 1 - chance-corrected Jaccard at equal size.
+        n_circuits: bootstrap circuits compared pair by pair.
+    """
+
+    distance: float = 0.0
+    overlap: float = 0.05
+    n_circuits: int = 0
+
+    @classmethod
+    def of(cls, spread: Spread, circuits: Sequence[Circuit]) -> Noise:
+        """From what `noise_floor` returns."""
+        moved = [1 - weighted_jaccard(a.scores.values, b.scores.values) for a, b in combinations(circuits, 2)]
+        return cls(float(np.quantile(moved, 0.95)), 1 - spread.low, spread.n_circuits)
+
+
+def stages_of(
+    points: Sequence[Point], rows: Sequence[Mapping[str, Any]], noise: Noise, resamples: int = 200
+) -> Timeline:
+    """The four stages, read off the metric, the circuits' velocity and their overlap with the last one.
+
+    Velocity is the weighted Jaccard distance to the checkpoint before, beyond what noise makes, by logarithmic time.
+    """
+    if len(points) < 2:
+        return Timeline("too few snapshots", n_snapshots=len(points))
+    steps = [point.step for point in points]
+    velocity = velocities(steps, [row["previous"]["weighted_jaccard"] for row in rows[1:]], noise.distance)
+    overlap = np.array([row["last"]["corrected_jaccard"] for row in rows])
+    level = np.array([point.level for point in points])
+    sizes = [point.smallest.n_edges if point.smallest else None for point in points]
+    others = {"log_size": np.log([size for size in sizes if size])} if all(sizes) else {}
+    return find_stages(Signals(steps, level, velocity, overlap, others, overlap_floor=noise.overlap), (), resamples)
+
+
+def velocities(steps: Sequence[int], alike: Sequence[float], noise: float) -> Float[np.ndarray, "point"]:
+    """Distance to the point before, less noise, by the logarithm of time (of step + 1); the first is the second's.
+
+    Likeness that does not exist (all scores zero) counts as none.
+    """
+    times = np.log(np.array(steps) + 1.0)
+    distance = [0.0 if math.isnan(value) else max(0.0, 1 - value - noise) for value in alike]
+    values = np.array(distance) / np.diff(times)
+    return np.concatenate([values[:1], values])
+
+
+def emerged(
+    steps: Sequence[int], values: Sequence[float | None], lows: Sequence[float | None], least: float = 0.0
+) -> int | None:
+    """First step from which on the value surely keeps half of what is gained in all.
+
+    Args:
+        steps: rising.
+        values: at each step; None where it does not exist.
+        lows: lower ends of the intervals; the values themselves where there are none.
+        least: gain that counts.
+
+    Returns:
+        None where the last lower end is not above the first value by `least`.
+    """
+    known = [(s, v, low) for s, v, low in zip(steps, values, lows, strict=True) if v is not None and low is not None]
+    if len(known) < 2 or known[-1][2] - known[0][1] <= least:
+        return None
+    half = (known[0][1] + known[-1][1]) / 2
+    late = [step for step, _, low in known if low < half]
+    return next((step for step, _, _ in known if not late or step > late[-1]), None)
+
+
+def handovers(steps: Sequence[int], scores: Sequence[Mapping[str, float]], threshold: float) -> list[dict[str, Any]]:
+    """Heads that lost a role, and the heads that took it over.
+
+    Args:
+        steps: of the checkpoints.
+        scores: each checkpoint's score by head name.
+        threshold: above it a head has the role.
+
+    Returns:
+        A row for each head that once had the role and has it no more at the end: when it peaked, the first checkpoint
+        without it for good, and the heads that have the role at the end but did not at the peak.
+    """
+    final = {head for head, value in scores[-1].items() if value > threshold}
+    rows = []
+    for head in scores[-1]:
+        own = [one.get(head, 0.0) for one in scores]
+        if head in final or max(own) <= threshold:
+            continue
+        peak = int(np.argmax(own))
+        lost = max(place for place, value in enumerate(own) if value > threshold) + 1
+        held = {name for name, value in scores[peak].items() if value > threshold}
+        rows.append({"head": head, "peak": steps[peak], "lost": steps[lost], "taken_over_by": sorted(final - held)})
+    return rows

@@ -1,0 +1,264 @@
+"""The verb evolve on a tiny GPT-NeoX series, and its parts by hand."""
+
+from __future__ import annotations
+
+import json
+import math
+import random
+import shutil
+from pathlib import Path
+
+import numpy as np
+import pytest
+import torch
+from cli import call, failure
+from transformers import GPTNeoXConfig, GPTNeoXForCausalLM
+
+import circuitlit.run.evolve as evolve
+from circuitlit.errors import UserError
+from circuitlit.finetune.mixture import KINDS, LISTS, VOCABULARY, mixture, mixture_pairs, mixture_tokenizer
+from circuitlit.finetune.pretrain import log_steps
+from circuitlit.graph import Circuit, EdgeScores, Graph
+from circuitlit.timeline.checkpoints import SCHEDULES, hub_checkpoints, local_checkpoints, scheduled_steps
+from circuitlit.timeline.series import Point, emerged, follow, handovers, smoothed, velocities
+
+STEPS = (0, 1, 2, 10)
+NUMBERS = {"hidden_size": 16, "intermediate_size": 32, "num_hidden_layers": 2, "num_attention_heads": 2}
+
+
+@pytest.fixture(scope="module")
+def series(tmp_path_factory: pytest.TempPathFactory) -> Path:
+    """Four models on a straight line between two random ones, named as Pythia's revisions are, and pairs."""
+    folder = tmp_path_factory.mktemp("series")
+    config = GPTNeoXConfig(vocab_size=len(VOCABULARY), max_position_embeddings=64, **NUMBERS)
+    torch.manual_seed(0)
+    ends = [GPTNeoXForCausalLM(config).state_dict() for _ in range(2)]
+    for number, step in enumerate(STEPS):
+        model = GPTNeoXForCausalLM(config)
+        share = number / (len(STEPS) - 1)
+        mixed = {name: 4 * torch.lerp(ends[0][name], ends[1][name], share) for name in ends[0]}
+        model.load_state_dict(mixed)
+        model.save_pretrained(folder / f"step{step}")
+        mixture_tokenizer().save_pretrained(folder / f"step{step}")
+    splits = ["train"] * 8 + ["val"] * 8 + ["test"] * 8
+    lines = [pair | {"split": split} for pair, split in zip(mixture_pairs("repeats", 24, 0, 4), splits, strict=True)]
+    (folder / "pairs.jsonl").write_text("\n".join(map(json.dumps, lines)))
+    return folder
+
+
+def settings(series: Path, out: Path, *more: str) -> list[str]:
+    own = [f"evolve.folder={series}", f"task.build.path={series}/pairs.jsonl", f"hydra.run.dir={out}"]
+    small = ["model=local", "model.path=null", "task=jsonl", "sparsity.target=0.7", "evolve.resamples=2"]
+    return [*own, *small, "evolve.heads.length=6", "evolve.heads.draws=2", "evolve.heads.threshold=0.01", *more]
+
+
+def results(out: Path) -> dict:
+    """What was found, without times and paths."""
+    found = json.loads((out / "evolve.json").read_text())
+    return {key: value for key, value in found.items() if not key.startswith("seconds")}
+
+
+def same(ours: object, theirs: object) -> bool:
+    return json.dumps(ours, sort_keys=True) == json.dumps(theirs, sort_keys=True)
+
+
+def test_a_series_end_to_end_and_interrupted_anywhere(
+    series: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    whole = tmp_path / "whole"
+    call(*settings(series, whole), verb="evolve")
+    found = results(whole)
+    one = found["series"][0]
+    rows = one["tasks"]["jsonl"]["rows"]
+    assert [row["step"] for row in rows] == list(STEPS) and found["errors"] == []
+    assert [row["likeness"]["last"]["corrected_jaccard"] for row in rows][-1] == 1
+    assert rows[0]["likeness"]["previous"] is None and rows[1]["likeness"]["previous"]["node_jaccard"] <= 1
+    assert {row["circuit"]["n_edges"] for row in rows} == {round(0.3 * rows[0]["n_edges_total"])}
+    assert one["causal"]["status"] == "OK" and len(one["causal"]["heads"]) <= 2
+    assert one["tasks"]["jsonl"]["noise"]["n_circuits"] == 2
+    assert "plotly" in (whole / "evolve.html").read_text()
+    made: list[str] = []
+    work = evolve.task_cell
+
+    def counted(*args, **more):
+        made.append("cell")
+        return work(*args, **more)
+
+    monkeypatch.setattr(evolve, "task_cell", counted)
+    for done in (1, 3):
+        broken = tmp_path / f"broken{done}"
+        shutil.copytree(whole, broken)
+        (broken / "evolve.json").unlink()
+        for step in STEPS[done:]:
+            for path in [*broken.glob(f"cells/*--step{step}.json"), *broken.glob(f"circuits/*--step{step}")]:
+                shutil.rmtree(path) if path.is_dir() else path.unlink()
+        made.clear()
+        call(*settings(series, broken), verb="evolve")
+        assert len(made) == len(STEPS) - done
+        assert same(results(broken), found)
+    made.clear()
+    call(*settings(series, whole, "evolve.faithfulness=0.5"), verb="evolve")
+    assert len(made) == len(STEPS)  # other settings, other cells
+
+
+def test_masks_begin_with_those_of_the_checkpoint_before(series: Path, tmp_path: Path) -> None:
+    masks = ["evolve.circuits=masks", "mask.schedule.steps=3", "evolve.cold_every=2", "evolve.heads.run=false"]
+    call(*settings(series, tmp_path / "a", *masks, "evolve.schedule=[0,1,2]"), verb="evolve")
+    rows = results(tmp_path / "a")["series"][0]["tasks"]["jsonl"]["rows"]
+    assert [("cold_overlap" in row) for row in rows] == [False, False, True]
+    assert -1 <= rows[2]["cold_overlap"] <= 1
+    shutil.rmtree(tmp_path / "a/circuits/local--jsonl--step2")
+    (tmp_path / "a/cells/local--jsonl--step2.json").unlink()
+    call(*settings(series, tmp_path / "a", *masks, "evolve.schedule=[0,1,2]"), verb="evolve")
+    assert same(results(tmp_path / "a")["series"][0]["tasks"]["jsonl"]["rows"], rows)
+
+
+def test_what_fails_is_recorded_and_the_rest_goes_on(series: Path, tmp_path: Path) -> None:
+    damaged = tmp_path / "series"
+    shutil.copytree(series, damaged)
+    (damaged / "step1" / "model.safetensors").write_bytes(b"nothing")
+    out = tmp_path / "out"
+    call(*settings(damaged, out, "evolve.faithfulness=1000", "evolve.heads.run=false"), verb="evolve")
+    found = results(out)
+    assert [(row["step"], row["task"]) for row in found["errors"]] == [(1, "jsonl")]
+    rows = found["series"][0]["tasks"]["jsonl"]["rows"]
+    assert [row["step"] for row in rows] == [0, 2, 10]
+    assert {row["status"] for row in rows} == {"FAILED"} and all(row["reason"] for row in rows)
+    shutil.copy(series / "step1/model.safetensors", damaged / "step1/model.safetensors")
+    call(*settings(damaged, out, "evolve.faithfulness=1000", "evolve.heads.run=false"), verb="evolve")
+    assert results(out)["errors"] == []
+
+
+def test_pythia_experiment_runs_on_a_folder_of_revisions(series: Path, tmp_path: Path) -> None:
+    more = ["task.build.path=" + str(series / "pairs.jsonl"), f"evolve.folder={series}", "data.batch_size=8"]
+    call(
+        "experiment=pythia_160m_ioi",
+        "task=jsonl",
+        "evolve.tasks=null",
+        *more,
+        f"hydra.run.dir={tmp_path}",
+        verb="evolve",
+    )
+    rows = results(tmp_path)["series"][0]["tasks"]["jsonl"]["rows"]
+    assert [(row["step"], row["tokens"]) for row in rows] == [(s, s * 2_097_152) for s in (0, 1, 2)]
+
+
+@pytest.mark.parametrize(
+    "more,says",
+    [
+        (["evolve.folder=/nowhere"], "is not a folder"),
+        (["evolve.schedule=[0,7]"], "has no step 7"),
+        (["evolve.schedule=sometimes"], "none of all, linear"),
+        (["evolve.schedule=late"], "has no step 4000"),
+        (["evolve.circuits=both"], "neither attribution nor masks"),
+        (["evolve.part=2", "evolve.parts=2"], "parts 0 to 1"),
+        (["evolve.cold_every=0"], "at least 1"),
+        (["evolve.folder=null"], "has no revisions"),
+    ],
+)
+def test_wrong_input(
+    series: Path, tmp_path: Path, capsys: pytest.CaptureFixture[str], more: list[str], says: str
+) -> None:
+    assert says in failure(capsys, *settings(series, tmp_path / "out", *more), verb="evolve")
+    assert not (tmp_path / "out" / "cells").exists()
+
+
+def test_schedules_by_hand() -> None:
+    assert len(SCHEDULES["all"]) == 154 and SCHEDULES["all"][:12] == [0, 1, 2, 4, 8, 16, 32, 64, 128, 256, 512, 1000]
+    assert len(SCHEDULES["late"]) == 140 and SCHEDULES["late"][0] == 4000
+    assert len(SCHEDULES["detail"]) == 10 + 15 + 10 + 8 and SCHEDULES["detail"][-1] == 140_000
+    assert SCHEDULES["sparse"][:4] == [256, 512, 1000, 2000] and len(SCHEDULES["sparse"]) == 2 + 9 + 8 + 5 + 4
+    assert all(steps == sorted(set(steps)) and set(steps) <= set(SCHEDULES["all"]) for steps in SCHEDULES.values())
+    assert scheduled_steps([4, 1, 4]) == [1, 4]
+    assert [c.revision for c in hub_checkpoints("a/b", [0, 512])] == ["step0", "step512"]
+    assert hub_checkpoints("a/b", [1000], tokens_per_step=2_097_152)[0].tokens == 2_097_152_000
+    assert log_steps(20) == [0, 1, 2, 4, 8, 16, 20] and log_steps(4, 2) == [0, 1, 2, 3, 4]
+    with pytest.raises(UserError, match="step"):
+        hub_checkpoints("a/b", "log", revision="main")
+
+
+def test_checkpoints_of_an_index(tmp_path: Path) -> None:
+    rows = [{"step": 3, "folder": "step_000003", "tokens": 30}, {"step": 0, "folder": "step_000000", "tokens": 0}]
+    (tmp_path / "checkpoints").mkdir()
+    index = tmp_path / "checkpoints" / "checkpoints.json"
+    index.write_text(json.dumps({"kind": "peft", "checkpoints": rows}))
+    found = local_checkpoints(tmp_path, None, base="the/base")
+    assert [(c.step, c.tokens, c.path) for c in found] == [(0, 0, "the/base"), (3, 30, "the/base")]
+    assert found[1].adapter == str(index.parent / "step_000003")
+    index.write_text("[]")
+    with pytest.raises(UserError, match="not an index"):
+        local_checkpoints(tmp_path, None)
+
+
+def test_likeness_by_hand() -> None:
+    graph = Graph(n_layers=1, n_heads=1, n_kv_heads=1, parallel=True)
+    total = graph.n_edges
+    first, second = torch.zeros(1, total), torch.zeros(1, total)
+    first[0, :2], second[0, 1:3] = 1, 1
+    points = [
+        Point(step, 0.0, Circuit.of(EdgeScores(graph, scores, "given"), scores > 0))
+        for step, scores in ((1, first), (2, second), (4, second))
+    ]
+    rows = follow(points)
+    assert rows[0]["last"]["jaccard"] == pytest.approx(1 / 3) and rows[0]["last"]["weighted_jaccard"] == 1 / 3
+    assert rows[1]["previous"]["edges_changed"] == 2 and rows[1]["previous"]["score_distance"] == 1
+    assert [row["edge_ewma"] for row in rows] == [None, pytest.approx(1 / 3), pytest.approx(2 / 3)]
+    assert smoothed([1.0, 0.0, 0.0]) == [1.0, 0.5, 0.25]
+    speed = velocities([0, 1, 3], [0.5, math.nan], noise=0.1)
+    assert np.allclose(speed, [0.4 / math.log(2), 0.4 / math.log(2), 0.0])
+
+
+def test_emergence_and_handovers_by_hand() -> None:
+    steps, values = [0, 1, 2, 4, 8], [0.0, 0.7, 0.1, 0.9, 1.0]
+    assert emerged(steps, values, values) == 4  # not 1, where it did not stay
+    assert emerged(steps, values, [0.0, 0.6, 0.0, 0.4, 0.9]) == 8
+    assert emerged(steps, [0.5] * 5, [0.4] * 5) is None
+    scores = [{"a": 0.1, "b": 0.0, "c": 0.9}, {"a": 0.8, "b": 0.2, "c": 0.9}, {"a": 0.2, "b": 0.7, "c": 0.9}]
+    assert handovers([1, 2, 4], scores, 0.5) == [{"head": "a", "peak": 2, "lost": 4, "taken_over_by": ["b"]}]
+
+
+def test_the_mixture_can_be_learned_by_its_mechanisms() -> None:
+    tokenizer = mixture_tokenizer()
+    rows = mixture(dict.fromkeys(KINDS, 1.0), 200, 64, seed=0)
+    assert np.array_equal(rows, mixture(dict.fromkeys(KINDS, 1.0), 200, 64, seed=0))
+    assert (rows[:, 0] == VOCABULARY["<s>"]).all() and rows.max() < len(VOCABULARY)
+    repeated = mixture({"repeats": 1}, 20, 64, seed=1)[:, 1:]
+    for row in repeated:
+        assert any(np.array_equal(row[period:], row[:-period]) for period in range(6, 32))
+    texts = [tokenizer.decode(row) for row in mixture({"names": 1}, 20, 64, seed=1)]
+    for text in texts:
+        words = text.split()
+        assert words[1] == "When" and words[10] in (words[2], words[4]) and words[15] in (words[2], words[4])
+        assert words[10] != words[15]
+    for kind in KINDS:
+        for pair in mixture_pairs(kind, 20, seed=0):
+            ids = [tokenizer(pair[name])["input_ids"] for name in ("clean", "corrupted")]
+            assert len(ids[0]) == len(ids[1]) and tokenizer.unk_token_id not in ids[0]
+            assert pair["answer"] != pair["wrong_answer"]
+    with pytest.raises(UserError, match="unknown"):
+        mixture({"poems": 1}, 2, 64, 0)
+    assert random.Random(0) and len(LISTS) == 4
+
+
+def test_emergence_trains_once_and_evolves(tmp_path: Path) -> None:
+    fast = [
+        f"paths.runs={tmp_path}",
+        f"hydra.run.dir={tmp_path}/out",
+        "pretrain.steps=4",
+        "pretrain.batch_size=4",
+        "pretrain.per_doubling=1",
+        "evolve.heads.draws=0",
+        "evolve.resamples=0",
+        "evolve.schedule=[0,4]",
+        "callbacks.progress_bar=false",
+    ]
+    call("experiment=emergence", *fast, verb="evolve")
+    found = results(tmp_path / "out")
+    assert set(found["tasks"]) == {"induction", "names", "agreement", "successor"} and found["errors"] == []
+    folder = tmp_path / "series/emergence/0.1M"
+    index = json.loads((folder / "checkpoints.json").read_text())
+    assert [row["step"] for row in index["checkpoints"]] == [0, 1, 2, 4]
+    assert [row["tokens"] for row in index["checkpoints"]] == [0, 252, 504, 1008]
+    written = (folder / "step4/model.safetensors").stat().st_mtime_ns
+    call("experiment=emergence", *fast, verb="evolve")
+    assert (folder / "step4/model.safetensors").stat().st_mtime_ns == written
