@@ -109,7 +109,7 @@ def test_the_page_lists_the_strongest_edges_and_draws_every_figure(page: str) ->
     circuit = make_circuit()
     listed = re.findall(r'<td class="text"><code>(.*?)</code>', page)
     assert [html.unescape(name) for name in listed] == [edge.name for edge in ranked_edges(circuit)[:30]]
-    assert f"All {circuit.n_reachable} reachable edges; the stronger" in page
+    assert f"At first all {circuit.n_reachable} reachable edges; the stronger" in page
     figures = dict(re.findall(r'<script type="application/json" id="figure-(\w+)">(.*?)</script>', page))
     assert set(figures) == {"circuit", "layers", "training"}
     names = {trace["name"] for trace in json.loads(figures["training"])["data"]}
