@@ -80,7 +80,7 @@ def timeline_figure(evolution: Evolution) -> go.Figure:
     figure.add_trace(curve, row=1, col=1)
     churn = go.Bar(x=steps, y=evolution["churn"], name="edges changed since the snapshot before", marker_color=ORANGE)
     figure.add_trace(churn, row=2, col=1)
-    figure.update_yaxes(title_text="share", range=[-0.03, 1.05], row=1)
+    figure.update_yaxes(title_text="share", range=[min(-0.03, *evolution["progress"]) - 0.02, 1.05], row=1)
     figure.update_yaxes(title_text="edges", rangemode="tozero", row=2)
     if measured:
         look = {"mode": "lines+markers", "line": {"color": RED, "width": 1.6}, "marker": {"size": 6}}
@@ -129,7 +129,9 @@ def kept_figure(evolution: Evolution, snapshot: int = -1) -> go.Figure:
     last = [evolution["kept"]["logits"][snapshot]]
     figure.add_trace(go.Bar(x=[layers], y=last, marker_color=RED, name="logits", meta="logits"))
     figure.update_layout(barmode="stack", bargap=0.2)
-    figure.update_layout(legend={"orientation": "h", "y": 1.02, "yanchor": "bottom", "x": 0, "xanchor": "left"})
+    figure.update_layout(
+        legend={"orientation": "h", "y": -0.25, "yanchor": "top", "x": 0, "xanchor": "left", "traceorder": "normal"}
+    )
     shown = thinned(layers)
     ticks = {"tickvals": [*shown, layers], "ticktext": [*map(str, shown), "logits"]}
     figure.update_xaxes(title_text="reading layer", showgrid=False, **ticks)

@@ -19,6 +19,7 @@ VERBS = {
     "finetune": "tune the model on a task, all weights or an adapter, with checkpoints and a held-out test",
     "compare": "circuits, weights and behaviour of a base model and a tuned one",
     "heads": "what single heads do: scores, their parts in the IOI algorithm, causal checks",
+    "report": "the page of a run again, a page that compares runs, figures for papers, a W&B workspace",
     "bench": "time steps, runs and attribution, and reckon the memory that they need",
 }
 CHATTY = (
