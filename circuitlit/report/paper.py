@@ -71,7 +71,7 @@ def timeline(evolution: dict[str, Any]) -> Figure:
     if measured:
         axes[2].plot([x for x, _ in measured], [y for _, y in measured], "o-", ms=3, color=RED)
         axes[2].set_ylabel("KL (nats)")
-        axes[2].set_ylim(bottom=0)
+        axes[2].set_ylim(0, 1.1 * max(y for _, y in measured) or 1)
     axes[0].set_xlim(steps[0], steps[-1])
     axes[-1].set_xlabel("step")
     return figure

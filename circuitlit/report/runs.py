@@ -130,6 +130,7 @@ def curves_figure(names: Sequence[str], runs: Sequence[Run]) -> go.Figure:
     for row, title in enumerate(("KL (nats)", "progress", "sparsity"), 1):
         figure.update_yaxes(title_text=title, row=row)
     figure.update_yaxes(rangemode="tozero", row=1)
+    figure.update_yaxes(range=[0, 1.05], row=3)
     figure.update_xaxes(title_text="step", row=3)
     figure.update_layout(legend={"orientation": "h", "y": -0.1, "yanchor": "top", "x": 0, "xanchor": "left"})
     return finish(figure, 680)
