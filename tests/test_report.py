@@ -15,10 +15,13 @@ from rich.console import Console
 from circuitlit.errors import UserError
 from circuitlit.graph import Circuit, EdgeScores, Graph
 from circuitlit.report import print_table, write_page
+from circuitlit.report.artefacts import Run, read_run
 from circuitlit.report.circuit_figure import circuit_figure, node_places
+from circuitlit.report.drawing import drawing
 from circuitlit.report.edges import KINDS, ranked_edges
 from circuitlit.report.figures import layer_figure, possible_edges, series, smooth
 from circuitlit.report.page import headline, paired_note
+from circuitlit.report.runs import circuit_pairs, write_runs_page
 from circuitlit.report.table import Metric, percent, result_rows
 
 GRAPH = Graph(3, 4, 2)
@@ -109,7 +112,7 @@ def test_the_page_lists_the_strongest_edges_and_draws_every_figure(page: str) ->
     circuit = make_circuit()
     listed = re.findall(r'<td class="text"><code>(.*?)</code>', page)
     assert [html.unescape(name) for name in listed] == [edge.name for edge in ranked_edges(circuit)[:30]]
-    assert f"All {circuit.n_reachable} reachable edges; the stronger" in page
+    assert f"At first all {circuit.n_reachable} reachable edges; the stronger" in page
     figures = dict(re.findall(r'<script type="application/json" id="figure-(\w+)">(.*?)</script>', page))
     assert set(figures) == {"circuit", "layers", "training"}
     names = {trace["name"] for trace in json.loads(figures["training"])["data"]}
@@ -230,3 +233,122 @@ def test_curves_skip_what_was_not_recorded() -> None:
     assert series(history, "loss") == ([0], [1.0])
     assert smooth([1.0] * 7) == [1.0] * 7 and smooth([0.0, 3.0, 6.0]) == [0.0, 3.0, 6.0]
     assert percent(0.95) == "95.0 %" and percent(0.9997) == "99.97 %" and percent(None) == "-"
+
+
+def make_evolution(moved: int = 0) -> dict:
+    """Six snapshots of a circuit of 4 edges in the graph of these tests, with two stages."""
+    layers = GRAPH.n_layers
+
+    def at(step: int, low: int, high: int, mark: str | None = None) -> dict:
+        return {"step": step, "low": low, "high": high, "mark": mark}
+
+    found = {"initialization": None, "rapid_learning": None, "fine_tuning": None, "convergence": None}
+    found["rapid_learning"] = (at(0, 0, 0), at(20 + moved, 10 + moved, 20 + moved, "schedule"))
+    found["convergence"] = (found["rapid_learning"][1], at(50, 50, 50))
+    stages = [
+        {"name": name, "observed": ends is not None, "start": ends and ends[0], "end": ends and ends[1]}
+        for name, ends in found.items()
+    ]
+    counts = [[4 - n, n] for n in (0, 1, 2, 3, 3, 3)]
+    return {
+        "format": 1,
+        "steps": [0, 10, 20, 30, 40, 50],
+        "count": 4,
+        "graph": {"n_layers": layers},
+        "schedule": {
+            "steps": 50,
+            "knots": {"warmup_end": 20.0 + moved, "harden_start": None},
+            "sparsity": [0, 0.4, 0.8, 0.8, 0.8, 0.8],
+        },
+        "overlap_final": [0.1, 0.5, 0.9, 1, 1, 1],
+        "progress": [0, 0.4, 0.9, 1, 1, 1],
+        "overlap_previous": [None, 0.5, 0.6, 0.9, 1, 1],
+        "churn": [None, 2, 2, 2, 0, 0],
+        "undecided": [0.5] * 6,
+        "hard_kl": [2.0, None, 1.0, None, None, 0.4],
+        "kept": {
+            "q": [[a, b, 0] for a, b in counts],
+            **{kind: [[0] * layers] * 6 for kind in ("k", "v", "mlp")},
+            "logits": [0] * 6,
+        },
+        "flow": {"pairs": [[0, 0], [1, 1]], "counts": counts},
+        "stages": {"verdict": "learning", "stages": stages, "change_points": []},
+    }
+
+
+def make(folder: Path) -> Path:
+    folder.mkdir()
+    return folder
+
+
+def with_evolution(folder: Path, evolution: dict) -> Path:
+    circuit = make_circuit()
+    make_run(folder, circuit, make_result(circuit))
+    (folder / "evolution.json").write_text(json.dumps(evolution))
+    return folder
+
+
+def test_the_page_says_when_stages_begin_and_which_are_absent(tmp_path: Path) -> None:
+    text = html.unescape(without_plotly(write_page(with_evolution(tmp_path, make_evolution())).read_text()))
+    assert "6 snapshots of the masks show these stages: rapid learning, convergence." in text
+    assert "0 to 20 [10, 20], schedule</small>" in text and text.count("<small>not observed</small>") == 2
+    figures = dict(re.findall(r'<script type="application/json" id="figure-(\w+)">(.*?)</script>', text))
+    shapes = json.loads(figures["timeline"])["layout"]["shapes"]
+    bands = [(s["x0"], s["x1"]) for s in shapes if s["type"] == "rect" and s["name"] != "interval"]
+    assert bands == [(0, 20), (20, 50)]
+    assert [(s["x0"], s["x1"]) for s in shapes if s["name"] == "interval"] == [(10, 20)]
+    assert [s["x0"] for s in shapes if s["name"] == "warmup_end"] == [20]
+    assert [s["line"]["dash"] for s in shapes if s["name"] == "boundary"] == ["dash"]
+
+
+def test_an_evolution_of_another_version_is_refused(tmp_path: Path) -> None:
+    with_evolution(tmp_path, {**make_evolution(), "format": 0})
+    with pytest.raises(UserError, match=r"evolution\.json"):
+        write_page(tmp_path)
+
+
+def test_key_value_heads_lead_on_to_the_heads_that_share_them() -> None:
+    edges = ranked_edges(make_circuit())
+    picture = drawing(GRAPH, edges, 5)
+    names = picture["nodes"]
+    follow = {names[node]: [names[head] for head in heads] for node, heads in picture["next"].items()}
+    assert follow["a1.kv1"] == ["a1.h2", "a1.h3"] and len(follow) == 6
+    drawn = zip(picture["source"], picture["target"], strict=True)
+    assert [(names[s], names[t]) for s, t in drawn] == [(edge.source, edge.target) for edge in edges]
+    assert picture["drawn"] == 5 and picture["n_edges"] == len(edges)
+
+
+def test_runs_are_compared_beyond_chance_and_stage_by_stage(tmp_path: Path) -> None:
+    folders = [
+        with_evolution(make(tmp_path / name), make_evolution(moved)) for name, moved in (("a", 0), ("b", 0), ("c", 20))
+    ]
+    text = html.unescape(without_plotly(write_runs_page(folders, tmp_path / "runs.html").read_text()))
+    # The circuits are the same file three times: the overlap is 1 however it is counted.
+    assert text.count("<td>1.000</td>") == 4 * 3
+    assert text.count("0.360<small>[0.324, 0.396]</small>") == 3
+    assert "<td>agree<small>other schedule: with the schedule</small></td>" in text
+    assert "://" not in text
+    figures = dict(re.findall(r'<script type="application/json" id="figure-(\w+)">(.*?)</script>', text))
+    assert set(figures) == {"overlap", "curves", "stages"}
+    bars = {bar["name"]: bar for bar in json.loads(figures["stages"])["data"] if bar["type"] == "bar"}
+    assert bars["rapid learning"]["x"] == [20, 20, 40] and bars["convergence"]["base"] == [20, 20, 40]
+    with pytest.raises(UserError, match="two runs or more"):
+        write_runs_page([folders[0], folders[0]], tmp_path / "runs.html")
+
+
+def test_circuits_of_other_graphs_are_not_compared() -> None:
+    other = Circuit.cut(EdgeScores(Graph(2, 2, 2), torch.randn(1, Graph(2, 2, 2).n_edges), "x"), 5)
+    runs = [Run(Path(), circuit, {}, {}) for circuit in (make_circuit(), other)]
+    [pair] = circuit_pairs(["a", "b"], runs)
+    assert pair.values is None and "different graphs" in pair.reason
+
+
+@pytest.mark.parametrize(("form", "start"), [("svg", b"<?xml"), ("png", b"\x89PNG"), ("pdf", b"%PDF")])
+def test_figures_for_papers(tmp_path: Path, form: str, start: bytes) -> None:
+    pytest.importorskip("matplotlib")
+    from circuitlit.report.paper import save_figures
+
+    run = read_run(with_evolution(tmp_path, make_evolution()))
+    paths = save_figures(run, tmp_path, form)
+    assert [path.name for path in paths] == [f"{name}.{form}" for name in ("layers", "timeline", "training")]
+    assert all(path.read_bytes().startswith(start) and path.stat().st_size > 4000 for path in paths)

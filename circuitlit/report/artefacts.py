@@ -15,6 +15,7 @@ FILES = {
     "result.json": "every number of this page",
     "history.json": "the training curves",
 }
+EVOLUTION = {"evolution.json": "how the masks evolved, snapshot by snapshot, and the stages"}
 _NUMBER = (int, float)
 _REQUIRED: dict[str, type | tuple[type, ...]] = {
     "status": str,
@@ -26,6 +27,18 @@ _REQUIRED: dict[str, type | tuple[type, ...]] = {
     "sparsity": _NUMBER,
     "n_pairs": int,
 }
+_EVOLVED = (
+    "steps",
+    "schedule",
+    "progress",
+    "overlap_previous",
+    "churn",
+    "undecided",
+    "hard_kl",
+    "kept",
+    "flow",
+    "stages",
+)
 
 
 @dataclass(frozen=True)
@@ -37,12 +50,19 @@ class Run:
         circuit: the circuit with the scores of all edges.
         result: `result.json`: metrics with intervals, settings, provenance.
         history: `history.json`: rows of the training curves.
+        evolution: `evolution.json`: how the masks evolved; None for a run that has none.
     """
 
     folder: Path
     circuit: Circuit
     result: dict
     history: dict
+    evolution: dict | None = None
+
+    @property
+    def files(self) -> dict[str, str]:
+        """What lies beside the page, and what it is."""
+        return FILES | (EVOLUTION if self.evolution else {})
 
 
 def read_run(folder: Path) -> Run:
@@ -59,7 +79,7 @@ def read_run(folder: Path) -> Run:
     if not isinstance(rows, list) or not all(isinstance(row, dict) for row in rows):
         raise UserError(f"{folder / 'history.json'}: 'rows' is not a list of objects; write the run again")
     _read_json(folder / "circuit.json")
-    return Run(folder, _read_circuit(folder), result, history)
+    return Run(folder, _read_circuit(folder), result, history, _read_evolution(folder / "evolution.json"))
 
 
 def _read_json(path: Path) -> dict:
@@ -70,6 +90,17 @@ def _read_json(path: Path) -> dict:
     if not isinstance(content, dict):
         raise UserError(f"{path}: not a JSON object; name the directory of a finished run")
     return content
+
+
+def _read_evolution(path: Path) -> dict | None:
+    """The masks' evolution, None where there are not two snapshots to compare."""
+    if not path.is_file():
+        return None
+    evolution = _read_json(path)
+    missing = [key for key in _EVOLVED if key not in evolution]
+    if evolution.get("format") != 1 or missing:
+        raise UserError(f"{path}: not of this version; write it again with `timeline run={path.parent}`")
+    return evolution if len(evolution["steps"]) > 1 else None
 
 
 def _read_circuit(folder: Path) -> Circuit:

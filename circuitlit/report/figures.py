@@ -15,7 +15,7 @@ from circuitlit.report.edges import RankedEdge
 BLUE, ORANGE, GREEN, RED, PINK = "#0173b2", "#de8f05", "#029e73", "#d55e00", "#cc78bc"
 GREY = "#8a909c"
 # Viridis without its darkest and lightest ends, which vanish on a dark or a light page.
-_SCALE = ["#3b6aa0", "#21918c", "#5ec962", "#e3d91c"]
+SCALE = ["#3b6aa0", "#21918c", "#5ec962", "#e3d91c"]
 _SMOOTHED_OVER = 20  # the running mean spans a twentieth of the steps
 
 
@@ -107,7 +107,7 @@ def layer_figure(graph: Graph, edges: list[RankedEdge]) -> go.Figure:
             y=list(sources),
             z=[[kept[source, target] or None for target in targets] for source in sources],
             text=notes,
-            colorscale=_SCALE,
+            colorscale=SCALE,
             xgap=1,
             ygap=1,
             hoverongaps=False,
@@ -126,7 +126,12 @@ def layer_figure(graph: Graph, edges: list[RankedEdge]) -> go.Figure:
 
 def labelled_layers(graph: Graph) -> list[int]:
     """Layers whose number is written at an axis, few enough for a phone."""
-    return list(range(0, graph.n_layers, 1 if graph.n_layers <= 8 else 2 if graph.n_layers <= 16 else 5))
+    return thinned(graph.n_layers)
+
+
+def thinned(layers: int) -> list[int]:
+    """Every layer, every second or every fifth, as many as there is room for."""
+    return list(range(0, layers, 1 if layers <= 8 else 2 if layers <= 16 else 5))
 
 
 def possible_edges(graph: Graph, source: int, target: int) -> int:

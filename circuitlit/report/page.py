@@ -2,8 +2,11 @@
 
 from __future__ import annotations
 
+import json
 import os
+from collections.abc import Mapping
 from pathlib import Path
+from typing import Any
 
 import plotly.graph_objects as go
 from jinja2 import Environment, FileSystemLoader, StrictUndefined
@@ -11,14 +14,17 @@ from markupsafe import Markup
 from plotly.offline import get_plotlyjs
 
 from circuitlit.errors import UserError
-from circuitlit.report.artefacts import FILES, Run, read_run
+from circuitlit.report.artefacts import Run, read_run
 from circuitlit.report.circuit_figure import COLOURS, DRAWN, circuit_figure
-from circuitlit.report.edges import ranked_edges
+from circuitlit.report.drawing import DRAWABLE, drawing
+from circuitlit.report.edges import RankedEdge, ranked_edges
+from circuitlit.report.evolution_figure import flow_figure, kept_figure, stage_rows, timeline_figure
 from circuitlit.report.figures import layer_figure, training_figure
 from circuitlit.report.table import Metric, columns, count, percent, result_rows
 
 LISTED = 30
 _TEMPLATE = "page.html.j2"
+_EVOLVES = ("steps", "overlap_final", "churn", "kept", "flow", "graph")
 _SETTINGS = ("task", "model", "method", "ablation", "seed", "steps", "seconds", "n_pairs")
 
 
@@ -31,15 +37,47 @@ def write_page(run_dir: Path) -> Path:
     Raises:
         UserError: an artefact is missing or damaged, or the page cannot be written.
     """
-    text = _render(read_run(run_dir))
-    path = run_dir / "report.html"
-    partial = run_dir / "report.html.part"
+    return save_page(run_dir / "report.html", _render(read_run(run_dir)))
+
+
+def save_page(path: Path, text: str) -> Path:
+    """Write a page whole or not at all.
+
+    Raises:
+        UserError: it cannot be written.
+    """
+    partial = path.with_name(path.name + ".part")
     try:
         partial.write_text(text, encoding="utf-8")
         os.replace(partial, path)
     except OSError as error:
         raise UserError(f"{path}: cannot be written ({error}); make room or make the directory writable") from error
     return path
+
+
+def render(template: str, values: Mapping[str, Any], figures: Mapping[str, go.Figure]) -> str:
+    """Fill a template of this folder; every page gets plotly and its figures as `figures`."""
+    environment = Environment(
+        loader=FileSystemLoader(Path(__file__).parent),
+        autoescape=True,
+        undefined=StrictUndefined,
+        trim_blocks=True,
+        lstrip_blocks=True,
+    )
+    drawn = {name: safe_json(figure.to_json() or "{}") for name, figure in figures.items()}
+    return environment.get_template(template).render(**values, figures=drawn, plotly=Markup(get_plotlyjs()))
+
+
+def run_figures(run: Run, edges: list[RankedEdge]) -> dict[str, go.Figure]:
+    """All figures of a run by name, as far as it has the data."""
+    graph = run.circuit.graph
+    figures = {"circuit": circuit_figure(graph, edges), "layers": layer_figure(graph, edges)}
+    if run.evolution:
+        figures["timeline"] = timeline_figure(run.evolution)
+        figures["kept"] = kept_figure(run.evolution)
+        figures["flow"] = flow_figure(run.evolution)
+    curves = training_figure(run.history)
+    return figures | ({"training": curves} if curves else {})
 
 
 def headline(result: dict) -> str:
@@ -89,40 +127,50 @@ def flatten(content: dict, prefix: str = "") -> list[tuple[str, str]]:
     return pairs
 
 
+def timeline_note(evolution: dict | None) -> str:
+    """What was found of the stages, in one sentence; empty without an evolution."""
+    if evolution is None:
+        return ""
+    verdict, found = evolution["stages"]["verdict"], stage_rows(evolution)
+    snapshots = f"{len(evolution['steps'])} snapshots of the masks"
+    if verdict != "learning":
+        said = {"no learning": "show no change that stands out of the noise", "too few snapshots": "are too few"}
+        return f"{snapshots} {said.get(verdict, verdict)}: no stages."
+    names = ", ".join(row.name for row in found if row.observed)
+    absent = ", ".join(row.name for row in found if not row.observed)
+    return f"{snapshots} show these stages: {names}." + (f" Not observed: {absent}." if absent else "")
+
+
 def _render(run: Run) -> str:
-    result, graph = run.result, run.circuit.graph
-    edges = ranked_edges(run.circuit)
-    curves = training_figure(run.history)
-    figures = {
-        "circuit": circuit_figure(graph, edges),
-        "layers": layer_figure(graph, edges),
-        **({"training": curves} if curves else {}),
+    graph, edges = run.circuit.graph, ranked_edges(run.circuit)
+    everything = {"result": run.result, "history": run.history, "evolution": run.evolution}
+    picture, evolution = drawing(graph, edges, DRAWN), run.evolution
+    values = {
+        "result": run.result,
+        "headline": headline(run.result),
+        "columns": columns(run.result),
+        "rows": result_rows(run.result),
+        "paired_note": paired_note(run.result),
+        "colours": COLOURS,
+        "grouped": graph.n_kv_heads < graph.n_heads,
+        "n_reachable": count(len(edges)),
+        "drawn": f"the strongest {DRAWN} of {count(len(edges))}" if len(edges) > DRAWN else f"all {count(len(edges))}",
+        "drawable": f" Up to {count(DRAWABLE)} can be drawn." if len(edges) > DRAWABLE else "",
+        "drawing": picture,
+        "drawing_json": safe_json(json.dumps(picture, separators=(",", ":"))),
+        "circuit_json": safe_json((run.folder / "circuit.json").read_text(encoding="utf-8")),
+        "data_json": safe_json(json.dumps(everything)),
+        "evolution": evolution,
+        "evolution_json": safe_json(json.dumps({key: evolution[key] for key in _EVOLVES} if evolution else None)),
+        "stages": stage_rows(evolution) if evolution else [],
+        "timeline_note": timeline_note(evolution),
+        "strongest": edges[:LISTED],
+        "roles": bool(run.circuit.scores.roles),
+        "settings": _settings(run),
+        "provenance": _provenance(run.result),
+        "files": run.files,
     }
-    environment = Environment(
-        loader=FileSystemLoader(Path(__file__).parent),
-        autoescape=True,
-        undefined=StrictUndefined,
-        trim_blocks=True,
-        lstrip_blocks=True,
-    )
-    return environment.get_template(_TEMPLATE).render(
-        result=result,
-        headline=headline(result),
-        columns=columns(result),
-        rows=result_rows(result),
-        paired_note=paired_note(result),
-        figures={name: _figure_json(figure) for name, figure in figures.items()},
-        colours=COLOURS,
-        grouped=graph.n_kv_heads < graph.n_heads,
-        n_reachable=count(len(edges)),
-        drawn=f"The strongest {DRAWN} of {count(len(edges))}" if len(edges) > DRAWN else f"All {count(len(edges))}",
-        strongest=edges[:LISTED],
-        roles=bool(run.circuit.scores.roles),
-        settings=_settings(run),
-        provenance=_provenance(result),
-        files=FILES,
-        plotly=Markup(get_plotlyjs()),
-    )
+    return render(_TEMPLATE, values, run_figures(run, edges))
 
 
 def _settings(run: Run) -> list[tuple[str, str]]:
@@ -140,6 +188,6 @@ def _provenance(result: dict) -> list[tuple[str, str]]:
     return flatten(provenance) if isinstance(provenance, dict) else []
 
 
-def _figure_json(figure: go.Figure) -> Markup:
-    """Figure as JSON that cannot close the script element it stands in."""
-    return Markup((figure.to_json() or "{}").replace("<", "\\u003c").replace(">", "\\u003e").replace("&", "\\u0026"))
+def safe_json(text: str) -> Markup:
+    """JSON that cannot close the script element it stands in."""
+    return Markup(text.replace("<", "\\u003c").replace(">", "\\u003e").replace("&", "\\u0026"))

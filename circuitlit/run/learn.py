@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 from collections.abc import Sequence
+from contextlib import nullcontext
 from pathlib import Path
 from typing import Any
 
@@ -15,9 +16,8 @@ from circuitlit.evaluate import TestBed
 from circuitlit.graph import EdgeScores, load_circuit
 from circuitlit.run.build import Workbench
 from circuitlit.run.callbacks import Checkpoints, FiniteLoss, HardCircuit, History, MaskSnapshots, Progress
-from circuitlit.run.clock import CONSOLE
 from circuitlit.run.evolution import Evolution
-from circuitlit.run.loggers import build_loggers, close_loggers
+from circuitlit.run.loggers import open_loggers
 
 
 def learn(
@@ -26,6 +26,7 @@ def learn(
     attribution: EdgeScores | None,
     folder: Path,
     watchers: Sequence[Callback] = (),
+    loggers: list[Any] | None = None,
 ) -> tuple[MaskLearner, History]:
     """Train the masks that a configuration describes.
 
@@ -35,6 +36,7 @@ def learn(
         attribution: scores to start from where `mask.init_from` is "method".
         folder: where mask files and checkpoints go.
         watchers: callbacks that are called ahead of the configured ones.
+        loggers: to log to, and left open; None builds and closes those that `cfg` names.
 
     Raises:
         UserError: the start does not fit, or the loss is no longer a number.
@@ -55,19 +57,14 @@ def learn(
         cfg.mask.constraint_gradient,
     ).to(device)
     history = History(cfg.callbacks.history_every)
-    loggers = build_loggers(cfg)
-    trainer: Trainer = instantiate(
-        cfg.trainer,
-        logger=loggers,
-        callbacks=[*watchers, *_callbacks(cfg, bench, history, folder)],
-        **instantiate(cfg.strategy.options),
-    )
-    try:
+    with nullcontext(loggers) if loggers is not None else open_loggers(cfg) as opened:
+        trainer: Trainer = instantiate(
+            cfg.trainer,
+            logger=opened,
+            callbacks=[*watchers, *_callbacks(cfg, bench, history, folder)],
+            **instantiate(cfg.strategy.options),
+        )
         trainer.fit(learner, bench.data, ckpt_path=cfg.ckpt_path, weights_only=True)
-    finally:
-        address = close_loggers(loggers)
-        if address:
-            CONSOLE.print(f"  W&B: {address}", highlight=False)
     if trainer.interrupted:
         raise KeyboardInterrupt
     return learner.to(device), history

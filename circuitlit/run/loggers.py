@@ -2,6 +2,8 @@
 
 from __future__ import annotations
 
+from collections.abc import Iterator
+from contextlib import contextmanager
 from pathlib import Path
 from typing import Any
 
@@ -10,6 +12,10 @@ from hydra.utils import instantiate
 from lightning.pytorch.loggers import WandbLogger
 from lightning.pytorch.utilities import rank_zero_only
 from omegaconf import DictConfig
+
+from circuitlit.run.clock import CONSOLE
+
+STEP = "trainer/global_step"
 
 
 def build_loggers(cfg: DictConfig) -> list[Any]:
@@ -24,14 +30,15 @@ def wandb_logger(project: str, name: str, folder: str, run_id: str, offline: boo
         project: W&B project.
         name: shown name of the run.
         folder: where W&B writes.
-        run_id: W&B id; a sweep's jobs get their number behind it.
+        run_id: W&B id; a sweep's jobs get their number behind it, and the sweep's folder is their group.
         offline: write files only; `wandb sync` uploads them later.
     """
     import wandb
 
-    hydra = HydraConfig.get()
+    hydra, group = HydraConfig.get(), None
     if hydra.mode is not None and hydra.mode.name == "MULTIRUN":
         run_id = f"{run_id}-{hydra.job.num}"
+        group = hydra.sweep.dir.rsplit("/", 1)[-1]
     if rank_zero_only.rank != 0:
         return WandbLogger(project=project, offline=True)
     Path(folder).mkdir(parents=True, exist_ok=True)
@@ -39,13 +46,29 @@ def wandb_logger(project: str, name: str, folder: str, run_id: str, offline: boo
         project=project,
         name=name,
         id=run_id,
+        group=group,
         dir=folder,
         resume="allow",
         mode="offline" if offline else "online",
         # one second: a killed run keeps what it logged
         settings=wandb.Settings(silent=True, x_transaction_log_flush_interval=1),
     )
+    run.define_metric(STEP, hidden=True)
+    for prefix in ("train", "val", "masks"):
+        run.define_metric(f"{prefix}/*", step_metric=STEP)
     return WandbLogger(experiment=run)
+
+
+@contextmanager
+def open_loggers(cfg: DictConfig) -> Iterator[list[Any]]:
+    """The loggers of `cfg` for as long as the block runs; says where W&B shows the run if it is online."""
+    loggers = build_loggers(cfg)
+    try:
+        yield loggers
+    finally:
+        address = close_loggers(loggers)
+        if address:
+            CONSOLE.print(f"  W&B: {address}", highlight=False)
 
 
 def close_loggers(loggers: list[Any]) -> str | None:

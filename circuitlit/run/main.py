@@ -23,6 +23,7 @@ VERBS = {
     "generality": "circuits of several tasks on each other's pairs, and why a tuned model got worse at some",
     "heads": "what single heads do: scores, their parts in the IOI algorithm, causal checks",
     "evolve": "circuits over the checkpoints of a training run: behaviour, size, likeness, head scores, stages",
+    "report": "the page of a run again, a page that compares runs, figures for papers, a W&B workspace",
     "bench": "time steps, runs and attribution, and reckon the memory that they need",
 }
 CHATTY = (

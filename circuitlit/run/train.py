@@ -6,14 +6,17 @@ from typing import Any
 
 import torch
 from lightning import seed_everything
-from omegaconf import DictConfig
+from omegaconf import DictConfig, OmegaConf
 
+from circuitlit.graph import EdgeScores
 from circuitlit.run.ability import inability, measure_behaviour, report_inability
-from circuitlit.run.build import attribute, build_subject, build_workbench, provenance
+from circuitlit.run.build import Workbench, attribute, build_subject, build_workbench, provenance
 from circuitlit.run.checks import readable_checkpoint, run_dir
 from circuitlit.run.clock import Clock
 from circuitlit.run.learn import learn
+from circuitlit.run.loggers import open_loggers
 from circuitlit.run.result import best_attribution, make_result, publish
+from circuitlit.run.wandb_log import log_run
 from circuitlit.timeline.mask_run import MaskRun, save_evolution
 
 
@@ -35,8 +38,23 @@ def run(cfg: DictConfig) -> dict[str, Any]:
         return report_inability(cfg, bench, behaviour, reason, clock)
     with clock.phase("attribution", f"Scoring {bench.layout.n_edges:,} edges by {cfg.method.name}"):
         attribution = attribute(cfg, bench)
+    with open_loggers(cfg) as loggers:
+        result = _search(cfg, bench, attribution, behaviour.to_dict(), clock, loggers)
+        log_run(loggers, run_dir(), OmegaConf.to_container(cfg, resolve=True))
+    return result
+
+
+def _search(
+    cfg: DictConfig,
+    bench: Workbench,
+    attribution: EdgeScores,
+    behaviour: dict[str, Any],
+    clock: Clock,
+    loggers: list[Any],
+) -> dict[str, Any]:
+    """Train, cut, evaluate, publish."""
     with clock.phase("training", f"Training masks for {cfg.mask.schedule.steps} steps"):
-        learner, history = learn(cfg, bench, attribution, run_dir())
+        learner, history = learn(cfg, bench, attribution, run_dir(), loggers=loggers)
     facts = provenance(cfg, bench.subject)
     circuit = bench.cut(learner.scores(), facts)
     with clock.phase("evaluation", f"Evaluating on {len(bench.data.test)} held-out pairs"):
@@ -45,6 +63,6 @@ def run(cfg: DictConfig) -> dict[str, Any]:
         result = make_result(cfg, bench, circuit, rival)
     steps = learner.trainer.global_step
     _, timeline = save_evolution(MaskRun.read(run_dir(), history.rows, steps), run_dir())
-    result |= {"steps": steps, "stages": timeline.to_dict(), "behaviour": behaviour.to_dict()}
+    result |= {"steps": steps, "stages": timeline.to_dict(), "behaviour": behaviour}
     result |= {**clock.times(), "provenance": facts}
     return publish(circuit, result, {"rows": history.rows, "target_sparsity": cfg.sparsity.target})
