@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import os
 import sys
 from collections.abc import Sequence
 from dataclasses import dataclass
@@ -20,6 +21,7 @@ from circuitlit.graph.select import Select, edge_budget
 from circuitlit.masked import Ablated, MaskedModel, References, mean_writers
 from circuitlit.model import Subject
 from circuitlit.model.load import load_subject
+from circuitlit.run.ranks import started_by_launcher
 from circuitlit.tasks import PairsModule, Splits
 
 PACKAGES = ("circuitlit", "torch", "lightning", "transformers", "peft", "hydra-core", "wandb")
@@ -75,6 +77,9 @@ def device_of(cfg: DictConfig) -> torch.device:
     on_gpu = torch.cuda.is_available() and wanted in ("auto", "gpu", "cuda")
     if wanted in ("gpu", "cuda") and not on_gpu:
         raise UserError(f"trainer.accelerator={wanted} but no GPU is visible; leave it at auto")
+    if on_gpu and started_by_launcher():  # one process a GPU
+        torch.cuda.set_device(int(os.environ.get("LOCAL_RANK", 0)))
+        return torch.device("cuda", torch.cuda.current_device())
     return torch.device("cuda" if on_gpu else "cpu")
 
 

@@ -3,6 +3,10 @@
 from __future__ import annotations
 
 import json
+import os
+import shutil
+import signal
+import threading
 from collections.abc import Callable
 from dataclasses import asdict
 from pathlib import Path
@@ -13,7 +17,7 @@ from lightning import Callback, LightningModule, Trainer
 from lightning.pytorch.callbacks import ModelCheckpoint, RichProgressBar
 
 from circuitlit.discover import MaskLearner
-from circuitlit.errors import UserError
+from circuitlit.errors import Stopped, UserError
 from circuitlit.evaluate import TestBed
 from circuitlit.files import save_tensors
 from circuitlit.graph import Circuit, EdgeScores
@@ -130,6 +134,55 @@ class Checkpoints(ModelCheckpoint):
         """Remember that the step we resume from is saved already."""
         super().on_train_start(trainer, pl_module)
         self._last_global_step_saved = trainer.global_step
+
+
+class StopOnSignal(Callback):
+    """Ends a run that gets SIGTERM, as schedulers send it ahead of the end: saves a checkpoint, says how to go on.
+
+    All processes stop at the same step, whichever of them was told.
+
+    Args:
+        folder: the run's `checkpoints` folder.
+        every: steps between two looks; each costs several processes an exchange.
+    """
+
+    def __init__(self, folder: Path, every: int = 5) -> None:
+        self.folder, self.every = folder, every
+        self.told = False
+        self._seen = -1
+
+    def on_train_start(self, trainer: Trainer, pl_module: LightningModule) -> None:
+        """Listen; Lightning puts the earlier handler back when the run ends."""
+        self._seen = trainer.global_step
+        if threading.current_thread() is threading.main_thread():
+            signal.signal(signal.SIGTERM, self._note)
+
+    def on_train_batch_end(self, trainer: Trainer, pl_module: LightningModule, *args: Any) -> None:
+        """Look.
+
+        Raises:
+            Stopped: a signal has come.
+        """
+        step = trainer.global_step
+        if step == self._seen or step % self.every or step >= trainer.max_steps:
+            return
+        self._seen = step
+        if not trainer.strategy.reduce_boolean_decision(self.told, all=False):
+            return
+        last = self.folder / "last.ckpt"
+        whole = self.folder / f"step_{step:06d}.ckpt"
+        trainer.save_checkpoint(whole)
+        if trainer.is_global_zero and whole.is_file():
+            partial = self.folder / "last.partial"
+            shutil.copyfile(whole, partial)
+            os.replace(partial, last)
+        path = last if whole.is_file() else whole  # DeepSpeed's checkpoints are folders
+        raise Stopped(
+            f"stopped by a signal at step {step}; go on with ckpt_path={path} hydra.run.dir={self.folder.parent}"
+        )
+
+    def _note(self, *_: Any) -> None:
+        self.told = True
 
 
 class HardCircuit(Callback):

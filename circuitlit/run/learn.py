@@ -14,7 +14,16 @@ from circuitlit.discover import MaskedLoss, MaskLearner, Schedule, initial_log_a
 from circuitlit.evaluate import TestBed
 from circuitlit.graph import EdgeScores, load_circuit
 from circuitlit.run.build import Workbench
-from circuitlit.run.callbacks import Checkpoints, FiniteLoss, HardCircuit, History, MaskSnapshots, Progress
+from circuitlit.run import ranks
+from circuitlit.run.callbacks import (
+    Checkpoints,
+    FiniteLoss,
+    HardCircuit,
+    History,
+    MaskSnapshots,
+    Progress,
+    StopOnSignal,
+)
 from circuitlit.run.clock import CONSOLE
 from circuitlit.run.evolution import Evolution
 from circuitlit.run.loggers import build_loggers, close_loggers
@@ -60,7 +69,7 @@ def learn(
         cfg.trainer,
         logger=loggers,
         callbacks=[*watchers, *_callbacks(cfg, bench, history, folder)],
-        **instantiate(cfg.strategy.options),
+        **ranks.trainer_options(cfg),
     )
     try:
         trainer.fit(learner, bench.data, ckpt_path=cfg.ckpt_path, weights_only=True)
@@ -102,4 +111,5 @@ def _callbacks(cfg: DictConfig, bench: Workbench, history: History, folder: Path
                 save_last=True,
             )
         )
+    callbacks.append(StopOnSignal(folder / "checkpoints"))  # the last one: the others have seen the step
     return callbacks

@@ -8,6 +8,7 @@ import torch
 from lightning import seed_everything
 from omegaconf import DictConfig
 
+from circuitlit.run import ranks
 from circuitlit.run.ability import inability, measure_behaviour, report_inability
 from circuitlit.run.build import attribute, build_subject, build_workbench, provenance
 from circuitlit.run.checks import readable_checkpoint, run_dir
@@ -19,6 +20,9 @@ from circuitlit.timeline.mask_run import MaskRun, save_evolution
 
 def run(cfg: DictConfig) -> dict[str, Any]:
     """Find a circuit and write everything into the run directory.
+
+    Returns:
+        The result; nothing in a process that does not write.
 
     Raises:
         UserError: a setting, file or model that cannot be used.
@@ -37,6 +41,9 @@ def run(cfg: DictConfig) -> dict[str, Any]:
         attribution = attribute(cfg, bench)
     with clock.phase("training", f"Training masks for {cfg.mask.schedule.steps} steps"):
         learner, history = learn(cfg, bench, attribution, run_dir())
+    ranks.leave()
+    if not ranks.is_writer():
+        return {}  # every process has the same masks; one measures and writes
     facts = provenance(cfg, bench.subject)
     circuit = bench.cut(learner.scores(), facts)
     with clock.phase("evaluation", f"Evaluating on {len(bench.data.test)} held-out pairs"):
