@@ -13,8 +13,8 @@ from omegaconf import DictConfig
 from circuitlit.discover import MaskedLoss, MaskLearner, Schedule, initial_log_alpha
 from circuitlit.evaluate import TestBed
 from circuitlit.graph import EdgeScores, load_circuit
-from circuitlit.run.build import Workbench
 from circuitlit.run import ranks
+from circuitlit.run.build import Workbench
 from circuitlit.run.callbacks import (
     Checkpoints,
     FiniteLoss,
