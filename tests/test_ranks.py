@@ -91,6 +91,25 @@ def test_one_process_writes(both: tuple[Path, Path, str]) -> None:
 
 
 @pytest.mark.slow
+@pytest.mark.parametrize("strategy", ["deepspeed_1", "deepspeed_2", "deepspeed_3"])
+def test_deepspeed_learns_the_same_masks(
+    strategy: str, both: tuple[Path, Path, str], local: Path, tmp_path: Path
+) -> None:
+    """On DeepSpeed's CPU accelerator; its first use compiles for a minute or two."""
+    more = ["strategy.shard.persist=0"] if strategy == "deepspeed_3" else []
+    code, _, errors = end(start(local, tmp_path, *TWO, f"strategy={strategy}", *more, "logger=none"), 500)
+    assert code == 0, errors
+    for step in (4, 8, 12):
+        torch.testing.assert_close(masks(tmp_path, step), masks(both[0], step), rtol=1e-5, atol=1e-5)
+    assert torch.equal(Circuit.load(both[0]).kept, Circuit.load(tmp_path).kept)
+    if strategy == "deepspeed_3":
+        held = re.findall(r"this process holds ([\d.]+) % of the weights", (tmp_path / "train.log").read_text())
+        assert len(held) == 1 and 49 < float(held[0]) < 55
+        checkpoint = torch.load(tmp_path / "checkpoints" / "last.ckpt", weights_only=True)
+        assert list(checkpoint["state_dict"]) == ["log_alpha"]
+
+
+@pytest.mark.slow
 def test_kill_one_of_two_then_resume_on_two_and_on_one(local: Path, tmp_path: Path) -> None:
     whole, broken = tmp_path / "whole", tmp_path / "broken"
     assert end(start(local, whole, *LONG, *ONE, "logger=none"))[0] == 0

@@ -99,16 +99,20 @@ class MaskSnapshots(Callback):
 
     def __init__(self, folder: Path, every: int, count: int) -> None:
         self.folder, self.every, self.count = folder, every, count
+        self._seen = 0
 
     def on_train_start(self, trainer: Trainer, pl_module: LightningModule) -> None:
         """Write where the masks start."""
+        self._seen = trainer.global_step
         if trainer.is_global_zero and trainer.global_step == 0 and self.every <= trainer.max_steps:
             self.write(pl_module, 0)
 
     def on_train_batch_end(self, trainer: Trainer, pl_module: LightningModule, *args: Any) -> None:
-        """Write when it is time."""
-        if trainer.is_global_zero and trainer.global_step % self.every == 0:
-            self.write(pl_module, trainer.global_step)
+        """Write when it is time, but not in the middle of an accumulated step."""
+        step, before = trainer.global_step, self._seen
+        self._seen = step
+        if trainer.is_global_zero and step != before and step % self.every == 0:
+            self.write(pl_module, step)
 
     def on_train_end(self, trainer: Trainer, pl_module: LightningModule) -> None:
         """Write the last masks."""
@@ -200,15 +204,19 @@ class HardCircuit(Callback):
         self, bed: TestBed, cut: Callable[[EdgeScores], Circuit], every: int, pairs: int, history: History
     ) -> None:
         self.bed, self.cut, self.every, self.pairs, self.history = bed, cut, every, pairs, history
+        self._seen = 0
 
     def on_train_start(self, trainer: Trainer, pl_module: LightningModule) -> None:
         """Measure the start."""
+        self._seen = trainer.global_step
         if trainer.global_step == 0:
             self.look(trainer, pl_module)
 
     def on_train_batch_end(self, trainer: Trainer, pl_module: LightningModule, *args: Any) -> None:
-        """Measure when it is time."""
-        if trainer.global_step % self.every == 0:
+        """Measure when it is time, but not in the middle of an accumulated step."""
+        step, before = trainer.global_step, self._seen
+        self._seen = step
+        if step != before and step % self.every == 0:
             self.look(trainer, pl_module)
 
     def look(self, trainer: Trainer, learner: LightningModule) -> None:

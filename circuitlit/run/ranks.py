@@ -76,7 +76,7 @@ def trainer_options(cfg: DictConfig) -> dict[str, Any]:
     """The strategy's options for the Trainer, with the number of processes that there are."""
     options = instantiate(cfg.strategy.options)
     if not started_by_launcher():
-        return options
+        return dict(options)
     here = int(os.environ.get("LOCAL_WORLD_SIZE", world()))
     return {**options, "devices": here, "num_nodes": world() // here}
 

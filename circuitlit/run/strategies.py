@@ -9,7 +9,7 @@ from __future__ import annotations
 from typing import Any
 
 from lightning.pytorch.plugins.precision import DeepSpeedPrecision
-from lightning.pytorch.strategies import DeepSpeedStrategy
+from lightning.pytorch.strategies import DDPStrategy, DeepSpeedStrategy
 from torch import nn
 
 
@@ -43,5 +43,9 @@ class MaskDeepSpeed(DeepSpeedStrategy):
             exclude_frozen_parameters=True,
             precision_plugin=UntouchedPrecision(),
         )
-        assert self.config is not None
+        assert isinstance(self.config, dict)
         self.config["zero_allow_untested_optimizer"] = True  # torch's Adam: the one that other strategies use
+
+    def setup_environment(self) -> None:
+        """As Lightning's, which refuses the CPU; DeepSpeed itself runs there (gloo)."""
+        DDPStrategy.setup_environment(self)

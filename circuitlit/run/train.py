@@ -41,15 +41,18 @@ def run(cfg: DictConfig) -> dict[str, Any]:
         attribution = attribute(cfg, bench)
     with clock.phase("training", f"Training masks for {cfg.mask.schedule.steps} steps"):
         learner, history = learn(cfg, bench, attribution, run_dir())
-    ranks.leave()
-    if not ranks.is_writer():
-        return {}  # every process has the same masks; one measures and writes
+    if not cfg.strategy.get("shard"):  # sharded weights need all processes in every forward
+        ranks.leave()
+        if not ranks.is_writer():
+            return {}  # every process has the same masks; one measures and writes
     facts = provenance(cfg, bench.subject)
     circuit = bench.cut(learner.scores(), facts)
     with clock.phase("evaluation", f"Evaluating on {len(bench.data.test)} held-out pairs"):
         torch.set_float32_matmul_precision("highest")
         rival = best_attribution(bench, attribution, cfg.evaluate.probe_pairs)
         result = make_result(cfg, bench, circuit, rival)
+    if not ranks.is_writer():
+        return {}
     steps = learner.trainer.global_step
     _, timeline = save_evolution(MaskRun.read(run_dir(), history.rows, steps), run_dir())
     result |= {"steps": steps, "stages": timeline.to_dict(), "behaviour": behaviour.to_dict()}
