@@ -1,5 +1,5 @@
 #!/usr/bin/env bash
-# bash launch/deepspeed.sh 2 task=ioi [MORE SETTINGS]: one run on all GPUs of this machine under ZeRO stage 1 or 2.
+# bash launch/deepspeed.sh 2 task=ioi [MORE SETTINGS]: one run on all GPUs of this machine under ZeRO stage 1, 2, 3 or 3_offload.
 # DRY=1 prints the command.
 set -euo pipefail
 cd "$(dirname "$0")/.."

@@ -47,6 +47,8 @@ def test_shellcheck_finds_nothing(script: str) -> None:
         ("ddp.sh", [], "ddp"),
         ("deepspeed.sh", ["1"], "deepspeed_1"),
         ("deepspeed.sh", ["2"], "deepspeed_2"),
+        ("deepspeed.sh", ["3"], "deepspeed_3"),
+        ("deepspeed.sh", ["3_offload"], "deepspeed_3_offload"),
         ("slurm.sbatch", ["strategy=ddp"], "ddp"),
         ("sweep.sbatch", [], "single"),
     ],
@@ -70,3 +72,11 @@ def test_a_sweep_runs_every_combination_once() -> None:
     assert len({tuple(run[:3]) for run in runs}) == len({run[4] for run in runs}) == 12
     done = dry("sweep.sbatch", SLURM_ARRAY_TASK_ID="12", **chosen)
     assert done.returncode == 1 and "there are 12 runs: sbatch --array=0-11" in done.stderr
+
+
+def test_gpu_checks_compare_equal_steps() -> None:
+    runs = [line for line in dry("gpu_checks.sh").stdout.splitlines() if "train.py" in line]
+    assert len(runs) == 8
+    for run in runs:
+        named = dict(word.split("=", 1) for word in settings_of(run))
+        assert int(named["strategy.options.devices"]) * int(named["trainer.accumulate_grad_batches"]) == 2

@@ -8,6 +8,7 @@ from __future__ import annotations
 
 from typing import Any
 
+import torch
 from lightning.pytorch.plugins.precision import DeepSpeedPrecision
 from lightning.pytorch.strategies import DDPStrategy, DeepSpeedStrategy
 from torch import nn
@@ -49,3 +50,16 @@ class MaskDeepSpeed(DeepSpeedStrategy):
     def setup_environment(self) -> None:
         """As Lightning's, which refuses the CPU; DeepSpeed itself runs there (gloo)."""
         DDPStrategy.setup_environment(self)
+
+    def setup_distributed(self) -> None:
+        """As Lightning's, whose check of GPU numbers would refuse the CPU."""
+        if self.root_device.type != "cpu":
+            return super().setup_distributed()
+        self.set_world_ranks()
+        self._init_deepspeed_distributed()
+
+    @property
+    def root_device(self) -> torch.device:
+        """This process's device, with a number on the CPU too, as DeepSpeed wants it."""
+        device = super().root_device
+        return torch.device("cpu", 0) if device.type == "cpu" else device
