@@ -1,4 +1,4 @@
-"""python tests/same_masks.py RUN RUN: do two runs' masks agree? The first step's within 1e-5, the circuits' Jaccard .99."""
+"""python tests/same_masks.py RUN RUN: do two runs' masks agree? First step within 1e-5, circuits' Jaccard .99."""
 
 from __future__ import annotations
 
