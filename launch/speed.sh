@@ -19,8 +19,8 @@ row() {
     eap) bench bench=eap model=gpt2 data.batch_size=8 tokens=15 "$out" "$@" ;;
     ioi_200) python -m circuitlit bench bench=run experiment=ioi_gpt2 verb=bench mask.schedule.steps=3000 callbacks=headless "$out" "$@" ;;
     ioi_100000) row_large "$out" "$@" ;;
-    cpu_eap) CUDA_VISIBLE_DEVICES= bench bench=eap model=gpt2 data.batch_size=8 tokens=15 'dtypes=[float32]' repeats=5 "$out" "$@" ;;
-    cpu_smollm2) CUDA_VISIBLE_DEVICES= bench data.batch_size=16 tokens=16 'dtypes=[float32]' repeats=5 "$out" "$@" ;;
+    cpu_eap) CUDA_VISIBLE_DEVICES='' bench bench=eap model=gpt2 data.batch_size=8 tokens=15 'dtypes=[float32]' repeats=5 "$out" "$@" ;;
+    cpu_smollm2) CUDA_VISIBLE_DEVICES='' bench data.batch_size=16 tokens=16 'dtypes=[float32]' repeats=5 "$out" "$@" ;;
     *) echo "no row '$name'; see the cases of launch/speed.sh" >&2 && exit 1 ;;
   esac
 }

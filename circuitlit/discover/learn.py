@@ -111,27 +111,45 @@ class MaskLearner(LightningModule):
         self.gates: Gates = gates or HardConcrete()
         self.constraint_gradient = constraint_gradient
         self._micro_batch = (-1, 0)
+        self._shifted = -1
 
     def on_save_checkpoint(self, checkpoint: dict[str, Any]) -> None:
         """Note what a resumed run must agree on."""
-        checkpoint["circuitlit"] = {"masks": self.log_alpha.numel(), "steps": self.schedule.steps, "seed": self.seed}
+        checkpoint["circuitlit"] = self._identity()
 
     def on_load_checkpoint(self, checkpoint: dict[str, Any]) -> None:
-        """Refuse a checkpoint of another run.
+        """Refuse a checkpoint of another run, and go on with another number of processes.
 
         Raises:
-            UserError: it is not of this model, length or seed.
+            UserError: it is not of this model, length, seed or number of micro-batches in a step.
         """
-        ours = {"masks": self.log_alpha.numel(), "steps": self.schedule.steps, "seed": self.seed}
-        theirs = checkpoint.get("circuitlit")
+        ours, theirs = self._identity(), checkpoint.get("circuitlit")
         if theirs != ours:
-            raise UserError(f"ckpt_path holds a run of {theirs}, this one is {ours}; resume with the settings it had")
+            raise UserError(
+                f"ckpt_path holds a run of {theirs}, this one is {ours}; resume with the settings it had "
+                "(micro_batches of a step: devices times trainer.accumulate_grad_batches)"
+            )
+        batches = checkpoint["loops"]["fit_loop"]["epoch_loop.batch_progress"]
+        done = checkpoint["global_step"] * self.trainer.accumulate_grad_batches
+        for counts in (batches["total"], batches["current"]):
+            counts.update(dict.fromkeys(counts, done))
+
+    def _identity(self) -> dict[str, int]:
+        """What the masks depend on, beside the subject and its pairs."""
+        micro_batches = self.trainer.world_size * self.trainer.accumulate_grad_batches
+        return {
+            "masks": self.log_alpha.numel(),
+            "steps": self.schedule.steps,
+            "seed": self.seed,
+            "micro_batches": micro_batches,
+        }
 
     def training_step(self, batch: Batch, batch_idx: int) -> Tensor:
         """One micro-batch: sample the gates, run the masked model, compare."""
         step = self.global_step
         loss = self.masked_loss(batch, step, self._position(step))
-        self.log("train/loss", loss.detach(), prog_bar=True, batch_size=len(batch))
+        several = self.trainer.world_size > 1
+        self.log("train/loss", loss.detach(), prog_bar=True, batch_size=len(batch), sync_dist=several)
         sparsity = 1 - self.schedule.open_share(step, self.target, self.seed)
         self.log("train/sparsity", sparsity, prog_bar=True, batch_size=len(batch))
         return loss
@@ -141,8 +159,10 @@ class MaskLearner(LightningModule):
         scale = self.schedule.noise(step)
         share = self.schedule.open_share(step, self.target, self.seed)
         measure = self.loss.layout.share
-        with torch.no_grad():
-            self.log_alpha += self.gates.shift_to(self.log_alpha, share, scale, measure)
+        if self._shifted != step:  # once a step: a second shift would add rounding that other ranks do not have
+            self._shifted = step
+            with torch.no_grad():
+                self.log_alpha += self.gates.shift_to(self.log_alpha, share, scale, measure)
         noise = logistic_noise(self.log_alpha.numel(), self.seed, step, micro_batch, self.device)
         held = self.gates.held(self.log_alpha, scale, measure) if self.constraint_gradient else self.log_alpha
         return self.loss(self.gates.sample(held, noise, scale), batch, self.references(batch))

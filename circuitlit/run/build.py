@@ -2,6 +2,8 @@
 
 from __future__ import annotations
 
+import logging
+import os
 import sys
 from collections.abc import Sequence
 from dataclasses import dataclass
@@ -18,10 +20,13 @@ from circuitlit.errors import UserError
 from circuitlit.graph import Circuit, EdgeScores, MaskLayout
 from circuitlit.graph.select import Select, edge_budget
 from circuitlit.masked import Ablated, MaskedModel, References, mean_writers
+from circuitlit.masked.sharded import shard, share
 from circuitlit.model import Subject
 from circuitlit.model.load import load_subject
+from circuitlit.run.ranks import started_by_launcher
 from circuitlit.tasks import PairsModule, Splits
 
+log = logging.getLogger(__name__)
 PACKAGES = ("circuitlit", "torch", "lightning", "transformers", "peft", "hydra-core", "wandb")
 
 
@@ -75,6 +80,9 @@ def device_of(cfg: DictConfig) -> torch.device:
     on_gpu = torch.cuda.is_available() and wanted in ("auto", "gpu", "cuda")
     if wanted in ("gpu", "cuda") and not on_gpu:
         raise UserError(f"trainer.accelerator={wanted} but no GPU is visible; leave it at auto")
+    if on_gpu and started_by_launcher():  # one process a GPU
+        torch.cuda.set_device(int(os.environ.get("LOCAL_RANK", 0)))
+        return torch.device("cuda", torch.cuda.current_device())
     return torch.device("cuda" if on_gpu else "cpu")
 
 
@@ -94,7 +102,7 @@ def build_subject(cfg: DictConfig) -> Subject:
         adapter=cfg.adapter.path,
         cache_dir=cfg.paths.cache_dir,
         trust_remote_code=model.trust_remote_code,
-        device=device_of(cfg),
+        device="cpu" if cfg.strategy.get("shard") else device_of(cfg),  # sharding moves each process's share
     )
 
 
@@ -107,7 +115,11 @@ def build_workbench(cfg: DictConfig, subject: Subject) -> Workbench:
             raise UserError(f"task {splits.name} has no {name} pairs; raise task.build.n_{name} or give the file some")
     roles = splits.role_names if cfg.mask.roles else ()
     layout = MaskLayout(subject.graph, roles, cfg.mask.sites)
-    model = MaskedModel(subject, cfg.mask.panel, cfg.mask.recompute)
+    sharded = cfg.strategy.get("shard")
+    model = MaskedModel(subject, cfg.mask.panel, cfg.mask.recompute or bool(sharded))
+    if sharded:
+        shard(model, sharded.offload, sharded.persist)
+        log.info("this process holds %.1f %% of the weights", 100 * share(model))
     constants = _constants(cfg, model, data)
     references = References(subject, cfg.ablation.kind, constants, cfg.mask.cache_gib * 2**30)
     references.fill(data.train.batches(cfg.data.batch_size, max(data.train.lengths)), len(data.train))

@@ -3,6 +3,10 @@
 from __future__ import annotations
 
 import json
+import os
+import shutil
+import signal
+import threading
 from collections.abc import Callable
 from dataclasses import asdict
 from pathlib import Path
@@ -13,7 +17,7 @@ from lightning import Callback, LightningModule, Trainer
 from lightning.pytorch.callbacks import ModelCheckpoint, RichProgressBar
 
 from circuitlit.discover import MaskLearner
-from circuitlit.errors import UserError
+from circuitlit.errors import Stopped, UserError
 from circuitlit.evaluate import TestBed
 from circuitlit.files import save_tensors
 from circuitlit.graph import Circuit, EdgeScores
@@ -95,16 +99,20 @@ class MaskSnapshots(Callback):
 
     def __init__(self, folder: Path, every: int, count: int) -> None:
         self.folder, self.every, self.count = folder, every, count
+        self._seen = 0
 
     def on_train_start(self, trainer: Trainer, pl_module: LightningModule) -> None:
         """Write where the masks start."""
+        self._seen = trainer.global_step
         if trainer.is_global_zero and trainer.global_step == 0 and self.every <= trainer.max_steps:
             self.write(pl_module, 0)
 
     def on_train_batch_end(self, trainer: Trainer, pl_module: LightningModule, *args: Any) -> None:
-        """Write when it is time."""
-        if trainer.is_global_zero and trainer.global_step % self.every == 0:
-            self.write(pl_module, trainer.global_step)
+        """Write when it is time, but not in the middle of an accumulated step."""
+        step, before = trainer.global_step, self._seen
+        self._seen = step
+        if trainer.is_global_zero and step != before and step % self.every == 0:
+            self.write(pl_module, step)
 
     def on_train_end(self, trainer: Trainer, pl_module: LightningModule) -> None:
         """Write the last masks."""
@@ -132,6 +140,55 @@ class Checkpoints(ModelCheckpoint):
         self._last_global_step_saved = trainer.global_step
 
 
+class StopOnSignal(Callback):
+    """Ends a run that gets SIGTERM, as schedulers send it ahead of the end: saves a checkpoint, says how to go on.
+
+    All processes stop at the same step, whichever of them was told.
+
+    Args:
+        folder: the run's `checkpoints` folder.
+        every: steps between two looks; each costs several processes an exchange.
+    """
+
+    def __init__(self, folder: Path, every: int = 5) -> None:
+        self.folder, self.every = folder, every
+        self.told = False
+        self._seen = -1
+
+    def on_train_start(self, trainer: Trainer, pl_module: LightningModule) -> None:
+        """Listen; Lightning puts the earlier handler back when the run ends."""
+        self._seen = trainer.global_step
+        if threading.current_thread() is threading.main_thread():
+            signal.signal(signal.SIGTERM, self._note)
+
+    def on_train_batch_end(self, trainer: Trainer, pl_module: LightningModule, *args: Any) -> None:
+        """Look.
+
+        Raises:
+            Stopped: a signal has come.
+        """
+        step = trainer.global_step
+        if step == self._seen or step % self.every or step >= trainer.max_steps:
+            return
+        self._seen = step
+        if not trainer.strategy.reduce_boolean_decision(self.told, all=False):
+            return
+        last = self.folder / "last.ckpt"
+        whole = self.folder / f"step_{step:06d}.ckpt"
+        trainer.save_checkpoint(whole)
+        if trainer.is_global_zero and whole.is_file():
+            partial = self.folder / "last.partial"
+            shutil.copyfile(whole, partial)
+            os.replace(partial, last)
+        path = last if whole.is_file() else whole  # DeepSpeed's checkpoints are folders
+        raise Stopped(
+            f"stopped by a signal at step {step}; go on with ckpt_path={path} hydra.run.dir={self.folder.parent}"
+        )
+
+    def _note(self, *_: Any) -> None:
+        self.told = True
+
+
 class HardCircuit(Callback):
     """Now and then cuts the circuit as it would be delivered and measures it on validation pairs.
 
@@ -147,15 +204,19 @@ class HardCircuit(Callback):
         self, bed: TestBed, cut: Callable[[EdgeScores], Circuit], every: int, pairs: int, history: History
     ) -> None:
         self.bed, self.cut, self.every, self.pairs, self.history = bed, cut, every, pairs, history
+        self._seen = 0
 
     def on_train_start(self, trainer: Trainer, pl_module: LightningModule) -> None:
         """Measure the start."""
+        self._seen = trainer.global_step
         if trainer.global_step == 0:
             self.look(trainer, pl_module)
 
     def on_train_batch_end(self, trainer: Trainer, pl_module: LightningModule, *args: Any) -> None:
-        """Measure when it is time."""
-        if trainer.global_step % self.every == 0:
+        """Measure when it is time, but not in the middle of an accumulated step."""
+        step, before = trainer.global_step, self._seen
+        self._seen = step
+        if step != before and step % self.every == 0:
             self.look(trainer, pl_module)
 
     def look(self, trainer: Trainer, learner: LightningModule) -> None:

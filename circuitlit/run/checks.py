@@ -41,7 +41,7 @@ def check(cfg: DictConfig) -> None:
     precision = str(cfg.trainer.precision)
     if precision.endswith("-true") and not precision.startswith("32"):
         raise UserError(f"trainer.precision={precision} would round the masks; use 32-true and model.dtype")
-    if cfg.ckpt_path is not None and not Path(cfg.ckpt_path).is_file():
+    if cfg.ckpt_path is not None and not Path(cfg.ckpt_path).exists():
         raise UserError(f"ckpt_path={cfg.ckpt_path} does not exist; name a .ckpt file of a run's checkpoints/ folder")
     _check_writable(run_dir())
 
@@ -52,7 +52,7 @@ def readable_checkpoint(path: str | None) -> None:
     Raises:
         UserError: the file is damaged.
     """
-    if path is None:
+    if path is None or Path(path).is_dir():  # DeepSpeed writes folders, and refuses damaged ones itself
         return
     import torch
 

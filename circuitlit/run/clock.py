@@ -8,7 +8,9 @@ from contextlib import contextmanager
 
 from rich.console import Console
 
-CONSOLE = Console()
+from circuitlit.run.ranks import is_writer
+
+CONSOLE = Console(quiet=not is_writer())
 
 
 class Clock:

@@ -14,8 +14,17 @@ from omegaconf import DictConfig
 from circuitlit.discover import MaskedLoss, MaskLearner, Schedule, initial_log_alpha
 from circuitlit.evaluate import TestBed
 from circuitlit.graph import EdgeScores, load_circuit
+from circuitlit.run import ranks
 from circuitlit.run.build import Workbench
-from circuitlit.run.callbacks import Checkpoints, FiniteLoss, HardCircuit, History, MaskSnapshots, Progress
+from circuitlit.run.callbacks import (
+    Checkpoints,
+    FiniteLoss,
+    HardCircuit,
+    History,
+    MaskSnapshots,
+    Progress,
+    StopOnSignal,
+)
 from circuitlit.run.evolution import Evolution
 from circuitlit.run.loggers import open_loggers
 
@@ -62,7 +71,7 @@ def learn(
             cfg.trainer,
             logger=opened,
             callbacks=[*watchers, *_callbacks(cfg, bench, history, folder)],
-            **instantiate(cfg.strategy.options),
+            **ranks.trainer_options(cfg),
         )
         trainer.fit(learner, bench.data, ckpt_path=cfg.ckpt_path, weights_only=True)
     if trainer.interrupted:
@@ -99,4 +108,5 @@ def _callbacks(cfg: DictConfig, bench: Workbench, history: History, folder: Path
                 save_last=True,
             )
         )
+    callbacks.append(StopOnSignal(folder / "checkpoints"))  # the last one: the others have seen the step
     return callbacks

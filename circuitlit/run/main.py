@@ -5,6 +5,7 @@ from __future__ import annotations
 import importlib
 import logging
 import os
+import signal
 import sys
 import warnings
 from pathlib import Path
@@ -57,11 +58,13 @@ def run_verb(verb: str, argv: list[str]) -> None:
     _quiet()
     import hydra
 
+    from circuitlit.errors import Stopped
+    from circuitlit.run import ranks
     from circuitlit.run.mistakes import explain, sweep_up
 
     original = list(sys.argv)
     os.environ["HYDRA_FULL_ERROR"] = "1"
-    sys.argv = argv
+    sys.argv = [*argv, *ranks.hydra_overrides()]
     mistakes: list[str] = []
 
     def job(cfg) -> None:
@@ -71,13 +74,21 @@ def run_verb(verb: str, argv: list[str]) -> None:
         before = set(run_dir().rglob("*"))
         try:
             check(cfg)
+            ranks.check(cfg, verb)
+            if not ranks.started_by_launcher() and ranks.processes(cfg) > 1:
+                sys.exit(ranks.spawn(cfg, original))
             importlib.import_module(f"circuitlit.run.{verb}").run(cfg)
+        except Stopped as stop:
+            if ranks.is_writer():
+                print(stop, file=sys.stderr)
+            sys.exit(128 + signal.SIGTERM)
         except Exception as error:
             message = explain(error)
             if message is None:
                 raise
             mistakes.append(message)  # not raised: Hydra would print an error of its own
-            sweep_up(run_dir(), before)
+            if ranks.is_writer():
+                sweep_up(run_dir(), before)
 
     try:
         hydra.main(version_base="1.3", config_path=str(conf_dir()), config_name=verb)(job)()

@@ -9,6 +9,7 @@ from lightning import seed_everything
 from omegaconf import DictConfig, OmegaConf
 
 from circuitlit.graph import EdgeScores
+from circuitlit.run import ranks
 from circuitlit.run.ability import inability, measure_behaviour, report_inability
 from circuitlit.run.build import Workbench, attribute, build_subject, build_workbench, provenance
 from circuitlit.run.checks import readable_checkpoint, run_dir
@@ -22,6 +23,9 @@ from circuitlit.timeline.mask_run import MaskRun, save_evolution
 
 def run(cfg: DictConfig) -> dict[str, Any]:
     """Find a circuit and write everything into the run directory.
+
+    Returns:
+        The result; nothing in a process that does not write.
 
     Raises:
         UserError: a setting, file or model that cannot be used.
@@ -40,7 +44,8 @@ def run(cfg: DictConfig) -> dict[str, Any]:
         attribution = attribute(cfg, bench)
     with open_loggers(cfg) as loggers:
         result = _search(cfg, bench, attribution, behaviour.to_dict(), clock, loggers)
-        log_run(loggers, run_dir(), OmegaConf.to_container(cfg, resolve=True))
+        if ranks.is_writer():
+            log_run(loggers, run_dir(), OmegaConf.to_container(cfg, resolve=True))
     return result
 
 
@@ -55,12 +60,18 @@ def _search(
     """Train, cut, evaluate, publish."""
     with clock.phase("training", f"Training masks for {cfg.mask.schedule.steps} steps"):
         learner, history = learn(cfg, bench, attribution, run_dir(), loggers=loggers)
+    if not cfg.strategy.get("shard"):  # sharded weights need all processes in every forward
+        ranks.leave()
+        if not ranks.is_writer():
+            return {}  # every process has the same masks; one measures and writes
     facts = provenance(cfg, bench.subject)
     circuit = bench.cut(learner.scores(), facts)
     with clock.phase("evaluation", f"Evaluating on {len(bench.data.test)} held-out pairs"):
         torch.set_float32_matmul_precision("highest")
         rival = best_attribution(bench, attribution, cfg.evaluate.probe_pairs)
         result = make_result(cfg, bench, circuit, rival)
+    if not ranks.is_writer():
+        return {}
     steps = learner.trainer.global_step
     _, timeline = save_evolution(MaskRun.read(run_dir(), history.rows, steps), run_dir())
     result |= {"steps": steps, "stages": timeline.to_dict(), "behaviour": behaviour}

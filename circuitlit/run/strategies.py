@@ -1,0 +1,65 @@
+"""DeepSpeed for masks on a frozen model: what Lightning's strategy does, but for the numbers' types.
+
+Lightning's plugin casts the whole module: `32-true` would blow a bfloat16 backbone up, `bf16-*` would round the masks.
+Here every tensor keeps the type that it has: masks float32, the backbone its own.
+"""
+
+from __future__ import annotations
+
+from typing import Any
+
+import torch
+from lightning.pytorch.plugins.precision import DeepSpeedPrecision
+from lightning.pytorch.strategies import DDPStrategy, DeepSpeedStrategy
+from torch import nn
+
+
+class UntouchedPrecision(DeepSpeedPrecision):
+    """DeepSpeed's backward and step, without a cast."""
+
+    def __init__(self) -> None:
+        super().__init__("32-true")
+
+    def convert_module(self, module: nn.Module) -> nn.Module:
+        """The module as it is."""
+        return module
+
+    def convert_input(self, data: Any) -> Any:
+        """The batch as it is."""
+        return data
+
+
+class MaskDeepSpeed(DeepSpeedStrategy):
+    """Trains the masks under DeepSpeed; the frozen model is no part of the module and never saved.
+
+    Args:
+        stage: 1 shards the optimizer's moments over the processes, 2 the gradients too.
+    """
+
+    def __init__(self, stage: int) -> None:
+        super().__init__(
+            stage=stage,
+            allgather_bucket_size=2**26,
+            reduce_bucket_size=2**26,
+            exclude_frozen_parameters=True,
+            precision_plugin=UntouchedPrecision(),
+        )
+        assert isinstance(self.config, dict)
+        self.config["zero_allow_untested_optimizer"] = True  # torch's Adam: the one that other strategies use
+
+    def setup_environment(self) -> None:
+        """As Lightning's, which refuses the CPU; DeepSpeed itself runs there (gloo)."""
+        DDPStrategy.setup_environment(self)
+
+    def setup_distributed(self) -> None:
+        """As Lightning's, whose check of GPU numbers would refuse the CPU."""
+        if self.root_device.type != "cpu":
+            return super().setup_distributed()
+        self.set_world_ranks()
+        self._init_deepspeed_distributed()
+
+    @property
+    def root_device(self) -> torch.device:
+        """This process's device, with a number on the CPU too, as DeepSpeed wants it."""
+        device = super().root_device
+        return torch.device("cpu", 0) if device.type == "cpu" else device

