@@ -135,6 +135,7 @@ def test_kill_one_of_two_then_resume_on_two_and_on_one(local: Path, tmp_path: Pa
         assert torch.equal(Circuit.load(tmp_path / name).kept, Circuit.load(whole).kept)
 
 
+@pytest.mark.slow
 def test_a_signal_saves_and_says_how_to_go_on(local: Path, tmp_path: Path) -> None:
     process = start(local, tmp_path, *LONG, "mask.schedule.steps=4000", *TWO, "logger=none")
     wait_for(process, tmp_path / "checkpoints" / "step_000005.ckpt")

@@ -7,6 +7,7 @@ from pathlib import Path
 
 import pytest
 from cli import call, failure, settings
+from hydra import compose, initialize_config_dir
 
 from circuitlit.evaluate.similarity import corrected_jaccard
 from circuitlit.graph import Circuit
@@ -175,3 +176,10 @@ def test_study_refuses_in_one_sentence(
     more, words = BAD[name]
     assert words in failure(capsys, *small(local, tmp_path, *more), verb="study")
     assert {p.name for p in tmp_path.iterdir()} <= {".hydra", "study.log"}
+
+
+def test_an_experiment_sets_what_is_studied() -> None:
+    with initialize_config_dir(str(Path(__file__).parent.parent / "conf"), version_base="1.3"):
+        cfg = compose("study", ["experiment=methods_smollm2"])
+    assert list(cfg.study.tasks) == ["ioi", "ioi_single", "greater_than", "gender_pronoun", "sva"]
+    assert cfg.study.curve_pairs == 16

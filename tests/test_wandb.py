@@ -97,6 +97,7 @@ def test_four_jobs_of_a_sweep_are_four_runs_of_one_group(local: Path, tmp_path: 
     assert {run["run_group"] for run in runs} == {"sweep"}
 
 
+@pytest.mark.slow
 def test_a_killed_run_reads_back_to_what_it_flushed(local: Path, tmp_path: Path) -> None:
     more = ["logger=wandb_offline", "mask.schedule.steps=100000", "callbacks.snapshot_every=10"]
     more += ["callbacks.checkpoint_every=0", "callbacks.probe_every=0", "trainer.log_every_n_steps=1"]

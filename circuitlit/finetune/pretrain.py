@@ -69,7 +69,7 @@ class Recipe:
             num_hidden_layers=self.layers,
             num_attention_heads=self.heads,
             max_position_embeddings=max(256, self.length),
-            rotary_pct=1.0,
+            rope_parameters={"rope_type": "default", "rope_theta": 10000.0, "partial_rotary_factor": 1.0},
             use_parallel_residual=True,
             initializer_range=self.hidden_size**-0.5,
             bos_token_id=VOCABULARY["<s>"],

@@ -12,7 +12,7 @@ from matplotlib.figure import Figure
 from circuitlit.graph import Graph
 from circuitlit.report.artefacts import Run
 from circuitlit.report.edges import RankedEdge, ranked_edges
-from circuitlit.report.evolution_figure import STAGE_COLOURS, boundaries, stage_rows
+from circuitlit.report.evolution_figure import boundaries, stage_rows
 from circuitlit.report.figures import BLUE, GREEN, GREY, ORANGE, PINK, RED, series, thinned
 
 FORMATS = ("svg", "png", "pdf")
@@ -37,7 +37,7 @@ def save_figures(run: Run, folder: Path, form: str) -> list[Path]:
     """
     edges = ranked_edges(run.circuit)
     paths = []
-    with matplotlib.rc_context(_STYLE):
+    with matplotlib.rc_context(_STYLE):  # type: ignore[arg-type]
         figures = {"layers": layers(run.circuit.graph, edges)}
         if run.evolution:
             figures["timeline"] = timeline(run.evolution)
@@ -85,7 +85,7 @@ def _bands(axis: Axes, evolution: dict[str, Any]) -> None:
             if first is not None and first.is_first_row():
                 middle = (row.first + row.last) / 2
                 look = {"ha": "center", "va": "bottom", "fontsize": 7, "transform": axis.get_xaxis_transform()}
-                axis.text(middle, 1.01, row.name, color=STAGE_COLOURS[row.name.replace(" ", "_")], **look)
+                axis.text(middle, 1.01, row.name, color=row.colour, **look)
     for point in boundaries(evolution):
         axis.axvspan(point["low"], point["high"], color=GREY, alpha=0.35, lw=0)
         axis.axvline(point["step"], color=GREY, lw=1, ls="--" if point["mark"] else "-")

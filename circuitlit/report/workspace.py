@@ -41,7 +41,7 @@ def build_workspace(entity: str, project: str) -> Any:
     bars = [panels.BarPlot(title=title, metrics=[key]) for title, key in RESULTS.items()]
     tables = [panels.WeavePanelSummaryTable(table_name=name) for name in TABLES]
     results = ws.Section(name="Result on held-out pairs", is_open=True, panels=[*bars, *tables])
-    media = [panels.MediaBrowser(title=key.split("/")[-1], media_keys=[key]) for key in MEDIA]
+    media: list[Any] = [panels.MediaBrowser(title=key.split("/")[-1], media_keys=[key]) for key in MEDIA]
     shown = ws.Section(name="Page and figures", is_open=True, panels=media)
     return ws.Workspace(entity=entity, project=project, name="circuitlit", sections=[results, *sections, shown])
 

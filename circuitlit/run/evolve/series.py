@@ -41,9 +41,9 @@ def find_series(cfg: DictConfig) -> list[Series]:
         UserError: nothing to look at.
     """
     settings = cfg.evolve
-    schedule = settings.schedule if settings.schedule is None or isinstance(settings.schedule, str) else None
-    if settings.schedule is not None and schedule is None:
-        schedule = list(settings.schedule)
+    schedule: Any = settings.schedule
+    if schedule is not None and not isinstance(schedule, str):
+        schedule = list(schedule)
     if cfg.get("pretrain"):
         if settings.folder:
             raise UserError("evolve.folder and pretrain are both given; keep one")
