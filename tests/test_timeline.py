@@ -5,6 +5,7 @@ from __future__ import annotations
 import itertools
 import json
 import shutil
+from math import comb
 from pathlib import Path
 
 import numpy as np
@@ -13,11 +14,12 @@ from cli import call, failure, settings
 from synthetic_runs import at_once, cut_short, every, four_stages, noise, nothing
 
 from circuitlit.discover import Schedule
+from circuitlit.evaluate.similarity import corrected_overlap
 from circuitlit.graph import Circuit, Graph
 from circuitlit.timeline import Snapshots, find_stages, segment
 from circuitlit.timeline.agreement import agreement
 from circuitlit.timeline.segment import ar1, best_partitions, line_errors, lines
-from circuitlit.timeline.snapshots import best_edges, overlap
+from circuitlit.timeline.snapshots import best_edges
 from circuitlit.timeline.stages import NAMES, Boundary, Stage, Timeline
 
 FEW = range(40)
@@ -149,15 +151,16 @@ def log_alphas(*names: str) -> np.ndarray:
 
 
 def test_overlap_and_churn_against_numbers_by_hand() -> None:
-    # 10 of 40 edges each: chance shares 2.5, E = 2.5 / 17.5 = 1/7; 5 shared give J = 1/3, (1/3 - 1/7) / (6/7) = 2/9
-    assert overlap(5, 10, 10, 40) == pytest.approx(2 / 9)
-    assert overlap(10, 10, 10, 40) == 1 and overlap(40, 40, 40, 40) == 1
+    # 2 of 4 edges each: 0, 1 or 2 are shared in 1, 4 and 1 of 6 ways: E = (4 * 1/3 + 1) / 6 = 7/18
+    assert corrected_overlap(1, 2, 2, 4) == pytest.approx((1 / 3 - 7 / 18) / (11 / 18))
+    assert corrected_overlap(10, 10, 10, 40) == 1 and corrected_overlap(40, 40, 40, 40) == 1
     seen = Snapshots(GRAPH, 3, Schedule(20, 0.1, start_sparsity=0.5, warmup=0.25, harden=0.5))
     assert seen.add(0, log_alphas(*NAMED[:3])) and seen.add(10, log_alphas(*NAMED[1:]))
     assert not seen.add(10, log_alphas(*NAMED[1:]))
     assert seen.churn(1) == 2
     total = GRAPH.n_edges
-    expected = (9 / total) / (6 - 9 / total)
+    ways = [comb(3, shared) * comb(total - 3, 3 - shared) for shared in range(4)]
+    expected = sum(n * shared / (6 - shared) for shared, n in enumerate(ways)) / comb(total, 3)
     by_hand = (2 / 4 - expected) / (1 - expected)
     assert seen.overlap_previous(1) == pytest.approx(by_hand)
     assert seen.velocity() == pytest.approx([(1 - by_hand) / 50] * 2)
@@ -167,7 +170,7 @@ def test_overlap_and_churn_against_numbers_by_hand() -> None:
 def test_random_sets_overlap_by_zero_on_average() -> None:
     draw = np.random.default_rng(0)
     shared = [len(np.intersect1d(draw.choice(400, 60, False), draw.choice(400, 60, False))) for _ in range(500)]
-    assert np.mean([overlap(count, 60, 60, 400) for count in shared]) == pytest.approx(0, abs=0.01)
+    assert np.mean([corrected_overlap(count, 60, 60, 400) for count in shared]) == pytest.approx(0, abs=0.01)
 
 
 def test_masks_that_start_equal_are_a_random_set() -> None:

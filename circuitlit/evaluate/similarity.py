@@ -5,6 +5,7 @@ from __future__ import annotations
 import random
 from collections.abc import Callable, Sequence
 from dataclasses import asdict, dataclass
+from functools import cache
 from itertools import combinations
 
 import torch
@@ -29,13 +30,18 @@ def corrected_jaccard(ours: Kept, theirs: Kept) -> float:
 
     The expectation is exact: the overlap of two random circuits of these sizes is hypergeometric.
     """
-    smaller, larger = sorted((int(ours.sum()), int(theirs.sum())))
-    expected = chance_jaccard(smaller, larger, ours.numel())
+    return corrected_overlap(int((ours & theirs).sum()), int(ours.sum()), int(theirs.sum()), ours.numel())
+
+
+def corrected_overlap(shared: int, ours: int, theirs: int, total: int) -> float:
+    """J* from the sizes of two edge sets out of `total` and the number of edges that they share."""
+    expected = chance_jaccard(min(ours, theirs), max(ours, theirs), total)
     if expected >= 1:
         return 1.0
-    return (jaccard(ours, theirs) - expected) / (1 - expected)
+    return (shared / (ours + theirs - shared) - expected) / (1 - expected)
 
 
+@cache
 def chance_jaccard(ours: int, theirs: int, total: int) -> float:
     """Expected Jaccard of two random sets of given sizes out of `total` edges."""
     if not ours and not theirs:

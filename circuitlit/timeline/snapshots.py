@@ -9,22 +9,12 @@ import numpy as np
 from jaxtyping import Bool, Float
 
 from circuitlit.discover import Schedule
+from circuitlit.evaluate.similarity import corrected_overlap
 from circuitlit.graph import Graph
 from circuitlit.timeline.stages import Signals, Timeline, find_stages
 
 UNDECIDED = 2.0  # log-alpha
 PROBED = 0.9  # share of snapshots with a hard KL from which on it helps to find change points
-
-
-def overlap(shared: int, first: int, second: int, total: int) -> float:
-    """Chance-corrected Jaccard overlap of two edge sets: 1 the same set, 0 as two random sets of these sizes.
-
-    (J - E) / (1 - E), E the Jaccard index at the shared edges that random sets are expected to have.
-    """
-    chance = first * second / total
-    expected = chance / (first + second - chance)
-    jaccard = shared / (first + second - shared)
-    return 1.0 if expected == 1 else (jaccard - expected) / (1 - expected)
 
 
 def best_edges(log_alpha: Float[np.ndarray, "mask"], count: int) -> tuple[Bool[np.ndarray, "mask"], bool]:
@@ -80,7 +70,7 @@ class Snapshots:
     def overlap(self, first: int, second: int) -> float:
         """Overlap of two snapshots."""
         shared = int(np.count_nonzero(self.kept[first] & self.kept[second]))
-        return overlap(shared, self.count, self.count, len(self.kept[first]))
+        return corrected_overlap(shared, self.count, self.count, len(self.kept[first]))
 
     def overlap_final(self) -> Float[np.ndarray, "snapshot"]:
         """Overlap of each snapshot with the last."""
