@@ -18,7 +18,10 @@ import torch
 from jaxtyping import Float
 from torch import Tensor
 
+from circuitlit.masked.kernels import fused
+
 BISECTIONS = 50
+SPREAD = 60.0  # noise scales beyond the outermost gates at which the search begins
 Measure = Callable[[Float[Tensor, "mask"]], Float[Tensor, ""]]
 
 
@@ -37,9 +40,14 @@ class Gates(ABC):
     ) -> Float[Tensor, "mask"]:
         """Mask values in [0, 1], differentiable in `log_alpha`; `noise` is standard logistic."""
 
-    @abstractmethod
     def open_probability(self, log_alpha: Float[Tensor, "mask"], scale: float = 1.0) -> Float[Tensor, "mask"]:
         """Expected size that each mask adds: its probability of being open, or its soft value."""
+        return torch.sigmoid((log_alpha - self.threshold) / (self.softness * scale))
+
+    @property
+    def softness(self) -> float:
+        """Width of the sigmoid from log-alpha to `open_probability`, at scale 1."""
+        return 1.0
 
     @property
     def threshold(self) -> float:
@@ -74,7 +82,18 @@ class Gates(ABC):
             measure: from the gates' open probabilities to the expected share of edges kept; the mean, where every gate
                 is one edge.
         """
-        spread = 60.0 * scale
+        if measure is torch.mean and fused(log_alpha):
+            from circuitlit.masked.gpu.shift import shift
+
+            return shift(log_alpha, share, self.threshold, self.softness * scale, SPREAD * scale, BISECTIONS)
+        return self.bisected(log_alpha, share, scale, measure)
+
+    @torch.no_grad()
+    def bisected(
+        self, log_alpha: Float[Tensor, "mask"], share: float, scale: float = 1.0, measure: Measure = torch.mean
+    ) -> Float[Tensor, ""]:
+        """`shift_to` by plain operators."""
+        spread = SPREAD * scale
         low = self.threshold - log_alpha.max() - spread
         high = self.threshold - log_alpha.min() + spread
         for _ in range(BISECTIONS):
@@ -113,10 +132,6 @@ class HardConcrete(Gates):
         """Log-alpha plus noise above which a gate is open at all."""
         return self.temperature * math.log(-self.low / self.high)
 
-    def open_probability(self, log_alpha: Float[Tensor, "mask"], scale: float = 1.0) -> Float[Tensor, "mask"]:
-        """Probability that a gate is not 0: the expected L0 of one mask."""
-        return torch.sigmoid((log_alpha - self.threshold) / scale)
-
 
 @dataclass(frozen=True)
 class SigmoidTopK(Gates):
@@ -138,9 +153,10 @@ class SigmoidTopK(Gates):
         """The soft masks; `noise` plays no part."""
         return self.open_probability(log_alpha, scale)
 
-    def open_probability(self, log_alpha: Float[Tensor, "mask"], scale: float = 1.0) -> Float[Tensor, "mask"]:
-        """The soft value of each mask."""
-        return torch.sigmoid(log_alpha / (self.temperature * scale))
+    @property
+    def softness(self) -> float:
+        """The temperature."""
+        return self.temperature
 
 
 @dataclass(frozen=True)
@@ -167,10 +183,6 @@ class UniformGradient(Gates):
         partial = uniform < between
         value = torch.where(partial, uniform / between.clamp(min=1e-12), (uniform < chance + between / 2).to(chance))
         return value + (log_alpha - log_alpha.detach()) / scale * partial
-
-    def open_probability(self, log_alpha: Float[Tensor, "mask"], scale: float = 1.0) -> Float[Tensor, "mask"]:
-        """Mean of each mask."""
-        return torch.sigmoid(log_alpha / scale)
 
 
 def logistic_noise(size: int, seed: int, step: int, micro_batch: int, device: torch.device) -> Float[Tensor, "mask"]:

@@ -158,7 +158,8 @@ class MaskLearner(LightningModule):
         """Loss of one micro-batch under freshly sampled gates, after the constraint is set to the step's target."""
         scale = self.schedule.noise(step)
         share = self.schedule.open_share(step, self.target, self.seed)
-        measure = self.loss.layout.share
+        layout = self.loss.layout
+        measure = torch.mean if layout.sites == "edges" else layout.share
         if self._shifted != step:  # once a step: a second shift would add rounding that other ranks do not have
             self._shifted = step
             with torch.no_grad():
