@@ -3,16 +3,16 @@
 set -euo pipefail
 cd "$(dirname "$0")/.."
 
-bench() { python -m circuitlit bench callbacks=headless repeats=30 warmup=5 "$@"; }
+bench() { python -m circuitlit bench callbacks=headless trainer.log_every_n_steps=25 repeats=30 warmup=5 "$@"; }
 
 row() {
   local name=$1
   shift
   local out="hydra.run.dir=runs/speed/$name"
   case $name in
-    gpt2_64) bench model=gpt2 data.batch_size=32 tokens=64 "$out" "$@" ;;
-    gpt2_20) bench model=gpt2 data.batch_size=32 tokens=20 "$out" "$@" ;;
-    smollm2_20) bench model=smollm2 data.batch_size=32 tokens=20 "$out" "$@" ;;
+    gpt2_64) bench model=gpt2 data.batch_size=32 tokens=64 mask.panel=3 "$out" "$@" ;;
+    gpt2_20) bench model=gpt2 data.batch_size=32 tokens=20 mask.panel=3 "$out" "$@" ;;
+    smollm2_20) bench model=smollm2 data.batch_size=32 tokens=20 mask.panel=4 "$out" "$@" ;;
     codellama) bench model=codellama_13b data.batch_size=8 tokens=64 'dtypes=[bfloat16]' mask.recompute=true mask.panel=2 "$out" "$@" ;;
     plan) bench plan=true model=codellama_13b data.batch_size=8 tokens=64 mask.recompute=true mask.panel=2 "$out" "$@" ;;
     scaling) bench bench=scaling model=gpt2 data.batch_size=32 tokens=20 'dtypes=[float32]' "$out" "$@" ;;

@@ -24,6 +24,8 @@ BISECTIONS = 50
 SPREAD = 60.0  # noise scales beyond the outermost gates at which the search begins
 Measure = Callable[[Float[Tensor, "mask"]], Float[Tensor, ""]]
 
+Scale = float | Float[Tensor, ""]  # a tensor where the step is captured
+
 
 class Gates(ABC):
     """One family of gates.
@@ -36,11 +38,11 @@ class Gates(ABC):
 
     @abstractmethod
     def sample(
-        self, log_alpha: Float[Tensor, "mask"], noise: Float[Tensor, "mask"], scale: float = 1.0
+        self, log_alpha: Float[Tensor, "mask"], noise: Float[Tensor, "mask"], scale: Scale = 1.0
     ) -> Float[Tensor, "mask"]:
         """Mask values in [0, 1], differentiable in `log_alpha`; `noise` is standard logistic."""
 
-    def open_probability(self, log_alpha: Float[Tensor, "mask"], scale: float = 1.0) -> Float[Tensor, "mask"]:
+    def open_probability(self, log_alpha: Float[Tensor, "mask"], scale: Scale = 1.0) -> Float[Tensor, "mask"]:
         """Expected size that each mask adds: its probability of being open, or its soft value."""
         return torch.sigmoid((log_alpha - self.threshold) / (self.softness * scale))
 
@@ -55,7 +57,7 @@ class Gates(ABC):
         return 0.0
 
     def held(
-        self, log_alpha: Float[Tensor, "mask"], scale: float = 1.0, measure: Measure = torch.mean
+        self, log_alpha: Float[Tensor, "mask"], scale: Scale = 1.0, measure: Measure = torch.mean
     ) -> Float[Tensor, "mask"]:
         """The same log-alphas, with the gradient of the shift that holds the constraint.
 
@@ -121,7 +123,7 @@ class HardConcrete(Gates):
     high: float = 1.1
 
     def sample(
-        self, log_alpha: Float[Tensor, "mask"], noise: Float[Tensor, "mask"], scale: float = 1.0
+        self, log_alpha: Float[Tensor, "mask"], noise: Float[Tensor, "mask"], scale: Scale = 1.0
     ) -> Float[Tensor, "mask"]:
         """Gate values in [0, 1]; `noise` is standard logistic, `scale` shrinks it."""
         soft = torch.sigmoid((scale * noise + log_alpha) / self.temperature)
@@ -148,7 +150,7 @@ class SigmoidTopK(Gates):
     temperature: float = 0.5
 
     def sample(
-        self, log_alpha: Float[Tensor, "mask"], noise: Float[Tensor, "mask"], scale: float = 1.0
+        self, log_alpha: Float[Tensor, "mask"], noise: Float[Tensor, "mask"], scale: Scale = 1.0
     ) -> Float[Tensor, "mask"]:
         """The soft masks; `noise` plays no part."""
         return self.open_probability(log_alpha, scale)
@@ -174,7 +176,7 @@ class UniformGradient(Gates):
     name: ClassVar[str] = "uniform_gradient"
 
     def sample(
-        self, log_alpha: Float[Tensor, "mask"], noise: Float[Tensor, "mask"], scale: float = 1.0
+        self, log_alpha: Float[Tensor, "mask"], noise: Float[Tensor, "mask"], scale: Scale = 1.0
     ) -> Float[Tensor, "mask"]:
         """Values 0, 1, or uniform between."""
         chance = self.open_probability(log_alpha.detach(), scale)

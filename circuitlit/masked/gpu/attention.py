@@ -14,7 +14,6 @@ from torch import Tensor
 
 from circuitlit.masked.gpu.launch import precision
 
-LONGEST = 128  # tokens of a prompt
 
 
 @triton.jit

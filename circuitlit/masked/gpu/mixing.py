@@ -16,6 +16,9 @@ from torch import Tensor
 from circuitlit.masked.gpu.launch import cdiv, precision, processors
 
 MOST_READERS = 256  # in one launch of `mix_backward`
+# by readers in a block: writers and numbers in a block, warps, stages of the pipeline
+FORWARD = {16: (32, 256, 4, 3), 32: (32, 128, 4, 3), 64: (32, 128, 4, 3), 128: (32, 128, 8, 3)}
+BACKWARD = {16: (32, 128, 4, 3), 32: (32, 128, 4, 3), 64: (32, 64, 4, 3), 128: (64, 64, 8, 3), 256: (64, 64, 8, 2)}
 
 
 @triton.jit(do_not_specialize=["readers", "writers"], do_not_specialize_on_alignment=["masks"])
@@ -75,7 +78,7 @@ def mix(
     readers, writers = masks.shape
     size = out[0].numel()
     r = min(128, max(16, triton.next_power_of_2(readers)))
-    n, warps = (128, 8) if r >= 128 else (128, 4)
+    w, n, warps, stages = FORWARD[r]
     grid = (cdiv(size, n) * cdiv(readers, r),)
     _mix[grid](
         out,
@@ -94,10 +97,10 @@ def mix(
         HAS_SHARED=shared is not None,
         PRECISION=precision(),
         R=r,
-        W=16 if writers <= 16 else 32,
+        W=w,
         N=n,
         num_warps=warps,
-        num_stages=3,
+        num_stages=stages,
     )
 
 
@@ -160,8 +163,7 @@ def _backward_of_some(grad: Tensor, masks: Tensor, deltas: Tensor, grad_deltas: 
     readers, writers = masks.shape
     size = grad[0].numel()
     r = max(16, triton.next_power_of_2(readers))
-    w = min(32 if r <= 64 else 64, max(16, triton.next_power_of_2(writers)))
-    n = 128 if r <= 32 else 64
+    w, n, warps, stages = BACKWARD[r]
     blocks = cdiv(writers, w)
     steps = max(1, cdiv(size, n * max(1, cdiv(4 * processors(grad.device), blocks))))
     splits = cdiv(size, n * steps)
@@ -184,7 +186,7 @@ def _backward_of_some(grad: Tensor, masks: Tensor, deltas: Tensor, grad_deltas: 
         R=r,
         W=w,
         N=n,
-        num_warps=8 if r >= 128 else 4,
-        num_stages=3 if r <= 128 else 2,
+        num_warps=warps,
+        num_stages=stages,
     )
     torch.sum(parts, 0, out=grad_masks) if grad_masks.dtype == parts.dtype else grad_masks.copy_(parts.sum(0))
