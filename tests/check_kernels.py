@@ -1,4 +1,4 @@
-"""Kernels against their twins: `python tests/check_kernels.py [time] [sweep]`.
+"""Kernels against their twins: `python tests/check_kernels.py [check] [time] [sweep [write]]`.
 
 `time` adds microseconds and GB/s at the sizes that matter, `sweep` tries block sizes.
 
@@ -8,8 +8,10 @@ On a GPU, or with TRITON_INTERPRET=1 on the CPU (small sizes only). Exits with 1
 from __future__ import annotations
 
 import itertools
+import re
 import sys
 from collections.abc import Callable, Iterator
+from pathlib import Path
 
 import torch
 import torch.nn.functional as F
@@ -135,6 +137,8 @@ def check() -> bool:
     for name, dtype, errors in cases():
         try:
             for kernel, error in errors:
+                if error > worst.get((kernel, dtype), (0.0, ""))[0]:
+                    print(f"   {kernel} {dtype} {error:.1e} at {name}", flush=True)
                 worst[kernel, dtype] = max(worst.get((kernel, dtype), (0.0, "")), (error, name))
         except Exception as problem:
             failed += 1
@@ -144,7 +148,7 @@ def check() -> bool:
     for (kernel, dtype), (error, name) in worst.items():
         fine = error <= (2e-4 if dtype == torch.float32 else BOUND[dtype] * 4)
         good &= fine
-        print(f"{'ok ' if fine else 'BAD'} {kernel:20s} {dtype!s:15s} {error:.1e}  worst at {name}")
+        print(f"{'ok ' if fine else 'BAD'} {kernel:20s} {dtype!s:15s} {error:.1e}  worst at {name}", flush=True)
     print(f"{failed} cases raised")
     return good
 
@@ -212,37 +216,54 @@ def times() -> None:
     report("shift of 70,651", row)
 
 
+FORWARD = {
+    16: [(32, 256, 4, 3), (16, 256, 4, 3), (16, 512, 8, 3), (16, 1024, 8, 2), (32, 128, 4, 3)],
+    64: [(32, 128, 4, 3), (32, 128, 8, 3), (32, 64, 4, 4), (16, 256, 8, 3), (64, 128, 8, 2), (32, 64, 4, 2)],
+    128: [(32, 128, 8, 3), (32, 64, 4, 4), (32, 64, 8, 3), (64, 64, 8, 3), (64, 128, 8, 2), (32, 128, 4, 3)],
+}
+BACKWARD = {
+    16: [(32, 128, 4, 3), (16, 128, 4, 4), (16, 256, 4, 3), (32, 256, 8, 3), (16, 512, 8, 2)],
+    64: [(32, 64, 4, 3), (32, 128, 4, 2), (32, 128, 8, 3), (64, 64, 8, 3), (16, 128, 4, 3), (32, 64, 4, 4)],
+    128: [(64, 64, 8, 3), (32, 64, 8, 3), (64, 64, 4, 3), (64, 128, 8, 2), (128, 64, 8, 2), (32, 128, 8, 2)],
+}
+SWEPT = {16: [(1, 12), (16, 20)], 64: [(37, 26), (64, 120)], 128: [(111, 79), (80, 151)]}
+
+
 def sweep() -> None:
-    """The fastest block sizes of the mixing kernels in bfloat16, at GPT-2's 32 x 64 tokens and SmolLM2's 32 x 20."""
-    forward = [(w, n, warps, 3) for w in (32, 64) for n in (64, 128, 256) for warps in (4, 8)]
-    for tokens, width, readers, writers in ((2048, 768, 37, 39), (2048, 768, 111, 118), (640, 576, 16, 30), (640, 576, 80, 151)):
-        deltas = torch.randn(writers, tokens, width, device=DEVICE).to(torch.bfloat16)
-        grads, out = torch.randn_like(deltas), torch.randn(readers, tokens, width, device=DEVICE).to(torch.bfloat16)
-        masks = torch.rand(readers, writers, device=DEVICE)
-        grad_masks = torch.empty_like(masks)
-        block = max(16, 1 << (readers - 1).bit_length())
-        calls = {
-            "mix": (mixing.FORWARD, readers + writers, lambda o=out, m=masks, d=deltas: mixing.mix(o, m, d)),
-            "back": (
-                mixing.BACKWARD,
-                readers + 3 * writers,
-                lambda o=out, m=masks, d=deltas, g=grads, k=grad_masks: mixing.mix_backward(o, m, d, g, k),
-            ),
-        }
-        for name, (table, rows, call) in calls.items():
-            held, found = table[block], []
-            for config in forward:
+    """Try block sizes of the mixing kernels in bfloat16; with `write` the fastest go into `masked/gpu/mixing.py`."""
+    path = Path(mixing.__file__)
+    text = path.read_text()
+    for name, table, choices in (("FORWARD", mixing.FORWARD, FORWARD), ("BACKWARD", mixing.BACKWARD, BACKWARD)):
+        for block, configs in choices.items():
+            spent: dict[tuple[int, ...], float] = {}
+            calls = [_call(name, *shape) for shape in SWEPT[block]]
+            for config in configs:
                 table[block] = config
-                if config[1] * (block + config[0]) * 2 * config[3] > 200_000 or config[1] * block > 32_768:
-                    continue
                 try:
-                    found.append((seconds(call, 5), config))
+                    each = [seconds(call, 5) for call, _ in calls]
                 except Exception as problem:
-                    print(f"{config}: {type(problem).__name__}", end=" ")
-            table[block] = held
-            best = sorted(found)[:6]
-            shown = ", ".join(f"{c} {rows * deltas[0].nbytes / s / 1e9:.0f}" for s, c in best)
-            print(f"{name} {readers} x {writers}, {tokens} x {width}: GB/s by (W, N, warps, stages): {shown}", flush=True)
+                    print(f"{name} {block} {config}: {type(problem).__name__}", flush=True)
+                    continue
+                spent[config] = sum(each)
+                rates = [f"{n_bytes / s / 1e9:.0f}" for s, (_, n_bytes) in zip(each, calls, strict=True)]
+                print(f"{name} {block} {config}: {' and '.join(rates)} GB/s at {SWEPT[block]}", flush=True)
+            table[block] = min(spent, key=spent.__getitem__)
+        text = re.sub(rf"^{name} = .*$", f"{name} = {table}", text, flags=re.MULTILINE)
+        print(f"{name} = {table}", flush=True)
+    if "write" in sys.argv:
+        path.write_text(text)
+
+
+def _call(name: str, readers: int, writers: int) -> tuple[Callable[[], object], int]:
+    """A mixing product at GPT-2's 32 x 64 tokens, and the bytes it moves."""
+    deltas = torch.randn(writers, 2048, 768, device=DEVICE).to(torch.bfloat16)
+    out, masks = torch.randn(readers, 2048, 768, device=DEVICE).to(torch.bfloat16), torch.rand(readers, writers)
+    masks = masks.to(DEVICE)
+    if name == "FORWARD":
+        return lambda: mixing.mix(out, masks, deltas, out, out[0]), (2 * readers + writers + 1) * deltas[0].nbytes
+    grads, grad_masks = torch.randn_like(deltas), torch.empty_like(masks)
+    moved = (readers + 3 * writers) * deltas[0].nbytes
+    return lambda: mixing.mix_backward(out, masks, deltas, grads, grad_masks), moved
 
 
 def report(title: str, row: dict[str, tuple[int, Callable[[], object]]]) -> None:
@@ -260,7 +281,7 @@ def report(title: str, row: dict[str, tuple[int, Callable[[], object]]]) -> None
 if __name__ == "__main__":
     torch.manual_seed(0)
     torch.set_float32_matmul_precision("highest")
-    good = check()
+    good = "check" not in sys.argv[1:] and len(sys.argv) > 1 or check()
     if "time" in sys.argv:
         torch.set_float32_matmul_precision("high")
         times()

@@ -21,6 +21,7 @@ from torch import Tensor
 from circuitlit.masked.kernels import fused
 
 BISECTIONS = 50
+HALVINGS = 34  # after which a search that is all in float32 no longer moves
 SPREAD = 60.0  # noise scales beyond the outermost gates at which the search begins
 Measure = Callable[[Float[Tensor, "mask"]], Float[Tensor, ""]]
 
@@ -87,7 +88,7 @@ class Gates(ABC):
         if measure is torch.mean and fused(log_alpha):
             from circuitlit.masked.gpu.shift import shift
 
-            return shift(log_alpha, share, self.threshold, self.softness * scale, SPREAD * scale, BISECTIONS)
+            return shift(log_alpha, share, self.threshold, self.softness * scale, SPREAD * scale, HALVINGS)
         return self.bisected(log_alpha, share, scale, measure)
 
     @torch.no_grad()

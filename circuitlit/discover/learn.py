@@ -149,9 +149,9 @@ class MaskLearner(LightningModule):
         step = self.global_step
         loss = self.masked_loss(batch, step, self._position(step))
         several = self.trainer.world_size > 1
-        self.log("train/loss", loss.detach(), prog_bar=True, batch_size=len(batch), sync_dist=several)
+        self.log("train/loss", loss.detach(), batch_size=len(batch), sync_dist=several)
         sparsity = 1 - self.schedule.open_share(step, self.target, self.seed)
-        self.log("train/sparsity", torch.tensor(sparsity), prog_bar=True, batch_size=len(batch))
+        self.log("train/sparsity", torch.tensor(sparsity), batch_size=len(batch))
         return loss
 
     def transfer_batch_to_device(self, batch: Batch, device: torch.device, dataloader_idx: int) -> Batch:

@@ -10,6 +10,7 @@ from jaxtyping import Bool, Float
 from torch import Tensor, nn
 
 from circuitlit.graph import Graph
+from circuitlit.masked.activation import fewer_launches
 from circuitlit.masked.kernels import fused
 from circuitlit.masked.ledger import Ledger, Token
 from circuitlit.masked.projection import Projection, Room, recognise
@@ -96,15 +97,18 @@ class MaskedBlock(nn.Module):
             added = added + self.out_bias
         if not self.parallel:
             token, mlp_seen = ledger.read_on(token, mlp_seen, added, row + split, first, heads)
-        token = ledger.write(token, first + heads, self.mlp(self._mlp_normed(mlp_seen)), ablated_mlp[None])
+        token = ledger.write(token, first + heads, self._mlp(mlp_seen), ablated_mlp[None])
         return token, ablated + added + ablated_mlp
 
-    def _mlp_normed(self, x: Float[Tensor, "one token d"]) -> Float[Tensor, "one token d"]:
-        """The MLP's norm; RMS norms of the library are seven launches, torch's is one."""
+    def _mlp(self, x: Float[Tensor, "one token d"]) -> Float[Tensor, "one token d"]:
+        """The MLP's output. On a GPU the library's norms and activations of many launches give way to torch's own."""
         norm = self._mlp_affine
-        if norm is None or norm.centred or self._sharded or not fused(x):
-            return self.mlp_norm(x)
-        return F.rms_norm(x, x.shape[-1:], norm.gain, norm.eps)
+        if self._sharded or not fused(x):
+            return self.mlp(self.mlp_norm(x))
+        rms = norm is not None and not norm.centred
+        normed = F.rms_norm(x, x.shape[-1:], norm.gain, norm.eps) if rms and norm else self.mlp_norm(x)
+        with fewer_launches(self.mlp):
+            return self.mlp(normed)
 
     @property
     def _sharded(self) -> bool:

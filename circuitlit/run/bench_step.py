@@ -156,6 +156,7 @@ def time_step(cfg: DictConfig, dtype: str) -> dict[str, Any]:
     """
     steps = cfg.warmup + cfg.repeats * (2 if torch.cuda.is_available() else 1) + 1  # the last one has no next batch
     cfg.mask.schedule.steps = steps
+    gc.collect()
     subject = random_subject(cfg, dtype)
     _reset_peak(subject.device)
     bench = random_workbench(cfg, subject, cfg.examples or steps * cfg.data.batch_size)
@@ -189,7 +190,7 @@ def time_step(cfg: DictConfig, dtype: str) -> dict[str, Any]:
         "cached": bench.references.cached,
         "phases": {name: median(timer.phases[name]) for name in PHASES if timer.phases[name]},
     }
-    del bench, timer, subject
+    del bench, timer, subject, watchers
     gc.collect()
     return result
 

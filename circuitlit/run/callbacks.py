@@ -10,7 +10,7 @@ import threading
 from collections.abc import Callable
 from dataclasses import asdict
 from pathlib import Path
-from typing import Any
+from typing import Any, ClassVar
 
 import torch
 from lightning import Callback, LightningModule, Trainer
@@ -257,14 +257,17 @@ class HardCircuit(Callback):
 class Progress(RichProgressBar):
     """A progress bar with loss, sparsity, stage and time left, without the version number."""
 
+    _known: ClassVar[dict[str, float]] = {}
+
     def _get_train_description(self, current_epoch: int) -> str:
         return "masks"
 
     def get_metrics(self, trainer: Trainer, pl_module: LightningModule) -> Any:
         """What stands behind the bar."""
-        metrics = super().get_metrics(trainer, pl_module)
-        metrics.pop("v_num", None)
-        shown = {name.removeprefix("train/"): value for name, value in metrics.items()}
+        if trainer.global_step % self.refresh_rate == 0 or not self._known:  # reading a number waits for the GPU
+            logged = {name: float(value) for name, value in trainer.callback_metrics.items()}
+            self._known = {name.removeprefix("train/"): value for name, value in logged.items()}
+        shown: dict[str, Any] = dict(self._known)
         for callback in trainer.callbacks:  # type: ignore[attr-defined]
             if isinstance(callback, Evolution) and callback.stage:
                 shown["stage"] = callback.stage

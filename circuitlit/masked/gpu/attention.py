@@ -66,11 +66,11 @@ def _attend(
     ROTARY: tl.constexpr,
     PRECISION: tl.constexpr,
     L: tl.constexpr,
-    O: tl.constexpr,
+    OUT: tl.constexpr,
 ):
     row, head = tl.program_id(0).to(tl.int64), tl.program_id(1)
     kv = head // (HEADS // KV)
-    ts, os = tl.arange(0, L), tl.arange(0, O)
+    ts, os = tl.arange(0, L), tl.arange(0, OUT)
     t_in = ts < length
     inside = t_in[:, None] & (os < outs)[None, :]
     other = _partner(os, rotated)
@@ -105,10 +105,10 @@ def _attend_backward(
     ROTARY: tl.constexpr,
     PRECISION: tl.constexpr,
     L: tl.constexpr,
-    O: tl.constexpr,
+    OUT: tl.constexpr,
 ):
     row, kv = tl.program_id(0).to(tl.int64), tl.program_id(1)
-    ts, os = tl.arange(0, L), tl.arange(0, O)
+    ts, os = tl.arange(0, L), tl.arange(0, OUT)
     t_in = ts < length
     inside = t_in[:, None] & (os < outs)[None, :]
     other = _partner(os, rotated)
@@ -119,10 +119,10 @@ def _attend_backward(
     keys = qkv + (HEADS + kv).to(tl.int64) * stride + start
     k = _rotated(keys, cos, sin, ts, os, other, t_in, outs, rotated, ROTARY).to(dtype)
     v = tl.load(qkv + (HEADS + KV + kv).to(tl.int64) * stride + start + place, mask=inside, other=0.0)
-    dk, dv = tl.zeros((L, O), tl.float32), tl.zeros((L, O), tl.float32)
+    dk, dv = tl.zeros((L, OUT), tl.float32), tl.zeros((L, OUT), tl.float32)
     if ROTARY:
         k_other = _rotated(keys, cos, sin, ts, other, os, t_in, outs, rotated, ROTARY).to(dtype)
-        dk_other = tl.zeros((L, O), tl.float32)
+        dk_other = tl.zeros((L, OUT), tl.float32)
         turned = inside & (os < rotated)[None, :]
         c = tl.load(cos + ts[:, None] * rotated + os[None, :], mask=turned, other=1.0).to(tl.float32)
         s = tl.load(sin + ts[:, None] * rotated + other[None, :], mask=turned, other=0.0).to(tl.float32)
@@ -215,9 +215,9 @@ def _constants(qkv: Tensor, length: int, heads: int, kv: int, cos: Tensor | None
         "HEADS": heads,
         "KV": kv,
         "ROTARY": cos is not None,
-        "PRECISION": precision(),
+        "PRECISION": precision(qkv.dtype),
         "L": rows,
-        "O": max(16, triton.next_power_of_2(qkv.shape[2])),
+        "OUT": max(16, triton.next_power_of_2(qkv.shape[2])),
         "num_warps": 4 if rows <= 64 else 8,
         "num_stages": 1,
     }

@@ -7,17 +7,16 @@ import os
 
 import torch
 
-DTYPES = (torch.float32, torch.bfloat16, torch.float16)
-
 
 def cdiv(size: int, block: int) -> int:
     """Blocks that cover a size."""
     return -(-size // block)
 
 
-def precision() -> str:
-    """Of float32 products, as `torch.set_float32_matmul_precision` has it."""
-    return "ieee" if torch.get_float32_matmul_precision() == "highest" else "tf32"
+def precision(dtype: torch.dtype) -> str:
+    """Of float32 products, as `torch.set_float32_matmul_precision` has it; other kinds know but one."""
+    exact = dtype == torch.float32 and torch.get_float32_matmul_precision() == "highest"
+    return "ieee" if exact else "tf32"
 
 
 @functools.cache

@@ -47,7 +47,11 @@ def _mix(
     cols = (tl.program_id(0) // row_blocks).to(tl.int64) * N + tl.arange(0, N)
     row_in, col_in = rows < readers, cols < size
     inside = row_in[:, None] & col_in[None, :]
-    sums = tl.zeros((R, N), tl.float32)
+    sums = tl.zeros((R, N), tl.float32)  # the loads below are under way before the first product needs them
+    if HAS_BASE:
+        sums += tl.load(base + rows.to(tl.int64)[:, None] * base_stride + cols[None, :], mask=inside, other=0.0)
+    if HAS_SHARED:
+        sums += tl.load(shared + cols, mask=col_in, other=0.0)[None, :]
     for first in range(0, writers, W):
         ws = first + tl.arange(0, W)
         w_in = ws < writers
@@ -60,10 +64,6 @@ def _mix(
             masks + rows[:, None] * mask_stride + ws[None, :], mask=row_in[:, None] & w_in[None, :], other=0.0
         )
         sums += tl.dot(z.to(d.dtype), d, input_precision=PRECISION)
-    if HAS_BASE:
-        sums += tl.load(base + rows.to(tl.int64)[:, None] * base_stride + cols[None, :], mask=inside, other=0.0)
-    if HAS_SHARED:
-        sums += tl.load(shared + cols, mask=col_in, other=0.0)[None, :]
     tl.store(out + rows.to(tl.int64)[:, None] * out_stride + cols[None, :], sums.to(out.dtype.element_ty), mask=inside)
 
 
@@ -95,7 +95,7 @@ def mix(
         deltas.stride(0),
         HAS_BASE=base is not None,
         HAS_SHARED=shared is not None,
-        PRECISION=precision(),
+        PRECISION=precision(deltas.dtype),
         R=r,
         W=w,
         N=n,
@@ -182,7 +182,7 @@ def _backward_of_some(grad: Tensor, masks: Tensor, deltas: Tensor, grad_deltas: 
         deltas.stride(0),
         grad_deltas.stride(0),
         steps,
-        PRECISION=precision(),
+        PRECISION=precision(deltas.dtype),
         R=r,
         W=w,
         N=n,

@@ -1,7 +1,8 @@
 """Norm and projection of all readers in one launch, forward and backward; the twin is `masked/projection.py`.
 
-Forward, for each reader's stream x and folded weights W': `out = s (x W' ) + c`; the norm's factor s and mean come from
-the same pass over x. Backward, with g the gradient of out: `dx = s g W'^T - p (x - mean)`, p = s^2 sum(g (out - c)) / d.
+Forward, for each reader's stream x and folded weights W': `out = s (x W') + c`; the norm's factor s and mean come from
+the same pass over x. Backward, with g the gradient of out: `dx = s g W'^T - p (x - mean)` with
+`p = s^2 sum(g (out - c)) / d`.
 """
 
 from __future__ import annotations
@@ -35,14 +36,14 @@ def _project(
     PRECISION: tl.constexpr,
     T: tl.constexpr,
     K: tl.constexpr,
-    O: tl.constexpr,
+    OUT: tl.constexpr,
 ):
     reader = tl.program_id(1).to(tl.int64)
-    ts, os = tl.program_id(0) * T + tl.arange(0, T), tl.arange(0, O)
+    ts, os = tl.program_id(0) * T + tl.arange(0, T), tl.arange(0, OUT)
     t_in, o_in = ts < tokens, os < outs
     x += reader * x_stride
     weight += reader * width * outs
-    sums = tl.zeros((T, O), tl.float32)
+    sums = tl.zeros((T, OUT), tl.float32)
     total, squares = tl.zeros((T,), tl.float32), tl.zeros((T,), tl.float32)
     for first in range(0, width, K):
         ks = first + tl.arange(0, K)
@@ -87,10 +88,10 @@ def _project_backward(
     PRECISION: tl.constexpr,
     T: tl.constexpr,
     K: tl.constexpr,
-    O: tl.constexpr,
+    OUT: tl.constexpr,
 ):
     reader = tl.program_id(1).to(tl.int64)
-    ts, os = tl.program_id(0) * T + tl.arange(0, T), tl.arange(0, O)
+    ts, os = tl.program_id(0) * T + tl.arange(0, T), tl.arange(0, OUT)
     t_in, o_in = ts < tokens, os < outs
     row = reader * tokens + ts
     inside = t_in[:, None] & o_in[None, :]
@@ -147,7 +148,7 @@ def project(
         x.stride(0),
         CENTRED=centred,
         HAS_CONSTANT=constant is not None,
-        PRECISION=precision(),
+        PRECISION=precision(x.dtype),
         **_blocks(x, outs),
         num_stages=3,
     )
@@ -183,7 +184,7 @@ def project_backward(
         room.stride(0),
         CENTRED=mean is not None,
         HAS_CONSTANT=constant is not None,
-        PRECISION=precision(),
+        PRECISION=precision(x.dtype),
         **_blocks(x, outs),
         num_stages=2,
     )
@@ -193,6 +194,6 @@ def _blocks(x: Tensor, outs: int) -> dict[str, int]:
     return {
         "T": TOKENS,
         "K": 64 if x.element_size() < 4 else 32,
-        "O": max(16, triton.next_power_of_2(outs)),
+        "OUT": max(16, triton.next_power_of_2(outs)),
         "num_warps": 4,
     }
