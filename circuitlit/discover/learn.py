@@ -154,10 +154,6 @@ class MaskLearner(LightningModule):
         self.log("train/sparsity", torch.tensor(sparsity), batch_size=len(batch))
         return loss
 
-    def transfer_batch_to_device(self, batch: Batch, device: torch.device, dataloader_idx: int) -> Batch:
-        """Copy without waiting for the GPU."""
-        return batch.to(device, non_blocking=device.type == "cuda")
-
     def masked_loss(self, batch: Batch, step: int, micro_batch: int) -> Float[Tensor, ""]:
         """Loss of one micro-batch under freshly sampled gates, after the constraint is set to the step's target."""
         scale = self.schedule.noise(step)

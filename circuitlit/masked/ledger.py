@@ -205,13 +205,15 @@ class _Write(Function):
 class _WriteHeads(Function):
     @staticmethod
     def forward(ctx: Any, token: Tensor, results: Tensor, weight: Tensor, ledger: Ledger, first: int) -> Tensor:
-        ctx.ledger, ctx.weight, ctx.rows = ledger, weight, slice(first, first + len(results))
+        ctx.ledger, ctx.rows = ledger, slice(first, first + len(results))
+        ctx.save_for_backward(weight)  # not as an attribute: recomputing lets go of what is saved
         torch.bmm(results, weight, out=ledger.deltas[ctx.rows])
         return token.view_as(token)
 
     @staticmethod
     def backward(ctx: Any, *grads: Tensor) -> Any:
-        grad = torch.bmm(ctx.ledger.grad_deltas[ctx.rows], ctx.weight.transpose(1, 2))
+        (weight,) = ctx.saved_tensors
+        grad = torch.bmm(ctx.ledger.grad_deltas[ctx.rows], weight.transpose(1, 2))
         return grads[0], grad, None, None, None
 
 

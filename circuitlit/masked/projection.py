@@ -195,14 +195,16 @@ class _NormedProjection(Function):
         else:
             project = plain_project
         out, mean, factor = project(x, weight, constant, norm.eps, norm.centred)
-        ctx.projection, ctx.room = projection, room
-        ctx.save_for_backward(x, out, mean, factor)
+        ctx.projection, ctx.norm, ctx.room = projection if projection.keep else None, norm, room
+        lent = [] if projection.keep else [*projection.weights, *projection.biases]
+        ctx.save_for_backward(x, out, mean, factor, *lent)  # recomputing lets go of what is saved
         return out
 
     @staticmethod
     def backward(ctx: Any, *grads: Tensor) -> Any:
-        x, out, mean, factor = ctx.saved_tensors
-        weight, constant = ctx.projection.folded()
+        x, out, mean, factor, *lent = ctx.saved_tensors
+        half = len(lent) // 2
+        weight, constant = (ctx.projection or Projection(ctx.norm, lent[:half], lent[half:], keep=False)).folded()
         room = torch.empty_like(x) if ctx.room is None else ctx.room()
         if fused(x):
             from circuitlit.masked.gpu.projection import project_backward
