@@ -11,12 +11,14 @@ import sys
 import time
 from pathlib import Path
 
+import forked
 import pytest
 import torch
-from cli import failure, settings
+from cli import call, failure, settings
 from safetensors.torch import load_file
 
 from circuitlit.graph import Circuit
+from circuitlit.run.ranks import free_port
 
 ROOT = Path(__file__).parent.parent
 ENVIRONMENT = {**os.environ, "OMP_NUM_THREADS": "1"}
@@ -62,12 +64,21 @@ def children_of(process: subprocess.Popen[str]) -> list[int]:
 @pytest.fixture(scope="module")
 def both(local: Path, tmp_path_factory: pytest.TempPathFactory) -> tuple[Path, Path, str]:
     """One process that accumulates twice, two processes, and what the two printed."""
-    one, two = (tmp_path_factory.mktemp(name) for name in ("one", "two"))
-    code, _, errors = end(start(local, one, *ONE, "logger=none"))
-    assert code == 0, errors
-    code, out, errors = end(start(local, two, *TWO, "logger=wandb_offline"))
-    assert code == 0, errors
-    return one, two, out
+    one, two, logs = (tmp_path_factory.mktemp(name) for name in ("one", "two", "logs"))
+    call(*settings(local, one, *ONE, "logger=none"))
+    common = {"WORLD_SIZE": "2", "LOCAL_WORLD_SIZE": "2", "MASTER_ADDR": "127.0.0.1", "MASTER_PORT": str(free_port())}
+    common |= {"TORCHELASTIC_RUN_ID": "two", "CIRCUITLIT_RUN_ID": "two"}  # as torchrun tells its processes
+    processes = [
+        forked.start(
+            logs / rank,
+            *settings(local, two, *TWO, "logger=wandb_offline"),
+            environment=common | {"RANK": rank, "LOCAL_RANK": rank},
+        )
+        for rank in "01"
+    ]
+    for rank, process in zip("01", processes, strict=True):
+        forked.finished(process, logs / rank)
+    return one, two, "".join((logs / rank).read_text() for rank in "01")
 
 
 def test_two_processes_learn_the_masks_of_one(both: tuple[Path, Path, str]) -> None:

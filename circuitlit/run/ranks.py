@@ -118,7 +118,7 @@ def spawn(cfg: DictConfig, argv: Sequence[str]) -> int:
         **os.environ,
         "CIRCUITLIT_RUN_ID": str(cfg.run_id),
         "MASTER_ADDR": "127.0.0.1",
-        "MASTER_PORT": str(_free_port()),
+        "MASTER_PORT": str(free_port()),
         "WORLD_SIZE": str(number),
         "LOCAL_WORLD_SIZE": str(number),
         "TORCHELASTIC_RUN_ID": str(cfg.run_id),  # Lightning then reads ranks from the environment
@@ -143,7 +143,8 @@ def leave() -> None:
         torch.distributed.destroy_process_group()
 
 
-def _free_port() -> int:
+def free_port() -> int:
+    """A port of this machine that nothing listens on."""
     with socket.socket() as probe:
         probe.bind(("127.0.0.1", 0))
         return probe.getsockname()[1]
