@@ -12,7 +12,7 @@ from jaxtyping import Float
 from lightning import LightningModule
 from torch import Tensor, nn
 
-from circuitlit.discover.gates import Gates, HardConcrete, logistic_noise, mixed
+from circuitlit.discover.gates import Gates, HardConcrete, Measure, logistic_noise, mixed
 from circuitlit.discover.masked_loss import MaskedLoss
 from circuitlit.errors import UserError
 from circuitlit.graph import EdgeScores
@@ -149,23 +149,38 @@ class MaskLearner(LightningModule):
         step = self.global_step
         loss = self.masked_loss(batch, step, self._position(step))
         several = self.trainer.world_size > 1
-        self.log("train/loss", loss.detach(), prog_bar=True, batch_size=len(batch), sync_dist=several)
+        self.log("train/loss", loss.detach(), batch_size=len(batch), sync_dist=several)
         sparsity = 1 - self.schedule.open_share(step, self.target, self.seed)
-        self.log("train/sparsity", sparsity, prog_bar=True, batch_size=len(batch))
+        self.log("train/sparsity", torch.tensor(sparsity), batch_size=len(batch))
         return loss
+
+    def transfer_batch_to_device(self, batch: Batch, device: torch.device, dataloader_idx: int) -> Batch:
+        """Copy without waiting for the GPU."""
+        return batch.to(device, non_blocking=device.type == "cuda")
 
     def masked_loss(self, batch: Batch, step: int, micro_batch: int) -> Float[Tensor, ""]:
         """Loss of one micro-batch under freshly sampled gates, after the constraint is set to the step's target."""
         scale = self.schedule.noise(step)
         share = self.schedule.open_share(step, self.target, self.seed)
-        measure = self.loss.layout.share
         if self._shifted != step:  # once a step: a second shift would add rounding that other ranks do not have
             self._shifted = step
             with torch.no_grad():
-                self.log_alpha += self.gates.shift_to(self.log_alpha, share, scale, measure)
+                self.log_alpha += self.gates.shift_to(self.log_alpha, share, scale, self._measure)
         noise = logistic_noise(self.log_alpha.numel(), self.seed, step, micro_batch, self.device)
-        held = self.gates.held(self.log_alpha, scale, measure) if self.constraint_gradient else self.log_alpha
-        return self.loss(self.gates.sample(held, noise, scale), batch, self.references(batch))
+        width = torch.tensor(scale).to(self.device, non_blocking=True)
+        return self.loss(self.log_alpha, batch, self.references(batch), self._sampled, (noise, width))
+
+    def _sampled(
+        self, log_alpha: Float[Tensor, "mask"], noise: Float[Tensor, "mask"], scale: Float[Tensor, ""]
+    ) -> Float[Tensor, "mask"]:
+        """Masks of some log-alphas that the constraint holds."""
+        held = self.gates.held(log_alpha, scale, self._measure) if self.constraint_gradient else log_alpha
+        return self.gates.sample(held, noise, scale)
+
+    @property
+    def _measure(self) -> Measure:
+        """From the gates' probabilities to the share of edges kept."""
+        return torch.mean if self.loss.layout.sites == "edges" else self.loss.layout.share
 
     def _position(self, step: int) -> int:
         """Place of this micro-batch among all of its step, over all ranks."""
@@ -176,7 +191,7 @@ class MaskLearner(LightningModule):
 
     def configure_optimizers(self) -> Any:
         """Adam on the log-alphas, no weight decay (which would pull needed edges towards undecided)."""
-        optimizer = torch.optim.Adam([self.log_alpha], lr=self.schedule.lr)
+        optimizer = torch.optim.Adam([self.log_alpha], lr=self.schedule.lr, fused=self.log_alpha.is_cuda or None)
         schedule = torch.optim.lr_scheduler.LambdaLR(optimizer, lambda step: self.schedule.lr_factor(step))
         return {"optimizer": optimizer, "lr_scheduler": {"scheduler": schedule, "interval": "step"}}
 

@@ -51,16 +51,14 @@ class TailModel(MaskedModel):
         flat = (positions + length * torch.arange(batch, device=stream.device)[:, None]).flatten()
         stream = stream.flatten(0, 1)
         rotary = self.rotary(stream[None], length)
-        ledger = Ledger(self.graph.n_writers, stream, self.panel * self.graph.readers_per_layer)
+        ledger = Ledger(self.graph.n_writers, stream, self.panel * self.graph.readers_per_layer, masks)
         ledger.deltas[: self.graph.writers_before(first)].zero_()
         token = ledger.start()
         for writer, delta in deltas.items():
             token = ledger.write(token, writer, delta.reshape(1, *stream.shape))
         for start in range(first, len(self.blocks), self.panel):
-            stop = min(start + self.panel, len(self.blocks))
-            panel = masks[:, self.graph.reader_rows(start).start : self.graph.reader_rows(stop - 1).stop]
-            token, stream = self._run_panel(ledger, token, stream, panel, ablated, start, rotary, None)
-        final = ledger.read_at(token, masks[:, -1], stream[flat], flat)
+            token, stream = self._run_panel(ledger, token, stream, ablated, start, rotary, None)
+        final = ledger.read_at(token, stream[flat], flat)
         return self.subject.unembed(self.final_norm(final)).unflatten(0, positions.shape)
 
 

@@ -2,18 +2,20 @@
 
 from __future__ import annotations
 
+from pathlib import Path
+
 import torch
 from lightning import LightningDataModule
 from omegaconf import DictConfig
 from torch import Tensor
-from transformers import AutoModelForCausalLM, PretrainedConfig
+from transformers import AutoModelForCausalLM, AutoTokenizer, PretrainedConfig
 
 from circuitlit.errors import UserError
 from circuitlit.graph import EdgeScores, MaskLayout
 from circuitlit.graph.select import edge_budget
 from circuitlit.masked import MaskedModel, References
 from circuitlit.model import Subject
-from circuitlit.model.load import DTYPES, config_from
+from circuitlit.model.load import DTYPES, config_from, packaged_weights
 from circuitlit.run.build import Workbench, device_of, plain
 from circuitlit.tasks import PairsModule, Splits
 from circuitlit.tasks.encoded import EncodedPairs, Row
@@ -38,6 +40,14 @@ def random_subject(cfg: DictConfig, dtype: str) -> Subject:
     with torch.device(device_of(cfg)):
         model = AutoModelForCausalLM.from_config(shape_of(cfg), dtype=DTYPES[dtype])
     return Subject(model, name=cfg.model.name, provenance={"source": "random weights", "dtype": dtype})
+
+
+def random_reader(cfg: DictConfig) -> Subject:
+    """The same with the packaged model's tokenizer, so that it can read a task; its vocabulary must be as large."""
+    subject = random_subject(cfg, cfg.model.dtype)
+    folder, _ = packaged_weights(Path(cfg.paths.cache_dir).expanduser())
+    subject.tokenizer = AutoTokenizer.from_pretrained(folder)
+    return subject
 
 
 class RandomPairs(PairsModule):

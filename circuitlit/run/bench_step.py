@@ -39,6 +39,7 @@ class StepTimer(Callback):
 
     def __init__(self, warmup: int, rival: Callable[[], None]) -> None:
         self.warmup, self.rival = warmup, rival
+        self.plain = False  # True times no phases
         self.steps: list[float] = []
         self.rivals: list[float] = []
         self.phases: dict[str, list[float]] = defaultdict(list)
@@ -62,7 +63,9 @@ class StepTimer(Callback):
         self._begun = self._mark = _now()
         if trainer.global_step >= self.warmup:
             self.rivals.append(self._begun - begun)
-        self._spent, self._detailed = {}, not torch.cuda.is_available() or trainer.global_step % 2 == 1
+        self._spent, self._detailed = {}, not self.plain and (
+            not torch.cuda.is_available() or trainer.global_step % 2 == 1
+        )
 
     def on_before_backward(self, *args: Any) -> None:
         """Everything since the start but references and forward was sampling of masks."""
@@ -114,6 +117,36 @@ class StepTimer(Callback):
         return Timed()
 
 
+class Profile(Callback):
+    """Profiles four steps after the warm-up and prints the kernels (operators on a CPU) that take longest.
+
+    Args:
+        warmup: steps before.
+        path: the table's file.
+    """
+
+    def __init__(self, warmup: int, path: Path) -> None:
+        self.first, self.last, self.path = warmup, warmup + 4, path
+        self._profiler: torch.profiler.profile | None = None
+
+    def on_train_batch_start(self, trainer: Trainer, *args: Any) -> None:
+        """Begin and end."""
+        step = trainer.global_step
+        on_gpu = torch.cuda.is_available()
+        if step == self.first and self._profiler is None:
+            kinds = [torch.profiler.ProfilerActivity.CPU, *[torch.profiler.ProfilerActivity.CUDA] * on_gpu]
+            self._profiler = torch.profiler.profile(activities=kinds)
+            self._profiler.start()
+        elif step == self.last and self._profiler is not None:
+            _now()
+            self._profiler.stop()
+            averages = self._profiler.key_averages()
+            orders = ("self_cuda_time_total", "self_cpu_time_total") if on_gpu else ("self_cpu_time_total",)
+            tables = [averages.table(sort_by=order, row_limit=25, max_name_column_width=90) for order in orders]
+            self.path.write_text("\n".join(tables))
+            print(*tables, sep="\n")
+
+
 def time_step(cfg: DictConfig, dtype: str) -> dict[str, Any]:
     """Seconds and memory of one step, with random weights and a new random batch each time.
 
@@ -123,13 +156,18 @@ def time_step(cfg: DictConfig, dtype: str) -> dict[str, Any]:
     """
     steps = cfg.warmup + cfg.repeats * (2 if torch.cuda.is_available() else 1) + 1  # the last one has no next batch
     cfg.mask.schedule.steps = steps
+    gc.collect()
     subject = random_subject(cfg, dtype)
     _reset_peak(subject.device)
     bench = random_workbench(cfg, subject, cfg.examples or steps * cfg.data.batch_size)
     batches = bench.data.train.batches(cfg.data.batch_size, cfg.tokens)
     tokens = next(iter(batches)).to(subject.device)
     timer = StepTimer(cfg.warmup, lambda: stock_step(subject, tokens))
-    learn(cfg, bench, random_scores(bench, cfg.seed), run_dir(), [timer])
+    watchers: list[Callback] = [timer]
+    if cfg.profile:
+        timer.rival, timer.plain = (lambda: None), True
+        watchers.append(Profile(cfg.warmup, run_dir() / f"profile-{dtype}.txt"))
+    learn(cfg, bench, random_scores(bench, cfg.seed), run_dir(), watchers)
     peak = _peak_bytes(subject.device)
     middle, rival = median(timer.steps), median(timer.rivals)
     quarters = quantiles(timer.steps, n=4) if len(timer.steps) > 1 else [middle] * 3
@@ -152,7 +190,7 @@ def time_step(cfg: DictConfig, dtype: str) -> dict[str, Any]:
         "cached": bench.references.cached,
         "phases": {name: median(timer.phases[name]) for name in PHASES if timer.phases[name]},
     }
-    del bench, timer, subject
+    del bench, timer, subject, watchers
     gc.collect()
     return result
 

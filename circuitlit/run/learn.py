@@ -14,6 +14,7 @@ from omegaconf import DictConfig
 from circuitlit.discover import MaskedLoss, MaskLearner, Schedule, initial_log_alpha
 from circuitlit.evaluate import TestBed
 from circuitlit.graph import EdgeScores, load_circuit
+from circuitlit.masked.kernels import use
 from circuitlit.run import ranks
 from circuitlit.run.build import Workbench
 from circuitlit.run.callbacks import (
@@ -50,6 +51,7 @@ def learn(
     Raises:
         UserError: the start does not fit, or the loss is no longer a number.
     """
+    use(cfg.mask.kernels)
     loss = MaskedLoss(bench.model, bench.layout, instantiate(cfg.objective.loss), cfg.mask.capture)
     schedule: Schedule = instantiate(cfg.mask.schedule)
     start = _start_scores(cfg.mask.init_from, attribution, bench)
@@ -96,7 +98,8 @@ def _callbacks(cfg: DictConfig, bench: Workbench, history: History, folder: Path
         bed = TestBed.build(bench.model, bench.fresh_references(), [probe])
         callbacks.append(HardCircuit(bed, bench.cut, settings.probe_every, settings.probe_pairs, history))
     if settings.progress_bar:
-        callbacks.append(Progress(refresh_rate=1))
+        on_gpu = bench.subject.device.type == "cuda"
+        callbacks.append(Progress(refresh_rate=20 if on_gpu else 1))  # each look waits for the GPU
     if settings.checkpoint_every:
         callbacks.append(
             Checkpoints(
