@@ -26,7 +26,8 @@ class MaskedLoss:
 
     def __init__(self, model: MaskedModel, layout: MaskLayout, objective: Objective, capture: bool = True) -> None:
         self.model, self.layout, self.objective = model, layout, objective
-        self._call = CapturedLoss(self._loss) if capture and layout.copies == 1 else self._loss
+        capture = capture and layout.copies == 1 and model.shards is None  # no gathering inside a graph
+        self._call = CapturedLoss(self._loss) if capture else self._loss
 
     def __call__(self, masks: Float[Tensor, "mask"], batch: Batch, reference: Reference) -> Float[Tensor, ""]:
         """The loss, in the objective's unit."""

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 from operator import attrgetter
+from typing import Any
 
 import torch
 from jaxtyping import Bool, Float, Int
@@ -34,6 +35,7 @@ class MaskedModel(nn.Module):
         self.subject = subject
         self.graph = subject.graph
         self.panel, self.recompute = panel, recompute
+        self.shards: Any = None  # set where the weights are shared out (sharded.py)
         anatomy, model = subject.anatomy, subject.model
         self.blocks = nn.ModuleList(
             MaskedBlock(anatomy.parts(block, self.graph), self.graph, layer)

@@ -23,7 +23,7 @@ from circuitlit.masked import Ablated, MaskedModel, References, mean_writers
 from circuitlit.masked.sharded import shard, share
 from circuitlit.model import Subject
 from circuitlit.model.load import load_subject
-from circuitlit.run.ranks import started_by_launcher
+from circuitlit.run.ranks import join, started_by_launcher, world
 from circuitlit.tasks import PairsModule, Splits
 
 log = logging.getLogger(__name__)
@@ -58,7 +58,8 @@ class Workbench:
 
     def fresh_references(self) -> References:
         """References without the training split's cache, for other splits."""
-        return References(self.subject, self.references.kind, self.references.mean)
+        known = self.references
+        return References(self.subject, known.kind, known.mean, together=known.together)
 
 
 def own_size(scores: EdgeScores) -> int:
@@ -102,7 +103,8 @@ def build_subject(cfg: DictConfig) -> Subject:
         adapter=cfg.adapter.path,
         cache_dir=cfg.paths.cache_dir,
         trust_remote_code=model.trust_remote_code,
-        device="cpu" if cfg.strategy.get("shard") else device_of(cfg),  # sharding moves each process's share
+        device="cpu" if shards(cfg) else device_of(cfg),  # sharding moves each process's share
+        in_pieces=shards(cfg),
     )
 
 
@@ -115,17 +117,32 @@ def build_workbench(cfg: DictConfig, subject: Subject) -> Workbench:
             raise UserError(f"task {splits.name} has no {name} pairs; raise task.build.n_{name} or give the file some")
     roles = splits.role_names if cfg.mask.roles else ()
     layout = MaskLayout(subject.graph, roles, cfg.mask.sites)
-    sharded = cfg.strategy.get("shard")
-    model = MaskedModel(subject, cfg.mask.panel, cfg.mask.recompute or bool(sharded))
-    if sharded:
-        shard(model, sharded.offload, sharded.persist)
-        log.info("this process holds %.1f %% of the weights", 100 * share(model))
+    model = masked_model(cfg, subject)
     constants = _constants(cfg, model, data)
-    references = References(subject, cfg.ablation.kind, constants, cfg.mask.cache_gib * 2**30)
+    budget, together = cfg.mask.cache_gib * 2**30, model.shards is not None
+    references = References(subject, cfg.ablation.kind, constants, budget, together)
     references.fill(data.train.batches(cfg.data.batch_size, max(data.train.lengths)), len(data.train))
     target = cfg.sparsity.target
     count = 0 if target is None else edge_budget(target, layout.n_edges)
     return Workbench(subject, data, model, layout, references, count, cfg.sparsity.select)
+
+
+def shards(cfg: DictConfig) -> bool:
+    """True where the weights are shared out, over several processes or between a GPU and its host."""
+    settings = cfg.strategy.get("shard")
+    return bool(settings) and (settings.offload or world() > 1)
+
+
+def masked_model(cfg: DictConfig, subject: Subject) -> MaskedModel:
+    """The masked forward; its weights are shared out where the strategy says so."""
+    model = MaskedModel(subject, cfg.mask.panel, cfg.mask.recompute or shards(cfg))
+    if shards(cfg):
+        device = device_of(cfg)
+        join(device)
+        shard(model, device, subject.source, cfg.strategy.shard.offload)
+        subject.source = None
+        log.info("this process holds %.1f %% of the weights", 100 * share(model))
+    return model
 
 
 def encoded(cfg: DictConfig, splits: Splits, subject: Subject) -> PairsModule:

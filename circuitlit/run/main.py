@@ -75,7 +75,7 @@ def run_verb(verb: str, argv: list[str]) -> None:
         try:
             check(cfg)
             ranks.check(cfg, verb)
-            if not ranks.started_by_launcher() and ranks.processes(cfg) > 1:
+            if ranks.wanted_here(cfg) > 1:
                 sys.exit(ranks.spawn(cfg, original))
             importlib.import_module(f"circuitlit.run.{verb}").run(cfg)
         except Stopped as stop:
