@@ -162,7 +162,7 @@ def test_one_process_keeps_its_weights_in_the_host() -> None:
 
 
 def test_files_that_do_not_fit_get_one_sentence(checkpoint: tuple[Path, torch.nn.Module], tmp_path: Path) -> None:
-    folder, whole = checkpoint
+    folder, _ = checkpoint
     other = tiny_model("llama", num_hidden_layers=7).config
     for config, words in ((other, "no weights called"), (tiny_model("llama", vocab_size=60).config, "has the shape")):
         with pytest.raises(UserError, match=words):

@@ -133,11 +133,16 @@ def _ledger(cfg: DictConfig, subject: Subject) -> dict[str, float]:
 
 
 def _activations(cfg: DictConfig, subject: Subject) -> float:
-    """All else that a step holds at its height; where panels are recomputed it does not grow with the layers."""
-    layers = 2 * cfg.mask.panel
-    if (cfg.mask.recompute or sharded(cfg)) and layers < subject.graph.n_layers:
-        subject = _shallow(subject, layers)
-    return max(0.0, step_bytes(subject, cfg) - sum(_ledger(cfg, subject).values()))
+    """All else that a step holds at its height; of deep models taken from two shallow ones, as it is linear in depth."""
+
+    def beyond(model: Subject) -> float:
+        return step_bytes(model, cfg) - sum(_ledger(cfg, model).values())
+
+    layers, panel = subject.graph.n_layers, cfg.mask.panel
+    if layers <= 2 * panel:
+        return max(0.0, beyond(subject))
+    few, more = (beyond(_shallow(subject, number)) for number in (panel, 2 * panel))
+    return max(0.0, more + (more - few) / panel * (layers - 2 * panel))
 
 
 def sharded(cfg: DictConfig) -> bool:
