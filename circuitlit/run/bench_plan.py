@@ -133,7 +133,7 @@ def _ledger(cfg: DictConfig, subject: Subject) -> dict[str, float]:
 
 
 def _activations(cfg: DictConfig, subject: Subject) -> float:
-    """All else that a step holds at its height; of deep models taken from two shallow ones, as it is linear in depth."""
+    """All else that a step holds at its height; of deep models reckoned from shallow ones, as it is linear in depth."""
 
     def beyond(model: Subject) -> float:
         return step_bytes(model, cfg) - sum(_ledger(cfg, model).values())

@@ -108,8 +108,8 @@ def build_subject(cfg: DictConfig) -> Subject:
     )
 
 
-def build_workbench(cfg: DictConfig, subject: Subject) -> Workbench:
-    """Pairs, masked model and references for one subject."""
+def build_workbench(cfg: DictConfig, subject: Subject, model: MaskedModel | None = None) -> Workbench:
+    """Pairs, masked model (made if not given) and references for one subject."""
     data = encoded(cfg, instantiate(cfg.task.build)(tokenizer=subject.tokenizer), subject)
     splits = data.splits
     for name in ("train", "test"):
@@ -117,7 +117,7 @@ def build_workbench(cfg: DictConfig, subject: Subject) -> Workbench:
             raise UserError(f"task {splits.name} has no {name} pairs; raise task.build.n_{name} or give the file some")
     roles = splits.role_names if cfg.mask.roles else ()
     layout = MaskLayout(subject.graph, roles, cfg.mask.sites)
-    model = masked_model(cfg, subject)
+    model = model or masked_model(cfg, subject)
     constants = _constants(cfg, model, data)
     budget, together = cfg.mask.cache_gib * 2**30, model.shards is not None
     references = References(subject, cfg.ablation.kind, constants, budget, together)

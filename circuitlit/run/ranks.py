@@ -23,7 +23,7 @@ from omegaconf import DictConfig
 from circuitlit.errors import UserError
 
 GRACE = 20  # seconds between asking a process to end and ending it
-VERBS = ("train", "attribute", "bench")  # that work on several devices
+VERBS = ("train", "attribute", "bench", "prompts")  # that work on several devices
 
 
 def rank() -> int:

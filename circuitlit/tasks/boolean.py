@@ -48,7 +48,7 @@ def boolean(
 ) -> Splits:
     """Pairs of random expressions, half of them true.
 
-    No expression of the test split occurs in another split, not even of another prompt, seed or number of pairs.
+    No clean expression of the test split occurs in another split, not even of another prompt, seed or number of pairs.
 
     Args:
         tokenizer: the model's.
@@ -66,7 +66,9 @@ def boolean(
     """
     least, most = literals
     if not 1 <= least <= most <= 2**MAX_DEPTH:
-        raise UserError(f"task boolean: literals={list(literals)} is not a least and a most number from 1 to {2**MAX_DEPTH}")
+        raise UserError(
+            f"task boolean: literals={list(literals)} is not a least and a most number from 1 to {2**MAX_DEPTH}"
+        )
     if prompt not in (*PROMPTS, "both"):
         raise UserError(f"task boolean: prompt={prompt} is neither {', '.join(PROMPTS)} nor both; choose one")
     frames = {name: _frame(tokenizer, name, chat) for name in (PROMPTS if prompt == "both" else (prompt,))}
@@ -80,7 +82,7 @@ def boolean(
         if str(evaluate(tree, bits)) != value:
             return None
         clean, corrupted = (text_of(tree, values) for values in (bits, turned(tree, bits, rng)))
-        if {_split_of(clean), _split_of(corrupted)} != {split}:
+        if _split_of(clean) != split or (split != "test" and _split_of(corrupted) == "test"):
             return None
         if count_tokens(before + clean, tokenizer) != count_tokens(before + corrupted, tokenizer):
             return None
@@ -95,7 +97,7 @@ def boolean(
 
 
 def _split_of(expression: str) -> str:
-    """The split that an expression belongs to, whatever the prompt, seed and number of pairs: 3 in 5 are for training."""
+    """The split that an expression belongs to whatever the prompt, seed and number of pairs; 3 in 5 are for training."""
     place = hashlib.blake2b(expression.encode(), digest_size=1).digest()[0] % 5
     return ("test", "val", "train", "train", "train")[place]
 
