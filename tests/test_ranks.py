@@ -154,7 +154,7 @@ BAD = {
         "train",
         "GPUs are visible",
     ),
-    "another verb": ([], "attribute", "attribute runs on one device"),
+    "another verb": ([], "study", "study runs on one device"),
 }
 
 

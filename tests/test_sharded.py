@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import os
 import traceback
 from collections.abc import Callable, Iterable
 from pathlib import Path
@@ -10,7 +11,9 @@ import pytest
 import torch
 import torch.distributed as dist
 import torch.multiprocessing as mp
+from cli import settings
 from conftest import CONFIGS, tiny_batch, tiny_model
+from hydra import compose, initialize_config_dir
 from transformers import AutoModelForCausalLM
 
 from circuitlit.discover import MaskedLoss
@@ -22,8 +25,10 @@ from circuitlit.model import Subject
 from circuitlit.model.weights import CheckpointWeights, RandomWeights, empty_model
 from circuitlit.objective import kl_divergence
 from circuitlit.run.bench_step import stock_step
+from circuitlit.run.build import attribute, build_subject, build_workbench
 
 CPU = torch.device("cpu")
+CONF = Path(__file__).parent.parent / "conf"
 
 
 def in_two_processes(work: Callable[[int], None], folder: Path) -> None:
@@ -75,6 +80,24 @@ def test_two_processes_compute_what_one_does(tmp_path: Path) -> None:
 @pytest.mark.slow
 def test_in_every_architecture(tmp_path: Path) -> None:
     in_two_processes(lambda _: same_numbers(CONFIGS), tmp_path)
+
+
+def shared_scores(local: Path, rank: int, sharded: bool) -> None:
+    os.environ |= {"RANK": str(rank), "WORLD_SIZE": "2", "LOCAL_WORLD_SIZE": "2"}
+    strategy = "deepspeed_3" if sharded else "ddp"
+    given = [*settings(local, local / "unused"), f"strategy={strategy}", "trainer.accelerator=cpu", "data.batch_size=3"]
+    for method in ("mask_gradients",) if sharded else ("mask_gradients", "eap_ig"):
+        with initialize_config_dir(str(CONF), version_base="1.3"):
+            cfg = compose("attribute", [*given, f"method={method}"])
+        bench = build_workbench(cfg, build_subject(cfg))
+        ours, alone = (attribute(cfg, bench, shared=shared).values for shared in (True, False))
+        torch.testing.assert_close(ours, alone, rtol=1e-4, atol=1e-6)
+        assert not torch.equal(ours, torch.zeros_like(ours))
+
+
+@pytest.mark.parametrize("sharded", [False, True])
+def test_two_processes_share_the_pairs_of_an_attribution(sharded: bool, local: Path, tmp_path: Path) -> None:
+    in_two_processes(lambda rank: shared_scores(local, rank, sharded), tmp_path)
 
 
 def stock_gradients(rank: int) -> None:

@@ -6,8 +6,9 @@ import logging
 import os
 import sys
 from collections.abc import Sequence
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from importlib import metadata
+from inspect import signature
 from itertools import islice
 from typing import Any
 
@@ -23,10 +24,11 @@ from circuitlit.masked import Ablated, MaskedModel, References, mean_writers
 from circuitlit.masked.sharded import shard, share
 from circuitlit.model import Subject
 from circuitlit.model.load import load_subject
-from circuitlit.run.ranks import join, started_by_launcher, world
+from circuitlit.run.ranks import join, mean_over_ranks, rank, started_by_launcher, world
 from circuitlit.tasks import PairsModule, Splits
 
 log = logging.getLogger(__name__)
+GATHERING = ("mask_gradients", "random_scores")  # methods that need weights only where the masked model runs
 PACKAGES = ("circuitlit", "torch", "lightning", "transformers", "peft", "hydra-core", "wandb")
 
 
@@ -152,15 +154,47 @@ def encoded(cfg: DictConfig, splits: Splits, subject: Subject) -> PairsModule:
     return PairsModule(splits, subject.tokenizer, settings.batch_size, cfg.seed, settings.pad_to, settings.num_workers)
 
 
-def attribute(cfg: DictConfig, bench: Workbench, rows: Sequence[int] | None = None) -> EdgeScores:
-    """Scores of the configured method on the training pairs, or on some of them, in batches of similar length."""
-    train = bench.data.train
+def attribute(
+    cfg: DictConfig, bench: Workbench, rows: Sequence[int] | None = None, shared: bool = False
+) -> EdgeScores:
+    """Scores of the configured method on the training pairs, or on some of them, in batches of similar length.
+
+    Args:
+        cfg: the method's settings, and of the batches.
+        bench: subject, pairs and masked model.
+        rows: which training pairs; None takes all.
+        shared: True gives each process its share of the batches and all of them the mean; the same scores, but for
+            rounding.
+
+    Raises:
+        UserError: sharded weights, and a method that reads weights while they are not gathered.
+    """
+    if bench.model.shards is not None and cfg.method.name not in GATHERING:
+        raise UserError(f"method={cfg.method.name} needs whole weights; use method={GATHERING[0]}, or strategy=ddp")
+    train, size = bench.data.train, cfg.data.batch_size
     pad = max(train.lengths) if cfg.data.pad_to == "max" else None
     order = train.by_length() if rows is None else sorted(rows, key=train.lengths.__getitem__)
-    batches = islice(train.batches(cfg.data.batch_size, pad, order), cfg.method.max_batches)
+    order = order[: None if cfg.method.max_batches is None else size * cfg.method.max_batches]
+    numbers = _share(cfg, bench, -(-len(order) // size)) if shared else None
     edges = MaskLayout(bench.subject.graph, bench.layout.roles)
     loss = MaskedLoss(bench.model, edges, instantiate(cfg.method.objective), cfg.mask.capture)
-    return instantiate(cfg.method.score)(loss, bench.references, batches)
+    score, batches = instantiate(cfg.method.score), train.batches(size, pad, order)
+    if numbers is None:
+        return score(loss, bench.references, batches)
+    own = islice(batches, numbers.start, None, numbers.step)
+    more = {"numbers": numbers} if "numbers" in signature(score).parameters else {}
+    pairs = sum(len(order[size * number : size * (number + 1)]) for number in numbers)
+    scores = score(loss, bench.references, own, **more)
+    return replace(scores, values=mean_over_ranks(scores.values, pairs, bench.subject.device))
+
+
+def _share(cfg: DictConfig, bench: Workbench, count: int) -> range | None:
+    """This process's batches; None where each has to see all of them."""
+    if world() == 1 or not cfg.method.get("by_pair") or count < world():
+        return None
+    if bench.model.shards is not None and count % world():
+        return None  # sharded weights make every forward one of all processes
+    return range(rank(), count, world())
 
 
 def _constants(cfg: DictConfig, model: MaskedModel, data: PairsModule) -> Ablated | None:

@@ -169,6 +169,16 @@ def gathered(value: Any) -> list[Any]:
     return values
 
 
+def mean_over_ranks(values: Any, weight: float, device: Any) -> Any:
+    """The mean of every process's values, weighted; each must call this."""
+    import torch
+    import torch.distributed as dist
+
+    total = torch.cat([values.flatten().double() * weight, torch.tensor([weight], dtype=torch.float64)]).to(device)
+    dist.all_reduce(total)
+    return (total[:-1] / total[-1]).view(values.shape).to(values)
+
+
 def leave() -> None:
     """Part from the other processes, once nothing is done together any more."""
     import torch.distributed
