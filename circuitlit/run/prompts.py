@@ -173,44 +173,40 @@ def _circuit(prompt: _Prompt, facts: dict[str, Any]) -> Circuit:
 
 def _table(cfg: DictConfig, prompts: list[_Prompt], circuits: dict[str, Circuit]) -> dict[str, Any]:
     """All circuits, what they share and what they have together, under all prompts; and their overlaps."""
-    beds = {prompt.name: held_out(prompt.cfg, prompt.bench) for prompt in prompts}
     kept = {name: circuit.kept for name, circuit in circuits.items()}
     sets: dict[str, Kept] = {**kept, "intersection": reduce(torch.logical_and, kept.values())}
     sets["union"] = reduce(torch.logical_or, kept.values())
-    first = next(iter(circuits.values()))
-    rows = [{"circuit": "full model", "n_edges": first.graph.n_edges, "on": _on(beds, None)}]
-    rows += [{"circuit": name, "n_edges": int(edges.sum()), "on": _on(beds, edges)} for name, edges in sets.items()]
-    rows += [
-        _random(cfg, beds, first.graph, size) for size in sorted({circuit.n_edges for circuit in circuits.values()})
+    graph = next(iter(circuits.values())).graph
+    sizes = sorted({circuit.n_edges for circuit in circuits.values()})
+    columns, pairs = {}, {}
+    for prompt in prompts:  # one after the other: the references of all held-out pairs are large
+        bed = held_out(prompt.cfg, prompt.bench)
+        columns[prompt.name], pairs[prompt.name] = _column(cfg, bed, sets, sizes), len(bed.full.kl)
+        del bed
+    edges = [graph.n_edges, *(int(chosen.sum()) for chosen in sets.values()), *sizes, 0]
+    labels = ["full model", *sets, *(f"random, mean of {cfg.prompts.draws}" for _ in sizes), "corrupted run"]
+    rows = [
+        {"circuit": label, "n_edges": number, "on": {name: column[place] for name, column in columns.items()}}
+        for place, (label, number) in enumerate(zip(labels, edges, strict=True))
     ]
-    rows.append(
-        {"circuit": "corrupted run", "n_edges": 0, "on": {n: _entry([b.corrupted], b) for n, b in beds.items()}}
-    )
     return {
-        "tasks": list(beds),
-        "n_pairs": {name: len(bed.full.kl) for name, bed in beds.items()},
-        "n_edges_total": first.graph.n_edges,
+        "tasks": list(columns),
+        "n_pairs": pairs,
+        "n_edges_total": graph.n_edges,
         "rows": rows,
         "overlap": [_overlap(one, two, kept) for one, two in combinations(kept, 2)],
     }
 
 
-def _on(beds: dict[str, TestBed], kept: Kept | None) -> dict[str, Any]:
-    return {name: _entry([bed.full if kept is None else bed.run(kept)], bed) for name, bed in beds.items()}
-
-
-def _entry(outcomes: list[Outcome], bed: TestBed) -> dict[str, Any]:
-    return summarise(outcomes, bed.full, bed.corrupted).to_dict()
-
-
-def _random(cfg: DictConfig, beds: dict[str, TestBed], graph: Any, size: int) -> dict[str, Any]:
-    """Random circuits of one size, on the first few pairs."""
-    drawn = [random_circuit(graph, size, seed) for seed in range(cfg.prompts.draws)]
-    pairs = cfg.evaluate.control_pairs
-    on = {
-        name: _entry([bed.run(kept, min(pairs, len(bed.full.kl))) for kept in drawn], bed) for name, bed in beds.items()
-    }
-    return {"circuit": f"random, mean of {len(drawn)}", "n_edges": size, "on": on}
+def _column(cfg: DictConfig, bed: TestBed, sets: dict[str, Kept], sizes: list[int]) -> list[dict[str, Any]]:
+    """Full model, circuits, random circuits (on the first few pairs) and corrupted run under one prompt."""
+    few = min(cfg.evaluate.control_pairs, len(bed.full.kl))
+    groups: list[list[Outcome]] = [[bed.full], *([bed.run(kept)] for kept in sets.values())]
+    for size in sizes:
+        drawn = [random_circuit(bed.model.graph, size, seed) for seed in range(cfg.prompts.draws)]
+        groups.append([bed.run(kept, few) for kept in drawn])
+    groups.append([bed.corrupted])
+    return [summarise(outcomes, bed.full, bed.corrupted).to_dict() for outcomes in groups]
 
 
 def _overlap(one: str, two: str, kept: dict[str, Kept]) -> dict[str, Any]:
