@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import math
-from collections.abc import Sequence
+from collections.abc import Callable, Iterable, Sequence
 from dataclasses import dataclass
 from typing import Any
 
@@ -89,6 +89,10 @@ class MaskLearner(LightningModule):
         gates: the gates' family.
         seed: of the gates' noise.
         constraint_gradient: True lets the gradient see that opening one gate closes the others a little.
+
+    Attributes:
+        masters: gives the copies of the log-alphas that a strategy trains in their place (DeepSpeed's partitions); the
+            constraint's shift must reach these, too.
     """
 
     log_alpha: Tensor
@@ -110,6 +114,7 @@ class MaskLearner(LightningModule):
         self.target, self.schedule, self.seed = target, schedule, seed
         self.gates: Gates = gates or HardConcrete()
         self.constraint_gradient = constraint_gradient
+        self.masters: Callable[[], Iterable[Tensor]] = tuple
         self._micro_batch = (-1, 0)
         self._shifted = -1
 
@@ -154,10 +159,6 @@ class MaskLearner(LightningModule):
         self.log("train/sparsity", torch.tensor(sparsity), batch_size=len(batch))
         return loss
 
-    def transfer_batch_to_device(self, batch: Batch, device: torch.device, dataloader_idx: int) -> Batch:
-        """Copy without waiting for the GPU."""
-        return batch.to(device, non_blocking=device.type == "cuda")
-
     def masked_loss(self, batch: Batch, step: int, micro_batch: int) -> Float[Tensor, ""]:
         """Loss of one micro-batch under freshly sampled gates, after the constraint is set to the step's target."""
         scale = self.schedule.noise(step)
@@ -165,7 +166,9 @@ class MaskLearner(LightningModule):
         if self._shifted != step:  # once a step: a second shift would add rounding that other ranks do not have
             self._shifted = step
             with torch.no_grad():
-                self.log_alpha += self.gates.shift_to(self.log_alpha, share, scale, self._measure)
+                shift = self.gates.shift_to(self.log_alpha, share, scale, self._measure)
+                for values in (self.log_alpha, *self.masters()):
+                    values += shift
         noise = logistic_noise(self.log_alpha.numel(), self.seed, step, micro_batch, self.device)
         width = torch.tensor(scale).to(self.device, non_blocking=True)
         return self.loss(self.log_alpha, batch, self.references(batch), self._sampled, (noise, width))

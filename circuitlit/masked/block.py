@@ -48,6 +48,7 @@ class MaskedBlock(nn.Module):
         self._affine = recognise(parts.attn_norm) if alike else None
         self._mlp_affine = recognise(parts.mlp_norm)
         self._projection: Projection | None = None
+        self.sharded = False  # True: the weights are gone between two forwards (sharded.py)
         self.q_norm, self.k_norm, self.mlp = parts.q_norm, parts.k_norm, parts.mlp
         self.scale = parts.scale
         self.post_scale, self.softcap = parts.post_scale, parts.softcap
@@ -103,17 +104,12 @@ class MaskedBlock(nn.Module):
     def _mlp(self, x: Float[Tensor, "one token d"]) -> Float[Tensor, "one token d"]:
         """The MLP's output. On a GPU the library's norms and activations of many launches give way to torch's own."""
         norm = self._mlp_affine
-        if self._sharded or not fused(x):
+        if self.sharded or not fused(x):
             return self.mlp(self.mlp_norm(x))
         rms = norm is not None and not norm.centred
         normed = F.rms_norm(x, x.shape[-1:], norm.gain, norm.eps) if rms and norm else self.mlp_norm(x)
         with fewer_launches(self.mlp):
             return self.mlp(normed)
-
-    @property
-    def _sharded(self) -> bool:
-        """True where another module owns the weights and lends them for one forward."""
-        return "q_weight" not in self._parameters
 
     @property
     def head_width(self) -> int:
@@ -212,7 +208,7 @@ class MaskedBlock(nn.Module):
         """Queries, keys and values of what the readers see, in one tensor where they are made together."""
         weights, biases = [self.q_weight, self.k_weight, self.v_weight], [self.q_bias, self.k_bias, self.v_bias]
         if self._affine is not None:
-            if self._sharded:  # the weights are there for this call only
+            if self.sharded:  # the weights are there for this call only
                 return Projection(self._affine, weights, biases, keep=False)(seen, room)
             if self._projection is None:
                 self._projection = Projection(self._affine, weights, biases)

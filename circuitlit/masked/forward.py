@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 from operator import attrgetter
+from typing import Any
 
 import torch
 from jaxtyping import Bool, Float, Int
@@ -35,6 +36,7 @@ class MaskedModel(nn.Module):
         self.subject = subject
         self.graph = subject.graph
         self.panel, self.recompute = panel, recompute
+        self.shards: Any = None  # set where the weights are shared out (sharded.py)
         anatomy, model = subject.anatomy, subject.model
         self.blocks = nn.ModuleList(
             MaskedBlock(anatomy.parts(block, self.graph), self.graph, layer)
@@ -65,9 +67,7 @@ class MaskedModel(nn.Module):
         embedded = self.subject.embed(ids).flatten(0, 1)
         stream = ablated.embed.flatten(0, 1)
         groups = _groups(roles, masks.shape[0])
-        ledger = Ledger(
-            self.graph.n_writers, embedded, self.panel * self.graph.readers_per_layer, masks, groups
-        )
+        ledger = Ledger(self.graph.n_writers, embedded, self.panel * self.graph.readers_per_layer, masks, groups)
         token = ledger.write(ledger.start(), 0, embedded[None], stream[None])
         if self.graph.inputs > 1:
             cut = ablated.positions.flatten(0, 2)

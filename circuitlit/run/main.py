@@ -22,6 +22,7 @@ VERBS = {
     "intervene": "ablate, transfer and scale the nodes that matter, beside matched random ones",
     "capabilities": "what tuning gained and lost over several tasks, and the smallest set of nodes that carries a gain",
     "generality": "circuits of several tasks on each other's pairs, and why a tuned model got worse at some",
+    "prompts": "circuits of one behaviour under several prompts, each of them under every prompt",
     "heads": "what single heads do: scores, their parts in the IOI algorithm, causal checks",
     "evolve": "circuits over the checkpoints of a training run: behaviour, size, likeness, head scores, stages",
     "report": "the page of a run again, a page that compares runs, figures for papers, a W&B workspace",
@@ -75,7 +76,7 @@ def run_verb(verb: str, argv: list[str]) -> None:
         try:
             check(cfg)
             ranks.check(cfg, verb)
-            if not ranks.started_by_launcher() and ranks.processes(cfg) > 1:
+            if ranks.wanted_here(cfg) > 1:
                 sys.exit(ranks.spawn(cfg, original))
             importlib.import_module(f"circuitlit.run.{verb}").run(cfg)
         except Stopped as stop:

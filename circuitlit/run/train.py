@@ -60,7 +60,7 @@ def _search(
     """Train, cut, evaluate, publish."""
     with clock.phase("training", f"Training masks for {cfg.mask.schedule.steps} steps"):
         learner, history = learn(cfg, bench, attribution, run_dir(), loggers=loggers)
-    if not cfg.strategy.get("shard"):  # sharded weights need all processes in every forward
+    if bench.model.shards is None:  # sharded weights need all processes in every forward
         ranks.leave()
         if not ranks.is_writer():
             return {}  # every process has the same masks; one measures and writes
