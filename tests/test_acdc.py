@@ -170,6 +170,8 @@ def test_mistakes_are_named() -> None:
     for wrong in ({}, {"threshold": 0.1, "count": 3}, {"threshold": 0.0}, {"count": 10**6}):
         with pytest.raises(UserError, match=r"method\.score"):
             acdc(loss, references, [tiny_batch()], **wrong)
+    with pytest.raises(UserError, match=r"looked at \d+\.\d% of the"):
+        acdc(loss, references, [tiny_batch()], threshold=0.1, seconds=0.0)
     with pytest.raises(UserError, match="no pairs"):
         exact(loss, references, [])
     by_role = MaskedLoss(loss.model, MaskLayout(subject.graph, ("other", "end")), kl_divergence)
