@@ -82,6 +82,16 @@ def test_sweeps_as_jobs_of_slurm_compose() -> None:
     assert launcher._target_.endswith("SlurmLauncher") and launcher.gpus_per_node == 1 and launcher.tasks_per_node == 1
 
 
+def test_a_study_is_shared_out_over_the_gpus() -> None:
+    done = dry("study.sh", "methods_smollm2_acdc", "2", "study.tasks=[sva]", GPUS="2", OUT="runs/x")
+    *parts, last = [shlex.split(line) for line in done.stdout.splitlines()]
+    assert [words[words.index("study.parts=4") - 1] for words in parts] == [f"study.part={n}" for n in range(4)]
+    with initialize_config_dir(str(ROOT / "conf"), version_base="1.3"):
+        cfg = compose("study", [word for word in last[last.index("study") + 1 :] if not word.startswith("hydra")])
+    assert "hydra.run.dir=runs/x" in last and cfg.study.parts == 1 and cfg.study.match.method == "acdc"
+    assert list(cfg.study.tasks) == ["sva"] and cfg.mask.schedule.steps == 300
+
+
 def test_a_requeued_job_finds_its_run() -> None:
     first, second = (dry("slurm.sbatch", SLURM_JOB_ID="17", SLURM_NNODES="3").stdout for _ in range(2))
     assert first == second and "hydra.run.dir=runs/job-17" in first and "--nnodes=3" in first

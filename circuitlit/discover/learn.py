@@ -12,7 +12,7 @@ from jaxtyping import Float
 from lightning import LightningModule
 from torch import Tensor, nn
 
-from circuitlit.discover.gates import Gates, HardConcrete, Measure, logistic_noise, mixed
+from circuitlit.discover.gates import Gates, HardConcrete, Measure, Sampler, logistic_noise, mixed
 from circuitlit.discover.masked_loss import MaskedLoss
 from circuitlit.errors import UserError
 from circuitlit.graph import EdgeScores
@@ -170,15 +170,9 @@ class MaskLearner(LightningModule):
                 for values in (self.log_alpha, *self.masters()):
                     values += shift
         noise = logistic_noise(self.log_alpha.numel(), self.seed, step, micro_batch, self.device)
+        sampler = Sampler(self.gates, self.constraint_gradient, self._measure)
         width = torch.tensor(scale).to(self.device, non_blocking=True)
-        return self.loss(self.log_alpha, batch, self.references(batch), self._sampled, (noise, width))
-
-    def _sampled(
-        self, log_alpha: Float[Tensor, "mask"], noise: Float[Tensor, "mask"], scale: Float[Tensor, ""]
-    ) -> Float[Tensor, "mask"]:
-        """Masks of some log-alphas that the constraint holds."""
-        held = self.gates.held(log_alpha, scale, self._measure) if self.constraint_gradient else log_alpha
-        return self.gates.sample(held, noise, scale)
+        return self.loss(self.log_alpha, batch, self.references(batch), sampler, (noise, width))
 
     @property
     def _measure(self) -> Measure:

@@ -171,7 +171,10 @@ def _convert(file: Path, folder: Path) -> None:
         model.hf_quantizer = None  # type: ignore[assignment]
         model.save_pretrained(partial)
         tokenizer.save_pretrained(partial)
-        if not folder.exists():
+        try:
             os.replace(partial, folder)
+        except OSError:
+            if not (folder / "config.json").is_file():  # else another process was faster
+                raise
     finally:
         shutil.rmtree(partial, ignore_errors=True)

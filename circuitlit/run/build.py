@@ -6,7 +6,7 @@ import logging
 import os
 import sys
 from collections.abc import Sequence
-from dataclasses import dataclass, replace
+from dataclasses import dataclass, field, replace
 from importlib import metadata
 from inspect import signature
 from itertools import islice
@@ -44,6 +44,7 @@ class Workbench:
         references: teacher and ablated writers; the training split's are cached where they fit.
         count: edges that the circuit is to keep; 0 where the method says how many (sparsity=own).
         select: how a circuit is cut from scores.
+        losses: those made so far by `loss`, with their captured CUDA graphs.
     """
 
     subject: Subject
@@ -53,6 +54,17 @@ class Workbench:
     references: References
     count: int
     select: Select = "top_k"
+    losses: dict[tuple, MaskedLoss] = field(default_factory=dict, compare=False)
+
+    def loss(self, objective: DictConfig, layout: MaskLayout, capture: bool) -> MaskedLoss:
+        """The objective under masks; the same one again for equal settings, so that a step is captured only once.
+
+        A captured step keeps the matmul precision that it was captured with.
+        """
+        key = (str(plain(objective)), layout.roles, layout.sites, capture, torch.get_float32_matmul_precision())
+        if key not in self.losses:
+            self.losses[key] = MaskedLoss(self.model, layout, instantiate(objective), capture)
+        return self.losses[key]
 
     def cut(self, scores: EdgeScores, provenance: dict[str, object] | None = None) -> Circuit:
         """The circuit of the wanted size, as it is delivered."""
@@ -175,7 +187,7 @@ def attribute(cfg: DictConfig, bench: Workbench, rows: Sequence[int] | None = No
     order = order[: None if cfg.method.max_batches is None else size * cfg.method.max_batches]
     numbers = _share(cfg, bench, -(-len(order) // size)) if shared else None
     edges = MaskLayout(bench.subject.graph, bench.layout.roles)
-    loss = MaskedLoss(bench.model, edges, instantiate(cfg.method.objective), cfg.mask.capture)
+    loss = bench.loss(cfg.method.objective, edges, cfg.mask.capture)
     score, batches = instantiate(cfg.method.score), train.batches(size, pad, order)
     if numbers is None:
         return score(loss, bench.references, batches)

@@ -11,7 +11,7 @@ from hydra.utils import instantiate
 from lightning import Callback, Trainer
 from omegaconf import DictConfig
 
-from circuitlit.discover import MaskedLoss, MaskLearner, Schedule, initial_log_alpha
+from circuitlit.discover import MaskLearner, Schedule, initial_log_alpha
 from circuitlit.evaluate import TestBed
 from circuitlit.graph import EdgeScores, load_circuit
 from circuitlit.masked.kernels import use
@@ -52,7 +52,7 @@ def learn(
         UserError: the start does not fit, or the loss is no longer a number.
     """
     use(cfg.mask.kernels)
-    loss = MaskedLoss(bench.model, bench.layout, instantiate(cfg.objective.loss), cfg.mask.capture)
+    loss = bench.loss(cfg.objective.loss, bench.layout, cfg.mask.capture)
     schedule: Schedule = instantiate(cfg.mask.schedule)
     start = _start_scores(cfg.mask.init_from, attribution, bench)
     initial = initial_log_alpha(bench.layout, cfg.mask.init, start, bench.count, cfg.mask.init_scale)

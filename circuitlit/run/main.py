@@ -13,6 +13,7 @@ from pathlib import Path
 VERBS = {
     "train": "learn masks until the circuit reproduces the model on a task",
     "timeline": "how the masks of a run evolved, and the stages it fell into; several runs: do they agree",
+    "behaviour": "does the model do the tasks: accuracy, metric and the corrupted run's KL, by task and split",
     "attribute": "score every edge by one attribution method and cut a circuit",
     "evaluate": "measure any saved circuit on any task and model",
     "study": "compare methods over tasks and sparsities",
@@ -88,7 +89,8 @@ def run_verb(verb: str, argv: list[str]) -> None:
             if message is None:
                 raise
             mistakes.append(message)  # not raised: Hydra would print an error of its own
-            if ranks.is_writer():
+            shared = verb in ("study", "evolve") and cfg[verb].parts != 1  # other parts write into the same folder
+            if ranks.is_writer() and not shared:
                 sweep_up(run_dir(), before)
 
     try:
