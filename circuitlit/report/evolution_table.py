@@ -92,9 +92,10 @@ def causal_lines(series: dict[str, Any]) -> list[str]:
         others = check["bystander_share"]
         bystanders = "" if others is None else f", of heads without any such pattern: {100 * others:.0f} %"
         lines.append(
-            f"{', '.join(causal['heads'])}, of {causal['n_heads']} heads: ablated, {share:.0f} % of the gain in {name} on "
-            f"repeated tokens is gone; {check['draws']} random sets of as many others: {random:.0f} %{bystanders} "
-            f"(difference {Metric.of(check['difference'])}, intact {Metric.of(check['intact'])}, rank {check['rank']:.3f})"
+            f"{', '.join(causal['heads'])}, of {causal['n_heads']} heads: ablated, {share:.0f} % of the gain in {name} "
+            f"on repeated tokens is gone; {check['draws']} random sets of as many others: {random:.0f} %{bystanders} "
+            f"(difference {Metric.of(check['difference'])}, intact {Metric.of(check['intact'])}, "
+            f"rank {check['rank']:.3f})"
         )
     return lines
 
