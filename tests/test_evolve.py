@@ -52,7 +52,7 @@ def series(tmp_path_factory: pytest.TempPathFactory) -> Path:
 def settings(series: Path, out: Path, *more: str) -> list[str]:
     own = [f"evolve.folder={series}", f"task.build.path={series}/pairs.jsonl", f"hydra.run.dir={out}"]
     small = ["model=local", "model.path=null", "task=jsonl", "sparsity.target=0.7", "evolve.resamples=2"]
-    heads = ["evolve.heads.length=6", "evolve.heads.draws=2", "evolve.heads.threshold=0.01", "evolve.heads.top=2"]
+    heads = ["evolve.heads.length=6", "evolve.heads.draws=2", "evolve.heads.threshold=0.106", "evolve.heads.top=2"]
     return [*own, *small, *heads, "method.score.steps=1", "evolve.probe_pairs=4", *more]
 
 
@@ -294,7 +294,7 @@ def test_emergence_trains_once_and_evolves(tmp_path: Path) -> None:
         "pretrain.per_doubling=1",
         "evolve.heads.draws=0",
         "evolve.resamples=0",
-        "evolve.schedule=[0,4]",
+        "evolve.schedule=[4]",
         "evolve.probe_pairs=4",
         "evolve.heads.length=6",
         "method.score.steps=1",

@@ -25,7 +25,8 @@ def print_evolution(result: dict[str, Any], console: Console) -> None:
         for text in causal_lines(series):
             console.print(Text(f"  {text}"), soft_wrap=True)
     for title, headings, rows in size_tables(result):
-        table = _empty(title)
+        console.print(Text(title, "bold"), soft_wrap=True)
+        table = Table(box=box.SIMPLE_HEAD, padding=(0, 1, 0, 0))
         for heading in headings:
             table.add_column(heading, justify="right")
         for row in rows:
