@@ -10,10 +10,12 @@ import pytest
 import torch
 from cli import call, failure, settings
 from conftest import tiny_batch, tiny_model
+from transformers import AutoModelForCausalLM
 
 from circuitlit.compare import weight_changes
 from circuitlit.compare.likeness import attention_change, likenesses
 from circuitlit.compare.tuning import change_figures, common_level, fewest, nearest_step, score_figures
+from circuitlit.compare.weights import node_changes
 from circuitlit.errors import UserError
 from circuitlit.graph import EdgeScores, Graph
 from circuitlit.model import Subject
@@ -68,5 +70,13 @@ def test_the_verb_compares_ways_to_tune(local: Path, tmp_path: Path, capsys: pyt
     assert 0 < lora["modules"] < full["modules"] == full["of_modules"] and lora["unchanged"] > full["unchanged"]
     assert result["runs"]["sft full"]["from_base"]["edges"]["kept"]["value"] <= 1.2
     assert "Gini" in (tmp_path / "out" / "tunings.html").read_text()
+    frozen = settings(local, tmp_path / "frozen", *common, "tune.freeze=[a0.h1,m1]")
+    call(*frozen, "adapter=none", verb="finetune")
+    kept = Subject(AutoModelForCausalLM.from_pretrained(tmp_path / "frozen" / "tuned"))
+    base = Subject(AutoModelForCausalLM.from_pretrained(local / "model"))
+    moved = node_changes(list(weight_changes(base, kept)))
+    assert {node for node, change in moved.items() if change == 0} == {"a0.h1", "m1"}
+    words = failure(capsys, *frozen, "adapter=lora", verb="finetune")
+    assert "tune.freeze needs adapter=none" in words
     words = failure(capsys, *settings(local, tmp_path / "bad", *fast, f"runs=[{local},{local}]"), verb="compare")
     assert "has no checkpoints with validation metric" in words
