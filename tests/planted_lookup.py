@@ -1,4 +1,4 @@
-"""A two-layer GPT-2 that looks facts up: relation and subject are read, an MLP holds the table, a head says the object."""
+"""A two-layer GPT-2 that looks facts up: heads read relation and subject, an MLP has the table, a head answers."""
 
 from __future__ import annotations
 
@@ -19,7 +19,7 @@ RELATION = SUBJECT + SUBJECTS
 ENTRY = RELATION + RELATIONS
 SAID = ENTRY + OBJECTS
 HERE = SAID + OBJECTS
-WIDTH = 14  # of a head; HEADS * WIDTH >= HERE + PLACES
+WIDTH = 28  # of a head
 SHARP = 100.0
 ROLE_NAMES = ("other", "relation", "subject", "end")
 FOUND = {"entity": "a0.h0", "relation": "a0.h1", "retrieval": "a1.h0"}
@@ -31,12 +31,11 @@ def planted_lookup() -> Subject:
     a0.h2 looks at the subject and writes nothing; a1.h1 looks at the subject and writes where nothing is read; a1.h2
     looks at the relation and writes its number again.
     """
-    d = HEADS * WIDTH * 2
+    d, width = HEADS * WIDTH, WIDTH
     numbers = {"n_embd": d, "n_layer": 2, "n_head": HEADS, "vocab_size": TOKENS, "n_positions": 8}
     config = AutoConfig.for_model("gpt2", **numbers)
     config.tie_word_embeddings = False
     model = AutoModelForCausalLM.from_config(config).double()
-    width = d // HEADS
     with torch.no_grad():
         for parameter in model.parameters():
             parameter.zero_()
@@ -79,9 +78,7 @@ def planted_lookup() -> Subject:
 
 def lookups() -> Batch:
     """Every fact against every other subject: relation, subject, the last token -> object."""
-    rows = [
-        (r, s, other) for r in range(RELATIONS) for s in range(SUBJECTS) for other in range(SUBJECTS) if other != s
-    ]
+    rows = [(r, s, other) for r in range(RELATIONS) for s in range(SUBJECTS) for other in range(SUBJECTS) if other != s]
 
     def prompts(which: int) -> torch.Tensor:
         return torch.tensor([[SUBJECTS + row[0], row[which], TOKENS - 1] for row in rows])

@@ -171,5 +171,7 @@ def test_the_verb_tests_packs_and_finds_no_heads_by_chance(
     own = json.loads((tmp_path / "knowledge.json").read_text())["tasks"]["own"]
     assert own["n_pairs"] == 24 and own["pack"] == "own" and own["roles"] is None
     assert "Pairs answered" in (tmp_path / "knowledge.html").read_text()
-    words = failure(capsys, *settings(local, tmp_path / "bad", "logger=none", "knowledge.packs={own: []}"), verb="knowledge")
+    words = failure(
+        capsys, *settings(local, tmp_path / "bad", "logger=none", "knowledge.packs={own: []}"), verb="knowledge"
+    )
     assert "names no task" in words

@@ -32,9 +32,9 @@ def hsic(grams: Float[Tensor, "one token token"], others: Float[Tensor, "two tok
     """
     n = grams.shape[-1]
     off = 1 - torch.eye(n, dtype=grams.dtype, device=grams.device)
-    k, l = grams * off, others * off
-    rows, cols = k.sum(-1), l.sum(-1)
-    trace = k.flatten(1) @ l.flatten(1).T
+    k, m = grams * off, others * off
+    rows, cols = k.sum(-1), m.sum(-1)
+    trace = k.flatten(1) @ m.flatten(1).T
     sums = rows.sum(-1)[:, None] * cols.sum(-1)[None] / ((n - 1) * (n - 2))
     return (trace + sums - 2 / (n - 2) * rows @ cols.T) / (n * (n - 3))
 

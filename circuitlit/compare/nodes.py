@@ -28,8 +28,8 @@ def node_modes(
     A node is there where 0.9 of the resamples' circuits hold an edge into or out of it. New and lost are as for edges.
     Of a node in both circuits: modified, where its function changed, the edges around it overlap less than resampling
     explains, or the sum of the scores out of it changes sign; enhanced, where the interval of its strength (its share
-    of all scores) lies above that of the base; full reuse, where neither holds, the base's node does in the tuned model, and its weights
-    moved less than the median of its layer; else modified.
+    of all scores) lies above that of the base; full reuse, where neither holds, the base's node does in the tuned
+    model, and its weights moved less than the median of its layer; else modified.
 
     Args:
         base, tuned, difference: as given to and by `circuit_difference`.

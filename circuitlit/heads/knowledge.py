@@ -1,4 +1,4 @@
-"""Which heads look a fact up: entity heads read the subject, relation heads the relation, retrieval heads write the object.
+"""Which heads look a fact up: entity heads read the subject, relation heads the relation, retrieval heads the answer.
 
 All three are found by what the task's metric loses. Entity and relation heads are those whose attention from the last
 prompt token to the subject's, or the relation's, tokens is needed; retrieval heads those whose direct write to the
@@ -166,7 +166,9 @@ def role_effects(bed: PatchBed, role_names: Sequence[str], role: str, candidates
         graph = bed.graph
         found = path_effects(bed, head_writers(graph), [graph.n_readers - 1])
         heads = [divmod(writer - 1, graph.writers_per_layer) for writer in found.writers]
-        made = [RoleHead(h, -d, -float(d.double().mean()) / scale, None) for h, d in zip(heads, found.deltas, strict=True)]
+        made = [
+            RoleHead(h, -d, -float(d.double().mean()) / scale, None) for h, d in zip(heads, found.deltas, strict=True)
+        ]
     else:
         mass = attention_mass(bed.heads, bed.batches, role_names, READ[role])
         order = mass.flatten().argsort(descending=True, stable=True)[:candidates].tolist()

@@ -80,9 +80,9 @@ def prevention_sentences(found: dict | None) -> list[str]:
         gap = Metric.of(found["spared"]["random"][name])
         sure = gap.low is not None and gap.high is not None and (gap.low > 0 or gap.high < 0)
         made.append(
-            f"{name} ({role}): loss {_cell(found['loss_before'][name])} nats changes by {change['nothing']} with nothing "
-            f"frozen, {change['conflict']} with {' '.join(found['nodes'])}, {change['random']} with random nodes; less "
-            f"by {gap} than with random ones, {'a difference' if sure else 'no difference shown'}."
+            f"{name} ({role}): loss {_cell(found['loss_before'][name])} nats changes by {change['nothing']} with "
+            f"nothing frozen, {change['conflict']} with {' '.join(found['nodes'])}, {change['random']} with random "
+            f"nodes; less by {gap} than with random ones, {'a difference' if sure else 'no difference shown'}."
         )
     return made
 

@@ -65,8 +65,8 @@ def sentence(result: dict) -> str:
         sure = gap.low is not None and gap.low > 0
         verdicts.append(f"the nodes of {kind} facts are {'' if sure else 'not shown to be '}specific to them ({gap})")
     return (
-        f"Tuning {status}. Node estimates of new and revised facts correlate by {result['correlation']:.2f} (Spearman); "
-        f"{len(shared)} of {result['settings']['nodes']} leading nodes are the same; {'; '.join(verdicts)}."
+        f"Tuning {status}. Node estimates of new and revised facts correlate by {result['correlation']:.2f} "
+        f"(Spearman); {len(shared)} of {result['settings']['nodes']} leading nodes are the same; {'; '.join(verdicts)}."
     )
 
 
@@ -94,7 +94,11 @@ def node_figure(result: dict) -> go.Figure:
     figure, scores = go.Figure(), result["scores"]
     chosen = {kind: own["nodes"] for kind, own in result["carriers"].items()}
     rest = [node for node in scores["new"] if not any(node in nodes for nodes in chosen.values())]
-    for name, nodes, colour in (("others", rest, GREY), ("new", chosen["new"], BLUE), ("revised", chosen["revised"], RED)):
+    for name, nodes, colour in (
+        ("others", rest, GREY),
+        ("new", chosen["new"], BLUE),
+        ("revised", chosen["revised"], RED),
+    ):
         figure.add_scatter(
             x=[scores["new"][node] for node in nodes],
             y=[scores["revised"][node] for node in nodes],

@@ -84,7 +84,9 @@ def _table(headings: tuple[str, ...], rows: list[tuple[str, ...]]) -> str:
 
 def group_figure(result: dict) -> go.Figure:
     """Pairs of each group, and those that are answered."""
-    groups = {f"{name}: {group}": own for name, task in result["tasks"].items() for group, own in task["groups"].items()}
+    groups = {
+        f"{name}: {group}": own for name, task in result["tasks"].items() for group, own in task["groups"].items()
+    }
     figure = go.Figure()
     for key, colour in (("n", GREY), ("answered", BLUE)):
         figure.add_bar(y=list(groups), x=[own[key] for own in groups.values()], name=key, orientation="h")

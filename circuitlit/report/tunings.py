@@ -40,8 +40,8 @@ def lead(result: dict) -> str:
     return (
         f"Each run at its checkpoint whose validation {result['match']} is nearest to {result['level']:.3f}, one run "
         f"each: differences between runs hold the seed's, too. Circuits of {result['n_edges']:,} of "
-        f"{result['n_edges_total']:,} edges; {shared['all']:,} edges are in all, {shared['any']:,} in any. Overlaps are "
-        "corrected for chance; kept is the overlap over that of two resamples of one model."
+        f"{result['n_edges_total']:,} edges; {shared['all']:,} edges are in all, {shared['any']:,} in any. Overlaps "
+        "are corrected for chance; kept is the overlap over that of two resamples of one model."
     )
 
 

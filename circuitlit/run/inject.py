@@ -1,4 +1,4 @@
-"""`experiment=inject_facts`: invented and contradicting facts are tuned in; which nodes carry which, by reverting them."""
+"""`experiment=inject_facts`: invented and contradicting facts are tuned in; reverting nodes shows which carry which."""
 
 from __future__ import annotations
 
@@ -149,7 +149,9 @@ def _reverted(
             "overlap": mean_overlap(nodes, sets),
             "lost": {on: as_dict(share(on, after[on])) for on in KINDS},
             "specific": as_dict(_specific(kind, beds, before, after)),
-            "random": {on: _random(share(on, after[on]).value, [share(on, o[on]).value for o in others]) for on in KINDS},
+            "random": {
+                on: _random(share(on, after[on]).value, [share(on, o[on]).value for o in others]) for on in KINDS
+            },
         }
     nodes = list(scores["new"])
     values = [torch.tensor([scores[kind][node] for node in nodes], dtype=torch.float64)[None] for kind in KINDS]
@@ -163,7 +165,7 @@ def _reverted(
 
 
 def _specific(kind: str, beds: dict[str, PairBed], before: dict[str, Outcome], after: dict[str, Outcome]) -> Any:
-    """Share that the own kind of fact loses less the share that the other kind does; both kinds' facts are resampled."""
+    """Share that the own kind of fact loses less the share that the other does; both kinds' facts are resampled."""
     values, drawn = [], []
     for seed, on in enumerate((kind, next(other for other in KINDS if other != kind))):
         high, low, own = (outcome.metric.double() for outcome in (beds[on].full, before[on], after[on]))

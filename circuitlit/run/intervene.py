@@ -47,8 +47,7 @@ from circuitlit.report.interventions import print_interventions, write_intervent
 from circuitlit.run.build import Workbench, attribute, build_workbench, plain, provenance
 from circuitlit.run.checks import run_dir
 from circuitlit.run.clock import CONSOLE, Clock
-from circuitlit.run.sides import load_side
-from circuitlit.run.sides import component_kinds, load_base, passages, task_settings
+from circuitlit.run.sides import component_kinds, load_base, load_side, passages, task_settings
 
 LEAST_DRAWS = 20
 

@@ -116,7 +116,9 @@ def _roles(cfg: DictConfig, bed: PatchBed, test: PatchBed, role_names: Sequence[
         check = None
         if real:
             heads = [entry.head for entry, _ in real]
-            check = _checked(asdict(causal_check(_behaviour(test, role_names, role), test.graph, heads, settings.draws)))
+            check = _checked(
+                asdict(causal_check(_behaviour(test, role_names, role), test.graph, heads, settings.draws))
+            )
         found[role] = {"heads": [_listed(entry, value) for entry, value in real], "tried": len(tried), "check": check}
     return found
 

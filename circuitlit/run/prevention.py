@@ -52,7 +52,10 @@ def prevention(
     if settings.on not in tasks:
         raise UserError(f"generality.prevent.on={settings.on} is not among generality.tasks; name one of them")
     assert base.tokenizer is not None
-    data = {n: examples_of_task(instantiate(c.task.build)(tokenizer=base.tokenizer), base.tokenizer) for n, c in tasks.items()}
+    data = {
+        n: examples_of_task(instantiate(c.task.build)(tokenizer=base.tokenizer), base.tokenizer)
+        for n, c in tasks.items()
+    }
     others = [name for name in tasks if name != settings.on]
     train = list(data[settings.on]["train"].chosen.batches(cfg.data.eval_batch_size))
     importance, moved = _importance([scores[name] for name in others]), expected_changes(base, train)

@@ -1,4 +1,4 @@
-"""Several runs of `finetune`, each at its checkpoint of one common score: circuits, weights, attention, side effects."""
+"""Several runs of `finetune`, each at its checkpoint of one score: circuits, weights, attention, side effects."""
 
 from __future__ import annotations
 

@@ -83,5 +83,7 @@ def revised_facts(known: Collection[Fact], count: int) -> list[Fact]:
         UserError: fewer facts are known.
     """
     if len(known) < count:
-        raise UserError(f"the model knows {len(known)} facts, {count} are to be revised; lower knowledge.inject.revised")
+        raise UserError(
+            f"the model knows {len(known)} facts, {count} are to be revised; lower knowledge.inject.revised"
+        )
     return [Fact("revised", f.relation, f.subject, f.other, f.thing) for f in list(known)[:count]]

@@ -75,9 +75,18 @@ def two_hops() -> dict[str, Relation]:
     """Composed relations: city -> country -> capital, language, currency; a city that is the capital is left out."""
     countries = dict(RELATIONS["country"].items())
     sentences = {
-        "capital": ("The <capital> of the country in which {subject} lies is", "From {subject} to the country's <capital>,"),
-        "language": ("In the city of {subject}, people speak the <language>", "The <language> that is heard in {subject} is"),
-        "currency": ("In the city of {subject}, people pay in the <currency>", "The <currency> that is used in {subject} is the"),
+        "capital": (
+            "The <capital> of the country in which {subject} lies is",
+            "From {subject} to the country's <capital>,",
+        ),
+        "language": (
+            "In the city of {subject}, people speak the <language>",
+            "The <language> that is heard in {subject} is",
+        ),
+        "currency": (
+            "In the city of {subject}, people pay in the <currency>",
+            "The <currency> that is used in {subject} is the",
+        ),
     }
     last = {
         "capital": "Whoever rules over {subject} does so from the <capital>,",
