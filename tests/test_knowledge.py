@@ -163,15 +163,12 @@ def test_the_verb_injects_facts_and_reverts_nodes(reader: Path, tmp_path: Path) 
     assert "first order" in (tmp_path / "injection.html").read_text()
 
 
-def test_the_verb_tests_packs_and_finds_no_heads_by_chance(
-    local: Path, tmp_path: Path, capsys: pytest.CaptureFixture[str]
-) -> None:
-    packs = "knowledge.packs={own: [{name: own, with: [task=jsonl]}]}"
-    call(*settings(local, tmp_path, "logger=none", packs), verb="knowledge")
-    own = json.loads((tmp_path / "knowledge.json").read_text())["tasks"]["own"]
-    assert own["n_pairs"] == 24 and own["pack"] == "own" and own["roles"] is None
+def test_the_verb_tests_packs(local: Path, tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:
+    packs = ["logger=none", "knowledge.packs.linguistic=[]", "knowledge.packs.reasoning=[]"]
+    own = "knowledge.packs.factual=[{name: own, with: [task=jsonl]}]"
+    call(*settings(local, tmp_path, *packs, own), verb="knowledge")
+    found = json.loads((tmp_path / "knowledge.json").read_text())["tasks"]["own"]
+    assert found["n_pairs"] == 24 and found["pack"] == "factual" and found["roles"] is None
     assert "Pairs answered" in (tmp_path / "knowledge.html").read_text()
-    words = failure(
-        capsys, *settings(local, tmp_path / "bad", "logger=none", "knowledge.packs={own: []}"), verb="knowledge"
-    )
-    assert "names no task" in words
+    none = settings(local, tmp_path / "bad", *packs, "knowledge.packs.factual=[]")
+    assert "names no task" in failure(capsys, *none, verb="knowledge")
