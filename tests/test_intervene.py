@@ -286,7 +286,7 @@ def test_capabilities_sees_what_an_adapter_gained_and_lost(local: Path, tuned: P
 
 
 def test_generality_reverts_the_nodes_that_did_the_damage(local: Path, tuned: Path, tmp_path: Path) -> None:
-    more = [f"tuned={tuned}/adapter", "generality.revert=3", "generality.prevent.on=new", "tune.steps=4"]
+    more = [f"tuned={tuned}/adapter", "generality.revert=3", "generality.prevent.tune_on=new", "tune.steps=4"]
     more += ["generality.prevent.nodes=2", "generality.prevent.seeds=[0,1]", "tune.lr=1e-2"]
     more.append(f"generality.tasks=[{entry(tuned, 'new')}, {entry(tuned, 'old')}]")
     call(*quick(local, tmp_path, *more), verb="generality")

@@ -68,7 +68,7 @@ def test_the_verb_compares_ways_to_tune(local: Path, tmp_path: Path, capsys: pyt
     result = json.loads((tmp_path / "out" / "tunings.json").read_text())
     assert set(result["runs"]) == {"sft lora", "sft full"} and len(result["pairs"]) == 1
     lora, full = (result["runs"][f"sft {kind}"]["weights"] for kind in ("lora", "full"))
-    assert 0 < lora["modules"] and full["modules"] < full["of_modules"] and lora["unchanged"] > full["unchanged"]
+    assert lora["modules"] > 0 and full["modules"] < full["of_modules"]
     assert result["runs"]["sft full"]["from_base"]["edges"]["kept"]["value"] <= 1.2
     assert "Gini" in (tmp_path / "out" / "tunings.html").read_text()
     kept = Subject(AutoModelForCausalLM.from_pretrained(tmp_path / "full" / "tuned"))

@@ -36,7 +36,7 @@ def attention_blocked(
 ) -> Iterator[None]:
     """Have some heads not attend from one token to others in the stock forwards of this block.
 
-    The rest of their attention is scaled up to 1. Patterns are those of the running forward, so that heads which read
+    The rest of their attention is scaled up to 1; where nothing is left of it, they read nothing. Patterns are those of the running forward, so that heads which read
     what blocked heads wrote see the change. The hooks are gone when the block ends, also on error.
 
     Args:
@@ -60,7 +60,7 @@ def attention_blocked(
         def put(_module: nn.Module, args: tuple) -> tuple:
             stream = seen[0]
             pattern = heads.pattern(layer, stream)[rows, :, queries].masked_fill(keys[:, None], 0)
-            pattern = pattern / pattern.sum(-1, keepdim=True)
+            pattern = pattern / pattern.sum(-1, keepdim=True).clamp(min=torch.finfo(pattern.dtype).tiny)
             values = heads.values(layer, heads.parts[layer].attn_norm(stream))
             made = torch.einsum("bhk,hbkw->bhw", pattern, values)
             split = args[0].unflatten(-1, (heads.graph.n_heads, -1)).clone()

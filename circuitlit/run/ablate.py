@@ -1,4 +1,4 @@
-"""Ablation of nodes and edges for the verb intervene: one by one, together, and as a set, beside matched random ones."""
+"""Ablation of nodes and edges for the verb intervene: one by one, together, as a set, beside matched random ones."""
 
 from __future__ import annotations
 

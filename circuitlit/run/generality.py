@@ -95,8 +95,8 @@ def run(cfg: DictConfig) -> dict[str, Any]:
     if tuned is not None:
         with clock.phase("transfer", "Looking for what the tuned model lost, and reverting nodes"):
             result["transfer"] = _negative(cfg, made, base, tuned)
-    if settings.prevent.on is not None:
-        with clock.phase("prevention", f"Tuning on {settings.prevent.on} with nodes frozen, and without"):
+    if settings.prevent.tune_on is not None:
+        with clock.phase("prevention", f"Tuning on {settings.prevent.tune_on} with nodes frozen, and without"):
             scores = {name: task.scores for name, task in made.items()}
             result["prevention"] = prevention(cfg, tasks, scores, base)
     result |= {**clock.times(), "provenance": provenance(cfg, base)}

@@ -49,15 +49,15 @@ def prevention(
         UserError: an unknown task to tune on, or adapters.
     """
     settings = cfg.generality.prevent
-    if settings.on not in tasks:
-        raise UserError(f"generality.prevent.on={settings.on} is not among generality.tasks; name one of them")
+    if settings.tune_on not in tasks:
+        raise UserError(f"generality.prevent.tune_on={settings.tune_on} is not among generality.tasks; name one of them")
     assert base.tokenizer is not None
     data = {
         n: examples_of_task(instantiate(c.task.build)(tokenizer=base.tokenizer), base.tokenizer)
         for n, c in tasks.items()
     }
-    others = [name for name in tasks if name != settings.on]
-    train = list(data[settings.on]["train"].chosen.batches(cfg.data.eval_batch_size))
+    others = [name for name in tasks if name != settings.tune_on]
+    train = list(data[settings.tune_on]["train"].chosen.batches(cfg.data.eval_batch_size))
     importance, moved = _importance([scores[name] for name in others]), expected_changes(base, train)
     nodes = conflicting(importance, moved, settings.nodes)
     before = {name: _losses(cfg, base, data[name]["test"]) for name in tasks}
@@ -65,12 +65,12 @@ def prevention(
     sets = [matched_nodes(base.graph, nodes, 1, int(seed))[0] for seed in settings.seeds]
     for seed, random in zip(settings.seeds, sets, strict=True):
         for arm, frozen in (("nothing", []), ("conflict", nodes), ("random", random)):
-            tuned = _tuned(cfg, base, data[settings.on], int(seed), frozen)
+            tuned = _tuned(cfg, base, data[settings.tune_on], int(seed), frozen)
             for name in tasks:
                 damage[arm][name].append(_losses(cfg, tuned, data[name]["test"]) - before[name])
     stacked = {arm: {name: torch.stack(rows) for name, rows in own.items()} for arm, own in damage.items()}
     return {
-        "on": settings.on,
+        "on": settings.tune_on,
         "nodes": nodes,
         "withheld": withheld(base.graph, nodes),
         "random_nodes": sets,
