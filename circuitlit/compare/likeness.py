@@ -107,6 +107,7 @@ def likenesses(base: Subject, tuned: Subject, batches: Sequence[Batch]) -> dict[
     Raises:
         UserError: too few tokens.
     """
+    batches = [batch.to(base.device) for batch in batches]
     sides = [_Written(subject, batches) for subject in (base, tuned)]
     graph, found = base.graph, {}
     attention = _attention(base, tuned, batches)
@@ -191,7 +192,7 @@ def attention_change(base: Subject, tuned: Subject, batches: Sequence[Batch]) ->
     if base.graph.coupled or base.graph.inputs > 1:
         return None
     sides, found = [Heads(subject) for subject in (base, tuned)], []
-    for batch in batches:
+    for batch in (batch.to(base.device) for batch in batches):
         where = marked(batch).double()
         total = torch.zeros_like(where)
         for pair in zip(*(side.patterns(batch.clean) for side in sides), strict=True):

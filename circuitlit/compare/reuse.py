@@ -104,8 +104,7 @@ def reuse(
         nodes: to swap.
         margin: share of the metric that a swap may cost.
     """
-    placed = [batch.to(base.device) for batch in batches]
-    alike, swapped = likenesses(base, tuned, placed), swaps(base, tuned, placed, nodes, margin)
+    alike, swapped = likenesses(base, tuned, batches), swaps(base, tuned, batches, nodes, margin)
     return {node: NodeReuse(found, swapped.get(node)) for node, found in alike.items()}
 
 

@@ -59,6 +59,7 @@ def run_injection(cfg: DictConfig) -> dict[str, Any]:
     with open_dict(tuning):
         tuning.tune.data = str(path)
     tuned_result = tune(tuning)
+    torch.set_float32_matmul_precision("highest")  # tuning may have lowered it
     with clock.phase("nodes", "Estimating every node's part"):
         tuned = load_side(cfg, str(run_dir()), "tuned")
         pairs = _pairs(cfg, base, facts, path)
