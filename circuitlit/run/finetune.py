@@ -45,6 +45,10 @@ def run(cfg: DictConfig) -> dict[str, Any]:
     Raises:
         UserError: a setting, file or model that cannot be used.
     """
+    if cfg.story is not None:
+        from circuitlit.run import story  # which tunes by calling this
+
+        return story.run(cfg)
     _check(cfg)
     seed_everything(cfg.seed, verbose=False)
     torch.set_float32_matmul_precision(cfg.matmul_precision if torch.cuda.is_available() else "highest")
