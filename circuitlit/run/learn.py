@@ -10,6 +10,7 @@ from typing import Any
 from hydra.utils import instantiate
 from lightning import Callback, Trainer
 from omegaconf import DictConfig
+from torch import nn
 
 from circuitlit.discover import MaskedLoss, MaskLearner, Schedule, initial_log_alpha
 from circuitlit.evaluate import TestBed
@@ -36,6 +37,7 @@ def learn(
     folder: Path,
     watchers: Sequence[Callback] = (),
     loggers: list[Any] | None = None,
+    beside: Sequence[nn.Parameter] = (),
 ) -> tuple[MaskLearner, History]:
     """Train the masks that a configuration describes.
 
@@ -46,11 +48,12 @@ def learn(
         folder: where mask files and checkpoints go.
         watchers: callbacks that are called ahead of the configured ones.
         loggers: to log to, and left open; None builds and closes those that `cfg` names.
+        beside: parameters of the model's adapters that are trained with the masks, at `adapter.lr`.
 
     Raises:
         UserError: the start does not fit, or the loss is no longer a number.
     """
-    loss = MaskedLoss(bench.model, bench.layout, instantiate(cfg.objective.loss), cfg.mask.capture)
+    loss = MaskedLoss(bench.model, bench.layout, instantiate(cfg.objective.loss), cfg.mask.capture and not beside)
     schedule: Schedule = instantiate(cfg.mask.schedule)
     start = _start_scores(cfg.mask.init_from, attribution, bench)
     initial = initial_log_alpha(bench.layout, cfg.mask.init, start, bench.count, cfg.mask.init_scale)
@@ -65,6 +68,8 @@ def learn(
         cfg.seed,
         cfg.mask.constraint_gradient,
     ).to(device)
+    if beside:
+        learner.train_beside(beside, cfg.adapter.lr)
     history = History(cfg.callbacks.history_every)
     with nullcontext(loggers) if loggers is not None else open_loggers(cfg) as opened:
         trainer: Trainer = instantiate(
