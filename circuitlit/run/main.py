@@ -18,6 +18,7 @@ VERBS = {
     "study": "compare methods over tasks and sparsities",
     "export": "write a circuit in the file formats of MIB and EAP-IG",
     "finetune": "tune the model on a task, all weights or an adapter, with checkpoints and a held-out test",
+    "guided": "ranks of LoRA by layer from circuits, beside uniform, random and adaptive ones, at equal parameters",
     "compare": "circuits, weights and behaviour of a base model and a tuned one",
     "intervene": "ablate, transfer and scale the nodes that matter, beside matched random ones",
     "capabilities": "what tuning gained and lost over several tasks, and the smallest set of nodes that carries a gain",

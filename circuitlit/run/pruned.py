@@ -23,8 +23,7 @@ from circuitlit.report.table import Metric
 from circuitlit.run.build import encoded, provenance
 from circuitlit.run.checks import run_dir
 from circuitlit.run.clock import CONSOLE
-from circuitlit.run.compare import load_side
-from circuitlit.run.sides import passages
+from circuitlit.run.sides import load_side, passages
 from circuitlit.tasks.pair import Batch
 
 

@@ -41,17 +41,21 @@ def ways_of(cfg: DictConfig) -> list[Way]:
     return ways
 
 
-def circuit_task(cfg: DictConfig) -> DictConfig:
-    """The task with the pairs that circuits are scored on: validation pairs, and the test pairs."""
-    task = cfg.task.copy()
+def circuit_task(task: DictConfig, n_train: int, n_val: int) -> DictConfig:
+    """A task with the pairs that circuits of tuned models are scored on: validation pairs, and the test pairs."""
     build = {
         "_target_": "circuitlit.tasks.apart",
         "_partial_": True,
-        "build": plain(cfg.task.build),
-        "n_train": cfg.story.circuit_pairs,
-        "n_val": cfg.story.probe_pairs,
+        "build": plain(task.build),
+        "n_train": n_train,
+        "n_val": n_val,
     }
     return OmegaConf.create({**plain(task), "build": build})
+
+
+def story_task(cfg: DictConfig) -> DictConfig:
+    """The task of a story's circuits."""
+    return circuit_task(cfg.task, cfg.story.circuit_pairs, cfg.story.probe_pairs)
 
 
 def verb_settings(cfg: DictConfig, verb: str, changes: dict[str, Any]) -> DictConfig:
@@ -67,7 +71,7 @@ def verb_settings(cfg: DictConfig, verb: str, changes: dict[str, Any]) -> DictCo
     for group in _SHARED:
         own[group] = cfg[group]
     own.trainer.accelerator = cfg.trainer.accelerator
-    own.task = circuit_task(cfg)
+    own.task = story_task(cfg)
     if verb == "evolve":
         own.evolve.heads.run = False
         own.evolve.probe_pairs = cfg.story.probe_pairs
