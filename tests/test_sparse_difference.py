@@ -2,8 +2,12 @@
 
 from __future__ import annotations
 
+import json
+from pathlib import Path
+
 import pytest
 import torch
+from cli import call, settings
 from conftest import tiny_batch
 from test_compare import head_edges, linear_subject
 
@@ -62,3 +66,11 @@ def test_without_a_difference_both_models_see_the_same_masks() -> None:
     one, other = learner.masks(3, 0)
     assert not torch.equal(one, other)
     assert float(layout.share(learner.gates.open_probability(learner.log_alpha))) >= 0  # shifted inside, left as it is
+
+
+def test_the_verb_writes_both_circuits_and_finds_nothing_between_equal_models(local: Path, tmp_path: Path) -> None:
+    more = ["method=eap", f"tuned={local}/model", "logger=none", "callbacks=none", "difference.penalty=0.05"]
+    call(*settings(local, tmp_path, *more), verb="difference")
+    result = json.loads((tmp_path / "difference.json").read_text())
+    assert result["edges_in_both"] == result["n_edges"] and result["base_model"] == result["tuned_model"]
+    assert (tmp_path / "base" / "circuit.json").is_file() and (tmp_path / "tuned" / "circuit.json").is_file()

@@ -28,7 +28,7 @@ STORY = [
     "tune.checkpoints=[0,1,3,6,12,24]",
     "tune.score=metric",
     "tune.probe_every=0",
-    "+story.ways=[{name:lora,with:[adapter=lora,adapter.lr=2e-2]},{name:full,with:[adapter=none,adapter.lr=5e-3]}]",
+    "+story.ways=[{name:lora,with:['adapter=lora','adapter.lr=2e-2']},{name:full,with:['adapter=none','adapter.lr=5e-3']}]",
     "+story.circuit_pairs=6",
     "+story.probe_pairs=6",
     "+story.passages={count:4,length:8}",

@@ -75,7 +75,7 @@ def learn(
         trainer: Trainer = instantiate(
             cfg.trainer,
             logger=opened,
-            callbacks=[*watchers, *_callbacks(cfg, bench, history, folder)],
+            callbacks=[*watchers, *_callbacks(cfg, bench, history, folder, probe=not beside)],
             **ranks.trainer_options(cfg),
         )
         trainer.fit(learner, bench.data, ckpt_path=cfg.ckpt_path, weights_only=True)
@@ -90,15 +90,16 @@ def _start_scores(init_from: str | None, attribution: EdgeScores | None, bench: 
     return attribution if init_from == "method" else load_circuit(init_from, bench.subject.graph).scores
 
 
-def _callbacks(cfg: DictConfig, bench: Workbench, history: History, folder: Path) -> list[Any]:
+def _callbacks(cfg: DictConfig, bench: Workbench, history: History, folder: Path, probe: bool) -> list[Any]:
+    """`probe` is False where adapters are trained: the probe's ablated run would be one of untrained ones."""
     settings = cfg.callbacks
     masks, every = folder / "masks", settings.snapshot_every
     callbacks: list[Any] = [history, FiniteLoss(), MaskSnapshots(masks, every, bench.count)]
     if every <= cfg.mask.schedule.steps:
         callbacks.append(Evolution(masks, bench.count, every, settings.stop_at_convergence))
-    if settings.probe_every and len(bench.data.val):
-        probe = bench.data.val.collate(range(min(settings.probe_pairs, len(bench.data.val))))
-        bed = TestBed.build(bench.model, bench.fresh_references(), [probe])
+    if probe and settings.probe_every and len(bench.data.val):
+        pairs = bench.data.val.collate(range(min(settings.probe_pairs, len(bench.data.val))))
+        bed = TestBed.build(bench.model, bench.fresh_references(), [pairs])
         callbacks.append(HardCircuit(bed, bench.cut, settings.probe_every, settings.probe_pairs, history))
     if settings.progress_bar:
         callbacks.append(Progress(refresh_rate=1))

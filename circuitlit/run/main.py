@@ -20,6 +20,7 @@ VERBS = {
     "finetune": "tune the model on a task, all weights or an adapter, with checkpoints and a held-out test",
     "guided": "ranks of LoRA by layer from circuits, beside uniform, random and adaptive ones, at equal parameters",
     "compare": "circuits, weights and behaviour of a base model and a tuned one",
+    "difference": "learn one mask for a base and a tuned model, and the few edges that must differ",
     "intervene": "ablate, transfer and scale the nodes that matter, beside matched random ones",
     "capabilities": "what tuning gained and lost over several tasks, and the smallest set of nodes that carries a gain",
     "generality": "circuits of several tasks on each other's pairs, and why a tuned model got worse at some",
