@@ -115,8 +115,13 @@ class MaskLearner(LightningModule):
         self.gates: Gates = gates or HardConcrete()
         self.constraint_gradient = constraint_gradient
         self.masters: Callable[[], Iterable[Tensor]] = tuple
+        self.beside, self._beside_lr = nn.ParameterList(), 0.0
         self._micro_batch = (-1, 0)
         self._shifted = -1
+
+    def train_beside(self, parameters: Iterable[nn.Parameter], lr: float) -> None:
+        """Train some of the model's parameters, its adapters, with the masks; their rate follows the same schedule."""
+        self.beside, self._beside_lr = nn.ParameterList(parameters), lr
 
     def on_save_checkpoint(self, checkpoint: dict[str, Any]) -> None:
         """Note what a resumed run must agree on."""
@@ -187,8 +192,11 @@ class MaskLearner(LightningModule):
         return self.global_rank * self.trainer.accumulate_grad_batches + count
 
     def configure_optimizers(self) -> Any:
-        """Adam on the log-alphas, no weight decay (which would pull needed edges towards undecided)."""
-        optimizer = torch.optim.Adam([self.log_alpha], lr=self.schedule.lr, fused=self.log_alpha.is_cuda or None)
+        """Adam on the log-alphas, no weight decay (which would pull needed edges towards undecided), and on adapters."""
+        groups: list[dict[str, Any]] = [{"params": [self.log_alpha], "lr": self.schedule.lr}]
+        if len(self.beside):
+            groups.append({"params": list(self.beside), "lr": self._beside_lr})
+        optimizer = torch.optim.Adam(groups, fused=self.log_alpha.is_cuda or None)
         schedule = torch.optim.lr_scheduler.LambdaLR(optimizer, lambda step: self.schedule.lr_factor(step))
         return {"optimizer": optimizer, "lr_scheduler": {"scheduler": schedule, "interval": "step"}}
 

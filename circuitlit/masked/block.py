@@ -92,14 +92,18 @@ class MaskedBlock(nn.Module):
         heads, split, first = self.n_heads, self.attention_readers, self.first_writer
         token, seen, mlp_seen = ledger.read(token, ablated, row, split + 1, first, self.parallel)
         room = partial(ledger.room, row, split)
-        token = ledger.write_heads(token, first, self._attend(seen, ablated_heads, rotary, real, room), self.out_weight)
-        added = torch.einsum("thi,hid->td", ablated_heads.reshape(-1, heads, self.head_width), self.out_weight)
+        token = self._write_heads(ledger, token, self._attend(seen, ablated_heads, rotary, real, room))
+        added = torch.einsum("thi,hid->td", ablated_heads.reshape(-1, heads, self.head_width), self.out_weight.detach())
         if self.out_bias is not None:
             added = added + self.out_bias
         if not self.parallel:
             token, mlp_seen = ledger.read_on(token, mlp_seen, added, row + split, first, heads)
         token = ledger.write(token, first + heads, self._mlp(mlp_seen), ablated_mlp[None])
         return token, ablated + added + ablated_mlp
+
+    def _write_heads(self, ledger: Ledger, token: Token, results: Float[Tensor, "head token width"]) -> Token:
+        """Enter what the heads' results, less the ablated ones, add to the residual stream."""
+        return ledger.write_heads(token, self.first_writer, results, self.out_weight)
 
     def _mlp(self, x: Float[Tensor, "one token d"]) -> Float[Tensor, "one token d"]:
         """The MLP's output. On a GPU the library's norms and activations of many launches give way to torch's own."""

@@ -39,8 +39,12 @@ from circuitlit.run.tunings import run_tunings
 INTRUDER_THRESHOLDS = (0.4, 0.5, 0.6, 0.7, 0.8)
 
 
-def run(cfg: DictConfig) -> dict[str, Any]:
+def run(cfg: DictConfig, sides: dict[str, Side] | None = None) -> dict[str, Any]:
     """Compare and write everything into the run directory.
+
+    Args:
+        cfg: the verb's settings.
+        sides: scores that are known already, as "base" or "tuned"; those that are made are added.
 
     Raises:
         UserError: a setting, file or model that cannot be used, or two models of different graphs.
@@ -61,8 +65,10 @@ def run(cfg: DictConfig) -> dict[str, Any]:
         bench = build_workbench(cfg, base)
         held_out = HeldOut(base.model, bench.data.test, cfg.data.eval_batch_size, base.device)
         behaviour = behaviour_change(held_out.base, held_out.measure(tuned.model))
-    sides = {}
+    sides = {} if sides is None else sides
     for name, subject in (("base", base), ("tuned", tuned)):
+        if name in sides:
+            continue
         with clock.phase(f"scores_{name}", f"Scoring the {name} model on {settings.resamples} resamples"):
             sides[name] = score_side(cfg, bench if subject is base else build_workbench(cfg, subject))
     with clock.phase("weights", "Measuring the weights' change"):

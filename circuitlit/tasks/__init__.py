@@ -8,6 +8,7 @@ with one such function, and a file in conf/task/.
 `encode` and the tasks have the names of their files; from this package the names mean the functions.
 """
 
+from circuitlit.tasks.apart import apart
 from circuitlit.tasks.arithmetic import arithmetic
 from circuitlit.tasks.boolean import boolean
 from circuitlit.tasks.datamodule import PairsModule
@@ -32,6 +33,7 @@ __all__ = [
     "PairsModule",
     "Splits",
     "antonym",
+    "apart",
     "arithmetic",
     "boolean",
     "docstring",
