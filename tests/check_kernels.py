@@ -34,7 +34,9 @@ def off(found: Tensor, expected: Tensor) -> float:
     return float(difference / expected.double().square().mean().sqrt().clamp(min=1e-30))
 
 
-def mixing_errors(dtype: torch.dtype, readers: int, writers: int, tokens: int, width: int) -> Iterator[tuple[str, float]]:
+def mixing_errors(
+    dtype: torch.dtype, readers: int, writers: int, tokens: int, width: int
+) -> Iterator[tuple[str, float]]:
     masks = torch.rand(readers + 3, writers + 5, device=DEVICE)[2 : 2 + readers, 4 : 4 + writers]
     deltas = torch.randn(writers, tokens, width, device=DEVICE).to(dtype)
     base, shared = torch.randn(readers, tokens, width, device=DEVICE).to(dtype), deltas.new_ones(tokens, width)
@@ -53,7 +55,9 @@ def mixing_errors(dtype: torch.dtype, readers: int, writers: int, tokens: int, w
     yield "mix_backward deltas", off(grad_deltas, wide_deltas)
 
 
-def projection_errors(dtype: torch.dtype, readers: int, tokens: int, width: int, outs: int, centred: bool, biased: bool):
+def projection_errors(
+    dtype: torch.dtype, readers: int, tokens: int, width: int, outs: int, centred: bool, biased: bool
+):
     x = (torch.randn(readers, tokens, width, device=DEVICE) + 0.3).to(dtype)
     weight = (torch.randn(readers, width, outs, device=DEVICE) / width**0.5).to(dtype)
     constant = torch.randn(readers, 1, outs, device=DEVICE).to(dtype) if biased else None
@@ -72,7 +76,9 @@ def projection_errors(dtype: torch.dtype, readers: int, tokens: int, width: int,
     yield "project_backward", off(room, wide_room)
 
 
-def plain_attention(qkv: Tensor, ablated: Tensor, heads: int, kv: int, scale: float, cos: Tensor | None, sin: Tensor | None):
+def plain_attention(
+    qkv: Tensor, ablated: Tensor, heads: int, kv: int, scale: float, cos: Tensor | None, sin: Tensor | None
+):
     batch = len(ablated)
     q, k, v = (x.unflatten(1, (batch, -1)).transpose(0, 1) for x in qkv.split([heads, kv, kv]))
     if cos is not None and sin is not None:
@@ -116,11 +122,20 @@ def cases() -> Iterator[tuple[str, torch.dtype, Iterator[tuple[str, float]]]]:
         for (tokens, width), r, w in itertools.product(sizes, readers, (1, 12, 39, 157) if on_gpu else (1, 18, 33)):
             yield f"{r} x {w}, {tokens} x {width}", dtype, mixing_errors(dtype, r, w, tokens, width)
         for (tokens, width), outs in itertools.product(sizes[:2], (6, 64) if on_gpu else (6, 16)):
-            for centred, biased in ((True, True), (False, False), (False, True))[: 3 if outs == 64 or not on_gpu else 1]:
+            for centred, biased in ((True, True), (False, False), (False, True))[
+                : 3 if outs == 64 or not on_gpu else 1
+            ]:
                 name = f"{tokens} x {width} to {outs}, centred {centred}, biased {biased}"
                 yield name, dtype, projection_errors(dtype, 5, tokens, width, outs, centred, biased)
         for length, heads, kv, outs, rotated in (
-            ((20, 9, 3, 64, 64), (64, 3, 3, 64, 0), (64, 4, 2, 128, 32), (7, 4, 2, 6, 6), (1, 3, 3, 64, 0), (128, 3, 3, 64, 0))
+            (
+                (20, 9, 3, 64, 64),
+                (64, 3, 3, 64, 0),
+                (64, 4, 2, 128, 32),
+                (7, 4, 2, 6, 6),
+                (1, 3, 3, 64, 0),
+                (128, 3, 3, 64, 0),
+            )
             if on_gpu
             else ((7, 4, 2, 6, 6), (20, 3, 3, 16, 8), (20, 4, 2, 6, 0), (1, 4, 4, 6, 4))
         ):

@@ -188,6 +188,28 @@ class UniformGradient(Gates):
         return value + (log_alpha - log_alpha.detach()) / scale * partial
 
 
+@dataclass(frozen=True)
+class Sampler:
+    """Masks of log-alphas and noise. Equal settings are equal samplers, whose steps are captured once.
+
+    Attributes:
+        gates: the family.
+        held: True lets the gradient know of the shift that holds the constraint.
+        measure: from the gates' open probabilities to the expected share of edges kept.
+    """
+
+    gates: Gates
+    held: bool
+    measure: Measure
+
+    def __call__(
+        self, log_alpha: Float[Tensor, "mask"], noise: Float[Tensor, "mask"], scale: Float[Tensor, ""]
+    ) -> Float[Tensor, "mask"]:
+        """The masks; `scale` is that of the noise."""
+        held = self.gates.held(log_alpha, scale, self.measure) if self.held else log_alpha
+        return self.gates.sample(held, noise, scale)
+
+
 def logistic_noise(size: int, seed: int, step: int, micro_batch: int, device: torch.device) -> Float[Tensor, "mask"]:
     """Standard logistic noise that depends on (seed, step, micro-batch) alone.
 

@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import math
-from collections.abc import Sequence
+from collections.abc import Callable, Iterable, Sequence
 from dataclasses import dataclass
 from typing import Any
 
@@ -12,7 +12,7 @@ from jaxtyping import Float
 from lightning import LightningModule
 from torch import Tensor, nn
 
-from circuitlit.discover.gates import Gates, HardConcrete, Measure, logistic_noise, mixed
+from circuitlit.discover.gates import Gates, HardConcrete, Measure, Sampler, logistic_noise, mixed
 from circuitlit.discover.masked_loss import MaskedLoss
 from circuitlit.errors import UserError
 from circuitlit.graph import EdgeScores
@@ -89,6 +89,10 @@ class MaskLearner(LightningModule):
         gates: the gates' family.
         seed: of the gates' noise.
         constraint_gradient: True lets the gradient see that opening one gate closes the others a little.
+
+    Attributes:
+        masters: gives the copies of the log-alphas that a strategy trains in their place (DeepSpeed's partitions); the
+            constraint's shift must reach these, too.
     """
 
     log_alpha: Tensor
@@ -110,8 +114,14 @@ class MaskLearner(LightningModule):
         self.target, self.schedule, self.seed = target, schedule, seed
         self.gates: Gates = gates or HardConcrete()
         self.constraint_gradient = constraint_gradient
+        self.masters: Callable[[], Iterable[Tensor]] = tuple
+        self.beside, self._beside_lr = nn.ParameterList(), 0.0
         self._micro_batch = (-1, 0)
         self._shifted = -1
+
+    def train_beside(self, parameters: Iterable[nn.Parameter], lr: float) -> None:
+        """Train some of the model's parameters, its adapters, with the masks; their rate follows the same schedule."""
+        self.beside, self._beside_lr = nn.ParameterList(parameters), lr
 
     def on_save_checkpoint(self, checkpoint: dict[str, Any]) -> None:
         """Note what a resumed run must agree on."""
@@ -161,17 +171,13 @@ class MaskLearner(LightningModule):
         if self._shifted != step:  # once a step: a second shift would add rounding that other ranks do not have
             self._shifted = step
             with torch.no_grad():
-                self.log_alpha += self.gates.shift_to(self.log_alpha, share, scale, self._measure)
+                shift = self.gates.shift_to(self.log_alpha, share, scale, self._measure)
+                for values in (self.log_alpha, *self.masters()):
+                    values += shift
         noise = logistic_noise(self.log_alpha.numel(), self.seed, step, micro_batch, self.device)
+        sampler = Sampler(self.gates, self.constraint_gradient, self._measure)
         width = torch.tensor(scale).to(self.device, non_blocking=True)
-        return self.loss(self.log_alpha, batch, self.references(batch), self._sampled, (noise, width))
-
-    def _sampled(
-        self, log_alpha: Float[Tensor, "mask"], noise: Float[Tensor, "mask"], scale: Float[Tensor, ""]
-    ) -> Float[Tensor, "mask"]:
-        """Masks of some log-alphas that the constraint holds."""
-        held = self.gates.held(log_alpha, scale, self._measure) if self.constraint_gradient else log_alpha
-        return self.gates.sample(held, noise, scale)
+        return self.loss(self.log_alpha, batch, self.references(batch), sampler, (noise, width))
 
     @property
     def _measure(self) -> Measure:
@@ -186,8 +192,11 @@ class MaskLearner(LightningModule):
         return self.global_rank * self.trainer.accumulate_grad_batches + count
 
     def configure_optimizers(self) -> Any:
-        """Adam on the log-alphas, no weight decay (which would pull needed edges towards undecided)."""
-        optimizer = torch.optim.Adam([self.log_alpha], lr=self.schedule.lr, fused=self.log_alpha.is_cuda or None)
+        """Adam on the log-alphas, no weight decay (which would pull needed edges towards undecided), and on adapters."""
+        groups: list[dict[str, Any]] = [{"params": [self.log_alpha], "lr": self.schedule.lr}]
+        if len(self.beside):
+            groups.append({"params": list(self.beside), "lr": self._beside_lr})
+        optimizer = torch.optim.Adam(groups, fused=self.log_alpha.is_cuda or None)
         schedule = torch.optim.lr_scheduler.LambdaLR(optimizer, lambda step: self.schedule.lr_factor(step))
         return {"optimizer": optimizer, "lr_scheduler": {"scheduler": schedule, "interval": "step"}}
 

@@ -48,6 +48,7 @@ class MaskedBlock(nn.Module):
         self._affine = recognise(parts.attn_norm) if alike else None
         self._mlp_affine = recognise(parts.mlp_norm)
         self._projection: Projection | None = None
+        self.sharded = False  # True: the weights are gone between two forwards (sharded.py)
         self.q_norm, self.k_norm, self.mlp = parts.q_norm, parts.k_norm, parts.mlp
         self.scale = parts.scale
         self.post_scale, self.softcap = parts.post_scale, parts.softcap
@@ -91,8 +92,8 @@ class MaskedBlock(nn.Module):
         heads, split, first = self.n_heads, self.attention_readers, self.first_writer
         token, seen, mlp_seen = ledger.read(token, ablated, row, split + 1, first, self.parallel)
         room = partial(ledger.room, row, split)
-        token = ledger.write_heads(token, first, self._attend(seen, ablated_heads, rotary, real, room), self.out_weight)
-        added = torch.einsum("thi,hid->td", ablated_heads.reshape(-1, heads, self.head_width), self.out_weight)
+        token = self._write_heads(ledger, token, self._attend(seen, ablated_heads, rotary, real, room))
+        added = torch.einsum("thi,hid->td", ablated_heads.reshape(-1, heads, self.head_width), self.out_weight.detach())
         if self.out_bias is not None:
             added = added + self.out_bias
         if not self.parallel:
@@ -100,20 +101,19 @@ class MaskedBlock(nn.Module):
         token = ledger.write(token, first + heads, self._mlp(mlp_seen), ablated_mlp[None])
         return token, ablated + added + ablated_mlp
 
+    def _write_heads(self, ledger: Ledger, token: Token, results: Float[Tensor, "head token width"]) -> Token:
+        """Enter what the heads' results, less the ablated ones, add to the residual stream."""
+        return ledger.write_heads(token, self.first_writer, results, self.out_weight)
+
     def _mlp(self, x: Float[Tensor, "one token d"]) -> Float[Tensor, "one token d"]:
         """The MLP's output. On a GPU the library's norms and activations of many launches give way to torch's own."""
         norm = self._mlp_affine
-        if self._sharded or not fused(x):
+        if self.sharded or not fused(x):
             return self.mlp(self.mlp_norm(x))
         rms = norm is not None and not norm.centred
         normed = F.rms_norm(x, x.shape[-1:], norm.gain, norm.eps) if rms and norm else self.mlp_norm(x)
         with fewer_launches(self.mlp):
             return self.mlp(normed)
-
-    @property
-    def _sharded(self) -> bool:
-        """True where another module owns the weights and lends them for one forward."""
-        return "q_weight" not in self._parameters
 
     @property
     def head_width(self) -> int:
@@ -212,7 +212,7 @@ class MaskedBlock(nn.Module):
         """Queries, keys and values of what the readers see, in one tensor where they are made together."""
         weights, biases = [self.q_weight, self.k_weight, self.v_weight], [self.q_bias, self.k_bias, self.v_bias]
         if self._affine is not None:
-            if self._sharded:  # the weights are there for this call only
+            if self.sharded:  # the weights are there for this call only
                 return Projection(self._affine, weights, biases, keep=False)(seen, room)
             if self._projection is None:
                 self._projection = Projection(self._affine, weights, biases)

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 from operator import attrgetter
+from typing import Any
 
 import torch
 from jaxtyping import Bool, Float, Int
@@ -13,13 +14,14 @@ from circuitlit.errors import UserError
 from circuitlit.masked.ablation import Ablated
 from circuitlit.masked.block import MaskedBlock
 from circuitlit.masked.ledger import Ledger, Token
+from circuitlit.masked.live import LiveBlock
 from circuitlit.masked.short_attention import Rotary
 from circuitlit.model.anatomy import layer_kinds, window_of
 from circuitlit.model.subject import Subject
 
 
 class MaskedModel(nn.Module):
-    """Runs a subject with a mask on every edge; shares the subject's weights and trains none.
+    """Runs a subject with a mask on every edge; shares the subject's weights.
 
     All masks 1 gives the stock model's logits, all masks 0 the ablated run's. Any real mask is legal; values between
     mix the clean and the ablated output of a writer.
@@ -28,16 +30,21 @@ class MaskedModel(nn.Module):
         subject: the frozen model.
         panel: consecutive blocks whose reads share one product; more is faster and takes more memory.
         recompute: True recomputes each panel in the backward pass instead of storing its activations.
+        live: True reads the weights anew in every forward, so that the model's LoRA adapters can be trained; without it
+            they are folded into the weights once.
     """
 
-    def __init__(self, subject: Subject, panel: int = 5, recompute: bool = False) -> None:
+    def __init__(self, subject: Subject, panel: int = 5, recompute: bool = False, live: bool = False) -> None:
         super().__init__()
         self.subject = subject
         self.graph = subject.graph
         self.panel, self.recompute = panel, recompute
+        self.shards: Any = None  # set where the weights are shared out (sharded.py)
         anatomy, model = subject.anatomy, subject.model
         self.blocks = nn.ModuleList(
-            MaskedBlock(anatomy.parts(block, self.graph), self.graph, layer)
+            LiveBlock(anatomy, block, self.graph, layer)
+            if live
+            else MaskedBlock(anatomy.parts(block, self.graph), self.graph, layer)
             for layer, block in enumerate(anatomy.blocks(model))
         )
         self.final_norm = attrgetter(anatomy.final_norm)(model)
@@ -65,9 +72,7 @@ class MaskedModel(nn.Module):
         embedded = self.subject.embed(ids).flatten(0, 1)
         stream = ablated.embed.flatten(0, 1)
         groups = _groups(roles, masks.shape[0])
-        ledger = Ledger(
-            self.graph.n_writers, embedded, self.panel * self.graph.readers_per_layer, masks, groups
-        )
+        ledger = Ledger(self.graph.n_writers, embedded, self.panel * self.graph.readers_per_layer, masks, groups)
         token = ledger.write(ledger.start(), 0, embedded[None], stream[None])
         if self.graph.inputs > 1:
             cut = ablated.positions.flatten(0, 2)

@@ -114,7 +114,9 @@ class Projection:
         self.keep = keep and size <= LARGEST
         self._known: tuple[tuple[int, ...], Tensor, Tensor | None] | None = None
 
-    def __call__(self, x: Float[Tensor, "reader token d"], room: Room | None = None) -> Float[Tensor, "reader token out"]:
+    def __call__(
+        self, x: Float[Tensor, "reader token d"], room: Room | None = None
+    ) -> Float[Tensor, "reader token out"]:
         """Project; the gradient for x is written to `room()`, or to a new tensor."""
         return _NormedProjection.apply(x, self, room)  # type: ignore[return-value]
 

@@ -51,7 +51,9 @@ def kernel_attention(
 
 class _Attention(Function):
     @staticmethod
-    def forward(ctx: Any, qkv: Tensor, ablated: Tensor, cos: Any, sin: Any, heads: int, kv: int, scale: float) -> Tensor:
+    def forward(
+        ctx: Any, qkv: Tensor, ablated: Tensor, cos: Any, sin: Any, heads: int, kv: int, scale: float
+    ) -> Tensor:
         from circuitlit.masked.gpu.attention import attend
 
         ctx.sizes = (len(ablated), heads, kv, scale)

@@ -18,7 +18,9 @@ from omegaconf import DictConfig
 
 from circuitlit.graph import Graph
 from circuitlit.model import Subject
+from circuitlit.run import ranks
 from circuitlit.run.bench_data import random_scores, random_subject, random_workbench
+from circuitlit.run.bench_plan import meta_subject, plan
 from circuitlit.run.checks import run_dir
 from circuitlit.run.train import learn
 from circuitlit.tasks.pair import Batch
@@ -63,8 +65,9 @@ class StepTimer(Callback):
         self._begun = self._mark = _now()
         if trainer.global_step >= self.warmup:
             self.rivals.append(self._begun - begun)
-        self._spent, self._detailed = {}, not self.plain and (
-            not torch.cuda.is_available() or trainer.global_step % 2 == 1
+        self._spent, self._detailed = (
+            {},
+            not self.plain and (not torch.cuda.is_available() or trainer.global_step % 2 == 1),
         )
 
     def on_before_backward(self, *args: Any) -> None:
@@ -152,14 +155,17 @@ def time_step(cfg: DictConfig, dtype: str) -> dict[str, Any]:
 
     Returns:
         Medians, with the quartiles of the whole step: `step`, `low`, `high`, `stock` (forward and backward of the stock
-        model on the same tokens) in seconds, `phases`, `peak_gib`, and the ratios `to_stock` and `to_traffic`.
+        model on the same tokens) in seconds, `phases`, `peak_gib` (the largest of `peaks_gib`, one a device) beside
+        `planned_gib`, and the ratios `to_stock` and `to_traffic`.
     """
     steps = cfg.warmup + cfg.repeats * (2 if torch.cuda.is_available() else 1) + 1  # the last one has no next batch
     cfg.mask.schedule.steps = steps
     gc.collect()
+    given = cfg.copy()
+    given.model.dtype, given.examples = dtype, cfg.examples or steps * cfg.data.batch_size
     subject = random_subject(cfg, dtype)
+    bench = random_workbench(cfg, subject, given.examples)
     _reset_peak(subject.device)
-    bench = random_workbench(cfg, subject, cfg.examples or steps * cfg.data.batch_size)
     batches = bench.data.train.batches(cfg.data.batch_size, cfg.tokens)
     tokens = next(iter(batches)).to(subject.device)
     timer = StepTimer(cfg.warmup, lambda: stock_step(subject, tokens))
@@ -168,7 +174,8 @@ def time_step(cfg: DictConfig, dtype: str) -> dict[str, Any]:
         timer.rival, timer.plain = (lambda: None), True
         watchers.append(Profile(cfg.warmup, run_dir() / f"profile-{dtype}.txt"))
     learn(cfg, bench, random_scores(bench, cfg.seed), run_dir(), watchers)
-    peak = _peak_bytes(subject.device)
+    peaks = ranks.gathered(_peak_bytes(subject.device) / 2**30)
+    planned = sum(plan(given, meta_subject(given)).values()) / 2**30
     middle, rival = median(timer.steps), median(timer.rivals)
     quarters = quantiles(timer.steps, n=4) if len(timer.steps) > 1 else [middle] * 3
     n_bytes = traffic(subject.graph, cfg.mask.panel, tokens.clean.numel(), subject.model.config.hidden_size)
@@ -186,7 +193,10 @@ def time_step(cfg: DictConfig, dtype: str) -> dict[str, Any]:
         "to_stock": middle / rival,
         "traffic_bytes": n_bytes,
         "to_traffic": middle / floor,
-        "peak_gib": peak / 2**30,
+        "devices": len(peaks),
+        "peak_gib": max(peaks),
+        "peaks_gib": peaks,
+        "planned_gib": planned,
         "cached": bench.references.cached,
         "phases": {name: median(timer.phases[name]) for name in PHASES if timer.phases[name]},
     }

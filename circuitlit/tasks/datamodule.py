@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+from copy import copy
 from functools import partial
 
 import torch
@@ -85,8 +86,14 @@ class PairsModule(LightningDataModule):
         self._multiple = BUCKET if pad_to == "bucket" else 1
 
     def transfer_batch_to_device(self, batch: Batch, device: torch.device, dataloader_idx: int) -> Batch:
-        """Copy without waiting for a GPU."""
+        """Copy without waiting for the GPU."""
         return batch.to(device, non_blocking=device.type == "cuda")
+
+    def with_seed(self, seed: int) -> PairsModule:
+        """The same pairs, the training ones in another order."""
+        other = copy(self)
+        other._seed = seed
+        return other
 
     def train_dataloader(self) -> DataLoader[int]:
         """Endless micro-batches of this rank, from the trainer's step on.

@@ -15,7 +15,6 @@ from torch import Tensor
 from circuitlit.masked.gpu.launch import precision
 
 
-
 @triton.jit
 def _partner(os, rotated):
     """The column that a column is rotated with."""

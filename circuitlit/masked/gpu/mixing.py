@@ -60,9 +60,7 @@ def _mix(
             mask=w_in[:, None] & col_in[None, :],
             other=0.0,
         )
-        z = tl.load(
-            masks + rows[:, None] * mask_stride + ws[None, :], mask=row_in[:, None] & w_in[None, :], other=0.0
-        )
+        z = tl.load(masks + rows[:, None] * mask_stride + ws[None, :], mask=row_in[:, None] & w_in[None, :], other=0.0)
         sums += tl.dot(z.to(d.dtype), d, input_precision=PRECISION)
     tl.store(out + rows.to(tl.int64)[:, None] * out_stride + cols[None, :], sums.to(out.dtype.element_ty), mask=inside)
 
