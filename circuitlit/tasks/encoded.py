@@ -124,8 +124,9 @@ class EncodedPairs:
         mask = torch.arange(columns) < answers[:, None]
 
         def cut(table: Int[Tensor, "row column"], size: int) -> Int[Tensor, "taken size"]:
-            part = table[places, :size]
-            return torch.nn.functional.pad(part, (0, size - part.shape[1])).long()
+            part = table[:, :size][places].long()
+            short = size - part.shape[1]
+            return torch.nn.functional.pad(part, (0, short)) if short else part
 
         return Batch(
             index=taken,
