@@ -5,6 +5,7 @@ Source: the case study of Edge Pruning (arXiv 2406.16778) section 5, instruction
 
 from __future__ import annotations
 
+import json
 from dataclasses import dataclass
 from functools import reduce
 from itertools import combinations
@@ -115,7 +116,7 @@ def _able(
     known = run_dir() / "untuned.json"
     if tuned.is_dir() and known.is_file():
         subject = load_side(cfg, str(tuned), "tuned")
-        return subject, _prompts(tasks, subject), OmegaConf.to_container(OmegaConf.load(known))  # type: ignore[return-value]
+        return subject, _prompts(tasks, subject), json.loads(known.read_text())
     subject = build_subject(cfg)
     prompts = _prompts(tasks, subject)
     if cfg.prompts.tune is None or not any(inability(prompt.cfg, prompt.behaviour) for prompt in prompts):
