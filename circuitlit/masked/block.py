@@ -25,8 +25,12 @@ class MaskedBlock(nn.Module):
         parts: the block, taken apart.
         graph: the model's graph.
         layer: which block this is.
+
+    Attributes:
+        sharded: True where the weights are there only while this block runs, so that nothing may be kept of them.
     """
 
+    sharded: bool = False
     q_weight: Tensor
     q_bias: Tensor | None
     k_weight: Tensor

@@ -227,10 +227,13 @@ def shard(model: MaskedModel, device: torch.device, source: WeightSource | None 
     for module in stock.modules():
         for name, buffer in module._buffers.items():
             module._buffers[name] = None if buffer is None else buffer.to(device)
+    if device.type == "cuda":
+        torch.cuda.empty_cache()
     model.shards = shards = Shards(units, model.panel, device)
     for module in ahead:
         shards.watch(module, 0, backward=True)
     for layer, (block, masked) in enumerate(blocks):
+        masked.sharded = True  # type: ignore[assignment]
         shards.watch(block, layer + 1, backward=True)
         shards.watch(masked, layer + 1, backward=False)
         masked.sharded = True

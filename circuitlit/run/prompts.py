@@ -5,6 +5,7 @@ Source: the case study of Edge Pruning (arXiv 2406.16778) section 5, instruction
 
 from __future__ import annotations
 
+import json
 from dataclasses import dataclass
 from functools import reduce
 from itertools import combinations
@@ -115,7 +116,7 @@ def _able(
     known = run_dir() / "untuned.json"
     if tuned.is_dir() and known.is_file():
         subject = load_side(cfg, str(tuned), "tuned")
-        return subject, _prompts(tasks, subject), OmegaConf.to_container(OmegaConf.load(known))  # type: ignore[return-value]
+        return subject, _prompts(tasks, subject), json.loads(known.read_text())
     subject = build_subject(cfg)
     prompts = _prompts(tasks, subject)
     if cfg.prompts.tune is None or not any(inability(prompt.cfg, prompt.behaviour) for prompt in prompts):
@@ -157,13 +158,16 @@ def _tune(cfg: DictConfig) -> None:
 
 
 def _circuit(prompt: _Prompt, facts: dict[str, Any]) -> Circuit:
-    """The prompt's circuit: read if it is there, else learned."""
+    """The prompt's circuit: read if it is there, else learned, from the last checkpoint on if there is one."""
     folder = run_dir() / "circuits" / prompt.name
     if (folder / "circuit.json").is_file():
         return Circuit.load(folder)
-    bench = prompt.bench
-    attribution = attribute(prompt.cfg, bench)
-    learner, _ = learn(prompt.cfg, bench, attribution, folder)
+    bench, own = prompt.bench, prompt.cfg.copy()
+    last = folder / "checkpoints" / "last.ckpt"
+    if last.exists():
+        own.ckpt_path = str(last)
+    attribution = attribute(own, bench)
+    learner, _ = learn(own, bench, attribution, folder)
     circuit = bench.cut(learner.scores(), facts | {"task": plain(prompt.cfg.task)})
     if ranks.is_writer():
         folder.mkdir(parents=True, exist_ok=True)
@@ -224,12 +228,9 @@ def _shortfall(cfg: DictConfig, result: dict[str, Any]) -> str | None:
     """Why a circuit misses its bar under its own prompt, or None."""
     rows = {row["circuit"]: row["on"] for row in result["rows"]}
     for name in result["tasks"]:
-        kl, allowed = (
-            rows[name][name]["kl"]["value"],
-            cfg.evaluate.max_kl_share * rows["corrupted run"][name]["kl"]["value"],
-        )
-        if kl > allowed:
-            return f"the circuit of {name} has a KL of {kl:.3f} nats, {allowed:.3f} are allowed"
+        kl, worst = (rows[label][name]["kl"]["value"] for label in (name, "corrupted run"))
+        if kl > cfg.evaluate.max_kl_share * worst:
+            return f"the circuit of {name} has a KL of {kl:.3f} nats, the corrupted run {worst:.3f}"
         random = next(row["on"][name]["kl"] for row in result["rows"] if row["circuit"].startswith("random"))
         if rows[name][name]["kl"]["high"] >= random["low"]:
             return f"the circuit of {name} is not clearly better than random ones"
