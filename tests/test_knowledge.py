@@ -34,16 +34,17 @@ def test_roles_of_a_planted_lookup_are_exact() -> None:
     said = plain_logits(subject, batch)[:, 0].argmax(-1)
     assert torch.equal(said, batch.answer[:, 0])
     bed = PatchBed.build(subject, [batch])
+    shares = {"entity": 0.5, "relation": 0.5, "retrieval": 1.0}  # blocked: no object; from the other prompt: its object
     for role in ROLES:
         found = role_effects(bed, ROLE_NAMES, role, candidates=6)
-        assert found[0].name == FOUND[role] and found[0].share == pytest.approx(1, abs=1e-6)
+        assert found[0].name == FOUND[role] and found[0].share == pytest.approx(shares[role], abs=1e-6)
         assert all(abs(other.share) < 1e-6 for other in found[1:]) and len(found) == 6
     cfg = OmegaConf.create({"knowledge": {"candidates": 6, "alpha": 0.05, "least": 0.02, "top": 5, "draws": 20}})
     checked = _roles(cfg, bed, bed, ROLE_NAMES)
     for role, name in FOUND.items():
         assert [head["head"] for head in checked[role]["heads"]] == [name]
         check = checked[role]["check"]
-        assert check["effect"]["value"] == pytest.approx(-float(bed.scale.mean()), rel=1e-6)
+        assert check["effect"]["value"] == pytest.approx(-shares[role] * float(bed.scale.mean()), rel=1e-6)
         assert abs(check["random"]["value"]) < 1e-5 and check["rank"] == pytest.approx(1 / 21)
     mass = attention_mass(bed.heads, [batch], ROLE_NAMES, "subject")
     assert mass[0].tolist() == pytest.approx([1, 0, 1], abs=1e-6)

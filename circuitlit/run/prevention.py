@@ -115,7 +115,7 @@ def _tuned(cfg: DictConfig, base: Subject, examples: dict[str, Examples], seed: 
     quiet = {"logger": False, "enable_checkpointing": False, "enable_progress_bar": False}
     callbacks = [Frozen(made, frozen), FiniteLoss(setting="tune.lr")]
     trainer: Trainer = instantiate(
-        cfg.trainer, max_steps=tune.steps, callbacks=callbacks, **(quiet | instantiate(cfg.strategy.options))
+        cfg.trainer, max_steps=tune.steps, callbacks=callbacks, **quiet, **instantiate(cfg.strategy.options)
     )
     trainer.fit(tuner, TuningData(examples, cfg.data.batch_size, seed))
     made.model.requires_grad_(False).to(base.device)
