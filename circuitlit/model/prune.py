@@ -132,6 +132,8 @@ def _carve(model: PreTrainedModel, graph: Graph, cut: set[str], values: bool) ->
     if any(hasattr(module, "base_layer") for module in model.modules()):
         raise UserError("the model has adapters; merge them before it is cut")
     anatomy = anatomy_of(model.config)
+    if anatomy.post_norm is not None:
+        raise UserError("behind this model's attention is a norm that all heads share, so none can be cut out; take another")
     for layer, block in enumerate(anatomy.blocks(model)):
         kept = [head for head in range(graph.n_heads) if f"a{layer}.h{head}" not in cut]
         attention = getattr(block, anatomy.attention)
