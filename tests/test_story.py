@@ -15,7 +15,8 @@ from circuitlit.compare.layers import changed_layers, circuit_layers, layer_node
 from circuitlit.finetune import adapted, examples_of_task, lora
 from circuitlit.finetune.guided_ranks import gradient_probe, rank_patterns, spread_ranks
 from circuitlit.graph import Circuit, EdgeScores, Graph
-from circuitlit.model import Subject, load_subject
+from circuitlit.model import Subject
+from circuitlit.model.load import load_subject
 from circuitlit.report.suggestions import suggestions
 from circuitlit.run.only import train_only
 from circuitlit.tasks import jsonl

@@ -25,8 +25,6 @@ from circuitlit.graph import Graph
 from circuitlit.model.anatomy import anatomy_of, graph_of
 
 FORMAT = 1
-_GATED = ("gate_proj", "up_proj", "down_proj")
-_FUSED = ("c_fc", "c_proj")
 
 
 class _Silent(nn.Module):
@@ -41,6 +39,14 @@ class _Silent(nn.Module):
         """Nothing but the bias, in the place of the attention's output and weights."""
         nothing = torch.zeros_like(hidden_states)
         return nothing if self.bias is None else nothing + self.bias, None
+
+
+class _Nothing(nn.Module):
+    """The place of an MLP that is cut."""
+
+    def forward(self, hidden_states: Float[Tensor, "*rows d"]) -> Float[Tensor, "*rows d"]:
+        """Nought."""
+        return torch.zeros_like(hidden_states)
 
 
 def cut_nodes(graph: Graph, kept: Float[Tensor, "copies edge"] | Tensor) -> list[str]:
@@ -126,6 +132,8 @@ def _carve(model: PreTrainedModel, graph: Graph, cut: set[str], values: bool) ->
     if any(hasattr(module, "base_layer") for module in model.modules()):
         raise UserError("the model has adapters; merge them before it is cut")
     anatomy = anatomy_of(model.config)
+    if anatomy.post_norm is not None:
+        raise UserError("behind this model's attention is a norm that all heads share, so none can be cut out; take another")
     for layer, block in enumerate(anatomy.blocks(model)):
         kept = [head for head in range(graph.n_heads) if f"a{layer}.h{head}" not in cut]
         attention = getattr(block, anatomy.attention)
@@ -134,7 +142,9 @@ def _carve(model: PreTrainedModel, graph: Graph, cut: set[str], values: bool) ->
         elif len(kept) < graph.n_heads:
             _carve_attention(model, attention, graph, kept, values)
         if f"m{layer}" in cut:
-            _carve_mlp(getattr(block, anatomy.mlp))
+            if anatomy.mlp_chain:
+                raise UserError("this architecture's MLPs cannot be cut out; take a model of the Llama family or GPT-2")
+            setattr(block, anatomy.mlp, _Nothing())
 
 
 def _carve_attention(model: PreTrainedModel, attention: nn.Module, graph: Graph, kept: list[int], values: bool) -> None:
@@ -167,24 +177,6 @@ def _carve_attention(model: PreTrainedModel, attention: nn.Module, graph: Graph,
     if values and spare:
         out.weight[:, _rows(spare, width)] = 0
     attention.num_key_value_groups = most
-
-
-def _carve_mlp(mlp: nn.Module) -> None:
-    """No hidden unit and no bias: the output is nought."""
-    if all(hasattr(mlp, name) for name in _GATED):
-        inner, last = _GATED[:2], mlp.down_proj
-    elif all(hasattr(mlp, name) for name in _FUSED):
-        mlp.c_fc.weight, mlp.c_fc.bias, mlp.c_fc.nf = _part(mlp.c_fc.weight[:, :0]), _part(mlp.c_fc.bias[:0]), 0
-        mlp.c_proj.weight = _part(mlp.c_proj.weight[:0])
-        mlp.c_proj.bias.zero_()
-        return
-    else:
-        raise UserError("this architecture's MLPs cannot be cut out; take a model of the Llama family or GPT-2")
-    for name in inner:
-        _slice_rows(getattr(mlp, name), torch.arange(0))
-    last.weight, last.in_features = _part(last.weight[:, :0]), 0
-    if last.bias is not None:
-        last.bias.zero_()
 
 
 def _slice_rows(linear: nn.Module, rows: Tensor) -> None:

@@ -43,7 +43,7 @@ def run(cfg: DictConfig) -> dict[str, Any]:
         answers.free()
     sides: dict[str, compare.Side] = {}
     for way in ways:
-        told[way.name] |= _followed(cfg, way, folder / way.name, sides, clock, told[way.name])
+        told[way.name] |= _followed(cfg, way, folder / way.name, sides, clock)
     result = _result(cfg, ways, told, between, clock)
     write_json(folder / "story.json", result)
     page = write_story(folder)
@@ -63,7 +63,7 @@ def _check(cfg: DictConfig) -> None:
 
 
 def _followed(
-    cfg: DictConfig, way: Way, folder: Path, sides: dict[str, compare.Side], clock: Clock, told: dict[str, Any]
+    cfg: DictConfig, way: Way, folder: Path, sides: dict[str, compare.Side], clock: Clock
 ) -> dict[str, Any]:
     """One way's circuits over its checkpoints, the difference at the end, and what its nodes and layers carry."""
     name, tuned = way.name, str(folder / "tune")
