@@ -47,7 +47,7 @@ from circuitlit.report.heads_figure import write_heads_page
 from circuitlit.report.heads_table import print_heads
 from circuitlit.run.build import build_subject, plain, provenance
 from circuitlit.run.checks import run_dir
-from circuitlit.run.clock import CONSOLE, Clock
+from circuitlit.run.clock import CONSOLE, Clock, watched
 from circuitlit.tasks import PairsModule, Splits
 
 SCORES = ("repeats", "successor", "copying", "direct_effect", "copy_suppression")
@@ -163,14 +163,15 @@ def _score(cfg: DictConfig, bench: _Bench) -> None:
     if "copying" in chosen or ioi:
         bench.scores |= _copying(bench)
     if "direct_effect" in chosen and not ioi:  # the algorithm begins with it
-        effects = path_effects(bed, head_writers(bed.graph), [bed.graph.n_readers - 1], settings.algorithm.through_mlps)
+        through_mlps, logits = settings.algorithm.through_mlps, [bed.graph.n_readers - 1]
+        effects = path_effects(bed, head_writers(bed.graph), logits, through_mlps, watched)
         bench.scores["direct_effect"] = effects.grid(bed.graph)
     if "copy_suppression" in chosen or (ioi and settings.algorithm.copy_suppression):
         bench.passages = _passages(cfg, bench.subject)
     if "copy_suppression" in chosen:
         every = [(layer, head) for layer in range(2, bed.graph.n_layers) for head in range(bed.graph.n_heads)]
         assert bench.passages is not None
-        bench.scores["copy_suppression"] = copy_suppression_scores(heads, bench.passages, every)
+        bench.scores["copy_suppression"] = copy_suppression_scores(heads, bench.passages, every, watch=watched)
 
 
 def _repeats(cfg: DictConfig, subject: Subject, repeats: int = 2) -> Int[Tensor, "batch pos"]:
@@ -217,6 +218,8 @@ def _algorithm(cfg: DictConfig, bench: _Bench) -> Algorithm:
         settings.receivers,
         settings.through_mlps,
         settings.parts,
+        settings.suppressors,
+        watched,
     )
 
 
@@ -228,7 +231,7 @@ def _causal(cfg: DictConfig, bench: _Bench, algorithm: Algorithm | None) -> dict
     def check(role: str, behaviour: Behaviour, grid: Tensor) -> None:
         heads = top_heads(grid, top) if role in settings.roles else []
         if heads:
-            checks[role] = causal_check(behaviour, graph, heads, settings.draws, cfg.seed)
+            checks[role] = causal_check(behaviour, graph, heads, settings.draws, cfg.seed, watch=watched)
 
     if bench.repeats is not None:
         fresh = _repeats(cfg, bench.subject, 1)
