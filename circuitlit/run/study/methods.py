@@ -189,8 +189,10 @@ def _curves(cfg: DictConfig, stage: Stage, scores: EdgeScores, rows: list[dict[s
     curve = size_curve(stage.test, ranked, select=cfg.sparsity.select, pairs=pairs)
     names = ("cpr", "cmd", "cpr_anchored", "cmd_anchored")
     found = {n: point.kl.value for n, point in zip(curve.n_edges, curve.points, strict=True)}
-    between = [int(share * scores.values.numel()) for share in BETWEEN]
-    for count in {*between, *(row["n_edges"] for row in rows)} - set(found) - {0}:
+    for row in rows:
+        kls = row["by_pair"]["kl"][:pairs]
+        found[row["n_edges"]] = sum(kls) / len(kls)
+    for count in {int(share * scores.values.numel()) for share in BETWEEN} - set(found) - {0}:
         kept = Circuit.cut(ranked, count, select=cfg.sparsity.select).kept
         found[count] = float(stage.test.run(kept, pairs).kl.mean())
     areas = {"ranking": curve.ranking, **{name: asdict(getattr(curve, name)) for name in names}}

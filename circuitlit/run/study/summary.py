@@ -9,7 +9,6 @@ from itertools import product
 from typing import Any
 
 import torch
-
 from omegaconf import DictConfig
 
 from circuitlit.evaluate import consensus, paired_difference, summarise
@@ -153,7 +152,8 @@ def _fewest(done: Finished, rival: DictConfig, pairs: int) -> list[dict[str, Any
     for cell, content in done:
         if (cell.kind, cell.method) == ("attribution", rival.method):
             row = next(row for row in content["rows"] if row["sparsity"] == rival.sparsity)
-            targets[cell.task] = row["n_edges"], sum(row["by_pair"]["kl"][:pairs]) / len(row["by_pair"]["kl"][:pairs])
+            kls = row["by_pair"]["kl"][:pairs]
+            targets[cell.task] = row["n_edges"], sum(kls) / len(kls)
     methods: dict[tuple[str, str], dict[float | None, list[float | None]]] = {}
     for cell, content in done:
         if content.get("kl_by_size") and cell.task in targets:
@@ -164,7 +164,7 @@ def _fewest(done: Finished, rival: DictConfig, pairs: int) -> list[dict[str, Any
         means = {at: sum(map(float, runs)) / len(runs) for at, runs in by_sparsity.items() if None not in runs}  # type: ignore[arg-type]
         best = min(means, key=lambda at: means[at]) if means else None
         least = means.get(best) if means else None
-        facts = {"task": task, "method": method, "kl": kl, "rival": f"{rival.method}", "rival_edges": edges}
+        facts = {"task": task, "method": method, "kl": kl, "rival": rival.method, "rival_edges": edges}
         found.append({**facts, "n_edges": least, "times_fewer": edges / least if least else None, "trained_at": best})
     return found
 
