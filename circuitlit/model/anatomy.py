@@ -25,6 +25,7 @@ from circuitlit.graph import Graph
 Rotate = Callable[[Tensor, Tensor, Tensor, Tensor], tuple[Tensor, Tensor]]
 Split = Callable[[Sequence[Tensor], Graph], tuple[Tensor, Tensor, Tensor]]
 Place = Callable[[nn.Module, Tensor], Tensor]
+Read = Callable[[nn.Module], tuple[Tensor, Tensor | None]]
 
 
 @dataclass(frozen=True)
@@ -148,12 +149,18 @@ class Anatomy:
         """The blocks, first to last."""
         return list(attrgetter(self.layers)(model))
 
-    def parts(self, block: nn.Module, graph: Graph) -> BlockParts:
-        """One block in canonical shapes: views of the model's weights, adapters folded into a new tensor."""
-        attention = getattr(block, self.attention)
-        maps = [affine(getattr(attention, name)) for name in self.projections]
+    def parts(self, block: nn.Module, graph: Graph, read: Read | None = None) -> BlockParts:
+        """One block in canonical shapes: views of the model's weights, adapters folded into a new tensor.
+
+        Args:
+            block: of the model.
+            graph: the model's.
+            read: weight and bias of a linear module; None is `affine`.
+        """
+        attention, read = getattr(block, self.attention), read or affine
+        maps = [read(getattr(attention, name)) for name in self.projections]
         q, k, v = self._heads([weight for weight, _ in maps], [bias for _, bias in maps], graph)
-        weight, bias = affine(getattr(attention, self.out))
+        weight, bias = read(getattr(attention, self.out))
         if self.post_norm is not None:
             weight = weight * (1 + getattr(block, self.post_norm).weight)
         chain = [getattr(block, name) for name in self.mlp_chain or (self.mlp,)]

@@ -2,6 +2,9 @@
 
 from __future__ import annotations
 
+from collections.abc import Iterator
+from contextlib import contextmanager
+from contextvars import ContextVar
 from pathlib import Path
 
 from hydra.core.hydra_config import HydraConfig
@@ -10,9 +13,23 @@ from omegaconf import DictConfig, OmegaConf
 from circuitlit.errors import UserError
 
 
+_PART: ContextVar[Path | None] = ContextVar("folder of a part of the run", default=None)
+
+
 def run_dir() -> Path:
-    """Where this run writes."""
-    return Path(HydraConfig.get().runtime.output_dir)
+    """Where this run writes, or inside `writing_to` the part of it that is being made."""
+    return _PART.get() or Path(HydraConfig.get().runtime.output_dir)
+
+
+@contextmanager
+def writing_to(folder: Path) -> Iterator[None]:
+    """Let a verb that is called as a part of a larger run write into a folder of its own."""
+    folder.mkdir(parents=True, exist_ok=True)
+    token = _PART.set(folder)
+    try:
+        yield
+    finally:
+        _PART.reset(token)
 
 
 def check(cfg: DictConfig) -> None:

@@ -14,12 +14,16 @@ from circuitlit.run.clock import CONSOLE
 
 
 def run(cfg: DictConfig) -> dict[str, Any]:
-    """Write the circuit `circuit` in the format `format` to `out`, or into the run directory.
+    """Write the circuit `circuit` in the format `format` to `out`, or into the run directory (`pruned` always there).
 
     Raises:
         UserError: not a circuit, an unknown format, or a file that cannot be written.
     """
     circuit = load_circuit(cfg.circuit)
+    if cfg.format == "pruned":
+        from circuitlit.run import pruned  # loads models, which the other formats do without
+
+        return pruned.run(cfg, circuit)
     suffix = "pt" if cfg.format == "mib_pt" else "json"
     out = Path(cfg.out) if cfg.out else run_dir() / f"{cfg.format}.{suffix}"
     export_circuit(circuit, out, cfg.format, _width(cfg, circuit))

@@ -34,7 +34,9 @@ from circuitlit.run.build import build_subject, plain, provenance
 from circuitlit.run.callbacks import Checkpoints, FiniteLoss, History, Progress
 from circuitlit.run.checks import readable_checkpoint, run_dir
 from circuitlit.run.clock import CONSOLE, Clock
+from circuitlit.run.freeze import Frozen
 from circuitlit.run.loggers import build_loggers, close_loggers
+from circuitlit.run.only import circuit_nodes, train_only
 
 WATCHED = {"sft": ("loss",), "dpo": ("loss", "margin", "preferred"), "grpo": ("loss", "reward", "kl")}
 
@@ -45,6 +47,10 @@ def run(cfg: DictConfig) -> dict[str, Any]:
     Raises:
         UserError: a setting, file or model that cannot be used.
     """
+    if cfg.get("story") is not None:
+        from circuitlit.run import story  # which tunes by calling this
+
+        return story.run(cfg)
     _check(cfg)
     seed_everything(cfg.seed, verbose=False)
     torch.set_float32_matmul_precision(cfg.matmul_precision if torch.cuda.is_available() else "highest")
@@ -63,7 +69,8 @@ def run(cfg: DictConfig) -> dict[str, Any]:
         history = _fit(cfg, subject, data, tuner, steps, watched)
     with clock.phase("after", "Testing the tuned model"):
         tuner.to(subject.device)
-        change = behaviour_change(held_out.base, held_out.measure(tuner.model))
+        outcome = held_out.measure(tuner.model)
+        change = behaviour_change(held_out.base, outcome)
         reason = change.shortfall(cfg.tune.score)
         assert subject.tokenizer is not None
         save_model(tuner.model, subject.tokenizer, folder / "tuned")
@@ -84,6 +91,8 @@ def run(cfg: DictConfig) -> dict[str, Any]:
         "provenance": facts,
     }
     write_json(folder / "history.json", {"rows": history.rows})
+    by_pair = {"accuracy": outcome.accuracy.tolist(), "metric": outcome.metric.tolist()}
+    write_json(folder / "held_out.json", by_pair, indent=None)  # for paired tests between runs
     write_json(folder / "result.json", result)
     print_behaviour(result, CONSOLE)
     for path in (folder / "tuned", folder / "result.json"):
@@ -135,7 +144,10 @@ def _tuner(cfg: DictConfig, subject: Subject, data: TuningData) -> Tuner:
         reference["reference"] = reference_log_probs(subject.model, data.train, size, subject.device)
     if cfg.tune.name == "grpo":
         reference["reference"] = copy.deepcopy(subject.model)
-    subject.model.requires_grad_(True)
+    if cfg.tune.circuit:
+        train_only(subject, circuit_nodes(cfg, subject))
+    else:
+        subject.model.requires_grad_(True)
     return make(subject.model, optimisation, seed=cfg.seed, **reference)
 
 
@@ -146,6 +158,8 @@ def _fit(
     assert subject.tokenizer is not None
     history = History(settings.history_every, WATCHED[cfg.tune.name])
     callbacks: list[Any] = [history, FiniteLoss(setting="tune.lr")]
+    if cfg.tune.freeze:
+        callbacks.append(Frozen(subject, list(cfg.tune.freeze)))  # ahead of what saves the model
     measure = watched.figures if watched else _nothing
     callbacks.append(CheckpointFolders(folder / "checkpoints", steps, subject.tokenizer, measure))
     if watched and cfg.tune.probe_every:

@@ -10,10 +10,12 @@ from typing import Any
 from hydra.utils import instantiate
 from lightning import Callback, Trainer
 from omegaconf import DictConfig
+from torch import nn
 
-from circuitlit.discover import MaskedLoss, MaskLearner, Schedule, initial_log_alpha
+from circuitlit.discover import MaskLearner, Schedule, initial_log_alpha
 from circuitlit.evaluate import TestBed
 from circuitlit.graph import EdgeScores, load_circuit
+from circuitlit.masked.kernels import use
 from circuitlit.run import ranks
 from circuitlit.run.build import Workbench
 from circuitlit.run.callbacks import (
@@ -36,6 +38,7 @@ def learn(
     folder: Path,
     watchers: Sequence[Callback] = (),
     loggers: list[Any] | None = None,
+    beside: Sequence[nn.Parameter] = (),
 ) -> tuple[MaskLearner, History]:
     """Train the masks that a configuration describes.
 
@@ -46,11 +49,13 @@ def learn(
         folder: where mask files and checkpoints go.
         watchers: callbacks that are called ahead of the configured ones.
         loggers: to log to, and left open; None builds and closes those that `cfg` names.
+        beside: parameters of the model's adapters that are trained with the masks, at `adapter.lr`.
 
     Raises:
         UserError: the start does not fit, or the loss is no longer a number.
     """
-    loss = MaskedLoss(bench.model, bench.layout, instantiate(cfg.objective.loss), cfg.mask.capture)
+    use(cfg.mask.kernels)
+    loss = bench.loss(cfg.objective.loss, bench.layout, cfg.mask.capture and not beside)
     schedule: Schedule = instantiate(cfg.mask.schedule)
     start = _start_scores(cfg.mask.init_from, attribution, bench)
     initial = initial_log_alpha(bench.layout, cfg.mask.init, start, bench.count, cfg.mask.init_scale)
@@ -65,12 +70,14 @@ def learn(
         cfg.seed,
         cfg.mask.constraint_gradient,
     ).to(device)
+    if beside:
+        learner.train_beside(beside, cfg.adapter.lr)
     history = History(cfg.callbacks.history_every)
     with nullcontext(loggers) if loggers is not None else open_loggers(cfg) as opened:
         trainer: Trainer = instantiate(
             cfg.trainer,
             logger=opened,
-            callbacks=[*watchers, *_callbacks(cfg, bench, history, folder)],
+            callbacks=[*watchers, *_callbacks(cfg, bench, history, folder, probe=not beside)],
             **ranks.trainer_options(cfg),
         )
         trainer.fit(learner, bench.data, ckpt_path=cfg.ckpt_path, weights_only=True)
@@ -85,18 +92,20 @@ def _start_scores(init_from: str | None, attribution: EdgeScores | None, bench: 
     return attribution if init_from == "method" else load_circuit(init_from, bench.subject.graph).scores
 
 
-def _callbacks(cfg: DictConfig, bench: Workbench, history: History, folder: Path) -> list[Any]:
+def _callbacks(cfg: DictConfig, bench: Workbench, history: History, folder: Path, probe: bool) -> list[Any]:
+    """`probe` is False where adapters are trained: the probe's ablated run would be one of untrained ones."""
     settings = cfg.callbacks
     masks, every = folder / "masks", settings.snapshot_every
     callbacks: list[Any] = [history, FiniteLoss(), MaskSnapshots(masks, every, bench.count)]
     if every <= cfg.mask.schedule.steps:
         callbacks.append(Evolution(masks, bench.count, every, settings.stop_at_convergence))
-    if settings.probe_every and len(bench.data.val):
-        probe = bench.data.val.collate(range(min(settings.probe_pairs, len(bench.data.val))))
-        bed = TestBed.build(bench.model, bench.fresh_references(), [probe])
+    if probe and settings.probe_every and len(bench.data.val):
+        pairs = bench.data.val.collate(range(min(settings.probe_pairs, len(bench.data.val))))
+        bed = TestBed.build(bench.model, bench.fresh_references(), [pairs])
         callbacks.append(HardCircuit(bed, bench.cut, settings.probe_every, settings.probe_pairs, history))
     if settings.progress_bar:
-        callbacks.append(Progress(refresh_rate=1))
+        on_gpu = bench.subject.device.type == "cuda"
+        callbacks.append(Progress(refresh_rate=20 if on_gpu else 1))  # each look waits for the GPU
     if settings.checkpoint_every:
         callbacks.append(
             Checkpoints(

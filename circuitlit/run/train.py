@@ -9,7 +9,7 @@ from lightning import seed_everything
 from omegaconf import DictConfig, OmegaConf
 
 from circuitlit.graph import EdgeScores
-from circuitlit.run import ranks
+from circuitlit.run import joint, ranks
 from circuitlit.run.ability import inability, measure_behaviour, report_inability
 from circuitlit.run.build import Workbench, attribute, build_subject, build_workbench, provenance
 from circuitlit.run.checks import readable_checkpoint, run_dir
@@ -31,6 +31,7 @@ def run(cfg: DictConfig) -> dict[str, Any]:
         UserError: a setting, file or model that cannot be used.
     """
     readable_checkpoint(cfg.ckpt_path)
+    joint.check(cfg)
     seed_everything(cfg.seed, verbose=False)
     torch.set_float32_matmul_precision(cfg.matmul_precision if torch.cuda.is_available() else "highest")
     clock = Clock()
@@ -58,17 +59,24 @@ def _search(
     loggers: list[Any],
 ) -> dict[str, Any]:
     """Train, cut, evaluate, publish."""
+    together = joint.adapt(cfg, bench) if cfg.adapter.get("train") else None
+    bench = together.bench if together else bench
     with clock.phase("training", f"Training masks for {cfg.mask.schedule.steps} steps"):
-        learner, history = learn(cfg, bench, attribution, run_dir(), loggers=loggers)
-    if not cfg.strategy.get("shard"):  # sharded weights need all processes in every forward
+        learner, history = learn(
+            cfg, bench, attribution, run_dir(), loggers=loggers, beside=together.trained if together else ()
+        )
+    if bench.model.shards is None:  # sharded weights need all processes in every forward
         ranks.leave()
         if not ranks.is_writer():
             return {}  # every process has the same masks; one measures and writes
     facts = provenance(cfg, bench.subject)
+    if together:
+        bench = together.finish()
+        facts["model"] |= {"adapter": str(run_dir() / "adapter")}
     circuit = bench.cut(learner.scores(), facts)
     with clock.phase("evaluation", f"Evaluating on {len(bench.data.test)} held-out pairs"):
         torch.set_float32_matmul_precision("highest")
-        rival = best_attribution(bench, attribution, cfg.evaluate.probe_pairs)
+        rival = None if together else best_attribution(bench, attribution, cfg.evaluate.probe_pairs)
         result = make_result(cfg, bench, circuit, rival)
     if not ranks.is_writer():
         return {}

@@ -1,0 +1,127 @@
+"""One circuit for two models, and the few masks that must differ: a shared mask and a sparse difference mask.
+
+With a the shared log-alphas, the base model's are a and the tuned model's a + g v: g is a hard-concrete gate that costs a
+penalty for being open, v how far the edge moves. Both circuits are held at the same size, each by a scalar shift, so that
+an edge enters the difference only where the two models disagree on its worth, not to make either circuit larger.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Sequence
+from dataclasses import dataclass
+from typing import Any
+
+import torch
+from jaxtyping import Bool, Float
+from lightning import LightningModule
+from torch import Tensor, nn
+
+from circuitlit.discover.gates import HardConcrete, logistic_noise
+from circuitlit.discover.learn import Schedule
+from circuitlit.discover.masked_loss import MaskedLoss
+from circuitlit.graph import EdgeScores
+from circuitlit.masked import References
+from circuitlit.tasks.pair import Batch
+
+_OWN_NOISE = 7919  # keeps the difference gates' noise apart from the masks'
+
+
+@dataclass(frozen=True)
+class SparseDifference:
+    """What was learned.
+
+    Attributes:
+        base, tuned: log-alphas of both circuits as scores.
+        open: edges in the difference mask.
+        shift: change of each edge's log-alpha from base to tuned, 0 outside the difference mask.
+    """
+
+    base: EdgeScores
+    tuned: EdgeScores
+    open: Bool[Tensor, "copies edge"]
+    shift: Float[Tensor, "copies edge"]
+
+
+class DifferenceLearner(LightningModule):
+    """Trains a shared mask and an L0-penalised difference mask on a base and a tuned model at once.
+
+    The difference starts at nought with its gates half open; the penalty rises from 0 to its height over the first half
+    of the run. Both models see the same noise, so that without a difference they see the same masks.
+
+    Args:
+        losses: of the base and of the tuned model, against their own full models.
+        references: of both.
+        initial: shared log-alphas to start from; masks on edges only.
+        target: share of edges to be cut in each circuit.
+        schedule: how the run goes.
+        penalty: nats that an open difference gate costs.
+        seed: of the noise.
+
+    Source: L0 penalty by hard-concrete gates, Louizos et al. (arXiv 1712.01312) section 2; the difference form is ours.
+    """
+
+    def __init__(
+        self,
+        losses: Sequence[MaskedLoss],
+        references: Sequence[References],
+        initial: Float[Tensor, "mask"],
+        target: float,
+        schedule: Schedule,
+        penalty: float = 1e-3,
+        seed: int = 0,
+    ) -> None:
+        super().__init__()
+        self.log_alpha = nn.Parameter(initial.float().clone())
+        self.gate_alpha = nn.Parameter(torch.zeros_like(self.log_alpha))
+        self.value = nn.Parameter(torch.zeros_like(self.log_alpha))
+        self.losses, self.references = tuple(losses), tuple(references)
+        self.target, self.schedule, self.penalty, self.seed = target, schedule, penalty, seed
+        self.gates = HardConcrete()
+
+    def masks(self, step: int, micro_batch: int) -> tuple[Float[Tensor, "mask"], Float[Tensor, "mask"]]:
+        """Sampled masks of base and tuned model, both of the step's expected size."""
+        scale, share = self.schedule.noise(step), self.schedule.open_share(step, self.target, self.seed)
+        size, measure = self.log_alpha.numel(), self.losses[0].layout.share
+        noise = logistic_noise(size, self.seed, step, micro_batch, self.device)
+        other = logistic_noise(size, self.seed + _OWN_NOISE, step, micro_batch, self.device)
+        moved = self.log_alpha + self.gates.sample(self.gate_alpha, other, scale) * self.value
+        made = []
+        for own in (self.log_alpha, moved):
+            own = own + self.gates.shift_to(own.detach(), share, scale, measure)
+            made.append(self.gates.sample(self.gates.held(own, scale, measure), noise, scale))
+        return made[0], made[1]
+
+    def total(self, batch: Batch, step: int, micro_batch: int = 0) -> dict[str, Float[Tensor, ""]]:
+        """The loss and its parts: both models' objectives, and the expected number of open difference gates."""
+        parts = []
+        for loss, references, masks in zip(self.losses, self.references, self.masks(step, micro_batch), strict=True):
+            parts.append(loss(masks, batch, references(batch)))
+        size = self.gates.open_probability(self.gate_alpha, self.schedule.noise(step)).sum()
+        rise = min(1.0, 2 * step / self.schedule.steps)
+        return {"loss": parts[0] + parts[1] + rise * self.penalty * size, "base": parts[0], "tuned": parts[1], "open": size}
+
+    def training_step(self, batch: Batch, batch_idx: int) -> Tensor:
+        """One batch."""
+        figures = self.total(batch, self.global_step, batch_idx)
+        self.log_dict({f"train/{name}": value.detach() for name, value in figures.items()}, batch_size=len(batch))
+        return figures["loss"]
+
+    def configure_optimizers(self) -> Any:
+        """Adam on all three, no weight decay."""
+        optimizer = torch.optim.Adam(self.parameters(), lr=self.schedule.lr)
+        schedule = torch.optim.lr_scheduler.LambdaLR(optimizer, lambda step: self.schedule.lr_factor(step))
+        return {"optimizer": optimizer, "lr_scheduler": {"scheduler": schedule, "interval": "step"}}
+
+    @torch.no_grad()
+    def found(self) -> SparseDifference:
+        """Both circuits' scores, and the difference mask: gates that are open without noise."""
+        layout = self.losses[0].layout
+        gate = self.gates.sample(self.gate_alpha, torch.zeros_like(self.gate_alpha)).cpu()
+        shift = gate * self.value.cpu()
+        share = 1 - self.target
+        scores = []
+        for own in (self.log_alpha.cpu(), self.log_alpha.cpu() + shift):
+            own = own + self.gates.shift_to(own, share, 1.0, layout.share)
+            scores.append(EdgeScores(layout.graph, own.reshape(layout.copies, -1).clone(), "sparse_difference", layout.roles))
+        shape = (layout.copies, -1)
+        return SparseDifference(scores[0], scores[1], (gate > 0).reshape(shape), shift.reshape(shape))

@@ -1,0 +1,124 @@
+"""What a tuning story suggests, sentence by sentence, each with its interval, and what it does not show."""
+
+from __future__ import annotations
+
+from typing import Any
+
+from circuitlit.report.table import Metric
+
+LEVEL = 0.05
+ENOUGH = 0.8  # least share of the gain, at the lower end of its interval, for freezing the rest
+
+
+def suggestions(story: dict[str, Any]) -> list[tuple[str, str]]:
+    """Headings and sentences: which method, which layers, what to freeze, which nodes, how sure."""
+    way, method = _method(story)
+    return [
+        ("Which method", method),
+        *[(f"Which layers ({name})", _layers(told["layers"])) for name, told in story["ways"].items()],
+        *[(f"What to freeze ({name})", _freeze(told["layers"])) for name, told in story["ways"].items()],
+        *[(f"Which nodes ({name})", _nodes(told["nodes"])) for name, told in story["ways"].items()],
+        ("How sure", _how_sure(story, way)),
+    ]
+
+
+def _method(story: dict[str, Any]) -> tuple[str | None, str]:
+    """The way that is to be preferred, None where none is."""
+    between = story["between"]
+    one, other = between["ways"]
+    score, cost = Metric.of(between[story["score"]]), Metric.of(between["text_kl"])
+    name = story["score"]
+    better, cheaper = _sign(score), _sign(cost)
+    text = f"{name} of {one} minus {other}: {score}; KL to the base model on other text: {_three(cost)} nats a token. "
+    if better:
+        best = one if better > 0 else other
+        text += f"{best} scores higher on held-out pairs"
+        dearer = cheaper != 0 and (one if cheaper > 0 else other) == best
+        text += ", but moves other text more." if dearer else "." if not cheaper else ", and moves other text less."
+        return best, text + ("" if dearer else f" Take {best}.")
+    if cheaper:
+        best = other if cheaper > 0 else one
+        return best, text + f"No difference in the score is shown; {best} moves other text less. Take {best}."
+    return None, text + "No difference is shown: this run gives no reason to prefer either."
+
+
+def _layers(rows: list[dict[str, Any]]) -> str:
+    """Rankings whose layers carry more of the gain than random ones, and those that do not."""
+    parts = []
+    for row in rows[1:]:
+        share, random = Metric.of(row["gain_share"]), Metric.of(row["random"])
+        verdict = "more than random layers" if _beats(row) else "no better than random"
+        parts.append(
+            f"{row['n_layers']} by {row['ranking']} ({_list(row['layers'])}): {share} of the gain, random {random}, "
+            f"p = {_p(row['rank_p'])}: {verdict}"
+        )
+    return "Weights moved from the tuned model into the base. " + "; ".join(parts) + "."
+
+
+def _freeze(rows: list[dict[str, Any]]) -> str:
+    """The fewest layers that keep most of the gain and beat random ones."""
+    whole = Metric.of(rows[0]["gain_share"])
+    good = [row for row in rows[1:] if _beats(row) and (Metric.of(row["gain_share"]).low or 0.0) >= ENOUGH]
+    if not good:
+        return (
+            f"No set of layers that was tried keeps {ENOUGH:.0%} of the gain for sure and beats random sets of as many, so "
+            f"nothing can be frozen on this evidence (all layers together keep {whole})."
+        )
+    best = min(good, key=lambda row: row["n_layers"])
+    return (
+        f"All but layers {_list(best['layers'])} (chosen by {best['ranking']}): put back to the base after tuning, "
+        f"{Metric.of(best['gain_share'])} of the gain stays, and KL on other text is {best['text_kl']:.4f} nats instead "
+        f"of {rows[0]['text_kl']:.4f}. Putting back afterwards is not freezing before; try it."
+    )
+
+
+def _nodes(nodes: dict[str, Any]) -> str:
+    own, moved = nodes["ablation"]["set"], nodes["transfer"]["weights"]
+    drop = "more than random nodes" if own["rank_p"] <= LEVEL else "no better than random"
+    text = (
+        f"{' '.join(nodes['chosen'])}: ablated in the tuned model they cost {Metric.of(own['drop'])} of a metric of "
+        f"{Metric.of(nodes['full_metric'])}, random nodes {Metric.of(own['random'])}, p = {_p(own['rank_p'])}: {drop}. "
+    )
+    if moved["rank_p"] is None:
+        return text + "What putting their weights back takes is not defined."
+    back = "more than random nodes" if moved["rank_p"] <= LEVEL else "no better than random"
+    return text + (
+        f"Their weights put back to the base's take {Metric.of(moved['gain_share'])} of the gain, random nodes "
+        f"{Metric.of(moved['random_gain_share'])}, p = {_p(moved['rank_p'])}: {back}."
+    )
+
+
+def _how_sure(story: dict[str, Any], way: str | None) -> str:
+    pairs = next(iter(story["ways"].values()))["held_out"]["n_pairs"]
+    text = (
+        f"Intervals are 95 % over {pairs} held-out pairs (fewer where nodes and layers are moved); p is the rank among "
+        f"{story['story']['draws']} random sets and not corrected for the number of rankings. One model, one task, seed "
+        f"{story['seed']} alone: another seed may say otherwise. Learning rates were given, not searched for, so a "
+        "difference between methods is one between these settings."
+    )
+    if story["status"] != "OK":
+        text += f" The story FAILED: {story['reason']}; what is said of the circuits then explains no gain."
+    return text
+
+
+def _beats(row: dict[str, Any]) -> bool:
+    return row["rank_p"] is not None and row["rank_p"] <= LEVEL
+
+
+def _sign(metric: Metric) -> int:
+    """+1 or -1 where the interval leaves out 0."""
+    if metric.low is None or metric.high is None:
+        return 0
+    return (metric.low > 0) - (metric.high < 0)
+
+
+def _three(metric: Metric) -> str:
+    return f"{metric.text('z.4f')} {metric.interval('z.4f')}"
+
+
+def _p(value: float | None) -> str:
+    return "-" if value is None else f"{value:.2g}"
+
+
+def _list(layers: list[int]) -> str:
+    return ", ".join(map(str, layers))

@@ -1,0 +1,121 @@
+"""A whole tuning story: tune in several ways, follow the circuits, compare, intervene, and tell it on one page.
+
+Every part is a verb of its own and leaves its own files under the run directory. Circuits are scored on validation
+pairs, which tuning never saw; everything that is said of them is measured on test pairs.
+"""
+
+from __future__ import annotations
+
+from pathlib import Path
+from typing import Any
+
+from lightning import seed_everything
+from omegaconf import DictConfig
+
+from circuitlit.errors import UserError
+from circuitlit.files import write_json
+from circuitlit.report.story import print_story, write_story
+from circuitlit.run import compare, evolve, finetune, intervene
+from circuitlit.run.build import plain
+from circuitlit.run.checks import run_dir, writing_to
+from circuitlit.run.clock import CONSOLE, Clock
+from circuitlit.run.story.measure import Answers, carried_by_layers
+from circuitlit.run.story.settings import Way, verb_settings, ways_of
+
+
+def run(cfg: DictConfig) -> dict[str, Any]:
+    """Tell the story and write `story.json` and `story.html` beside the parts' own files.
+
+    Raises:
+        UserError: a setting, file or model that cannot be used.
+    """
+    _check(cfg)
+    ways, clock, folder = ways_of(cfg), Clock(), run_dir()
+    told: dict[str, dict[str, Any]] = {}
+    for way in ways:
+        with clock.phase(f"{way.name}_tuning", f"{way.name}: tuning"), writing_to(folder / way.name / "tune"):
+            told[way.name] = {"tuning": finetune.run(way.cfg)}
+    with clock.phase("answers", "Testing all ways on the same held-out pairs and on other text"):
+        answers = Answers(cfg)
+        for way in ways:
+            told[way.name] |= answers.measure(way.name, folder / way.name / "tune")
+        between = answers.between([way.name for way in ways])
+        answers.free()
+    sides: dict[str, compare.Side] = {}
+    for way in ways:
+        told[way.name] |= _followed(cfg, way, folder / way.name, sides, clock)
+    result = _result(cfg, ways, told, between, clock)
+    write_json(folder / "story.json", result)
+    page = write_story(folder)
+    print_story(result, CONSOLE)
+    for path in (folder / "story.json", page):
+        CONSOLE.print(f"{path}", highlight=False, soft_wrap=True)
+    return result
+
+
+def _check(cfg: DictConfig) -> None:
+    if cfg.story.draws < intervene.LEAST_DRAWS:
+        raise UserError(f"story.draws={cfg.story.draws} is too few random sets; take at least {intervene.LEAST_DRAWS}")
+    if cfg.tune.data:
+        raise UserError("a story needs a task with corrupted prompts; leave tune.data out and choose a task")
+    if cfg.ckpt_path is not None:
+        raise UserError("ckpt_path is for one tuning run; a story begins anew")
+
+
+def _followed(
+    cfg: DictConfig, way: Way, folder: Path, sides: dict[str, compare.Side], clock: Clock
+) -> dict[str, Any]:
+    """One way's circuits over its checkpoints, the difference at the end, and what its nodes and layers carry."""
+    name, tuned = way.name, str(folder / "tune")
+    with clock.phase(f"{name}_timeline", f"{name}: following the circuit"), writing_to(folder / "evolve"):
+        timeline = evolve.run(verb_settings(cfg, "evolve", {"evolve": {"folder": tuned}}))
+    last = max((folder / "evolve" / "circuits").iterdir(), key=_step)
+    sides.pop("tuned", None)
+    with clock.phase(f"{name}_difference", f"{name}: comparing"), writing_to(folder / "compare"):
+        difference = compare.run(verb_settings(cfg, "compare", {"tuned": tuned}), sides)
+    changes = {"base": tuned, "tuned": str(folder.parent / "base"), "circuit": str(last)}
+    with clock.phase(f"{name}_nodes", f"{name}: intervening"), writing_to(folder / "intervene"):
+        nodes = intervene.run(verb_settings(cfg, "intervene", changes))
+    seed_everything(cfg.seed, verbose=False)
+    with clock.phase(f"{name}_layers", f"{name}: moving layers into the base model"):
+        layers = carried_by_layers(cfg, folder / "tune", sides, difference)
+    return {
+        "timeline": timeline["series"][0]["tasks"][cfg.task.name],
+        "difference": _short(difference),
+        "nodes": {key: nodes[key] for key in ("chosen", "ablation", "enhancement", "transfer", "full_metric")},
+        "layers": layers,
+    }
+
+
+def _step(folder: Path) -> int:
+    return int(folder.name.rsplit("step", 1)[1])
+
+
+def _short(difference: dict[str, Any]) -> dict[str, Any]:
+    """What the page needs of `compare.json`."""
+    kept = {key: difference[key] for key in ("n_edges_total", "resamples", "delta")}
+    for key in ("at_size", "at_faithfulness"):
+        entry = difference[key]
+        kept[key] = entry and {name: value for name, value in entry.items() if name != "points"}
+    weights = difference["weights"]
+    return kept | {"weights": {"relative": weights["relative"], "distribution": weights["distribution"]}}
+
+
+def _result(
+    cfg: DictConfig, ways: list[Way], told: dict[str, dict[str, Any]], between: dict[str, Any] | None, clock: Clock
+) -> dict[str, Any]:
+    short = [f"{way.name}: {told[way.name]['tuning']['reason']}" for way in ways if told[way.name]["tuning"]["reason"]]
+    return {
+        "status": "FAILED" if short else "OK",
+        "reason": "; ".join(short) or None,
+        "task": cfg.task.name,
+        "model": cfg.model.name,
+        "method": cfg.method.name,
+        "seed": cfg.seed,
+        "score": cfg.tune.score,
+        "steps": cfg.tune.steps,
+        "story": plain(cfg.story),
+        "ways": told,
+        "between": between,
+        **clock.times(),
+    }

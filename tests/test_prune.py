@@ -1,0 +1,59 @@
+"""A circuit's export as a smaller model: it reloads equal to the node-ablated model, in float64."""
+
+from __future__ import annotations
+
+from pathlib import Path
+
+import pytest
+import torch
+from conftest import tiny_batch, tiny_model
+from transformers import AutoTokenizer
+
+from circuitlit.compare.effects import without_nodes
+from circuitlit.errors import UserError
+from circuitlit.graph import MaskLayout
+from circuitlit.masked import MaskedModel, References
+from circuitlit.model import Subject
+from circuitlit.model.prune import cut_nodes, load_pruned, pruned, save_pruned
+
+CUTS = {
+    "one head and an MLP": ["a0.h1", "m1"],
+    "all heads of a layer, groups of unequal size": [f"a1.h{head}" for head in range(4)] + ["a0.h0", "a2.h3", "a2.h2", "m0"],
+    "nothing": [],
+    "everything": [f"a{layer}.h{head}" for layer in range(3) for head in range(4)] + ["m0", "m1", "m2"],
+}
+
+
+@pytest.mark.parametrize("cut", CUTS.values(), ids=CUTS)
+@pytest.mark.parametrize("name", ["gpt2", "llama", "qwen3"])
+def test_it_reloads_equal_to_the_node_ablated_model(name: str, cut: list[str], local: Path, tmp_path: Path) -> None:
+    model = tiny_model(name).eval()
+    subject, batch = Subject(model), tiny_batch()
+    layout = MaskLayout(subject.graph)
+    masks = without_nodes(subject.graph, cut).double()[0]
+    ablated = References(subject, "zero").compute(batch).ablated
+    expected = MaskedModel(subject)(layout.dense(masks), batch.clean, ablated, batch.positions)
+    tokenizer = AutoTokenizer.from_pretrained(local / "model")
+    size = save_pruned(model, pruned(model, cut), cut, tokenizer, tmp_path / "small")
+    again = load_pruned(tmp_path / "small")
+    logits = again(batch.clean).logits.gather(1, batch.positions[..., None].expand(-1, -1, 50))
+    assert torch.allclose(logits, expected, rtol=0, atol=1e-10)
+    assert again.dtype == torch.float64 and size <= 8 * sum(p.numel() for p in model.parameters()) + 10_000
+    fewer = sum(p.numel() for p in again.parameters()) < sum(p.numel() for p in model.parameters())
+    assert fewer == bool(cut)
+
+
+def test_what_is_cut_is_what_no_edge_leaves() -> None:
+    graph = Subject(tiny_model("gpt2")).graph
+    kept = torch.zeros(1, graph.n_edges, dtype=torch.bool)
+    names = [graph.edge_name(edge) for edge in range(graph.n_edges)]
+    for edge in ("input->a0.h2<v>", "a0.h2->m1", "m1->logits"):
+        kept[0, names.index(edge)] = True
+    assert set(graph.writers[1:]) - set(cut_nodes(graph, kept)) == {"a0.h2", "m1"}
+
+
+def test_other_folders_and_architectures_are_refused(tmp_path: Path) -> None:
+    with pytest.raises(UserError, match="no pruned model"):
+        load_pruned(tmp_path)
+    with pytest.raises(UserError, match="cannot be cut out"):
+        pruned(tiny_model("gpt_neox"), ["a0.h1"])

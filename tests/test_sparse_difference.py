@@ -1,0 +1,84 @@
+"""The learned sparse difference: nothing between equal models, a planted head's edges between models that differ there."""
+
+from __future__ import annotations
+
+import json
+from pathlib import Path
+
+import torch
+from cli import call, settings
+from conftest import tiny_batch
+from test_compare import head_edges, linear_subject
+
+from circuitlit.discover import MaskedLoss, Schedule
+from circuitlit.discover.sparse_difference import DifferenceLearner, SparseDifference
+from circuitlit.graph import MaskLayout
+from circuitlit.masked import MaskedModel, References
+from circuitlit.model import Subject
+from circuitlit.objective import kl_divergence
+
+STEPS = 120
+
+
+def two_headed(scale: float) -> Subject:
+    """One block without norms in which head 2 writes much, and head 1 as much as it is told to; the others little."""
+    subject = linear_subject(scale)
+    with torch.no_grad():
+        subject.model.transformer.h[0].attn.c_proj.weight[12:18] *= 60
+    return subject
+
+
+def learned(scales: tuple[float, float], target: float = 0.85, penalty: float = 0.02) -> SparseDifference:
+    """Train with room for one head's path beside the direct one."""
+    subjects = [two_headed(scale) for scale in scales]
+    batch = tiny_batch(rows=12, answers=1)
+    losses = [MaskedLoss(MaskedModel(subject), MaskLayout(subject.graph), kl_divergence) for subject in subjects]
+    references = [References(subject, "interchange") for subject in subjects]
+    schedule = Schedule(STEPS, lr=0.1, start_sparsity=0.3, warmup=0.6, harden=0.3, final_noise=0.1)
+    start = torch.ones(subjects[0].graph.n_edges)
+    learner = DifferenceLearner(losses, references, start, target, schedule, penalty)
+    optimizer = torch.optim.Adam(learner.parameters(), lr=schedule.lr)
+    for step in range(STEPS):
+        optimizer.zero_grad()
+        learner.total(batch, step)["loss"].backward()
+        optimizer.step()
+    return learner.found()
+
+
+def test_equal_models_have_no_difference() -> None:
+    found = learned((60.0, 60.0))
+    assert not bool(found.open.any())
+    assert torch.equal(found.base.values, found.tuned.values)
+
+
+def test_a_planted_head_is_the_difference() -> None:
+    found = learned((0.0, 200.0))
+    own = head_edges(found.base.graph, "a0.h1")
+    names = [found.base.graph.edge_name(edge) for edge in found.open[0].nonzero()[:, 0].tolist()]
+    assert {"a0.h1->logits", "input->a0.h1<v>"} <= set(names)
+    assert not bool((found.open[0] & ~own).any()), names
+    assert bool((found.shift[0][found.open[0]] > 0).all())
+
+
+def test_without_a_difference_both_models_see_the_same_masks() -> None:
+    subject = linear_subject()
+    layout = MaskLayout(subject.graph)
+    losses = [MaskedLoss(MaskedModel(subject), layout, kl_divergence)] * 2
+    schedule = Schedule(10, lr=0.1)
+    start = torch.randn(layout.size, generator=torch.Generator().manual_seed(0))
+    learner = DifferenceLearner(losses, [References(subject, "zero")] * 2, start, 0.5, schedule)
+    one, other = learner.masks(3, 0)
+    assert torch.equal(one, other)
+    with torch.no_grad():
+        learner.value[4], learner.gate_alpha[4] = 50.0, 20.0
+    one, other = learner.masks(3, 0)
+    assert not torch.equal(one, other) and float(other[4]) == 1
+
+
+def test_the_verb_writes_both_circuits_and_finds_nothing_between_equal_models(local: Path, tmp_path: Path) -> None:
+    more = ["method=eap", f"tuned={local}/model", "logger=none", "callbacks=none", "difference.penalty=0.05"]
+    call(*settings(local, tmp_path, *more), verb="difference")
+    result = json.loads((tmp_path / "difference.json").read_text())
+    assert result["n_different"] == 0 and result["edges_in_both"] == result["n_edges"]
+    assert result["base_model"] == result["tuned_model"]
+    assert (tmp_path / "base" / "circuit.json").is_file() and (tmp_path / "tuned" / "circuit.json").is_file()

@@ -1,0 +1,183 @@
+"""The tuning story, ranks by layer, and tuning of a circuit alone, on tiny models."""
+
+from __future__ import annotations
+
+import json
+from pathlib import Path
+
+import pytest
+import torch
+from cli import call, failure, settings
+from conftest import tiny_model
+from transformers import AutoModelForCausalLM
+
+from circuitlit.compare.layers import changed_layers, circuit_layers, layer_nodes, spread_over_layers, top_layers
+from circuitlit.finetune import adapted, examples_of_task, lora
+from circuitlit.finetune.guided_ranks import gradient_probe, rank_patterns, spread_ranks
+from circuitlit.graph import Circuit, EdgeScores, Graph
+from circuitlit.model import Subject
+from circuitlit.model.load import load_subject
+from circuitlit.report.suggestions import suggestions
+from circuitlit.run.only import train_only
+from circuitlit.tasks import jsonl
+
+STORY = [
+    "method=eap",
+    "callbacks=none",
+    "logger=none",
+    "tune.steps=24",
+    "tune.checkpoints=[0,1,3,6,12,24]",
+    "tune.score=metric",
+    "tune.probe_every=0",
+    "+story.ways=[{name:lora,with:['adapter=lora','adapter.lr=2e-2']},{name:full,with:['adapter=none','adapter.lr=5e-3']}]",
+    "+story.circuit_pairs=6",
+    "+story.probe_pairs=6",
+    "+story.passages={count:4,length:8}",
+    "+story.layers=[1]",
+    "+story.draws=20",
+    "+story.pairs=12",
+    "+story.text=null",
+    "+story.with={intervene:{candidates:2,edges:2,steps:[1],doses:[0,1],pairs:6,control_pairs:6,size:2},evolve:{resamples:2}}",
+]
+
+
+def test_a_story_is_told(local: Path, tmp_path: Path) -> None:
+    call(*settings(local, tmp_path, *STORY), verb="finetune")
+    story = json.loads((tmp_path / "story.json").read_text())
+    assert list(story["ways"]) == ["lora", "full"] and story["between"]["ways"] == ["lora", "full"]
+    for name, told in story["ways"].items():
+        assert [row["step"] for row in told["timeline"]["rows"]] == [0, 1, 3, 6, 12, 24]
+        whole, *rows = told["layers"]
+        assert whole["layers"] == [0, 1] and {row["ranking"] for row in rows} == {
+            "circuit difference",
+            "base circuit",
+            "weight change",
+        }
+        if name == "lora":  # nothing is trained outside the layers
+            assert whole["gain_share"]["value"] == pytest.approx(1, abs=1e-3)
+        for part in ("tune/result.json", "evolve/evolve.html", "compare/compare.html", "intervene/intervene.html"):
+            assert (tmp_path / name / part).is_file()
+        assert told["held_out"]["accuracy_tuned"] == told["tuning"]["held_out"]["accuracy_tuned"]
+    page = (tmp_path / "story.html").read_text()
+    assert all(heading in page for heading, _ in suggestions(story)) and "What to freeze" in page
+    assert (story["status"] == "FAILED") == any(told["tuning"]["reason"] for told in story["ways"].values())
+
+
+def test_suggestions_say_when_nothing_is_shown() -> None:
+    nought = {"value": 0.0, "low": -0.1, "high": 0.1}
+    row = {"ranking": "base circuit", "n_layers": 1, "layers": [0], "gain_share": {"value": 0.5, "low": 0.3, "high": 0.7}}
+    row |= {"random": {"value": 0.5, "low": 0.4, "high": 0.6}, "rank_p": 0.5, "text_kl": 0.1}
+    whole = {"ranking": "all", "n_layers": 2, "layers": [0, 1], "gain_share": nought | {"value": 1.0}, "text_kl": 0.2}
+    own = {"drop": nought, "random": nought, "rank_p": 0.4}
+    moved = {"gain_share": nought, "random_gain_share": nought, "rank_p": 0.4}
+    nodes = {"chosen": ["m0"], "full_metric": nought, "ablation": {"set": own}, "transfer": {"weights": moved}}
+    way = {"layers": [whole, row], "nodes": nodes, "held_out": {"n_pairs": 10}}
+    story = {"ways": {"a": way, "b": way}, "score": "accuracy", "status": "OK", "reason": None, "seed": 0}
+    story |= {"between": {"ways": ["a", "b"], "accuracy": nought, "text_kl": nought}, "story": {"draws": 20}}
+    said = dict(suggestions(story))
+    assert "no reason to prefer either" in said["Which method"]
+    assert "no better than random" in said["Which layers (a)"] and "no better than random" in said["Which nodes (b)"]
+    assert "nothing can be frozen" in said["What to freeze (a)"]
+    row |= {"rank_p": 0.04, "gain_share": {"value": 0.95, "low": 0.9, "high": 1.0}}
+    story["between"] |= {"accuracy": {"value": 0.2, "low": 0.1, "high": 0.3}}
+    said = dict(suggestions(story))
+    assert "Take a" in said["Which method"] and "All but layers 0" in said["What to freeze (a)"]
+
+
+def test_layers_of_edges_by_hand() -> None:
+    graph = Graph(2, 1, 1)
+    edges = torch.zeros(graph.n_edges, dtype=torch.float64)
+    names = [graph.edge_name(edge) for edge in range(graph.n_edges)]
+    edges[names.index("input->a0.h0<q>")] = 1.0  # the reader's layer gets it all
+    edges[names.index("a0.h0->m1")] = 2.0  # half each
+    edges[names.index("m1->logits")] = 3.0  # the writer's layer
+    edges[names.index("input->logits")] = 9.0  # in no layer
+    assert spread_over_layers(graph, edges).tolist() == pytest.approx([2 / 6, 4 / 6])
+    scores = EdgeScores(graph, -edges[None].float(), "by hand", ranks_by_magnitude=True)
+    assert circuit_layers(scores).tolist() == pytest.approx([2 / 6, 4 / 6])
+    assert changed_layers(scores, scores).tolist() == [0, 0]
+    assert top_layers(torch.tensor([0.2, 0.5, 0.3]), 2) == [1, 2] and layer_nodes(graph, [1]) == ["a1.h0", "m1"]
+
+
+def test_ranks_add_up_and_follow_the_shares() -> None:
+    draw = torch.Generator().manual_seed(0)
+    for _ in range(20):
+        shares = torch.rand(12, generator=draw) ** 4
+        ranks = spread_ranks(shares, 8)
+        assert sum(ranks) == 96 and min(ranks) >= 1 and max(ranks) <= 32
+        order = shares.argsort().tolist()
+        assert all(ranks[a] <= ranks[b] for a, b in zip(order, order[1:], strict=False))
+    assert spread_ranks([0.0, 0.0, 0.0], 4) == [4, 4, 4] and spread_ranks([1.0, 0.0, 0.0], 4) == [10, 1, 1]
+    assert spread_ranks([1.0] + [0.0] * 9, 4) == [16, 3, 3, 3, 3, 3, 3, 2, 2, 2]
+
+
+def test_ranks_by_layer_train_as_many_parameters_as_uniform_ones() -> None:
+    counts = {}
+    for name, ranks in {"uniform": [4, 4, 4], "spread": [9, 2, 1]}.items():
+        subject = Subject(tiny_model("llama"))
+        pattern, alphas = rank_patterns(subject, ranks, 2.0)
+        model = adapted(subject.model, lora(subject.model, 1, r=4, alpha=8, rank_pattern=pattern, alpha_pattern=alphas))  # type: ignore[arg-type]
+        counts[name] = sum(p.numel() for p in model.parameters() if p.requires_grad)
+        got = {n: m for n, m in model.named_modules() if hasattr(m, "lora_A")}
+        assert all(m.r["default"] == ranks[int(n.split("layers.")[1][0])] for n, m in got.items())
+        assert {m.scaling["default"] for m in got.values()} == {2.0}
+    assert counts["uniform"] == counts["spread"]
+
+
+def test_the_gradient_probe_sees_where_the_gradient_is(local: Path) -> None:
+    subject = load_subject("tiny", "local", str(local / "model"))
+    examples = examples_of_task(jsonl(subject.tokenizer, str(local / "pairs.jsonl"), seed=0), subject.tokenizer)
+    batch = examples["train"].collate(range(8))
+    before = {name: value.clone() for name, value in subject.model.state_dict().items()}
+    config = lora(subject.model, 1, r=2)
+    shares = gradient_probe(subject, [batch], config)
+    assert float(shares.sum()) == pytest.approx(1) and bool((shares > 0).all())
+    after = subject.model.state_dict()
+    assert after.keys() == before.keys() and all(torch.equal(after[name], before[name]) for name in before)
+    with torch.no_grad():  # a last layer that writes nothing gets its gradient only where it writes
+        for module in (subject.model.transformer.h[0].attn.c_proj, subject.model.transformer.h[0].mlp.c_proj):
+            module.weight.zero_()
+    assert not any(parameter.requires_grad for parameter in subject.model.parameters())
+
+
+def test_only_the_circuits_weights_move(local: Path, tmp_path: Path) -> None:
+    subject = load_subject("tiny", "local", str(local / "model"))
+    graph = subject.graph
+    kept = torch.zeros(1, graph.n_edges, dtype=torch.bool)
+    names = [graph.edge_name(edge) for edge in range(graph.n_edges)]
+    for edge in ("input->a1.h0<v>", "a1.h0->logits", "input->m0", "m0->logits"):
+        kept[0, names.index(edge)] = True
+    (tmp_path / "circuit").mkdir()
+    Circuit.of(EdgeScores(graph, kept.float(), "by hand"), kept).save(tmp_path / "circuit")
+    more = ["tune.steps=3", f"tune.circuit={tmp_path}/circuit", "adapter.lr=1e-2", "callbacks=none", "logger=none"]
+    call(*settings(local, tmp_path / "run", *more), verb="finetune")
+    base, tuned = (
+        AutoModelForCausalLM.from_pretrained(path).state_dict() for path in (local / "model", tmp_path / "run" / "tuned")
+    )
+    moved = {name for name in base if not torch.equal(base[name], tuned[name])}
+    stem = "transformer.h."
+    assert moved == {f"{stem}1.attn.c_attn.weight", f"{stem}1.attn.c_attn.bias", f"{stem}1.attn.c_proj.weight"} | {
+        f"{stem}0.mlp.{part}" for part in ("c_fc.weight", "c_fc.bias", "c_proj.weight", "c_proj.bias")
+    } | {f"{stem}0.ln_2.weight", f"{stem}0.ln_2.bias"}
+    out = (base[f"{stem}1.attn.c_proj.weight"] != tuned[f"{stem}1.attn.c_proj.weight"]).any(1)
+    assert out.tolist() == [True] * 8 + [False] * 8
+    subject.model.requires_grad_(False)
+    assert train_only(subject, ["m1"]) == sum(p.numel() for p in subject.model.transformer.h[1].mlp.parameters()) + 32
+
+
+def test_the_verb_spreads_ranks_and_compares(local: Path, tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:
+    more = ["tune.steps=10", "guided.rank=2", "guided.seeds=[0,1]", "guided.circuit_pairs=8", "tune.score=metric"]
+    more += ["method=eap", "logger=none", "callbacks=none"]
+    call(*settings(local, tmp_path, *more), verb="guided")
+    result = json.loads((tmp_path / "guided.json").read_text())
+    assert list(result["ways"]) == list(result["settings"]["ways"])
+    for name, way in result["ways"].items():
+        assert way["of_uniform"] == 1 or name == "adalora"
+        assert len(way["by_seed"]) == 2 and ("uniform" in way["minus"]) == (name != "uniform")
+    assert all(sum(ranks) == 4 for ranks in result["ranks"].values())
+    assert "no better than uniform" in (tmp_path / "guided.html").read_text() or any(
+        abs(way["minus"]["uniform"]["low"]) > 0 for name, way in result["ways"].items() if name != "uniform"
+    )
+    assert "must begin with uniform" in failure(
+        capsys, *settings(local, tmp_path / "no", *more, "guided.ways=[adalora]"), verb="guided"
+    )
