@@ -32,6 +32,8 @@ STORY = [
     "+story.ways=[{name:lora,with:['adapter=lora','adapter.lr=2e-2']},{name:full,with:['adapter=none','adapter.lr=5e-3']}]",
     "+story.circuit_pairs=6",
     "+story.probe_pairs=6",
+    "+story.test_pairs=12",
+    "+story.smallest=false",
     "+story.passages={count:4,length:8}",
     "+story.layers=[1]",
     "+story.draws=20",
