@@ -43,6 +43,7 @@ STORY = [
 ]
 
 
+@pytest.mark.slow
 def test_a_story_is_told(local: Path, tmp_path: Path) -> None:
     call(*settings(local, tmp_path, *STORY), verb="finetune")
     story = json.loads((tmp_path / "story.json").read_text())
@@ -67,7 +68,12 @@ def test_a_story_is_told(local: Path, tmp_path: Path) -> None:
 
 def test_suggestions_say_when_nothing_is_shown() -> None:
     nought = {"value": 0.0, "low": -0.1, "high": 0.1}
-    row = {"ranking": "base circuit", "n_layers": 1, "layers": [0], "gain_share": {"value": 0.5, "low": 0.3, "high": 0.7}}
+    row = {
+        "ranking": "base circuit",
+        "n_layers": 1,
+        "layers": [0],
+        "gain_share": {"value": 0.5, "low": 0.3, "high": 0.7},
+    }
     row |= {"random": {"value": 0.5, "low": 0.4, "high": 0.6}, "rank_p": 0.5, "text_kl": 0.1}
     whole = {"ranking": "all", "n_layers": 2, "layers": [0, 1], "gain_share": nought | {"value": 1.0}, "text_kl": 0.2}
     own = {"drop": nought, "random": nought, "rank_p": 0.4}
@@ -154,7 +160,8 @@ def test_only_the_circuits_weights_move(local: Path, tmp_path: Path) -> None:
     more = ["tune.steps=3", f"tune.circuit={tmp_path}/circuit", "adapter.lr=1e-2", "callbacks=none", "logger=none"]
     call(*settings(local, tmp_path / "run", *more), verb="finetune")
     base, tuned = (
-        AutoModelForCausalLM.from_pretrained(path).state_dict() for path in (local / "model", tmp_path / "run" / "tuned")
+        AutoModelForCausalLM.from_pretrained(path).state_dict()
+        for path in (local / "model", tmp_path / "run" / "tuned")
     )
     moved = {name for name in base if not torch.equal(base[name], tuned[name])}
     stem = "transformer.h."

@@ -98,7 +98,12 @@ class DifferenceLearner(LightningModule):
             parts.append(loss(masks, batch, references(batch)))
         size = self.gates.open_probability(self.gate_alpha, self.schedule.noise(step)).sum()
         rise = min(1.0, 2 * step / self.schedule.steps)
-        return {"loss": parts[0] + parts[1] + rise * self.penalty * size, "base": parts[0], "tuned": parts[1], "open": size}
+        return {
+            "loss": parts[0] + parts[1] + rise * self.penalty * size,
+            "base": parts[0],
+            "tuned": parts[1],
+            "open": size,
+        }
 
     def training_step(self, batch: Batch, batch_idx: int) -> Tensor:
         """One batch."""
@@ -122,6 +127,8 @@ class DifferenceLearner(LightningModule):
         scores = []
         for own in (self.log_alpha.cpu(), self.log_alpha.cpu() + shift):
             own = own + self.gates.shift_to(own, share, 1.0, layout.share)
-            scores.append(EdgeScores(layout.graph, own.reshape(layout.copies, -1).clone(), "sparse_difference", layout.roles))
+            scores.append(
+                EdgeScores(layout.graph, own.reshape(layout.copies, -1).clone(), "sparse_difference", layout.roles)
+            )
         shape = (layout.copies, -1)
         return SparseDifference(scores[0], scores[1], (gate > 0).reshape(shape), shift.reshape(shape))

@@ -40,7 +40,9 @@ def run(cfg: DictConfig) -> dict[str, Any]:
     if not cfg.difference.penalty > 0:
         raise UserError(f"difference.penalty={cfg.difference.penalty} must be above 0; without it any edge may differ")
     if cfg.mask.sites != "edges" or cfg.mask.roles or cfg.sparsity.target is None:
-        raise UserError("difference needs masks on edges alone (mask.sites=edges mask.roles=false) and a sparsity.target")
+        raise UserError(
+            "difference needs masks on edges alone (mask.sites=edges mask.roles=false) and a sparsity.target"
+        )
     if ranks.processes(cfg) > 1 or cfg.strategy.get("shard"):
         raise UserError("difference runs in one process; use strategy=single")
     seed_everything(cfg.seed, verbose=False)
@@ -115,7 +117,8 @@ def _measured(cfg: DictConfig, benches: list[Workbench], found: SparseDifference
         (run_dir() / name).mkdir(exist_ok=True)
         circuits[name].save(run_dir() / name)
         result[f"{name}_model"] = {
-            of: asdict(summarise([bed.run(circuit.kept)], bed.full, bed.corrupted).kl) for of, circuit in circuits.items()
+            of: asdict(summarise([bed.run(circuit.kept)], bed.full, bed.corrupted).kl)
+            for of, circuit in circuits.items()
         }
     both = (circuits["base"].kept & circuits["tuned"].kept).sum()
     return result | {"edges_in_both": int(both)}

@@ -12,7 +12,11 @@ from circuitlit.tasks.splits import Splits
 
 
 def apart(
-    tokenizer: PreTrainedTokenizerBase, build: Callable[..., Splits], n_train: int, n_val: int, n_test: int | None = None
+    tokenizer: PreTrainedTokenizerBase,
+    build: Callable[..., Splits],
+    n_train: int,
+    n_val: int,
+    n_test: int | None = None,
 ) -> Splits:
     """The task's validation pairs, dealt out anew; its test pairs (or the first few), its training pairs left out.
 
@@ -32,4 +36,6 @@ def apart(
             f"task {splits.name} has {len(splits.val)} validation pairs, and {n_train} + {n_val} are wanted for "
             "circuits; raise task.build.n_val"
         )
-    return replace(splits, train=splits.val[:n_train], val=splits.val[n_train : n_train + n_val], test=splits.test[:n_test])
+    return replace(
+        splits, train=splits.val[:n_train], val=splits.val[n_train : n_train + n_val], test=splits.test[:n_test]
+    )

@@ -32,7 +32,9 @@ def ways_of(cfg: DictConfig) -> list[Way]:
     """
     entered = entries(cfg.story.ways, "adapter")
     if len(entered) < _LEAST:
-        raise UserError("story.ways must hold at least two ways to tune: [lora,none] or {name: LABEL, with: [settings]}")
+        raise UserError(
+            "story.ways must hold at least two ways to tune: [lora,none] or {name: LABEL, with: [settings]}"
+        )
     ways = []
     for entry in entered:
         own = composed(*entry.settings)
