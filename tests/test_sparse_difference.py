@@ -1,4 +1,4 @@
-"""The learned sparse difference: nothing between equal models, a planted head's edges between models that differ there."""
+"""The learned sparse difference: nothing between equal models, else a planted head's edges."""
 
 from __future__ import annotations
 
@@ -24,11 +24,11 @@ def two_headed(scale: float) -> Subject:
     """One block without norms in which head 2 writes much, and head 1 as much as it is told to; the others little."""
     subject = linear_subject(scale)
     with torch.no_grad():
-        subject.model.transformer.h[0].attn.c_proj.weight[12:18] *= 60
+        subject.model.transformer.h[0].attn.c_proj.weight[12:18] *= 150
     return subject
 
 
-def learned(scales: tuple[float, float], target: float = 0.85, penalty: float = 0.15) -> SparseDifference:
+def learned(scales: tuple[float, float], target: float = 0.85, penalty: float = 0.08) -> SparseDifference:
     """Train with room for one head's path beside the direct one."""
     subjects = [two_headed(scale) for scale in scales]
     batch = tiny_batch(rows=12, answers=1)
@@ -46,7 +46,7 @@ def learned(scales: tuple[float, float], target: float = 0.85, penalty: float = 
 
 
 def test_equal_models_have_no_difference() -> None:
-    found = learned((60.0, 60.0))
+    found = learned((150.0, 150.0))
     assert not bool(found.open.any())
     assert torch.equal(found.base.values, found.tuned.values)
 

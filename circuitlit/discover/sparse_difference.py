@@ -1,8 +1,8 @@
 """One circuit for two models, and the few masks that must differ: a shared mask and a sparse difference mask.
 
-With a the shared log-alphas, the base model's are a and the tuned model's a + g v: g is a hard-concrete gate that costs a
-penalty for being open, v how far the edge moves. Both circuits are held at the same size, each by a scalar shift, so that
-an edge enters the difference only where the two models disagree on its worth, not to make either circuit larger.
+With a the shared log-alphas, the base model's are a and the tuned model's a + g v: g is a hard-concrete gate that costs
+a penalty for being open, v how far the edge moves. Both circuits are held at the same size, each by a scalar shift, so
+that an edge enters the difference only where the models disagree on its worth, not to make either circuit larger.
 """
 
 from __future__ import annotations

@@ -1,7 +1,7 @@
 """A smaller model: heads and MLPs that a circuit does without are cut out of the weights, and write nothing any more.
 
 The folder of such a model is an ordinary one with `pruned.json` beside it, which says what is gone; `load_pruned` reads
-it. Of a group of heads that share keys and values as many heads stay as in the fullest group of the layer, the spare ones
+it. Of every group of heads that share keys and values as many stay as in the fullest group of the layer, the spare ones
 with an output of nought, for attention wants groups of equal size.
 """
 

@@ -1,4 +1,4 @@
-"""Ranks of LoRA by layer: from circuits, from a gradient probe, uniform, at random, and AdaLoRA, at equal parameters."""
+"""LoRA's ranks by layer: from circuits, a gradient probe, uniform, at random, and AdaLoRA, at equal parameters."""
 
 from __future__ import annotations
 
