@@ -70,7 +70,7 @@ def test_the_main_job_trains_both_and_leaves_an_adapter(local: Path, tmp_path: P
     more = ["adapter=lora", "adapter.train=true", "adapter.lr=1e-2", "logger=none", "callbacks=none"]
     call(*settings(local, tmp_path, *more))
     result = json.loads((tmp_path / "result.json").read_text())
-    assert result["n_edges"] == 9 and result["full"]["kl"]["value"] == 0 and "attribution" not in result
+    assert result["n_edges"] == 9 and abs(result["full"]["kl"]["value"]) < 1e-6 and "attribution" not in result
     base = AutoModelForCausalLM.from_pretrained(local / "model")
     adapter = PeftModel.from_pretrained(base, str(tmp_path / "adapter"))
     factors = [value for key, value in adapter.named_parameters() if "lora_B" in key]

@@ -54,7 +54,8 @@ def run(cfg: DictConfig) -> dict[str, Any]:
         start = _start([attribute(cfg, bench) for bench in benches])
     with clock.phase("training", f"Training masks and their difference for {cfg.mask.schedule.steps} steps"):
         learner, history = _learned(cfg, benches, start)
-        found = learner.found()
+        train = benches[0].data.train
+        found = learner.found(train.batches(cfg.data.eval_batch_size))
     with clock.phase("evaluation", f"Evaluating both circuits on {len(benches[0].data.test)} held-out pairs"):
         measured = _measured(cfg, benches, found)
     graph, edges = benches[0].subject.graph, found.open.any(0).nonzero()[:, 0].tolist()
