@@ -47,7 +47,8 @@ class DifferenceLearner(LightningModule):
     """Trains a shared mask and an L0-penalised difference mask on a base and a tuned model at once.
 
     The difference starts at nought with its gates half open; the penalty is 0 in the first third of the run (Adam would
-    close all gates on ever so small a penalty before there is anything to open them for) and rises in the second. Both models see the same noise, so that without a difference they see the same masks.
+    close all gates on ever so small a penalty before there is anything to open them for) and rises in the second. Both
+    models see the same noise, so that without a difference they see the same masks.
 
     Args:
         losses: of the base and of the tuned model, against their own full models.
