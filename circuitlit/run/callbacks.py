@@ -10,7 +10,7 @@ import threading
 from collections.abc import Callable
 from dataclasses import asdict
 from pathlib import Path
-from typing import Any, ClassVar
+from typing import Any
 
 import torch
 from lightning import Callback, LightningModule, Trainer
@@ -257,7 +257,9 @@ class HardCircuit(Callback):
 class Progress(RichProgressBar):
     """A progress bar with loss, sparsity, stage and time left, without the version number."""
 
-    _known: ClassVar[dict[str, float]] = {}
+    def __init__(self, refresh_rate: int = 1) -> None:
+        super().__init__(refresh_rate=refresh_rate)
+        self._known: dict[str, float] = {}
 
     def _get_train_description(self, current_epoch: int) -> str:
         return "masks"
