@@ -45,7 +45,7 @@ def learned(gates: Gates, steps: int, sizes: tuple[float, float] | None = None) 
     """Masks that all start equal, as a method."""
 
     def method(loss: MaskedLoss, references: References, batches: list[Batch]) -> EdgeScores:
-        schedule = Schedule(steps, 0.3, start_sparsity=0.5, warmup=0.5, harden=0.5, final_noise=0.1, sizes=sizes)
+        schedule = Schedule(steps, 0.3, start_sparsity=0.0, warmup=0.7, harden=0.5, final_noise=0.1, sizes=sizes)
         initial = initial_log_alpha(loss.layout, "equal", None, 10, 3.0)
         learner = MaskLearner(loss, references, initial, 0.97, schedule, gates, 0, True)
         optimizer = torch.optim.Adam([learner.log_alpha], lr=schedule.lr)

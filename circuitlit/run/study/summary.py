@@ -157,7 +157,7 @@ def _fewest(done: Finished, rival: DictConfig, pairs: int) -> list[dict[str, Any
     methods: dict[tuple[str, str], dict[float | None, list[float | None]]] = {}
     for cell, content in done:
         if content.get("kl_by_size") and cell.task in targets:
-            needed = fewest_edges(content["kl_by_size"], targets[cell.task][1])
+            needed = fewest_edges([(size, kl) for size, kl in content["kl_by_size"]], targets[cell.task][1])
             methods.setdefault((cell.task, cell.method), {}).setdefault(cell.sparsity, []).append(needed)
     for (task, method), by_sparsity in methods.items():
         edges, kl = targets[task]
