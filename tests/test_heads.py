@@ -52,6 +52,7 @@ from circuitlit.masked import run_writers
 from circuitlit.model import Subject
 from circuitlit.model.load import load_subject
 from circuitlit.objective import task_metric
+from circuitlit.run.year_check import year_check
 from circuitlit.tasks.pair import Batch
 
 PLAIN = [name for name in CONFIGS if not name.startswith("gemma")]
@@ -328,6 +329,18 @@ def test_greater_than_on_planted_heads(by_hand: Heads) -> None:
     first = logits[0, [8, 9, 10]].mean() - logits[0, [6, 7]].mean()
     second = logits[1, [5, 6, 9]].mean() - logits[1, 4]
     assert found.later.value == pytest.approx(float(first + second) / 2, rel=1e-5)
+    batch.roles = torch.tensor([[0, 0, 1, 0, 0], [0, 0, 1, 0, 0]])
+    bed, roles, graph = PatchBed.build(subject, [batch]), ("other", "yy"), subject.graph
+    kept = torch.zeros(1, graph.n_edges)
+    kept[0, [graph.edge_index(name) for name in ("input->a0.h0<v>", "a0.h0->m0", "m0->logits")]] = 1
+    circuit = Circuit.cut(EdgeScores(graph, kept, "hand"), 3)
+    checked = year_check(bed, roles, circuit, 4, 0)
+    assert checked is not None and (checked["heads"], checked["mlps"]) == (["a0.h0"], ["m0"])
+    assert checked["looks"]["value"] == 0 and checked["later"]["value"] == pytest.approx(found.later.value)
+    assert year_check(bed, ("other",), circuit, 4, 0) is None
+    batch.choices[0, 4] = 5
+    digits = year_check(PatchBed.build(subject, [batch]), roles, circuit, 4, 0)
+    assert digits is not None and "splits years" in digits["reason"]
     assert found.later.value > 0  # row 1 ends with 9, one of its later years, and the MLP passes the token on
 
 

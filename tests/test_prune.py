@@ -2,10 +2,12 @@
 
 from __future__ import annotations
 
+import json
 from pathlib import Path
 
 import pytest
 import torch
+from cli import call, settings
 from conftest import tiny_batch, tiny_model
 from transformers import AutoTokenizer
 
@@ -18,7 +20,8 @@ from circuitlit.model.prune import cut_nodes, load_pruned, pruned, save_pruned
 
 CUTS = {
     "one head and an MLP": ["a0.h1", "m1"],
-    "all heads of a layer, groups of unequal size": [f"a1.h{head}" for head in range(4)] + ["a0.h0", "a2.h3", "a2.h2", "m0"],
+    "all heads of a layer, groups of unequal size": [f"a1.h{head}" for head in range(4)]
+    + ["a0.h0", "a2.h3", "a2.h2", "m0"],
     "nothing": [],
     "everything": [f"a{layer}.h{head}" for layer in range(3) for head in range(4)] + ["m0", "m1", "m2"],
 }
@@ -57,3 +60,13 @@ def test_other_folders_and_architectures_are_refused(tmp_path: Path) -> None:
         load_pruned(tmp_path)
     with pytest.raises(UserError, match="cannot be cut out"):
         pruned(tiny_model("gpt_neox"), ["a0.h1"])
+
+
+def test_the_verb_exports_a_model_and_measures_it(local: Path, tmp_path: Path) -> None:
+    call(*settings(local, tmp_path / "run", "method=eap", "logger=none", "sparsity.target=0.85"), verb="attribute")
+    more = [f"circuit={tmp_path}/run", "format=pruned", "passages.count=4", "passages.length=8", "logger=none"]
+    call(*settings(local, tmp_path / "out", *more), verb="export")
+    result = json.loads((tmp_path / "out" / "pruned.json").read_text())
+    assert result["cut"] and result["parameters"]["pruned"] < result["parameters"]["whole"]
+    assert result["beside_ablated"]["max_logit_difference"] < 1e-4
+    assert load_pruned(tmp_path / "out" / "pruned").num_parameters() == result["parameters"]["pruned"]

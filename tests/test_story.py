@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import json
+from itertools import pairwise
 from pathlib import Path
 
 import pytest
@@ -29,18 +30,23 @@ STORY = [
     "tune.checkpoints=[0,1,3,6,12,24]",
     "tune.score=metric",
     "tune.probe_every=0",
-    "+story.ways=[{name:lora,with:['adapter=lora','adapter.lr=2e-2']},{name:full,with:['adapter=none','adapter.lr=5e-3']}]",
+    "+story.ways=[{name:lora,with:['adapter=lora','adapter.lr=2e-2']},"
+    "{name:full,with:['adapter=none','adapter.lr=5e-3']}]",
     "+story.circuit_pairs=6",
     "+story.probe_pairs=6",
+    "+story.test_pairs=12",
+    "+story.smallest=false",
     "+story.passages={count:4,length:8}",
     "+story.layers=[1]",
     "+story.draws=20",
     "+story.pairs=12",
     "+story.text=null",
-    "+story.with={intervene:{candidates:2,edges:2,steps:[1],doses:[0,1],pairs:6,control_pairs:6,size:2},evolve:{resamples:2}}",
+    "+story.with={intervene:{candidates:2,edges:2,steps:[1],doses:[0,1],pairs:6,control_pairs:6,size:2},"
+    "evolve:{resamples:2}}",
 ]
 
 
+@pytest.mark.slow
 def test_a_story_is_told(local: Path, tmp_path: Path) -> None:
     call(*settings(local, tmp_path, *STORY), verb="finetune")
     story = json.loads((tmp_path / "story.json").read_text())
@@ -65,7 +71,12 @@ def test_a_story_is_told(local: Path, tmp_path: Path) -> None:
 
 def test_suggestions_say_when_nothing_is_shown() -> None:
     nought = {"value": 0.0, "low": -0.1, "high": 0.1}
-    row = {"ranking": "base circuit", "n_layers": 1, "layers": [0], "gain_share": {"value": 0.5, "low": 0.3, "high": 0.7}}
+    row = {
+        "ranking": "base circuit",
+        "n_layers": 1,
+        "layers": [0],
+        "gain_share": {"value": 0.5, "low": 0.3, "high": 0.7},
+    }
     row |= {"random": {"value": 0.5, "low": 0.4, "high": 0.6}, "rank_p": 0.5, "text_kl": 0.1}
     whole = {"ranking": "all", "n_layers": 2, "layers": [0, 1], "gain_share": nought | {"value": 1.0}, "text_kl": 0.2}
     own = {"drop": nought, "random": nought, "rank_p": 0.4}
@@ -106,7 +117,7 @@ def test_ranks_add_up_and_follow_the_shares() -> None:
         ranks = spread_ranks(shares, 8)
         assert sum(ranks) == 96 and min(ranks) >= 1 and max(ranks) <= 32
         order = shares.argsort().tolist()
-        assert all(ranks[a] <= ranks[b] for a, b in zip(order, order[1:], strict=False))
+        assert all(ranks[a] <= ranks[b] for a, b in pairwise(order))
     assert spread_ranks([0.0, 0.0, 0.0], 4) == [4, 4, 4] and spread_ranks([1.0, 0.0, 0.0], 4) == [10, 1, 1]
     assert spread_ranks([1.0] + [0.0] * 9, 4) == [16, 3, 3, 3, 3, 3, 3, 2, 2, 2]
 
@@ -116,7 +127,8 @@ def test_ranks_by_layer_train_as_many_parameters_as_uniform_ones() -> None:
     for name, ranks in {"uniform": [4, 4, 4], "spread": [9, 2, 1]}.items():
         subject = Subject(tiny_model("llama"))
         pattern, alphas = rank_patterns(subject, ranks, 2.0)
-        model = adapted(subject.model, lora(subject.model, 1, r=4, alpha=8, rank_pattern=pattern, alpha_pattern=alphas))  # type: ignore[arg-type]
+        config = lora(subject.model, 1, r=4, alpha=8, rank_pattern=pattern, alpha_pattern=alphas)
+        model = adapted(subject.model, config)
         counts[name] = sum(p.numel() for p in model.parameters() if p.requires_grad)
         got = {n: m for n, m in model.named_modules() if hasattr(m, "lora_A")}
         assert all(m.r["default"] == ranks[int(n.split("layers.")[1][0])] for n, m in got.items())
@@ -134,9 +146,6 @@ def test_the_gradient_probe_sees_where_the_gradient_is(local: Path) -> None:
     assert float(shares.sum()) == pytest.approx(1) and bool((shares > 0).all())
     after = subject.model.state_dict()
     assert after.keys() == before.keys() and all(torch.equal(after[name], before[name]) for name in before)
-    with torch.no_grad():  # a last layer that writes nothing gets its gradient only where it writes
-        for module in (subject.model.transformer.h[0].attn.c_proj, subject.model.transformer.h[0].mlp.c_proj):
-            module.weight.zero_()
     assert not any(parameter.requires_grad for parameter in subject.model.parameters())
 
 
@@ -151,9 +160,8 @@ def test_only_the_circuits_weights_move(local: Path, tmp_path: Path) -> None:
     Circuit.of(EdgeScores(graph, kept.float(), "by hand"), kept).save(tmp_path / "circuit")
     more = ["tune.steps=3", f"tune.circuit={tmp_path}/circuit", "adapter.lr=1e-2", "callbacks=none", "logger=none"]
     call(*settings(local, tmp_path / "run", *more), verb="finetune")
-    base, tuned = (
-        AutoModelForCausalLM.from_pretrained(path).state_dict() for path in (local / "model", tmp_path / "run" / "tuned")
-    )
+    folders = (local / "model", tmp_path / "run" / "tuned")
+    base, tuned = (AutoModelForCausalLM.from_pretrained(folder).state_dict() for folder in folders)
     moved = {name for name in base if not torch.equal(base[name], tuned[name])}
     stem = "transformer.h."
     assert moved == {f"{stem}1.attn.c_attn.weight", f"{stem}1.attn.c_attn.bias", f"{stem}1.attn.c_proj.weight"} | {

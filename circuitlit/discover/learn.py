@@ -192,7 +192,7 @@ class MaskLearner(LightningModule):
         return self.global_rank * self.trainer.accumulate_grad_batches + count
 
     def configure_optimizers(self) -> Any:
-        """Adam on the log-alphas, no weight decay (which would pull needed edges towards undecided), and on adapters."""
+        """Adam on log-alphas, without weight decay (which would pull needed edges to undecided), and on adapters."""
         groups: list[dict[str, Any]] = [{"params": [self.log_alpha], "lr": self.schedule.lr}]
         if len(self.beside):
             groups.append({"params": list(self.beside), "lr": self._beside_lr})

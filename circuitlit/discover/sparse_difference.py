@@ -1,13 +1,13 @@
 """One circuit for two models, and the few masks that must differ: a shared mask and a sparse difference mask.
 
-With a the shared log-alphas, the base model's are a and the tuned model's a + g v: g is a hard-concrete gate that costs a
-penalty for being open, v how far the edge moves. Both circuits are held at the same size, each by a scalar shift, so that
-an edge enters the difference only where the two models disagree on its worth, not to make either circuit larger.
+With a the shared log-alphas, the base model's are a and the tuned model's a + g v: g is a hard-concrete gate that costs
+a penalty for being open, v how far the edge moves. Both circuits are held at the same size, each by a scalar shift, so
+that an edge enters the difference only where the models disagree on its worth, not to make either circuit larger.
 """
 
 from __future__ import annotations
 
-from collections.abc import Sequence
+from collections.abc import Iterable, Sequence
 from dataclasses import dataclass
 from typing import Any
 
@@ -20,6 +20,7 @@ from circuitlit.discover.gates import HardConcrete, logistic_noise
 from circuitlit.discover.learn import Schedule
 from circuitlit.discover.masked_loss import MaskedLoss
 from circuitlit.graph import EdgeScores
+from circuitlit.graph.select import top_k
 from circuitlit.masked import References
 from circuitlit.tasks.pair import Batch
 
@@ -45,8 +46,9 @@ class SparseDifference:
 class DifferenceLearner(LightningModule):
     """Trains a shared mask and an L0-penalised difference mask on a base and a tuned model at once.
 
-    The difference starts at nought with its gates half open; the penalty rises from 0 to its height over the first half
-    of the run. Both models see the same noise, so that without a difference they see the same masks.
+    The difference starts at nought with its gates half open; the penalty is 0 in the first third of the run (Adam would
+    close all gates on ever so small a penalty before there is anything to open them for) and rises in the second. Both
+    models see the same noise, so that without a difference they see the same masks.
 
     Args:
         losses: of the base and of the tuned model, against their own full models.
@@ -97,8 +99,13 @@ class DifferenceLearner(LightningModule):
         for loss, references, masks in zip(self.losses, self.references, self.masks(step, micro_batch), strict=True):
             parts.append(loss(masks, batch, references(batch)))
         size = self.gates.open_probability(self.gate_alpha, self.schedule.noise(step)).sum()
-        rise = min(1.0, 2 * step / self.schedule.steps)
-        return {"loss": parts[0] + parts[1] + rise * self.penalty * size, "base": parts[0], "tuned": parts[1], "open": size}
+        rise = min(1.0, max(0.0, 3 * step / self.schedule.steps - 1))
+        return {
+            "loss": parts[0] + parts[1] + rise * self.penalty * size,
+            "base": parts[0],
+            "tuned": parts[1],
+            "open": size,
+        }
 
     def training_step(self, batch: Batch, batch_idx: int) -> Tensor:
         """One batch."""
@@ -113,15 +120,36 @@ class DifferenceLearner(LightningModule):
         return {"optimizer": optimizer, "lr_scheduler": {"scheduler": schedule, "interval": "step"}}
 
     @torch.no_grad()
-    def found(self) -> SparseDifference:
-        """Both circuits' scores, and the difference mask: gates that are open without noise."""
+    def found(self, batches: Iterable[Batch]) -> SparseDifference:
+        """Both circuits' scores, and the difference mask: gates that are open without noise and worth their penalty.
+
+        One after the other, smallest shift first, an edge leaves the difference unless the tuned model's loss, under
+        the circuit that is cut, grows by at least the penalty.
+        """
         layout = self.losses[0].layout
-        gate = self.gates.sample(self.gate_alpha, torch.zeros_like(self.gate_alpha)).cpu()
-        shift = gate * self.value.cpu()
-        share = 1 - self.target
-        scores = []
-        for own in (self.log_alpha.cpu(), self.log_alpha.cpu() + shift):
-            own = own + self.gates.shift_to(own, share, 1.0, layout.share)
-            scores.append(EdgeScores(layout.graph, own.reshape(layout.copies, -1).clone(), "sparse_difference", layout.roles))
-        shape = (layout.copies, -1)
-        return SparseDifference(scores[0], scores[1], (gate > 0).reshape(shape), shift.reshape(shape))
+        gate = self.gates.sample(self.gate_alpha, torch.zeros_like(self.gate_alpha))
+        shift, count = gate * self.value, max(1, round((1 - self.target) * layout.n_edges))
+        pairs = [batch.to(self.device) for batch in batches]
+        known = [self.references[1](batch) for batch in pairs]
+
+        def loss(moved: Float[Tensor, "mask"]) -> float:
+            kept = top_k((self.log_alpha + moved).view(layout.copies, -1), count).flatten().float()
+            values = [float(self.losses[1](kept, b, r)) * len(b) for b, r in zip(pairs, known, strict=True)]
+            return sum(values) / sum(map(len, pairs))
+
+        best = loss(shift)
+        for edge in shift.abs().argsort().tolist():
+            if shift[edge] == 0:
+                continue
+            without = shift.clone()
+            without[edge] = 0
+            other = loss(without)
+            if other - best < self.penalty:
+                shift, best = without, other
+        share, scores = 1 - self.target, []
+        for own in (self.log_alpha, self.log_alpha + shift):
+            own = (own + self.gates.shift_to(own, share, 1.0, layout.share)).cpu()
+            values = own.reshape(layout.copies, -1).clone()
+            scores.append(EdgeScores(layout.graph, values, "sparse_difference", layout.roles))
+        moved = shift.cpu().reshape(layout.copies, -1)
+        return SparseDifference(scores[0], scores[1], moved != 0, moved)

@@ -26,7 +26,7 @@ def lora(
     dropout: float = 0.0,
     target_modules: list[str] | str | None = None,
     rank_pattern: dict[str, int] | None = None,
-    alpha_pattern: dict[str, int] | None = None,
+    alpha_pattern: dict[str, float] | None = None,
 ) -> LoraConfig:
     """Low-rank adapters: `W + alpha / r * B A`.
 

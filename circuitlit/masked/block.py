@@ -30,7 +30,6 @@ class MaskedBlock(nn.Module):
         sharded: True where the weights are there only while this block runs, so that nothing may be kept of them.
     """
 
-    sharded: bool = False
     q_weight: Tensor
     q_bias: Tensor | None
     k_weight: Tensor
@@ -52,7 +51,7 @@ class MaskedBlock(nn.Module):
         self._affine = recognise(parts.attn_norm) if alike else None
         self._mlp_affine = recognise(parts.mlp_norm)
         self._projection: Projection | None = None
-        self.sharded = False  # True: the weights are gone between two forwards (sharded.py)
+        self.sharded = False
         self.q_norm, self.k_norm, self.mlp = parts.q_norm, parts.k_norm, parts.mlp
         self.scale = parts.scale
         self.post_scale, self.softcap = parts.post_scale, parts.softcap

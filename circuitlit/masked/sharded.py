@@ -233,10 +233,9 @@ def shard(model: MaskedModel, device: torch.device, source: WeightSource | None 
     for module in ahead:
         shards.watch(module, 0, backward=True)
     for layer, (block, masked) in enumerate(blocks):
-        masked.sharded = True  # type: ignore[assignment]
         shards.watch(block, layer + 1, backward=True)
         shards.watch(masked, layer + 1, backward=False)
-        masked.sharded = True
+        masked.sharded = True  # type: ignore[assignment]
     for module in behind:
         shards.watch(module, 0 if tied else len(units) - 1, backward=True)
 

@@ -1,7 +1,7 @@
 """A smaller model: heads and MLPs that a circuit does without are cut out of the weights, and write nothing any more.
 
 The folder of such a model is an ordinary one with `pruned.json` beside it, which says what is gone; `load_pruned` reads
-it. Of a group of heads that share keys and values as many heads stay as in the fullest group of the layer, the spare ones
+it. Of every group of heads that share keys and values as many stay as in the fullest group of the layer, the spare ones
 with an output of nought, for attention wants groups of equal size.
 """
 
@@ -133,7 +133,9 @@ def _carve(model: PreTrainedModel, graph: Graph, cut: set[str], values: bool) ->
         raise UserError("the model has adapters; merge them before it is cut")
     anatomy = anatomy_of(model.config)
     if anatomy.post_norm is not None:
-        raise UserError("behind this model's attention is a norm that all heads share, so none can be cut out; take another")
+        raise UserError(
+            "behind this model's attention is a norm that all heads share, so none can be cut out; take another"
+        )
     for layer, block in enumerate(anatomy.blocks(model)):
         kept = [head for head in range(graph.n_heads) if f"a{layer}.h{head}" not in cut]
         attention = getattr(block, anatomy.attention)
@@ -159,7 +161,9 @@ def _carve_attention(model: PreTrainedModel, attention: nn.Module, graph: Graph,
         attention.num_heads, attention.split_size = len(kept), len(kept) * width
         return
     if not all(hasattr(attention, name) for name in ("q_proj", "k_proj", "v_proj", "o_proj")):
-        raise UserError(f"heads of the architecture '{kind}' cannot be cut out; take a model of the Llama family or GPT-2")
+        raise UserError(
+            f"heads of the architecture '{kind}' cannot be cut out; take a model of the Llama family or GPT-2"
+        )
     width, group = attention.head_dim, graph.n_heads // graph.n_kv_heads
     groups = sorted({head // group for head in kept})
     most = max(sum(head // group == one for head in kept) for one in groups)

@@ -55,7 +55,7 @@ def _table(series: dict[str, Any], task: str, entry: dict[str, Any], target: flo
             count(row["step"]),
             tokens_text(row["tokens"]),
             str(accuracy) if wide else accuracy.text(),
-            count(smallest["n_edges"]) if smallest else "FAILED",
+            count(smallest["n_edges"]) if smallest else "FAILED" if row["status"] == "FAILED" else "-",
             _size(row["smallest_raw"]),
             count(smallest["n_nodes"]) if smallest else "-",
             _number(before and before["corrected_jaccard"]),

@@ -38,8 +38,8 @@ def write_guided(folder: Path) -> Path:
     body = "".join("<tr>" + "".join(f"<td>{escape(cell)}" for cell in cells) for cells in _rows(result))
     head = "".join(f"<th>{escape(heading)}" for heading in _HEAD)
     lead = (
-        f"{result['steps']} steps, seeds {', '.join(map(str, result['settings']['seeds']))}; brackets are 95 % intervals "
-        "over held-out pairs and seeds. Circuits were scored on validation pairs."
+        f"{result['steps']} steps, seeds {', '.join(map(str, result['settings']['seeds']))}; brackets are 95 % "
+        "intervals over held-out pairs and seeds. Circuits were scored on validation pairs."
     )
     sections = [("Score", f"<table><tr>{head}{body}</table>"), ("Ranks by layer", ranks_figure(result))]
     return write_simple_page(folder / "guided.html", f"{result['task']}: where LoRA's ranks go", lead, sections)

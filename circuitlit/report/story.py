@@ -201,7 +201,8 @@ def _beside(found: dict[str, Any], own: str, random: str) -> list[str]:
 
 def _html(head: list[str], rows: list[list[str]]) -> str:
     lines = ["".join(f"<td>{escape(cell)}" for cell in row) for row in rows]
-    return f"<table><tr>{''.join(f'<th>{escape(cell)}' for cell in head)}{''.join(f'<tr>{line}' for line in lines)}</table>"
+    headings = "".join(f"<th>{escape(cell)}" for cell in head)
+    return f"<table><tr>{headings}{''.join(f'<tr>{line}' for line in lines)}</table>"
 
 
 def _title(story: dict[str, Any]) -> str:

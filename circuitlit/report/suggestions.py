@@ -61,14 +61,14 @@ def _freeze(rows: list[dict[str, Any]]) -> str:
     good = [row for row in rows[1:] if _beats(row) and (Metric.of(row["gain_share"]).low or 0.0) >= ENOUGH]
     if not good:
         return (
-            f"No set of layers that was tried keeps {ENOUGH:.0%} of the gain for sure and beats random sets of as many, so "
-            f"nothing can be frozen on this evidence (all layers together keep {whole})."
+            f"No set of layers that was tried keeps {ENOUGH:.0%} of the gain for sure and beats random sets of as "
+            f"many, so nothing can be frozen on this evidence (all layers together keep {whole})."
         )
     best = min(good, key=lambda row: row["n_layers"])
     return (
         f"All but layers {_list(best['layers'])} (chosen by {best['ranking']}): put back to the base after tuning, "
-        f"{Metric.of(best['gain_share'])} of the gain stays, and KL on other text is {best['text_kl']:.4f} nats instead "
-        f"of {rows[0]['text_kl']:.4f}. Putting back afterwards is not freezing before; try it."
+        f"{Metric.of(best['gain_share'])} of the gain stays, and KL on other text is {best['text_kl']:.4f} nats "
+        f"instead of {rows[0]['text_kl']:.4f}. Putting back afterwards is not freezing before; try it."
     )
 
 
@@ -92,9 +92,9 @@ def _how_sure(story: dict[str, Any], way: str | None) -> str:
     pairs = next(iter(story["ways"].values()))["held_out"]["n_pairs"]
     text = (
         f"Intervals are 95 % over {pairs} held-out pairs (fewer where nodes and layers are moved); p is the rank among "
-        f"{story['story']['draws']} random sets and not corrected for the number of rankings. One model, one task, seed "
-        f"{story['seed']} alone: another seed may say otherwise. Learning rates were given, not searched for, so a "
-        "difference between methods is one between these settings."
+        f"{story['story']['draws']} random sets and not corrected for the number of rankings. One model, one task, "
+        f"seed {story['seed']} alone: another seed may say otherwise. Learning rates were given, not searched for, so "
+        "a difference between methods is one between these settings."
     )
     if story["status"] != "OK":
         text += f" The story FAILED: {story['reason']}; what is said of the circuits then explains no gain."

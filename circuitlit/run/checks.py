@@ -12,7 +12,6 @@ from omegaconf import DictConfig, OmegaConf
 
 from circuitlit.errors import UserError
 
-
 _PART: ContextVar[Path | None] = ContextVar("folder of a part of the run", default=None)
 
 

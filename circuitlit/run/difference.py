@@ -40,7 +40,9 @@ def run(cfg: DictConfig) -> dict[str, Any]:
     if not cfg.difference.penalty > 0:
         raise UserError(f"difference.penalty={cfg.difference.penalty} must be above 0; without it any edge may differ")
     if cfg.mask.sites != "edges" or cfg.mask.roles or cfg.sparsity.target is None:
-        raise UserError("difference needs masks on edges alone (mask.sites=edges mask.roles=false) and a sparsity.target")
+        raise UserError(
+            "difference needs masks on edges alone (mask.sites=edges mask.roles=false) and a sparsity.target"
+        )
     if ranks.processes(cfg) > 1 or cfg.strategy.get("shard"):
         raise UserError("difference runs in one process; use strategy=single")
     seed_everything(cfg.seed, verbose=False)
@@ -52,7 +54,8 @@ def run(cfg: DictConfig) -> dict[str, Any]:
         start = _start([attribute(cfg, bench) for bench in benches])
     with clock.phase("training", f"Training masks and their difference for {cfg.mask.schedule.steps} steps"):
         learner, history = _learned(cfg, benches, start)
-        found = learner.found()
+        train = benches[0].data.train
+        found = learner.found(train.batches(cfg.data.eval_batch_size))
     with clock.phase("evaluation", f"Evaluating both circuits on {len(benches[0].data.test)} held-out pairs"):
         measured = _measured(cfg, benches, found)
     graph, edges = benches[0].subject.graph, found.open.any(0).nonzero()[:, 0].tolist()
@@ -115,7 +118,8 @@ def _measured(cfg: DictConfig, benches: list[Workbench], found: SparseDifference
         (run_dir() / name).mkdir(exist_ok=True)
         circuits[name].save(run_dir() / name)
         result[f"{name}_model"] = {
-            of: asdict(summarise([bed.run(circuit.kept)], bed.full, bed.corrupted).kl) for of, circuit in circuits.items()
+            of: asdict(summarise([bed.run(circuit.kept)], bed.full, bed.corrupted).kl)
+            for of, circuit in circuits.items()
         }
     both = (circuits["base"].kept & circuits["tuned"].kept).sum()
     return result | {"edges_in_both": int(both)}

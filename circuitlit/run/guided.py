@@ -1,4 +1,4 @@
-"""Ranks of LoRA by layer: from circuits, from a gradient probe, uniform, at random, and AdaLoRA, at equal parameters."""
+"""LoRA's ranks by layer: from circuits, a gradient probe, uniform, at random, and AdaLoRA, at equal parameters."""
 
 from __future__ import annotations
 
@@ -122,7 +122,9 @@ def _tuned(cfg: DictConfig, name: str, seed: int, ranks: dict[str, list[int]]) -
     """One way with one seed, unless it is there already: its parameters, ranks and answers, pair by pair."""
     folder, rank = run_dir() / f"{name}-seed{seed}", cfg.guided.rank
     if name == "adalora":
-        own = composed("adapter=adalora", f"adapter.build.init_r={rank}", f"adapter.build.target_r={max(1, 2 * rank // 3)}")
+        own = composed(
+            "adapter=adalora", f"adapter.build.init_r={rank}", f"adapter.build.target_r={max(1, 2 * rank // 3)}"
+        )
         chosen = None
     else:
         own = cfg.copy()
@@ -160,13 +162,20 @@ def _summary(cfg: DictConfig, rows: dict[str, list[dict[str, Any]]], name: str) 
     score, own = cfg.tune.score, rows[name]
     trained, reference = own[0]["n_trained"], rows["uniform"][0]["n_trained"]
     if name != "adalora" and abs(trained - reference) > TOLERANCE * reference:
-        raise UserError(f"{name} trains {trained:,} parameters, uniform {reference:,}; the adapted modules differ by layer")
+        raise UserError(
+            f"{name} trains {trained:,} parameters, uniform {reference:,}; the adapted modules differ by layer"
+        )
     values = torch.tensor([row[score] for row in own], dtype=torch.float64)
     beside = {other: torch.tensor([row[score] for row in rows[other]]).double() for other in rows}
     against = {other: as_dict(_mean(values - beside[other])) for other in ("uniform", "random_layers") if other in rows}
     against.pop(name, None)
     by_seed = values.mean(1).tolist()
-    return {"n_trained": trained, "of_uniform": trained / reference, "score": as_dict(_mean(values)), "minus": against} | {
+    return {
+        "n_trained": trained,
+        "of_uniform": trained / reference,
+        "score": as_dict(_mean(values)),
+        "minus": against,
+    } | {
         "by_seed": by_seed,
         "ranks": [row["ranks"] for row in own] if name == "random_layers" else own[0]["ranks"],
     }

@@ -48,6 +48,7 @@ from circuitlit.report.heads_table import print_heads
 from circuitlit.run.build import build_subject, plain, provenance
 from circuitlit.run.checks import run_dir
 from circuitlit.run.clock import CONSOLE, Clock, watched
+from circuitlit.run.year_check import year_check
 from circuitlit.tasks import PairsModule, Splits
 
 SCORES = ("repeats", "successor", "copying", "direct_effect", "copy_suppression")
@@ -68,6 +69,7 @@ class _Bench:
     bed: PatchBed
     places: list[NamePlaces]
     circuit: Circuit | None
+    role_names: tuple[str, ...] = ()
     repeats: Int[Tensor, "batch pos"] | None = None
     passages: Int[Tensor, "passage pos"] | None = None
     scores: dict[str, Float[Tensor, "layer head"]] = field(default_factory=dict)
@@ -146,7 +148,7 @@ def _bench(cfg: DictConfig) -> _Bench:
     bed = PatchBed.build(subject, data.test.batches(cfg.data.eval_batch_size, order=order))
     named = set(NAMES) <= set(splits.role_names)
     places = [NamePlaces.of(batch, splits.role_names) for batch in bed.batches] if named else []
-    return _Bench(subject, bed, places, circuit)
+    return _Bench(subject, bed, places, circuit, tuple(splits.role_names))
 
 
 def _score(cfg: DictConfig, bench: _Bench) -> None:
@@ -268,6 +270,9 @@ def _details(
             "roles": roles,
             "shares": {name: asdict(share) for name, share in algorithm.shares.items()},
         }
+    years = year_check(bench.bed, bench.role_names, bench.circuit, cfg.heads.causal.draws, cfg.seed)
+    if years is not None:
+        found["greater_than"] = years
     if bench.circuit is not None:
         inside = heads_in_circuit(bench.circuit)
         scores = HeadScores(bench.bed.graph, bench.scores)

@@ -11,14 +11,21 @@ from circuitlit.errors import UserError
 from circuitlit.tasks.splits import Splits
 
 
-def apart(tokenizer: PreTrainedTokenizerBase, build: Callable[..., Splits], n_train: int, n_val: int) -> Splits:
-    """The task's validation pairs, dealt out anew; its test pairs as they are, its training pairs left out.
+def apart(
+    tokenizer: PreTrainedTokenizerBase,
+    build: Callable[..., Splits],
+    n_train: int,
+    n_val: int,
+    n_test: int | None = None,
+) -> Splits:
+    """The task's validation pairs, dealt out anew; its test pairs (or the first few), its training pairs left out.
 
     Args:
         tokenizer: the model's.
         build: makes the task's splits.
         n_train: validation pairs that scores are learned from.
         n_val: validation pairs that circuits are chosen by.
+        n_test: test pairs that are kept; None keeps all.
 
     Raises:
         UserError: the task has too few validation pairs.
@@ -29,4 +36,6 @@ def apart(tokenizer: PreTrainedTokenizerBase, build: Callable[..., Splits], n_tr
             f"task {splits.name} has {len(splits.val)} validation pairs, and {n_train} + {n_val} are wanted for "
             "circuits; raise task.build.n_val"
         )
-    return replace(splits, train=splits.val[:n_train], val=splits.val[n_train : n_train + n_val])
+    return replace(
+        splits, train=splits.val[:n_train], val=splits.val[n_train : n_train + n_val], test=splits.test[:n_test]
+    )

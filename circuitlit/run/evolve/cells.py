@@ -22,7 +22,7 @@ from circuitlit.timeline.checkpoints import Checkpoint
 log = logging.getLogger(__name__)
 HEADS, CAUSAL = "heads", "causal"
 _GROUPS = ("task", "model", "adapter", "mask", "sparsity", "objective", "ablation", "method", "data")
-_OWN = ("circuits", "cold_every", "faithfulness", "probe_pairs", "resamples", "heads")
+_OWN = ("circuits", "cold_every", "faithfulness", "probe_pairs", "resamples", "smallest", "heads")
 
 
 @dataclass(frozen=True)

@@ -102,6 +102,8 @@ def _smallest(cfg: DictConfig, bench: Workbench, scores: EdgeScores, bed: TestBe
     if gap.low is None or gap.low <= 0:
         reason = f"clean prompts are not clearly better than corrupted ones ({gap}), so no circuit explains anything"
         return {"status": "FAILED", "reason": reason, "smallest": None, "smallest_raw": None}
+    if not cfg.evolve.smallest:
+        return {"status": "UNSEARCHED", "reason": None, "smallest": None, "smallest_raw": None}
     target = cfg.evolve.faithfulness
     content: dict[str, Any] = {}
     for name, raw in (("smallest", False), ("smallest_raw", True)):

@@ -62,9 +62,7 @@ def _check(cfg: DictConfig) -> None:
         raise UserError("ckpt_path is for one tuning run; a story begins anew")
 
 
-def _followed(
-    cfg: DictConfig, way: Way, folder: Path, sides: dict[str, compare.Side], clock: Clock
-) -> dict[str, Any]:
+def _followed(cfg: DictConfig, way: Way, folder: Path, sides: dict[str, compare.Side], clock: Clock) -> dict[str, Any]:
     """One way's circuits over its checkpoints, the difference at the end, and what its nodes and layers carry."""
     name, tuned = way.name, str(folder / "tune")
     with clock.phase(f"{name}_timeline", f"{name}: following the circuit"), writing_to(folder / "evolve"):

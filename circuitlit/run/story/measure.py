@@ -25,7 +25,7 @@ from circuitlit.run.build import build_subject, encoded
 from circuitlit.run.checks import run_dir
 from circuitlit.run.compare import Side
 from circuitlit.run.sides import load_side, passages
-from circuitlit.run.story.settings import story_task, verb_settings
+from circuitlit.run.story.settings import verb_settings
 
 
 class Answers:
@@ -39,7 +39,7 @@ class Answers:
         self._base = build_subject(cfg)
         assert self._base.tokenizer is not None
         save_model(self._base.model, self._base.tokenizer, run_dir() / "base")
-        splits = instantiate(story_task(cfg).build)(tokenizer=self._base.tokenizer)
+        splits = instantiate(cfg.task.build)(tokenizer=self._base.tokenizer)
         test = encoded(cfg, splits, self._base).test
         self._pairs = HeldOut(self._base.model, test, cfg.data.eval_batch_size, self._base.device)
         wanted = verb_settings(cfg, "intervene", {})
@@ -82,7 +82,7 @@ def carried_by_layers(
         A row each for all layers together and for every ranking and number of layers.
     """
     base, tuned = build_subject(cfg), load_side(cfg, str(folder), "tuned")
-    splits = instantiate(story_task(cfg).build)(tokenizer=base.tokenizer)
+    splits = instantiate(cfg.task.build)(tokenizer=base.tokenizer)
     test = encoded(cfg, splits, base).test
     count = min(cfg.story.pairs, len(test))
     bed = PairBed(base, test.batches(cfg.data.eval_batch_size, order=range(count)))

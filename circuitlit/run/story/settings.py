@@ -32,7 +32,9 @@ def ways_of(cfg: DictConfig) -> list[Way]:
     """
     entered = entries(cfg.story.ways, "adapter")
     if len(entered) < _LEAST:
-        raise UserError("story.ways must hold at least two ways to tune: [lora,none] or {name: LABEL, with: [settings]}")
+        raise UserError(
+            "story.ways must hold at least two ways to tune: [lora,none] or {name: LABEL, with: [settings]}"
+        )
     ways = []
     for entry in entered:
         own = composed(*entry.settings)
@@ -41,7 +43,7 @@ def ways_of(cfg: DictConfig) -> list[Way]:
     return ways
 
 
-def circuit_task(task: DictConfig, n_train: int, n_val: int) -> DictConfig:
+def circuit_task(task: DictConfig, n_train: int, n_val: int, n_test: int | None = None) -> DictConfig:
     """A task with the pairs that circuits of tuned models are scored on: validation pairs, and the test pairs."""
     build = {
         "_target_": "circuitlit.tasks.apart",
@@ -49,13 +51,14 @@ def circuit_task(task: DictConfig, n_train: int, n_val: int) -> DictConfig:
         "build": plain(task.build),
         "n_train": n_train,
         "n_val": n_val,
+        "n_test": n_test,
     }
     return OmegaConf.create({**plain(task), "build": build})
 
 
 def story_task(cfg: DictConfig) -> DictConfig:
     """The task of a story's circuits."""
-    return circuit_task(cfg.task, cfg.story.circuit_pairs, cfg.story.probe_pairs)
+    return circuit_task(cfg.task, cfg.story.circuit_pairs, cfg.story.probe_pairs, cfg.story.test_pairs)
 
 
 def verb_settings(cfg: DictConfig, verb: str, changes: dict[str, Any]) -> DictConfig:
@@ -74,6 +77,7 @@ def verb_settings(cfg: DictConfig, verb: str, changes: dict[str, Any]) -> DictCo
     own.task = story_task(cfg)
     if verb == "evolve":
         own.evolve.heads.run = False
+        own.evolve.smallest = cfg.story.smallest
         own.evolve.probe_pairs = cfg.story.probe_pairs
     if verb == "intervene":
         own.intervene.passages = cfg.story.passages
