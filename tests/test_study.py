@@ -241,6 +241,7 @@ def test_parts_share_the_cells_by_cost() -> None:
     }
     shares = [part_of(jobs, part, 3) for part in range(3)]
     names = [[job.cell.name for of_task in share.values() for job in of_task] for share in shares]
-    assert [name for of_part in names for name in of_part] == [job.cell.name for of_task in jobs.values() for job in of_task]
+    every = [job.cell.name for of_task in jobs.values() for job in of_task]
+    assert [name for of_part in names for name in of_part] == every
     totals = [sum(job.cost for of_task in share.values() for job in of_task) for share in shares]
     assert max(totals) <= 9

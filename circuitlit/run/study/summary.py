@@ -161,7 +161,8 @@ def _fewest(done: Finished, rival: DictConfig, pairs: int) -> list[dict[str, Any
             methods.setdefault((cell.task, cell.method), {}).setdefault(cell.sparsity, []).append(needed)
     for (task, method), by_sparsity in methods.items():
         edges, kl = targets[task]
-        means = {at: sum(map(float, runs)) / len(runs) for at, runs in by_sparsity.items() if None not in runs}  # type: ignore[arg-type]
+        reached = {at: [n for n in runs if n is not None] for at, runs in by_sparsity.items() if None not in runs}
+        means = {at: sum(runs) / len(runs) for at, runs in reached.items()}
         best = min(means, key=lambda at: means[at]) if means else None
         least = means.get(best) if means else None
         facts = {"task": task, "method": method, "kl": kl, "rival": rival.method, "rival_edges": edges}
