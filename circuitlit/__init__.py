@@ -22,8 +22,8 @@ from typing import TYPE_CHECKING, Any
 if TYPE_CHECKING:
     from circuitlit.discover import (
         HardConcrete,
-        MaskLearner,
         MaskedLoss,
+        MaskLearner,
         Schedule,
         SigmoidTopK,
         UniformGradient,

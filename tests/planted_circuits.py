@@ -104,7 +104,7 @@ def pairs(circuit: str, rows: int, seed: int) -> Batch:
 
     clean, corrupted = lists(), lists()
     index = torch.arange(rows)
-    answer = clean[:, place + 1] if circuit == "induction" else clean[:, place - 1]
+    answer = clean[:, place + 1] if circuit == "induction" else clean[:, place - 2]
     wrong = clean[:, (place + 4) % length]
     ids = [torch.cat([one, one[:, : place + 1]], 1) for one in (clean, corrupted)]
     if circuit == "induction":  # what the corrupted prompt ends in has not been said before

@@ -139,6 +139,9 @@ def test_a_stopped_study_goes_on(done: Path, local: Path, tmp_path: Path, capsys
     failed = json.loads((cells / "jsonl--learner--warm--0.9--seed0.json").read_text()) | {"status": "FAILED"}
     (cells / "jsonl--learner--warm--0.9--seed0.json").write_text(json.dumps(failed))
     before = {file.name: file.stat().st_mtime_ns for file in cells.iterdir()}
+    call(*small(local, folder, "study.finished_only=true"), verb="study")
+    assert {row["method"] for row in study_of(folder)["rows"]} == {"random circuits", "mask_gradients", "warm", "ranked"}
+    assert before == {file.name: file.stat().st_mtime_ns for file in cells.iterdir()}
     call(*small(local, folder), verb="study")
     again = {file.name for file in cells.iterdir() if before.get(file.name) != file.stat().st_mtime_ns}
     assert again == {
@@ -241,6 +244,7 @@ def test_parts_share_the_cells_by_cost() -> None:
     }
     shares = [part_of(jobs, part, 3) for part in range(3)]
     names = [[job.cell.name for of_task in share.values() for job in of_task] for share in shares]
-    assert [name for of_part in names for name in of_part] == [job.cell.name for of_task in jobs.values() for job in of_task]
+    every = [job.cell.name for of_task in jobs.values() for job in of_task]
+    assert [name for of_part in names for name in of_part] == every
     totals = [sum(job.cost for of_task in share.values() for job in of_task) for share in shares]
     assert max(totals) <= 9

@@ -8,7 +8,14 @@ from jaxtyping import Float
 from torch import Tensor
 
 from circuitlit.discover.masked_loss import MaskedLoss
-from circuitlit.discover.reader_gradients import ablation_moves, contract, mean_scores, refuse_flat_objective, refuse_unusual_writers, trace
+from circuitlit.discover.reader_gradients import (
+    ablation_moves,
+    contract,
+    mean_scores,
+    refuse_flat_objective,
+    refuse_unusual_writers,
+    trace,
+)
 from circuitlit.graph import EdgeScores
 from circuitlit.masked import Reference, References
 from circuitlit.model.relevance import relevance_rules

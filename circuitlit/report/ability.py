@@ -15,7 +15,8 @@ def print_ability(result: dict, console: Console) -> None:
 
     `diff` is the task's metric, logit or probability difference; `on corr.` is the same on corrupted prompts.
     """
-    table = Table(title=Text(f"what {result['model']} does", "bold"), box=box.SIMPLE_HEAD, padding=(0, 1, 0, 0), title_justify="left")
+    title = Text(f"what {result['model']} does", "bold")
+    table = Table(title=title, box=box.SIMPLE_HEAD, padding=(0, 1, 0, 0), title_justify="left")
     for heading in ("task", "split"):
         table.add_column(heading, no_wrap=True)
     for heading in ("pairs", "accuracy", "on corr.", "diff", "on corr.", "KL corr.", "asked"):

@@ -37,6 +37,9 @@ def run(cfg: DictConfig) -> dict[str, Any]:
     _check(cfg, attributions, learners)
     torch.set_float32_matmul_precision("highest")
     jobs = part_of(plan(tasks, attributions, learners), cfg.study.part, cfg.study.parts)
+    if cfg.study.finished_only:
+        there = {task: [job for job in own if job.cell.read().get("status") == "OK"] for task, own in jobs.items()}
+        jobs = {task: own for task, own in there.items() if own}
     clock = Clock()
     with clock.phase("load", f"Loading {cfg.model.name}"):
         subject = build_subject(cfg)
@@ -52,7 +55,8 @@ def run(cfg: DictConfig) -> dict[str, Any]:
     study = {"model": cfg.model.name, **summarise_study(finished, cfg), **clock.times()}
     study["provenance"] = provenance(cfg, subject)
     if not study["rows"]:
-        raise UserError(f"study: no cell could be run; the first: {study['failed'][0]['error']}")
+        first = study["failed"][0]["error"] if study["failed"] else "none is finished"
+        raise UserError(f"study: no cell could be run; the first: {first}")
     write_json(run_dir() / "study.json", study)
     print_study(study, CONSOLE)
     for path in (run_dir() / "study.json", *write_figures(study, run_dir())):

@@ -188,7 +188,7 @@ def _curves(cfg: DictConfig, stage: Stage, scores: EdgeScores, rows: list[dict[s
     ranked = replace(scores, ranks_by_magnitude=rows[0]["ranking"] == "absolute")
     curve = size_curve(stage.test, ranked, select=cfg.sparsity.select, pairs=pairs)
     names = ("cpr", "cmd", "cpr_anchored", "cmd_anchored")
-    found = {n: point.kl.value for n, point in zip(curve.n_edges, curve.points, strict=True)}
+    found = {n: point.kl.value for n, point in zip(curve.n_edges, curve.points, strict=True) if n}
     for row in rows:
         kls = row["by_pair"]["kl"][:pairs]
         found[row["n_edges"]] = sum(kls) / len(kls)

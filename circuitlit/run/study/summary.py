@@ -157,11 +157,12 @@ def _fewest(done: Finished, rival: DictConfig, pairs: int) -> list[dict[str, Any
     methods: dict[tuple[str, str], dict[float | None, list[float | None]]] = {}
     for cell, content in done:
         if content.get("kl_by_size") and cell.task in targets:
-            needed = fewest_edges(content["kl_by_size"], targets[cell.task][1])
+            needed = fewest_edges([(size, kl) for size, kl in content["kl_by_size"]], targets[cell.task][1])
             methods.setdefault((cell.task, cell.method), {}).setdefault(cell.sparsity, []).append(needed)
     for (task, method), by_sparsity in methods.items():
         edges, kl = targets[task]
-        means = {at: sum(map(float, runs)) / len(runs) for at, runs in by_sparsity.items() if None not in runs}  # type: ignore[arg-type]
+        reached = {at: [n for n in runs if n is not None] for at, runs in by_sparsity.items() if None not in runs}
+        means = {at: sum(runs) / len(runs) for at, runs in reached.items()}
         best = min(means, key=lambda at: means[at]) if means else None
         least = means.get(best) if means else None
         facts = {"task": task, "method": method, "kl": kl, "rival": rival.method, "rival_edges": edges}
