@@ -43,7 +43,8 @@ def write_evolution_page(result: dict[str, Any], path: Path) -> Path:
     said = f"<h2>Beside the published account</h2><ul>{claims}</ul>" if claims else ""
     title = html.escape(f"Circuits of {result['model']} over training")
     style = ":root{color-scheme:light dark}body{font-family:system-ui,sans-serif;max-width:70rem;margin:auto}"
-    style += "body{padding:0 1rem}h2{font-size:1rem}div{overflow-x:auto}td,th{padding:.1rem .6rem;text-align:right;white-space:nowrap}"
+    style += "body{padding:0 1rem}h2{font-size:1rem}div{overflow-x:auto}"
+    style += "td,th{padding:.1rem .6rem;text-align:right;white-space:nowrap}"
     head = f'<head><meta charset="utf-8"><title>{title}</title><style>{style}</style></head>'
     content = f"<body><h1>{title}</h1>{body}<ul>{notes}</ul>{tables}{said}</body>"
     partial = path.with_name(path.name + ".part")

@@ -30,12 +30,10 @@ def print_heads(scores: HeadScores, top: int, console: Console) -> None:
 def _years(found: dict[str, Any]) -> str:
     if found["status"] != "OK":
         return f"no check; {found['reason']}"
-    looks, says, others, later = (
-        str(Metric.of(found[key])) for key in ("looks", "says_year", "random_looks", "later")
-    )
+    looks, says, others, later = (str(Metric.of(found[k])) for k in ("looks", "says_year", "random_looks", "later"))
     return (
-        f"{len(found['heads'])} heads feed {len(found['mlps'])} MLPs; at the end they look most at the year in {looks} of "
-        f"cases (random heads {others}), say it or the next one in {says}; the MLPs raise later years by {later} logits"
+        f"{len(found['heads'])} heads feed {len(found['mlps'])} MLPs; at the end they look most at the year in {looks} "
+        f"of cases (random heads {others}), say it or the next one in {says}; the MLPs raise later years by {later} logits"
     )
 
 

@@ -37,7 +37,7 @@ def size_tables(result: dict[str, Any]) -> Iterator[Table]:
             named = [[count(row["n_parameters"]), *own] for row, own in zip(sizes, cells, strict=True)]
             yield title, ["parameters", *tasks], named
     if len(sizes) > 1:
-        names = {"emergence": f"{_axis(result)} to emergence"} | {name: name for name in ("nodes", "edges", "stability")}
+        names = {"emergence": f"{_axis(result)} to emergence", **{n: n for n in ("nodes", "edges", "stability")}}
         rows = [[text, *(_r(result["trends"][task][name]) for task in tasks)] for name, text in names.items()]
         yield "correlation with model size (logarithms) [95 % interval]", ["", *tasks], rows
     lost = list(handover_rows(result["series"], tasks))

@@ -123,7 +123,7 @@ def _handed_over(series: Sequence[dict[str, Any]], tasks: Sequence[str]) -> Iter
         if one["name"] == row["series"] and row["taken_over_by"]
     ]
     claim = "heads of a circuit lose their role to others while the behaviour stays"
-    text = f"{len(rows)} losses of a role in a circuit, {taken} with a successor, {sum(kept)} of them with accuracy kept"
+    text = f"{len(rows)} losses of a role in a circuit, {taken} with a successor, {sum(kept)} of these without harm"
     yield Claim(claim, text, "agrees" if sum(kept) else "disagrees" if rows else "undecided")
 
 
