@@ -166,7 +166,7 @@ def test_the_verb_injects_facts_and_reverts_nodes(reader: Path, tmp_path: Path) 
 
 def test_the_verb_tests_packs(local: Path, tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:
     packs = ["logger=none", "knowledge.packs.linguistic=[]", "knowledge.packs.reasoning=[]"]
-    own = "knowledge.packs.factual=[{name: own, with: ["task=jsonl"]}]"
+    own = 'knowledge.packs.factual=[{name: own, with: ["task=jsonl"]}]'
     call(*settings(local, tmp_path, *packs, own), verb="knowledge")
     found = json.loads((tmp_path / "knowledge.json").read_text())["tasks"]["own"]
     assert found["n_pairs"] == 24 and found["pack"] == "factual" and found["roles"] is None

@@ -108,14 +108,14 @@ def likenesses(base: Subject, tuned: Subject, batches: Sequence[Batch]) -> dict[
         UserError: too few tokens.
     """
     batches = [batch.to(base.device) for batch in batches]
-    sides = [_Written(subject, batches) for subject in (base, tuned)]
+    ours, theirs = (_Written(subject, batches) for subject in (base, tuned))
     graph, found = base.graph, {}
     attention = _attention(base, tuned, batches)
     mlps = [node for node in inner_nodes(graph) if place_of(node)[1] is None]
     for layer in range(graph.n_layers):
         heads = [node_name(layer, head) for head in range(graph.n_heads)]
-        found |= _group(heads, *(side.stacked(heads) for side in sides), attention and attention[layer])
-    found |= _group(mlps, *(side.stacked(mlps) for side in sides), None)
+        found |= _group(heads, ours.stacked(heads), theirs.stacked(heads), attention and attention[layer])
+    found |= _group(mlps, ours.stacked(mlps), theirs.stacked(mlps), None)
     return {node: found[node] for node in inner_nodes(graph)}
 
 

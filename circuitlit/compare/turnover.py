@@ -94,8 +94,9 @@ def turnover(base: Resampled, tuned: Resampled, seed: int = 0) -> Turnover:
     count = len(base.resamples)
     generator = torch.Generator().manual_seed(seed)
     drawn = torch.cat([torch.arange(count)[None], torch.randint(count, (DRAWS, count), generator=generator)])
-    parts = [_Means.of(*sides, drawn) for sides in (nodes, edges)]
-    both = [_overlap(*(circuit_nodes(graph, kept) for kept in whole), parts[0]), _overlap(*whole, parts[1])]
+    parts = [_Means.of(ours, theirs, drawn) for ours, theirs in (nodes, edges)]
+    ends = [circuit_nodes(graph, kept) for kept in whole]
+    both = [_overlap(ends[0], ends[1], parts[0]), _overlap(whole[0], whole[1], parts[1])]
     gap = parts[0].kept - parts[1].kept
     return Turnover(both[0], both[1], Estimate.of(gap[0], gap[1:]), both[0].jaccard - both[1].jaccard)
 

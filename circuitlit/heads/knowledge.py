@@ -36,8 +36,9 @@ def attention_blocked(
 ) -> Iterator[None]:
     """Have some heads not attend from one token to others in the stock forwards of this block.
 
-    The rest of their attention is scaled up to 1; where nothing is left of it, they read nothing. Patterns are those of the running forward, so that heads which read
-    what blocked heads wrote see the change. The hooks are gone when the block ends, also on error.
+    The rest of their attention is scaled up to 1; where nothing is left of it, they read nothing. Patterns are those of
+    the running forward, so that heads which read what blocked heads wrote see the change. The hooks are gone when the
+    block ends, also on error.
 
     Args:
         heads: of the subject.

@@ -73,8 +73,10 @@ def sentences(result: dict) -> list[str]:
 
 def prevention_sentences(found: dict | None) -> list[str]:
     """What freezing the nodes of conflict did for each task: loss on held-out answers, nats."""
-    made = []
-    for name in found["loss_before"] if found else ():
+    made: list[str] = []
+    if found is None:
+        return made
+    for name in found["loss_before"]:
         change = {arm: _cell(own[name]) for arm, own in found["loss_change"].items()}
         role = "tuned on" if name == found["on"] else "held"
         gap = Metric.of(found["spared"]["random"][name])

@@ -52,6 +52,7 @@ class Stage:
 
     @property
     def subject(self) -> Subject:
+        """The model that is intervened on."""
         return self.bench.subject
 
     def sets(self) -> list[list[str]]:

@@ -96,7 +96,7 @@ def run(cfg: DictConfig, sides: dict[str, Side] | None = None) -> dict[str, Any]
         "at_size": size,
         "at_faithfulness": _difference(cfg, sides, counts, moved, found) if counts else None,
         "faithfulness": {name: side.faithfulness for name, side in sides.items()},
-        "turnover": turnover(*(sides[name].at(bench.count) for name in ("base", "tuned")), settings.seed).to_dict(),
+        "turnover": turnover(sides["base"].at(bench.count), sides["tuned"].at(bench.count), settings.seed).to_dict(),
         "reuse": {"summary": summary(found), "nodes": [node.to_dict() for node in found.values()]} if found else None,
         "held_out": behaviour.to_dict(),
         "weights": _weights(changes, intruders, settings.intruders),

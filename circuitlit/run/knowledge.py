@@ -90,8 +90,8 @@ def _task(cfg: DictConfig, subject: Subject) -> dict[str, Any]:
     }
     enough = min(len(rows) for rows in kept.values()) >= LEAST_PAIRS
     if {"subject", "relation"} <= set(splits.role_names) and enough:
-        beds = [_bed(cfg, subject, getattr(data, name), rows) for name, rows in kept.items()]
-        result["roles"] = _roles(cfg, *beds, splits.role_names)
+        train, test = (_bed(cfg, subject, getattr(data, name), rows) for name, rows in kept.items())
+        result["roles"] = _roles(cfg, train, test, splits.role_names)
     return result
 
 

@@ -50,7 +50,9 @@ def prevention(
     """
     settings = cfg.generality.prevent
     if settings.tune_on not in tasks:
-        raise UserError(f"generality.prevent.tune_on={settings.tune_on} is not among generality.tasks; name one of them")
+        raise UserError(
+            f"generality.prevent.tune_on={settings.tune_on} is not among generality.tasks; name one of them"
+        )
     assert base.tokenizer is not None
     data = {
         n: examples_of_task(instantiate(c.task.build)(tokenizer=base.tokenizer), base.tokenizer)
@@ -118,7 +120,8 @@ def _tuned(cfg: DictConfig, base: Subject, examples: dict[str, Examples], seed: 
         cfg.trainer, max_steps=tune.steps, callbacks=callbacks, **quiet, **instantiate(cfg.strategy.options)
     )
     trainer.fit(tuner, TuningData(examples, cfg.data.batch_size, seed))
-    made.model.requires_grad_(False).to(base.device)
+    made.model.requires_grad_(False)
+    tuner.to(base.device)
     return made
 
 
