@@ -1,32 +1,48 @@
 #!/usr/bin/env bash
-# bash launch/speed.sh ROW [MORE SETTINGS]: one row of the speed table on one GPU; `all` runs every row but the 13B ones.
+# bash launch/speed.sh ROW [MORE SETTINGS]: one row of the speed table; `all` runs every row for one GPU but the 13B ones.
+# Rows for two GPUs: codellama_zero3, codellama_34b_zero3, ddp_scaling.
 set -euo pipefail
 cd "$(dirname "$0")/.."
 
-bench() { python -m circuitlit bench callbacks=headless repeats=30 warmup=5 "$@"; }
+bench() { python -m circuitlit bench callbacks=headless trainer.log_every_n_steps=25 repeats=30 warmup=5 examples=320 "$@"; }
 
 row() {
   local name=$1
   shift
   local out="hydra.run.dir=runs/speed/$name"
   case $name in
-    gpt2_64) bench model=gpt2 data.batch_size=32 tokens=64 "$out" "$@" ;;
-    gpt2_20) bench model=gpt2 data.batch_size=32 tokens=20 "$out" "$@" ;;
-    smollm2_20) bench model=smollm2 data.batch_size=32 tokens=20 "$out" "$@" ;;
+    gpt2_64) bench model=gpt2 data.batch_size=32 tokens=64 mask.panel=3 "$out" "$@" ;;
+    gpt2_20) bench model=gpt2 data.batch_size=32 tokens=20 mask.panel=3 "$out" "$@" ;;
+    smollm2_20) bench model=smollm2 data.batch_size=32 tokens=20 mask.panel=4 "$out" "$@" ;;
     codellama) bench model=codellama_13b data.batch_size=8 tokens=64 'dtypes=[bfloat16]' mask.recompute=true mask.panel=2 "$out" "$@" ;;
+    codellama_zero3) two codellama_13b 8 "$out" "$@" ;;
+    codellama_34b_zero3) two codellama_34b 4 repeats=3 warmup=2 "$out" "$@" ;;
+    ddp_scaling)
+      bench model=gpt2 data.batch_size=256 tokens=20 mask.cache_gib=0 'dtypes=[float32]' repeats=10 "$out-1" "$@"
+      bench model=gpt2 data.batch_size=256 tokens=20 mask.cache_gib=0 'dtypes=[float32]' repeats=10 strategy=ddp \
+        strategy.options.devices=2 "$out-2" "$@"
+      ;;
     plan) bench plan=true model=codellama_13b data.batch_size=8 tokens=64 mask.recompute=true mask.panel=2 "$out" "$@" ;;
     scaling) bench bench=scaling model=gpt2 data.batch_size=32 tokens=20 'dtypes=[float32]' "$out" "$@" ;;
-    eap) bench bench=eap model=gpt2 data.batch_size=8 tokens=15 "$out" "$@" ;;
-    ioi_200) python -m circuitlit bench bench=run experiment=ioi_gpt2 verb=bench mask.schedule.steps=3000 callbacks=headless "$out" "$@" ;;
+    eap) bench bench=eap model=gpt2 data.batch_size=8 tokens=15 examples=null "$out" "$@" ;;
+    ioi_200) python -m circuitlit bench bench=run experiment=ioi_gpt2 verb=bench random=true model.dtype=bfloat16 mask.schedule.steps=3000 callbacks=headless "$out" "$@" ;;
     ioi_100000) row_large "$out" "$@" ;;
-    cpu_eap) CUDA_VISIBLE_DEVICES='' bench bench=eap model=gpt2 data.batch_size=8 tokens=15 'dtypes=[float32]' repeats=5 "$out" "$@" ;;
-    cpu_smollm2) CUDA_VISIBLE_DEVICES='' bench data.batch_size=16 tokens=16 'dtypes=[float32]' repeats=5 "$out" "$@" ;;
+    cpu_eap) CUDA_VISIBLE_DEVICES='' bench bench=eap model=gpt2 data.batch_size=8 tokens=15 'dtypes=[float32]' repeats=5 examples=null "$out" "$@" ;;
+    cpu_smollm2) CUDA_VISIBLE_DEVICES='' bench data.batch_size=16 tokens=16 'dtypes=[float32]' repeats=5 examples=null "$out" "$@" ;;
     *) echo "no row '$name'; see the cases of launch/speed.sh" >&2 && exit 1 ;;
   esac
 }
 
+two() { # MODEL PAIRS SETTINGS: a step of a sharded model, so many pairs of 64 tokens on each of two GPUs
+  local model=$1 pairs=$2
+  shift 2
+  bench model="$model" data.batch_size="$pairs" tokens=64 'dtypes=[bfloat16]' strategy=deepspeed_3 \
+    strategy.options.devices=2 mask.panel=2 mask.cache_gib=0 callbacks.probe_every=0 callbacks.checkpoint_every=0 \
+    callbacks.snapshot_every=1000 logger=none repeats=10 "$@"
+}
+
 row_large() {
-  python -m circuitlit bench bench=run experiment=ioi_gpt2 verb=bench mask.schedule.steps=3000 callbacks=headless \
+  python -m circuitlit bench bench=run experiment=ioi_gpt2 verb=bench random=true model.dtype=bfloat16 mask.schedule.steps=3000 callbacks=headless \
     task.build.n_train=100000 mask.cache_gib=0 "$@"
 }
 

@@ -65,7 +65,10 @@ def writer_outputs(subject: Subject, ids: Tensor) -> list[Tensor]:
     outputs = [run.embed]
     for layer, block in enumerate(subject.anatomy.blocks(subject.model)):
         out = getattr(getattr(block, subject.anatomy.attention), subject.anatomy.out)
-        outputs += [*_by_head(out, run.heads[:, layer], subject.graph.n_heads), run.mlps[:, layer]]
+        post = subject.anatomy.post_norm
+        gain = 1.0 if post is None else 1 + getattr(block, post).weight
+        heads = [write * gain for write in _by_head(out, run.heads[:, layer], subject.graph.n_heads)]
+        outputs += [*heads, run.mlps[:, layer]]
     return outputs
 
 

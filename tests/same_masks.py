@@ -14,7 +14,6 @@ from circuitlit.graph import Circuit
 
 def main(one: Path, two: Path) -> int:
     first = [load_file(run / "masks" / "step_000001.safetensors")["log_alpha"] for run in (one, two)]
-    first = [values - values.mean() for values in first]  # DeepSpeed's copy lacks the constraint's shift, a scalar
     difference = float((first[0] - first[1]).norm() / first[0].norm())
     kept = [Circuit.load(run).kept for run in (one, two)]
     jaccard = float((kept[0] & kept[1]).sum() / (kept[0] | kept[1]).sum())

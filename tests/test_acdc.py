@@ -32,6 +32,7 @@ SMALL = {
     "gpt2": {"n_layer": 2, "n_head": 2},
     "gpt_neox": {"num_hidden_layers": 2, "num_attention_heads": 2},
     "llama": {"num_hidden_layers": 2, "num_attention_heads": 2, "num_key_value_heads": 1},
+    "gemma2": {"num_hidden_layers": 2, "num_attention_heads": 2, "num_key_value_heads": 1},
 }
 
 
@@ -165,13 +166,18 @@ def test_count_finds_its_threshold() -> None:
     assert int((scores.values >= scores.details["threshold"]).sum()) == scores.details["kept"]
 
 
-def test_mistakes_are_named() -> None:
+def test_mistakes_are_named(monkeypatch: pytest.MonkeyPatch) -> None:
     subject, loss, references = parts("gpt2")
     for wrong in ({}, {"threshold": 0.1, "count": 3}, {"threshold": 0.0}, {"count": 10**6}):
         with pytest.raises(UserError, match=r"method\.score"):
             acdc(loss, references, [tiny_batch()], **wrong)
+    with pytest.raises(UserError, match=r"looked at \d+\.\d% of the"):
+        acdc(loss, references, [tiny_batch()], threshold=0.1, seconds=0.0)
     with pytest.raises(UserError, match="no pairs"):
         exact(loss, references, [])
+    monkeypatch.setattr(os, "sysconf", lambda name: 64)
+    with pytest.raises(UserError, match="3 pairs held open need"):
+        exact(loss, references, [tiny_batch()])
     by_role = MaskedLoss(loss.model, MaskLayout(subject.graph, ("other", "end")), kl_divergence)
     with pytest.raises(UserError, match=r"mask\.roles"):
         exact(by_role, references, [tiny_batch()])

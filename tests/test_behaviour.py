@@ -2,8 +2,12 @@
 
 from __future__ import annotations
 
+import json
+from pathlib import Path
+
 import pytest
 import torch
+from cli import call, failure, settings
 from conftest import tiny_batch, tiny_model
 
 from circuitlit.evaluate import Behaviour
@@ -34,3 +38,14 @@ def test_the_verdict_is_at_the_bar() -> None:
     found = Behaviour.measure(subject, [tiny_batch(rows=4, answers=1)])
     assert found.verdict(0) is None
     assert "task.min_accuracy=0 searches anyway" in str(found.verdict(1.0))
+
+
+def test_from_the_command_line(local: Path, tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:
+    more = ["behaviour.tasks=[{name: mine,with: ['task.min_accuracy=0.9']}]", "behaviour.pairs=8", "logger=none"]
+    call(*settings(local, tmp_path / "out", *more), verb="behaviour")
+    rows = json.loads((tmp_path / "out" / "behaviour.json").read_text())["rows"]
+    assert [(row["task"], row["split"], row["n_pairs"]) for row in rows] == [("mine", "train", 8), ("mine", "test", 8)]
+    assert all("does not do the task" in row["reason"] for row in rows if row["accuracy"]["value"] < 0.9)
+    assert "mine" in capsys.readouterr().out
+    for setting, words in (("behaviour.splits=[all]", "are not some of train, val, test"), ("behaviour.pairs=0", "1")):
+        assert words in failure(capsys, *settings(local, tmp_path / "no", setting), verb="behaviour")

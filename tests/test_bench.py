@@ -16,7 +16,7 @@ from circuitlit.graph import Graph, MaskLayout
 from circuitlit.masked import MaskedModel, References
 from circuitlit.objective import kl_divergence
 from circuitlit.run.bench_data import RandomPairs, random_subject
-from circuitlit.run.bench_plan import largest_batch, meta_subject, plan, saved_bytes
+from circuitlit.run.bench_plan import largest_batch, meta_subject, plan, step_bytes
 from circuitlit.run.bench_run import Stopwatch
 from circuitlit.run.bench_step import traffic
 from circuitlit.tasks.encoded import EncodedPairs, Row
@@ -40,6 +40,7 @@ SHAPE = {
 }
 for overrides in SHAPE.values():
     overrides += ["model.architecture.vocab_size=97", "data.batch_size=6", "tokens=24"]
+DTYPES = ("bfloat16", "float32")
 QUICK = ["callbacks.progress_bar=false", "logger=none", "repeats=2", "warmup=1", "dtypes=[float32]"]
 
 
@@ -95,9 +96,7 @@ def test_plan_counts_weights_and_scales_with_the_batch() -> None:
     assert largest_batch(cfg, 1.02 * room) == 6
     assert largest_batch(cfg, 0.95 * room) == 5
     assert largest_batch(cfg, parts["weights"]) == 0
-    sizes = [
-        saved_bytes(meta_subject(config("gpt2", f"model.dtype={d}")), 6, 24, 1, 2) for d in ("bfloat16", "float32")
-    ]
+    sizes = [step_bytes(meta_subject(cfg), cfg) for cfg in (config("gpt2", f"model.dtype={d}") for d in DTYPES)]
     assert 0.4 < sizes[0] / sizes[1] < 0.75
 
 

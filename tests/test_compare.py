@@ -310,6 +310,11 @@ def test_the_verb_takes_runs_and_folders_and_sees_no_change_in_the_same(local: P
     size = result["at_size"]
     assert size["distance"] == 0 and not size["changed"] and result["weights"]["norm"] == 0
     assert not any(size["counts"][label] for label in LABELS[1:6])
+    assert result["turnover"]["edges"]["corrected"] == 1 and "alike" in result["turnover"]["verdict"]
+    reused = result["reuse"]["summary"]
+    assert reused["swapped"] == sum(reused["verdicts"].values()) > 0 and reused["compared"] == 6
+    page = (tmp_path / "out" / "compare.html").read_text()
+    assert "Reuse of nodes" in page and "Nodes stay, edges change?" in page
     assert result["held_out"]["mcnemar_p"] == 1 and result["held_out"]["kl"]["value"] == pytest.approx(0, abs=1e-6)
 
 

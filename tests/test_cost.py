@@ -13,7 +13,7 @@ from transformers import AutoConfig, AutoModelForCausalLM
 from circuitlit.discover import MaskedLoss
 from circuitlit.graph import MaskLayout
 from circuitlit.masked import MaskedModel, References
-from circuitlit.masked.projection import normed_projection, recognise
+from circuitlit.masked.projection import Projection, recognise
 from circuitlit.model import Subject
 from circuitlit.objective import kl_divergence
 
@@ -159,11 +159,12 @@ def test_normed_projection_is_norm_then_product(centred: bool, bias: bool) -> No
     weights = [torch.randn(n, 10, 4, dtype=torch.float64) for n in (3, 2)]
     biases = [torch.randn(n, 4, dtype=torch.float64) if bias and n == 3 else None for n in (3, 2)]
     x = (torch.randn(5, 6, 10, dtype=torch.float64) + 1).requires_grad_()
-    found = normed_projection(x, norm, weights, biases)
+    project = Projection(norm, weights, biases)
+    found = project(x)
     parts = zip(module(x).split([3, 2]), weights, biases, strict=True)
     expected = torch.cat([p @ w + (0 if b is None else b[:, None]) for p, w, b in parts])
     torch.testing.assert_close(found, expected, rtol=1e-12, atol=1e-12)
     direction = torch.randn_like(expected)
     grads = [torch.autograd.grad((y * direction).sum(), x)[0] for y in (found, expected)]
     torch.testing.assert_close(*grads, rtol=1e-11, atol=1e-11)
-    assert torch.autograd.gradcheck(lambda x: normed_projection(x, norm, weights, biases), x)
+    assert torch.autograd.gradcheck(project, x)

@@ -37,6 +37,7 @@ from circuitlit.objective import kl_divergence, negative_metric
 from circuitlit.tasks.pair import Batch
 
 ARCHITECTURES = ("gpt2", "gpt_neox", "gpt_neox_sequential", "llama", "qwen3")
+GEMMA = ("gemma2", "gemma3_text")
 METHODS = (eap, eap_ig, clean_corrupted, relp, information_flow)
 
 
@@ -75,7 +76,7 @@ def brute_scores(loss: MaskedLoss, batch: Batch, point: float) -> Tensor:
     return -grad.flatten()[graph.dense_index]
 
 
-@pytest.mark.parametrize("name", ARCHITECTURES)
+@pytest.mark.parametrize("name", [*ARCHITECTURES, *GEMMA])
 def test_input_methods_equal_brute_force_per_head(name: str) -> None:
     loss, references = parts(name)
     batch = tiny_batch(rows=2, length=5)
@@ -102,7 +103,7 @@ def test_points_of_the_rules() -> None:
 
 
 @pytest.mark.parametrize("kind", ["interchange", "zero", "mean"])
-@pytest.mark.parametrize("name", ["gpt2", "gpt_neox", "llama"])
+@pytest.mark.parametrize("name", ["gpt2", "gpt_neox", "llama", "gemma2"])
 def test_eap_is_minus_the_mask_gradient_at_all_ones(name: str, kind: str) -> None:
     roles = ("other", "name", "rest")
     loss, references = parts(name, kind=kind, roles=roles)
@@ -296,6 +297,13 @@ def test_random_scores_depend_on_their_seed_alone() -> None:
     one, same, other = (random_scores(loss, references, [], seed=seed).values for seed in (0, 0, 1))
     assert torch.equal(one, same) and not torch.equal(one, other)
     assert float(one.min()) >= 0 and float(one.max()) < 1
+
+
+@pytest.mark.parametrize("method", [relp, eap_ig_activations])
+def test_a_norm_behind_the_attention_is_refused_where_it_is_not_seen(method) -> None:
+    loss, references = parts("gemma2")
+    with pytest.raises(UserError, match="behind the attention"):
+        method(loss, references, [tiny_batch()])
 
 
 @pytest.mark.parametrize("method", [eap, relp])

@@ -19,8 +19,11 @@ from circuitlit.errors import UserError
 from circuitlit.finetune.mixture import KINDS, LISTS, VOCABULARY, mixture, mixture_pairs, mixture_tokenizer
 from circuitlit.finetune.pretrain import log_steps
 from circuitlit.graph import Circuit, EdgeScores, Graph
-from circuitlit.timeline.checkpoints import SCHEDULES, hub_checkpoints, local_checkpoints, scheduled_steps
-from circuitlit.timeline.series import Point, emerged, follow, handovers, smoothed, velocities
+from circuitlit.run.evolve.series import Series, parted
+from circuitlit.timeline.account import account
+from circuitlit.timeline.checkpoints import SCHEDULES, Checkpoint, hub_checkpoints, local_checkpoints, scheduled_steps
+from circuitlit.timeline.emergence import Emergence, by_size, emergence, trend
+from circuitlit.timeline.series import Point, follow, handovers, smoothed, velocities
 
 STEPS = (0, 1, 2, 10)
 NUMBERS = {"hidden_size": 16, "intermediate_size": 32, "num_hidden_layers": 2, "num_attention_heads": 2}
@@ -49,7 +52,8 @@ def series(tmp_path_factory: pytest.TempPathFactory) -> Path:
 def settings(series: Path, out: Path, *more: str) -> list[str]:
     own = [f"evolve.folder={series}", f"task.build.path={series}/pairs.jsonl", f"hydra.run.dir={out}"]
     small = ["model=local", "model.path=null", "task=jsonl", "sparsity.target=0.7", "evolve.resamples=2"]
-    return [*own, *small, "evolve.heads.length=6", "evolve.heads.draws=2", "evolve.heads.threshold=0.01", *more]
+    heads = ["evolve.heads.length=6", "evolve.heads.draws=2", "evolve.heads.threshold=0.106", "evolve.heads.top=2"]
+    return [*own, *small, *heads, "method.score.steps=1", "evolve.probe_pairs=4", *more]
 
 
 def results(out: Path) -> dict:
@@ -136,6 +140,10 @@ def test_pythia_experiment_runs_on_a_folder_of_revisions(series: Path, tmp_path:
         "task=jsonl",
         "evolve.tasks=null",
         *more,
+        "method.score.steps=2",
+        "evolve.resamples=0",
+        "evolve.heads.draws=2",
+        "evolve.heads.length=6",
         f"hydra.run.dir={tmp_path}",
         verb="evolve",
     )
@@ -209,12 +217,49 @@ def test_likeness_by_hand() -> None:
 
 
 def test_emergence_and_handovers_by_hand() -> None:
-    steps, values = [0, 1, 2, 4, 8], [0.0, 0.7, 0.1, 0.9, 1.0]
-    assert emerged(steps, values, values) == 4  # not 1, where it did not stay
-    assert emerged(steps, values, [0.0, 0.6, 0.0, 0.4, 0.9]) == 8
-    assert emerged(steps, [0.5] * 5, [0.4] * 5) is None
+    values = [0.0, 0.7, 0.1, 0.9, 1.0]
+    assert emergence(values, values, values) == Emergence(place=3, before=2, sure=3)  # not 1, where it did not stay
+    unsure = emergence(values, [0.0, 0.6, 0.0, 0.4, 0.9], [0.2, 0.8, 0.6, 1.0, 1.0])
+    assert unsure == Emergence(place=3, before=0, sure=4)
+    assert emergence([0.5] * 5, [0.4] * 5, [0.6] * 5) is None
     scores = [{"a": 0.1, "b": 0.0, "c": 0.9}, {"a": 0.8, "b": 0.2, "c": 0.9}, {"a": 0.2, "b": 0.7, "c": 0.9}]
     assert handovers([1, 2, 4], scores, 0.5) == [{"head": "a", "peak": 2, "lost": 4, "taken_over_by": ["b"]}]
+
+
+def entry(parameters: int, at: float, nodes: float, name: str = "m") -> dict:
+    """A series that emerges within a factor of two of `at` tokens."""
+    begun = {"at": at, "before": at / 2, "sure": 2 * at, "step": 1, "tokens": at, "axis": "tokens"}
+    learned = {"nodes": nodes, "edges": 3 * nodes, "stability": 0.5}
+    accuracy = {"accuracy": {"value": 1.0, "low": 1.0, "high": 1.0}}
+    lost = [{"head": "a0.h0", "peak": 1, "lost": 2, "taken_over_by": ["a0.h1"]}]
+    rows = [{"behaviour": accuracy}]
+    task = {"emerged": begun, "learned": learned, "rows": rows, "roles": {"induction": {"handovers": lost}}}
+    heads = {"emerged": {"induction": begun}}
+    return {"name": name, "n_parameters": parameters, "tasks": {"induction": task}, "heads": heads}
+
+
+def test_what_goes_with_size_by_hand() -> None:
+    line = trend([1, 10, 100, 1000], [2.0, 4.0, 8.0, 16.0])
+    assert line.r == pytest.approx(1) and trend([1, 10, 100], [1.0, None, 2.0]).r is None
+    known = trend([1, 10, 100, 1000, 10_000], [1.0, 10.0, 1.0, 10.0, 1.0])
+    assert known.r == pytest.approx(0, abs=1e-9) and known.high == pytest.approx(math.tanh(1.96 / math.sqrt(2)))
+    series = [entry(10, 100.0, 5), entry(10, 400.0, 7), entry(40, 800.0, 20), entry(90, 800.0, 30)]
+    small, *_ = sizes = by_size(series, ["induction"])
+    assert small["emerged"]["induction"] == {"value": pytest.approx(200), "low": 50, "high": 800, "n": 2}
+    assert small["nodes"]["induction"] == {"value": 6, "low": 5, "high": 7, "n": 2}
+    said = {claim["claim"]: claim["verdict"] for claim in account(series, sizes, ["induction"])}
+    assert said["circuits have more nodes in larger models (induction)"] == "agrees"
+    assert said["emergence after the same number of tokens at every size: the task induction"] == "disagrees"
+    assert said["heads of a circuit lose their role to others while the behaviour stays"] == "agrees"
+
+
+def test_parts_share_the_checkpoints_of_all_series() -> None:
+    checkpoints = [Checkpoint(step, "x") for step in range(3)]
+    series = [Series.of("a", checkpoints), Series.of("b", checkpoints)]
+    shares = [parted(series, part, 4) for part in range(4)]
+    counts = [sum(len(one.checkpoints) for one in share) for share in shares]
+    assert counts == [2, 2, 1, 1] and shares[3][0].checkpoints == [] and shares[3][1].final == checkpoints[2]
+    assert sorted(c.step for share in shares for one in share for c in one.checkpoints) == [0, 0, 1, 1, 2, 2]
 
 
 def test_the_mixture_can_be_learned_by_its_mechanisms() -> None:
@@ -249,13 +294,16 @@ def test_emergence_trains_once_and_evolves(tmp_path: Path) -> None:
         "pretrain.per_doubling=1",
         "evolve.heads.draws=0",
         "evolve.resamples=0",
-        "evolve.schedule=[0,4]",
+        "evolve.schedule=[4]",
+        "evolve.probe_pairs=4",
+        "evolve.heads.length=6",
+        "method.score.steps=1",
         "callbacks.progress_bar=false",
     ]
     call("experiment=emergence", *fast, verb="evolve")
     found = results(tmp_path / "out")
     assert set(found["tasks"]) == {"induction", "names", "agreement", "successor"} and found["errors"] == []
-    folder = tmp_path / "series/emergence/0.1M"
+    folder = tmp_path / "series/emergence/0.2M"
     index = json.loads((folder / "checkpoints.json").read_text())
     assert [row["step"] for row in index["checkpoints"]] == [0, 1, 2, 4]
     assert [row["tokens"] for row in index["checkpoints"]] == [0, 252, 504, 1008]

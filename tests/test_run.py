@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 import json
-import os
 import random
 import shutil
 import signal
@@ -15,6 +14,7 @@ from pathlib import Path
 import pytest
 import torch
 from cli import call, failure, settings
+from forked import finished, start
 from peft import LoraConfig, get_peft_model
 from safetensors.torch import load_file
 from transformers import AutoConfig, AutoModelForCausalLM
@@ -114,24 +114,21 @@ def test_sigkill_twice_then_resume_is_bit_equal(local: Path, tmp_path: Path) -> 
     broken = tmp_path / "broken"
     masks = broken / "masks"
     first = draw.randrange(steps // 4, 3 * steps // 4 - 1)
-    environment = {**os.environ, "OMP_NUM_THREADS": "1"}
     kills = [first, draw.randrange(first + 1, 3 * steps // 4)]
     resume: list[str] = []
     for kill in [*kills, None]:
-        command = [sys.executable, "train.py", *settings(local, broken, *more, *resume)]
-        process = subprocess.Popen(
-            command, cwd=ROOT, env=environment, stderr=subprocess.PIPE, stdout=subprocess.DEVNULL
-        )
+        log = tmp_path / f"killed_at_{kill}.log"
+        process = start(log, *settings(local, broken, *more, *resume))
         if kill is None:
-            _, errors = process.communicate(timeout=120)
-            assert process.returncode == 0, errors.decode()[-2000:]
+            finished(process, log)
             break
         deadline = time.monotonic() + 120
         while not (masks / f"step_{kill:06d}.safetensors").exists():
-            assert process.poll() is None and time.monotonic() < deadline, process.stderr and process.stderr.read()
+            assert process.is_alive() and time.monotonic() < deadline, log.read_text()[-2000:]
             time.sleep(0.005)
-        process.send_signal(signal.SIGKILL)
-        assert process.wait() == -signal.SIGKILL
+        process.kill()
+        process.join()
+        assert process.exitcode == -signal.SIGKILL
         checkpoints = sorted((broken / "checkpoints").glob("step_*.ckpt"))
         assert int(checkpoints[-1].stem.split("_")[1]) < steps
         resume = [f"ckpt_path={checkpoints[-1]}"]

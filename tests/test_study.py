@@ -9,11 +9,16 @@ import pytest
 from cli import call, failure, settings
 from hydra import compose, initialize_config_dir
 
+from circuitlit.evaluate.fewest import fewest_edges
 from circuitlit.evaluate.similarity import corrected_jaccard
 from circuitlit.graph import Circuit
 from circuitlit.report.study import study_figures
+from circuitlit.run.study.cells import Cell
+from circuitlit.run.study.plan import Job, part_of
 
 WARM = "{name: warm,with: ['mask=hard_concrete','mask.init_from=method']}"
+RANKED = "{name: ranked,with: ['mask=sigmoid_topk','study.seeds=[3]']}"
+MATCH = "study.match={method: mask_gradients,sparsity: 0.9}"
 STEPS = "{name: 'more steps',with: ['method=mask_gradients','method.score.steps=7']}"
 SMALL = [
     "study.sparsities=[0.7,0.9]",
@@ -21,7 +26,7 @@ SMALL = [
     "study.resamples=3",
     "study.curve_pairs=4",
     "mask.schedule.steps=6",
-    f"study.learners=[{WARM}]",
+    f"study.learners=[{WARM},{RANKED}]",
     f"study.attributions=[mask_gradients,{STEPS}]",
 ]
 
@@ -33,8 +38,14 @@ def small(local: Path, out: Path, *more: str) -> list[str]:
 
 @pytest.fixture(scope="module")
 def done(local: Path, tmp_path_factory: pytest.TempPathFactory) -> Path:
+    """A study in two parts, summed up by a third process, which makes no cell."""
     folder = tmp_path_factory.mktemp("study")
-    call(*small(local, folder), verb="study")
+    for part in (0, 1):
+        call(*small(local, folder, "study.parts=2", f"study.part={part}", MATCH), verb="study")
+        assert not (folder / "study.json").exists()
+    made = {file.name: file.stat().st_mtime_ns for file in (folder / "cells").iterdir()}
+    call(*small(local, folder, MATCH), verb="study")
+    assert made == {file.name: file.stat().st_mtime_ns for file in (folder / "cells").iterdir()}
     return folder
 
 
@@ -48,9 +59,10 @@ def test_every_cell_is_there(done: Path) -> None:
     names = {p.stem for p in (done / "cells").iterdir()}
     learned = {f"jsonl--learner--warm--{s}--seed{seed}" for s in ("0.7", "0.9") for seed in (0, 1)}
     attributed = {"jsonl--attribution--mask_gradients", "jsonl--attribution--more_steps"}
+    learned.add("jsonl--learner--ranked--seed3")
     assert names == {"jsonl--task", "jsonl--control--random_circuits", *learned, *attributed}
     keys = [(row["method"], row["sparsity"]) for row in study["rows"]]
-    methods = ("random circuits", "mask_gradients", "more steps", "warm")
+    methods = ("random circuits", "mask_gradients", "more steps", "warm", "ranked")
     assert sorted(keys) == sorted((method, sparsity) for method in methods for sparsity in (0.7, 0.9))
     assert {p.name for p in done.glob("study[._]*") if p.suffix != ".log"} == {
         "study.json",
@@ -76,7 +88,11 @@ def test_rows_are_the_circuits_of_their_cells(done: Path) -> None:
 
 
 def test_paired_differences_are_with_the_better_attribution(done: Path) -> None:
-    for item in study_of(done)["learned_minus_attribution_kl"]:
+    items = study_of(done)["learned_minus_attribution_kl"]
+    assert [(item["learner"], item["sparsity"]) for item in items] == [
+        (name, sparsity) for sparsity in (0.7, 0.9) for name in ("warm", "ranked")
+    ]
+    for item in (item for item in items if item["learner"] == "warm"):
         rivals = {}
         for name in ("mask_gradients", "more_steps"):
             cell = json.loads((done / "cells" / f"jsonl--attribution--{name}.json").read_text())
@@ -101,6 +117,7 @@ def test_figures_have_a_line_a_method(done: Path) -> None:
             "mask_gradients",
             "more steps",
             "warm, mean of 2",
+            "ranked",
         ]
         assert all(list(trace.x) == [0.7, 0.9] for trace in figure.data)
     assert figures["performance"].layout.yaxis.title.text == "logit difference"
@@ -163,6 +180,8 @@ BAD = {
     "percent": (["study.sparsities=[95]"], "not shares between 0 and 1"),
     "no seeds": (["study.seeds=[]"], "study.seeds is empty"),
     "no entry": (["study.learners=[{name: x}]"], "neither a preset of mask"),
+    "no such part": (["study.parts=2", "study.part=2"], "one of the parts 0 to 1"),
+    "no such rival": (["study.match={method: acdc,sparsity: 0.9}"], "study.match: acdc"),
     "twice": (["study.attributions=[mask_gradients,mask_gradients]"], "called 'mask_gradients'"),
     "missing model": (["model.path=missing"], "config.json"),
     "no cell works": (["study.tasks=[nonsense]"], "no cell could be run"),
@@ -182,4 +201,46 @@ def test_an_experiment_sets_what_is_studied() -> None:
     with initialize_config_dir(str(Path(__file__).parent.parent / "conf"), version_base="1.3"):
         cfg = compose("study", ["experiment=methods_smollm2"])
     assert list(cfg.study.tasks) == ["ioi", "ioi_single", "greater_than", "gender_pronoun", "sva"]
-    assert cfg.study.curve_pairs == 16
+    assert cfg.study.match.sparsity in cfg.study.sparsities and cfg.study.consensus == 0.5
+
+
+def test_one_run_of_drawn_sizes_is_cut_at_every_sparsity(done: Path) -> None:
+    cell = json.loads((done / "cells" / "jsonl--learner--ranked--seed3.json").read_text())
+    assert [row["sparsity"] for row in cell["rows"]] == [0.7, 0.9]
+    scores = Circuit.load(done / "circuits" / "jsonl--learner--ranked--seed3").scores
+    assert [row["n_edges_reachable"] for row in cell["rows"]] == [
+        Circuit.cut(scores, row["n_edges"]).n_reachable for row in cell["rows"]
+    ]
+
+
+def test_edges_needed_for_a_kl(done: Path) -> None:
+    """The method that sets the KL needs the edges it has, or fewer; the others' come from their own curves."""
+    items = {item["method"]: item for item in study_of(done)["fewest_edges"]}
+    assert set(items) == {"mask_gradients", "more steps", "warm", "ranked"}
+    own = items["mask_gradients"]
+    cell = json.loads((done / "cells" / "jsonl--attribution--mask_gradients.json").read_text())
+    curve = dict(cell["kl_by_size"])
+    assert own["kl"] == pytest.approx(curve[own["rival_edges"]]) and own["n_edges"] <= own["rival_edges"]
+    for item in items.values():
+        assert item["n_edges"] is None or item["times_fewer"] == pytest.approx(own["rival_edges"] / item["n_edges"])
+
+
+def test_fewest_edges_by_hand() -> None:
+    curve = [(10, 3.0), (100, 1.0), (1000, 0.5), (2000, 0.7)]
+    assert fewest_edges(curve, 1.0) == pytest.approx(100)
+    assert fewest_edges(curve, 2.0) == pytest.approx(10**1.5)
+    assert fewest_edges(curve, 0.6) == pytest.approx(10**2.8)
+    assert fewest_edges(curve, 0.4) is None and fewest_edges(curve, 4.0) == 10
+
+
+def test_parts_share_the_cells_by_cost() -> None:
+    costs = {"a": [1.0, 8.0, 1.0], "b": [2.0, 2.0, 2.0, 2.0, 2.0]}
+    jobs = {
+        task: [Job(Cell(task, "attribution", str(number)), (), cost) for number, cost in enumerate(of_task)]
+        for task, of_task in costs.items()
+    }
+    shares = [part_of(jobs, part, 3) for part in range(3)]
+    names = [[job.cell.name for of_task in share.values() for job in of_task] for share in shares]
+    assert [name for of_part in names for name in of_part] == [job.cell.name for of_task in jobs.values() for job in of_task]
+    totals = [sum(job.cost for of_task in share.values() for job in of_task) for share in shares]
+    assert max(totals) <= 9

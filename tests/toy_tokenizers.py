@@ -18,16 +18,18 @@ from circuitlit.tasks.greater_than import SENTENCES as SPANS
 from circuitlit.tasks.ioi import NAMES, OBJECTS, PLACES, templates
 from circuitlit.tasks.sva import NOUNS as SUBJECTS
 from circuitlit.tasks.sva import SENTENCES as CLAUSES
-from circuitlit.tasks.sva import VERBS
+from circuitlit.tasks.sva import THINGS, VERBS
 
 
 def corpus() -> list[str]:
     """Templates of all tasks, and their words and two-digit numbers often enough to become tokens."""
     texts = [*templates().values(), *TEMPLATES.values(), *LAYOUTS.values(), INSTRUCTION, SHOTS, "\nValue:"]
     texts += [*TAGS.values(), *SPANS.values(), *CLAUSES.values()]
-    groups = [NAMES, PLACES, OBJECTS, ARGUMENTS, WORDS, FUNCTIONS, BOYS, GIRLS, QUALITIES, PEOPLE, EVENTS, SUBJECTS]
+    groups = [NAMES, PLACES, OBJECTS, ARGUMENTS, WORDS, FUNCTIONS, BOYS, GIRLS, QUALITIES, PEOPLE, EVENTS]
+    groups += [SUBJECTS, THINGS]
     words = {word for group in groups for word in group.split()} | {verb for both in VERBS for verb in both}
-    words |= {f"{noun}s" for noun in SUBJECTS.split()} | {"he", "she", "True", "False", "not", "and", "or", "+", "-"}
+    words |= {f"{noun}s" for noun in (SUBJECTS + " " + THINGS).split()}
+    words |= {"he", "she", "True", "False", "not", "and", "or", "+", "-"}
     numbers = [f"{number:02d}" for number in range(100)]
     texts += [f"and {number}{number}" for number in numbers] * 5
     return texts * 5 + NAMES.split() * 5 + [f"and {word}" for word in sorted(words)] * 5

@@ -2,15 +2,14 @@
 
 from circuitlit.compare.difference import (
     LABELS,
-    MODES,
     CircuitDifference,
     Resampled,
     change_rates,
     circuit_difference,
     corrected_jaccard,
-    node_modes,
 )
 from circuitlit.compare.matrices import LowRank, MatrixChange, concentration, intruder_dimensions, matrix_change
+from circuitlit.compare.nodes import MODES, node_modes
 from circuitlit.compare.weights import PartChange, distribution, module_intruders, weight_changes
 
 __all__ = [

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import math
 from collections import Counter
+from collections.abc import Collection
 from dataclasses import dataclass
 from functools import cached_property
 from itertools import combinations, pairwise
@@ -17,7 +18,6 @@ from circuitlit.errors import UserError
 from circuitlit.graph import EdgeScores, Graph, top_k
 
 LABELS = ("absent", "added", "removed", "strengthened", "weakened", "modified", "reused", "uncertain")
-MODES = ("absent", "new", "lost", "full", "enhanced", "modified", "uncertain")
 MINIMUM = 10  # resamples
 
 
@@ -136,21 +136,25 @@ class CircuitDifference:
 
 
 def circuit_difference(
-    base: Resampled, tuned: Resampled, delta: float = math.log(1.5), sure: float = 0.9
+    base: Resampled,
+    tuned: Resampled,
+    delta: float = math.log(1.5),
+    sure: float = 0.9,
+    altered: Collection[str] = (),
 ) -> CircuitDifference:
     """Label every edge.
 
     An edge is added (removed) where at most 0.1 of the base (tuned) resamples hold it and at least 0.9 of the others;
     retained where 0.9 of both do, absent where 0.1 of both do, and uncertain otherwise. A retained edge whose score
-    changes sign is modified; it is strengthened (weakened) where its share of all scores grew (shrank) by more than
-    `delta` in logarithm and the interval excludes no change; else it is reused. Whether an edge that keeps sign and
-    share still carries the same information is not tested.
+    changes sign, or whose writer's function changed, is modified; it is strengthened (weakened) where its share of all
+    scores grew (shrank) by more than `delta` in logarithm and the interval excludes no change; else it is reused.
 
     Args:
         base: of the model before tuning.
         tuned: of the model after it.
         delta: least change of a share, in nats.
         sure: share of resamples from which on an edge counts as there.
+        altered: nodes that are known to do something else in the tuned model, such as those whose swap failed.
 
     Raises:
         UserError: the graphs differ.
@@ -167,6 +171,8 @@ def circuit_difference(
     low, high = torch.nanquantile(spread.nan_to_num(posinf=1e9, neginf=-1e9), quantiles, dim=0)
     flipped = base.scores.values.sum(0).sign() * tuned.scores.values.sum(0).sign() < 0
     flipped &= torch.tensor(base.scores.ranks_by_magnitude)
+    places = torch.tensor([graph.writers.index(node) for node in altered], dtype=torch.long)
+    flipped |= torch.isin(graph.writer_of, places)
     retained = (before >= sure) & (after >= sure)
     rules = {
         "absent": (before <= 1 - sure) & (after <= 1 - sure),
@@ -198,91 +204,6 @@ def circuit_difference(
         effect=distance / median if median else math.nan,
         overlap_floor=float(torch.quantile(overlaps, 0.05)),
     )
-
-
-def node_modes(
-    base: Resampled, tuned: Resampled, difference: CircuitDifference, moved: dict[str, float] | None = None
-) -> dict[str, str]:
-    """What became of every writer of the graph, in `MODES`.
-
-    A node is there where 0.9 of the resamples' circuits hold an edge into or out of it. New and lost are as for edges.
-    Of a node in both circuits: modified, where the edges around it overlap less than resampling explains, or the sum
-    of the scores out of it changes sign; enhanced, where the interval of its strength (its share of all scores) lies
-    above that of the base; full reuse, where neither holds and its weights moved less than the median of its layer;
-    and where they moved more, modified.
-
-    Args:
-        base, tuned, difference: as given to and by `circuit_difference`.
-        moved: relative weight change of each node; None leaves it out.
-    """
-    graph = difference.graph
-    around = _around(graph)
-    present = [torch.stack([(m.circuits & own).any(1).float().mean() for own in around]) for m in (base, tuned)]
-    kept = [kept_edges(m.scores, m.count) for m in (base, tuned)]
-    modes = {}
-    for writer, name in enumerate(graph.writers):
-        before, after = float(present[0][writer]), float(present[1][writer])
-        if before <= 0.1 or after <= 0.1:
-            there = max(before, after) >= 0.9
-            modes[name] = "absent" if max(before, after) <= 0.1 else ("new" if after > before else "lost")
-            modes[name] = modes[name] if there or modes[name] == "absent" else "uncertain"
-        elif before < 0.9 or after < 0.9:
-            modes[name] = "uncertain"
-        else:
-            modes[name] = _reuse(base, tuned, difference, writer, around[writer], kept, moved)
-    return modes
-
-
-def _reuse(
-    base: Resampled,
-    tuned: Resampled,
-    difference: CircuitDifference,
-    writer: int,
-    around: Bool[Tensor, "edge"],
-    kept: list[Bool[Tensor, "edge"]],
-    moved: dict[str, float] | None,
-) -> str:
-    """Mode of a node that is in both circuits."""
-    graph = difference.graph
-    out = graph.writer_of == writer
-    signed = [m.scores.values.sum(0)[out].sum().sign() for m in (base, tuned)]
-    flips = base.scores.ranks_by_magnitude and float(signed[0] * signed[1]) < 0
-    own = [edges[around] for edges in kept]
-    if flips or corrected_jaccard(own[0], own[1]) < _own_floor(base, tuned, around):
-        return "modified"
-    strength = [m.shares[:, out].sum(1) for m in (base, tuned)]
-    low = torch.nanquantile((strength[1] / strength[0]).log(), 0.025)
-    if float(low) > 0:
-        return "enhanced"
-    if moved is None:
-        return "full"
-    name = graph.writers[writer]
-    layer = [value for other, value in moved.items() if _layer(other) == _layer(name)]
-    return "full" if moved.get(name, 0.0) <= sorted(layer or [0.0])[len(layer) // 2] else "modified"
-
-
-def _own_floor(base: Resampled, tuned: Resampled, around: Bool[Tensor, "edge"]) -> float:
-    """5th percentile of the overlap of a node's edges within a model."""
-    within = [
-        corrected_jaccard(one[around], other[around])
-        for model in (base, tuned)
-        for one, other in combinations(model.circuits, 2)
-    ]
-    return float(torch.quantile(torch.tensor(within), 0.05))
-
-
-def _layer(node: str) -> str:
-    return node.split(".")[0].lstrip("am")
-
-
-def _around(graph: Graph) -> Bool[Tensor, "writer edge"]:
-    """The edges into and out of each writer."""
-    around = graph.writer_of == torch.arange(graph.n_writers)[:, None]
-    for reader, fed in enumerate(graph.writers_of_reader):
-        into = graph.reader_of == reader
-        for writer in fed:
-            around[writer] |= into
-    return around
 
 
 def change_rates(circuits: list[Bool[Tensor, "edge"]]) -> list[dict[str, float]]:

@@ -3,7 +3,8 @@
 from __future__ import annotations
 
 import math
-from collections.abc import Iterable
+import time
+from collections.abc import Callable, Iterable
 from dataclasses import dataclass
 
 import torch
@@ -27,6 +28,7 @@ def acdc(
     count: int | None = None,
     chunk: int = 8,
     searches: int = 10,
+    seconds: float | None = None,
 ) -> EdgeScores:
     """Visit all edges from the logits down; remove an edge for good if the loss then rises by less than `threshold`.
 
@@ -43,6 +45,7 @@ def acdc(
         count: edges wanted; thresholds are bisected, and the run that keeps the number closest to it is returned.
         chunk: most edges tried at once. It changes the speed, not the result.
         searches: most thresholds tried for `count`.
+        seconds: longest time that one pass over the edges may take; None lets it finish.
 
     Returns:
         For each edge the rise of the loss when it was tried, on top of all earlier removals: the kept ones are those of
@@ -50,7 +53,8 @@ def acdc(
         `details["kept"]` is ACDC's own number of edges.
 
     Raises:
-        UserError: neither or both of `threshold` and `count` are given, or one is out of its range.
+        UserError: neither or both of `threshold` and `count` are given, one is out of its range, or the time is up: a
+            circuit of which a part was never looked at is no result.
 
     Source: Conmy et al., arXiv 2304.14997, Algorithm 1, with KL summed over the vocabulary.
     """
@@ -62,10 +66,14 @@ def acdc(
     if count is not None and not 0 < count < edges:
         raise UserError(f"method.score.count={count} is not between 0 and the graph's {edges} edges")
     pairs = list(batches)
+
+    def sweep(threshold: float) -> Sweep:
+        return _sweep(HeldLoss(loss, references, pairs), threshold, chunk, seconds)
+
     if threshold is not None:
-        return _scores(loss, _sweep(HeldLoss(loss, references, pairs), threshold, chunk))
+        return _scores(loss, sweep(threshold))
     assert count is not None
-    return _scores(loss, _search(loss, references, pairs, count, chunk, searches))
+    return _scores(loss, _search(sweep, count, searches))
 
 
 @dataclass(frozen=True)
@@ -87,11 +95,19 @@ class Sweep:
     tried: int
 
 
-def _sweep(held: HeldLoss, threshold: float, chunk: int) -> Sweep:
-    graph = held.graph
+def _sweep(held: HeldLoss, threshold: float, chunk: int, seconds: float | None) -> Sweep:
+    graph, started = held.graph, time.perf_counter()
     rises = torch.zeros(graph.n_edges, dtype=torch.float64)
     current, tried = held.value(), 0
     for reader in reversed(range(graph.n_readers)):
+        passed = time.perf_counter() - started
+        if seconds is not None and passed > seconds:
+            left = int(graph.offsets[reader] + graph.visible[reader])
+            share = 1 - left / graph.n_edges
+            raise UserError(
+                f"ACDC looked at {share:.1%} of the {graph.n_edges:,} edges in {passed:.0f} s; raise "
+                "method.score.seconds, or lower method.max_batches"
+            )
         fed = list(graph.writers_of_reader[reader])
         row = held.masks[reader].clone()
         if fed and not bool(held.masks[:, fed].any()):
@@ -144,15 +160,13 @@ def _prune(
     return current, tried
 
 
-def _search(
-    loss: MaskedLoss, references: References, pairs: list[Batch], count: int, chunk: int, searches: int
-) -> Sweep:
+def _search(sweep_at: Callable[[float], Sweep], count: int, searches: int) -> Sweep:
     """The sweep that keeps closest to `count` edges, thresholds bisected on a logarithmic scale."""
     best: Sweep | None = None
     low, high = math.log(1e-8), math.log(10.0)
     for _ in range(searches):
         middle = (low + high) / 2
-        sweep = _sweep(HeldLoss(loss, references, pairs), math.exp(middle), chunk)
+        sweep = sweep_at(math.exp(middle))
         kept = int(sweep.kept.sum())
         if best is None or abs(kept - count) < abs(int(best.kept.sum()) - count):
             best = sweep

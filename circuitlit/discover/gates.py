@@ -18,8 +18,14 @@ import torch
 from jaxtyping import Float
 from torch import Tensor
 
+from circuitlit.masked.kernels import fused
+
 BISECTIONS = 50
+HALVINGS = 34  # after which a search that is all in float32 no longer moves
+SPREAD = 60.0  # noise scales beyond the outermost gates at which the search begins
 Measure = Callable[[Float[Tensor, "mask"]], Float[Tensor, ""]]
+
+Scale = float | Float[Tensor, ""]  # a tensor where the step is captured
 
 
 class Gates(ABC):
@@ -33,13 +39,18 @@ class Gates(ABC):
 
     @abstractmethod
     def sample(
-        self, log_alpha: Float[Tensor, "mask"], noise: Float[Tensor, "mask"], scale: float = 1.0
+        self, log_alpha: Float[Tensor, "mask"], noise: Float[Tensor, "mask"], scale: Scale = 1.0
     ) -> Float[Tensor, "mask"]:
         """Mask values in [0, 1], differentiable in `log_alpha`; `noise` is standard logistic."""
 
-    @abstractmethod
-    def open_probability(self, log_alpha: Float[Tensor, "mask"], scale: float = 1.0) -> Float[Tensor, "mask"]:
+    def open_probability(self, log_alpha: Float[Tensor, "mask"], scale: Scale = 1.0) -> Float[Tensor, "mask"]:
         """Expected size that each mask adds: its probability of being open, or its soft value."""
+        return torch.sigmoid((log_alpha - self.threshold) / (self.softness * scale))
+
+    @property
+    def softness(self) -> float:
+        """Width of the sigmoid from log-alpha to `open_probability`, at scale 1."""
+        return 1.0
 
     @property
     def threshold(self) -> float:
@@ -47,7 +58,7 @@ class Gates(ABC):
         return 0.0
 
     def held(
-        self, log_alpha: Float[Tensor, "mask"], scale: float = 1.0, measure: Measure = torch.mean
+        self, log_alpha: Float[Tensor, "mask"], scale: Scale = 1.0, measure: Measure = torch.mean
     ) -> Float[Tensor, "mask"]:
         """The same log-alphas, with the gradient of the shift that holds the constraint.
 
@@ -74,7 +85,18 @@ class Gates(ABC):
             measure: from the gates' open probabilities to the expected share of edges kept; the mean, where every gate
                 is one edge.
         """
-        spread = 60.0 * scale
+        if measure is torch.mean and fused(log_alpha):
+            from circuitlit.masked.gpu.shift import shift
+
+            return shift(log_alpha, share, self.threshold, self.softness * scale, SPREAD * scale, HALVINGS)
+        return self.bisected(log_alpha, share, scale, measure)
+
+    @torch.no_grad()
+    def bisected(
+        self, log_alpha: Float[Tensor, "mask"], share: float, scale: float = 1.0, measure: Measure = torch.mean
+    ) -> Float[Tensor, ""]:
+        """`shift_to` by plain operators."""
+        spread = SPREAD * scale
         low = self.threshold - log_alpha.max() - spread
         high = self.threshold - log_alpha.min() + spread
         for _ in range(BISECTIONS):
@@ -102,7 +124,7 @@ class HardConcrete(Gates):
     high: float = 1.1
 
     def sample(
-        self, log_alpha: Float[Tensor, "mask"], noise: Float[Tensor, "mask"], scale: float = 1.0
+        self, log_alpha: Float[Tensor, "mask"], noise: Float[Tensor, "mask"], scale: Scale = 1.0
     ) -> Float[Tensor, "mask"]:
         """Gate values in [0, 1]; `noise` is standard logistic, `scale` shrinks it."""
         soft = torch.sigmoid((scale * noise + log_alpha) / self.temperature)
@@ -112,10 +134,6 @@ class HardConcrete(Gates):
     def threshold(self) -> float:
         """Log-alpha plus noise above which a gate is open at all."""
         return self.temperature * math.log(-self.low / self.high)
-
-    def open_probability(self, log_alpha: Float[Tensor, "mask"], scale: float = 1.0) -> Float[Tensor, "mask"]:
-        """Probability that a gate is not 0: the expected L0 of one mask."""
-        return torch.sigmoid((log_alpha - self.threshold) / scale)
 
 
 @dataclass(frozen=True)
@@ -133,14 +151,15 @@ class SigmoidTopK(Gates):
     temperature: float = 0.5
 
     def sample(
-        self, log_alpha: Float[Tensor, "mask"], noise: Float[Tensor, "mask"], scale: float = 1.0
+        self, log_alpha: Float[Tensor, "mask"], noise: Float[Tensor, "mask"], scale: Scale = 1.0
     ) -> Float[Tensor, "mask"]:
         """The soft masks; `noise` plays no part."""
         return self.open_probability(log_alpha, scale)
 
-    def open_probability(self, log_alpha: Float[Tensor, "mask"], scale: float = 1.0) -> Float[Tensor, "mask"]:
-        """The soft value of each mask."""
-        return torch.sigmoid(log_alpha / (self.temperature * scale))
+    @property
+    def softness(self) -> float:
+        """The temperature."""
+        return self.temperature
 
 
 @dataclass(frozen=True)
@@ -158,7 +177,7 @@ class UniformGradient(Gates):
     name: ClassVar[str] = "uniform_gradient"
 
     def sample(
-        self, log_alpha: Float[Tensor, "mask"], noise: Float[Tensor, "mask"], scale: float = 1.0
+        self, log_alpha: Float[Tensor, "mask"], noise: Float[Tensor, "mask"], scale: Scale = 1.0
     ) -> Float[Tensor, "mask"]:
         """Values 0, 1, or uniform between."""
         chance = self.open_probability(log_alpha.detach(), scale)
@@ -168,9 +187,27 @@ class UniformGradient(Gates):
         value = torch.where(partial, uniform / between.clamp(min=1e-12), (uniform < chance + between / 2).to(chance))
         return value + (log_alpha - log_alpha.detach()) / scale * partial
 
-    def open_probability(self, log_alpha: Float[Tensor, "mask"], scale: float = 1.0) -> Float[Tensor, "mask"]:
-        """Mean of each mask."""
-        return torch.sigmoid(log_alpha / scale)
+
+@dataclass(frozen=True)
+class Sampler:
+    """Masks of log-alphas and noise. Equal settings are equal samplers, whose steps are captured once.
+
+    Attributes:
+        gates: the family.
+        held: True lets the gradient know of the shift that holds the constraint.
+        measure: from the gates' open probabilities to the expected share of edges kept.
+    """
+
+    gates: Gates
+    held: bool
+    measure: Measure
+
+    def __call__(
+        self, log_alpha: Float[Tensor, "mask"], noise: Float[Tensor, "mask"], scale: Float[Tensor, ""]
+    ) -> Float[Tensor, "mask"]:
+        """The masks; `scale` is that of the noise."""
+        held = self.gates.held(log_alpha, scale, self.measure) if self.held else log_alpha
+        return self.gates.sample(held, noise, scale)
 
 
 def logistic_noise(size: int, seed: int, step: int, micro_batch: int, device: torch.device) -> Float[Tensor, "mask"]:

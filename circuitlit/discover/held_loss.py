@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import os
 from collections.abc import Iterable
 
 import torch
@@ -25,12 +26,14 @@ class HeldLoss:
         batches: the pairs; all of them stay in memory, about `(readers + writers) * tokens * width` numbers.
 
     Raises:
-        UserError: the masks differ by token role, or there are no pairs.
+        UserError: the masks differ by token role, there are no pairs, or more than the memory can hold.
     """
 
     def __init__(self, loss: MaskedLoss, references: References, batches: Iterable[Batch]) -> None:
         if loss.layout.copies > 1 or loss.layout.sites != "edges":
             raise UserError("edges are cut one by one at all positions; set mask.roles=false for this method")
+        batches = list(batches)
+        _refuse_too_many(loss, references, batches)
         self.objective: Objective = loss.objective
         self._parts: list[tuple[HeldRun, Tensor, Batch]] = []
         for batch in batches:
@@ -68,3 +71,20 @@ class HeldLoss:
             total += torch.stack(losses).cpu()
             pairs += len(batch)
         return (total / pairs).tolist()
+
+
+def _refuse_too_many(loss: MaskedLoss, references: References, batches: list[Batch]) -> None:
+    """Refuse pairs whose held activations are larger than all of the device's memory."""
+    graph, subject = loss.layout.graph, references.subject
+    size = subject.model.config.hidden_size * subject.model.dtype.itemsize
+    need = (graph.n_readers + graph.n_writers) * sum(batch.clean.numel() for batch in batches) * size
+    if subject.device.type == "cuda":
+        room = torch.cuda.mem_get_info(subject.device)[1]
+    else:
+        room = os.sysconf("SC_PAGE_SIZE") * os.sysconf("SC_PHYS_PAGES")
+    if need > room:
+        pairs = sum(len(batch) for batch in batches)
+        raise UserError(
+            f"{pairs:,} pairs held open need {need / 2**30:,.0f} GiB, the device has {room / 2**30:,.0f}; lower "
+            "method.max_batches or data.batch_size"
+        )

@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import math
-from collections.abc import Iterable, Sequence
+from collections.abc import Callable, Iterable, Sequence
 from dataclasses import dataclass
 from typing import Any
 
@@ -12,7 +12,7 @@ from jaxtyping import Float
 from lightning import LightningModule
 from torch import Tensor, nn
 
-from circuitlit.discover.gates import Gates, HardConcrete, logistic_noise, mixed
+from circuitlit.discover.gates import Gates, HardConcrete, Measure, Sampler, logistic_noise, mixed
 from circuitlit.discover.masked_loss import MaskedLoss
 from circuitlit.errors import UserError
 from circuitlit.graph import EdgeScores
@@ -89,6 +89,10 @@ class MaskLearner(LightningModule):
         gates: the gates' family.
         seed: of the gates' noise.
         constraint_gradient: True lets the gradient see that opening one gate closes the others a little.
+
+    Attributes:
+        masters: gives the copies of the log-alphas that a strategy trains in their place (DeepSpeed's partitions); the
+            constraint's shift must reach these, too.
     """
 
     log_alpha: Tensor
@@ -110,6 +114,7 @@ class MaskLearner(LightningModule):
         self.target, self.schedule, self.seed = target, schedule, seed
         self.gates: Gates = gates or HardConcrete()
         self.constraint_gradient = constraint_gradient
+        self.masters: Callable[[], Iterable[Tensor]] = tuple
         self.beside, self._beside_lr = nn.ParameterList(), 0.0
         self._micro_batch = (-1, 0)
         self._shifted = -1
@@ -154,23 +159,30 @@ class MaskLearner(LightningModule):
         step = self.global_step
         loss = self.masked_loss(batch, step, self._position(step))
         several = self.trainer.world_size > 1
-        self.log("train/loss", loss.detach(), prog_bar=True, batch_size=len(batch), sync_dist=several)
+        self.log("train/loss", loss.detach(), batch_size=len(batch), sync_dist=several)
         sparsity = 1 - self.schedule.open_share(step, self.target, self.seed)
-        self.log("train/sparsity", sparsity, prog_bar=True, batch_size=len(batch))
+        self.log("train/sparsity", torch.tensor(sparsity), batch_size=len(batch))
         return loss
 
     def masked_loss(self, batch: Batch, step: int, micro_batch: int) -> Float[Tensor, ""]:
         """Loss of one micro-batch under freshly sampled gates, after the constraint is set to the step's target."""
         scale = self.schedule.noise(step)
         share = self.schedule.open_share(step, self.target, self.seed)
-        measure = self.loss.layout.share
         if self._shifted != step:  # once a step: a second shift would add rounding that other ranks do not have
             self._shifted = step
             with torch.no_grad():
-                self.log_alpha += self.gates.shift_to(self.log_alpha, share, scale, measure)
+                shift = self.gates.shift_to(self.log_alpha, share, scale, self._measure)
+                for values in (self.log_alpha, *self.masters()):
+                    values += shift
         noise = logistic_noise(self.log_alpha.numel(), self.seed, step, micro_batch, self.device)
-        held = self.gates.held(self.log_alpha, scale, measure) if self.constraint_gradient else self.log_alpha
-        return self.loss(self.gates.sample(held, noise, scale), batch, self.references(batch))
+        sampler = Sampler(self.gates, self.constraint_gradient, self._measure)
+        width = torch.tensor(scale).to(self.device, non_blocking=True)
+        return self.loss(self.log_alpha, batch, self.references(batch), sampler, (noise, width))
+
+    @property
+    def _measure(self) -> Measure:
+        """From the gates' probabilities to the share of edges kept."""
+        return torch.mean if self.loss.layout.sites == "edges" else self.loss.layout.share
 
     def _position(self, step: int) -> int:
         """Place of this micro-batch among all of its step, over all ranks."""
@@ -184,7 +196,7 @@ class MaskLearner(LightningModule):
         groups: list[dict[str, Any]] = [{"params": [self.log_alpha], "lr": self.schedule.lr}]
         if len(self.beside):
             groups.append({"params": list(self.beside), "lr": self._beside_lr})
-        optimizer = torch.optim.Adam(groups)
+        optimizer = torch.optim.Adam(groups, fused=self.log_alpha.is_cuda or None)
         schedule = torch.optim.lr_scheduler.LambdaLR(optimizer, lambda step: self.schedule.lr_factor(step))
         return {"optimizer": optimizer, "lr_scheduler": {"scheduler": schedule, "interval": "step"}}
 

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 from collections.abc import Iterable
+from itertools import count
 
 import torch
 
@@ -13,7 +14,12 @@ from circuitlit.tasks.pair import Batch
 
 
 def mask_gradients(
-    loss: MaskedLoss, references: References, batches: Iterable[Batch], steps: int = 5, draws: int = 0
+    loss: MaskedLoss,
+    references: References,
+    batches: Iterable[Batch],
+    steps: int = 5,
+    draws: int = 0,
+    numbers: Iterable[int] | None = None,
 ) -> EdgeScores:
     """Mean of minus the loss's gradient along the path on which all masks grow from 0 to 1 together.
 
@@ -27,6 +33,7 @@ def mask_gradients(
         steps: points of the midpoint rule.
         draws: 0 visits every point with every batch; otherwise each batch visits this many of the points, in turn, so
             that all points are visited equally often: a cheaper unbiased estimate.
+        numbers: each batch's place among all, where these are one process's share of them.
 
     Returns:
         Scores in the loss's unit; ranked by magnitude.
@@ -38,7 +45,7 @@ def mask_gradients(
     device = references.subject.device
     total = torch.zeros(layout.size, device=device)
     weights = torch.zeros(steps)
-    for number, batch in enumerate(batches):
+    for number, batch in zip(count() if numbers is None else numbers, batches, strict=False):
         batch = batch.to(device)
         reference = references(batch)
         for visit in range(draws or steps):

@@ -2,7 +2,9 @@
 
 from __future__ import annotations
 
+from collections.abc import Callable
 from dataclasses import fields
+from functools import partial
 
 from jaxtyping import Float
 from torch import Tensor
@@ -12,6 +14,8 @@ from circuitlit.masked import Ablated, MaskedModel, Reference
 from circuitlit.masked.captured import CapturedLoss
 from circuitlit.objective import Objective
 from circuitlit.tasks.pair import Batch
+
+Gate = Callable[..., Float[Tensor, "mask"]]
 
 
 class MaskedLoss:
@@ -26,15 +30,37 @@ class MaskedLoss:
 
     def __init__(self, model: MaskedModel, layout: MaskLayout, objective: Objective, capture: bool = True) -> None:
         self.model, self.layout, self.objective = model, layout, objective
-        self._call = CapturedLoss(self._loss) if capture and layout.copies == 1 else self._loss
+        self.capture = capture and layout.copies == 1 and model.shards is None  # no gathering inside a graph
+        self._calls: dict[Gate | None, Callable[..., Float[Tensor, ""]]] = {}
 
-    def __call__(self, masks: Float[Tensor, "mask"], batch: Batch, reference: Reference) -> Float[Tensor, ""]:
-        """The loss, in the objective's unit."""
-        tensors = list(vars(batch).values())
-        return self._call(masks, reference.teacher, *vars(reference.ablated).values(), *tensors)
+    def __call__(
+        self,
+        masks: Float[Tensor, "mask"],
+        batch: Batch,
+        reference: Reference,
+        gate: Gate | None = None,
+        inputs: tuple[Tensor, ...] = (),
+    ) -> Float[Tensor, ""]:
+        """The loss, in the objective's unit.
 
-    def _loss(self, masks: Tensor, teacher: Tensor, *tensors: Tensor) -> Tensor:
+        Args:
+            masks: the flat vector, or what `gate` makes it of.
+            batch: the pairs.
+            reference: their teacher and ablated writers.
+            gate: makes masks of `masks` and `inputs`; captured with the rest.
+            inputs: what else it needs, noise for example.
+        """
+        if gate not in self._calls:
+            loss = partial(self._loss, gate, len(inputs))
+            self._calls[gate] = CapturedLoss(loss) if self.capture else loss
+        tensors = (reference.teacher, *vars(reference.ablated).values(), *vars(batch).values())
+        return self._calls[gate](masks, *inputs, *tensors)
+
+    def _loss(self, gate: Gate | None, extra: int, masks: Tensor, *tensors: Tensor) -> Tensor:
+        inputs, teacher, tensors = tensors[:extra], tensors[extra], tensors[extra + 1 :]
         writers = len(fields(Ablated))
         ablated, rows = Ablated(*tensors[:writers]), Batch(*tensors[writers:])
+        if gate is not None:
+            masks = gate(masks, *inputs)
         logits = self.model(self.layout.dense(masks), rows.clean, ablated, rows.positions, rows.roles)
         return self.objective(logits, teacher, rows).mean()

@@ -61,7 +61,7 @@ def trace(
         UserError: the objective is not finite.
     """
     subject = loss.model.subject
-    _refuse_unusual_writers(loss)
+    refuse_unusual_writers(loss, coupled=bool(heads))
     anchor = (subject.embed(batch.clean) if embed is None else embed).detach().requires_grad_()
     with (
         torch.enable_grad(),
@@ -85,11 +85,18 @@ def trace(
     return Trace(gradients, Ablated(*(part.detach() for part in parts)))
 
 
-def _refuse_unusual_writers(loss: MaskedLoss) -> None:
+def refuse_unusual_writers(loss: MaskedLoss, coupled: bool) -> None:
+    """Refuse a writer of positions and, where a method would go wrong with it, a norm behind the attention.
+
+    The gradient of a stock run goes through such a norm; heads that are replaced would be scaled by it once more.
+
+    Raises:
+        UserError: the model has what the method does not see.
+    """
     graph = loss.model.graph
-    if graph.coupled or graph.inputs > 1:
+    if (graph.coupled and coupled) or graph.inputs > 1:
         raise UserError(
-            "gradients of a stock run do not see a norm behind the attention (Gemma) or a writer of positions (Tracr); "
+            "this method does not see a norm behind the attention (Gemma) or a writer of positions (Tracr); "
             "set method=mask_gradients, method=exact or method=acdc"
         )
 

@@ -8,7 +8,7 @@ from jaxtyping import Float
 from torch import Tensor
 
 from circuitlit.discover.masked_loss import MaskedLoss
-from circuitlit.discover.reader_gradients import ablation_moves, contract, mean_scores, refuse_flat_objective, trace
+from circuitlit.discover.reader_gradients import ablation_moves, contract, mean_scores, refuse_flat_objective, refuse_unusual_writers, trace
 from circuitlit.graph import EdgeScores
 from circuitlit.masked import Reference, References
 from circuitlit.model.relevance import relevance_rules
@@ -40,6 +40,7 @@ def relp(
     Source: Jafari et al., "RelP" (arXiv 2508.21258) section 3; there for nodes, here for edges.
     """
     refuse_flat_objective(loss, "relp")
+    refuse_unusual_writers(loss, coupled=True)
 
     def of_batch(batch: Batch, reference: Reference) -> Float[Tensor, "copies edge"]:
         with relevance_rules(loss.model.subject, constant_patterns):

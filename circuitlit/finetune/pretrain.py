@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import json
+import os
 import shutil
 from dataclasses import asdict, dataclass
 from pathlib import Path
@@ -115,7 +116,8 @@ class Pretrainer(LightningModule):
             },
             {"params": [p for p in self.model.parameters() if p.ndim <= 1], "weight_decay": 0.0},
         ]
-        optimizer = torch.optim.AdamW(groups, lr=self.optimisation.lr, betas=(0.9, 0.98))
+        on_gpu = next(self.model.parameters()).is_cuda
+        optimizer = torch.optim.AdamW(groups, lr=self.optimisation.lr, betas=(0.9, 0.98), fused=on_gpu)
         schedule = torch.optim.lr_scheduler.LambdaLR(optimizer, self.optimisation.factor)
         return {"optimizer": optimizer, "lr_scheduler": {"scheduler": schedule, "interval": "step"}}
 
@@ -140,15 +142,16 @@ class SeriesFolders(Callback):
 
     def on_train_batch_end(self, trainer: Trainer, pl_module: LightningModule, outputs: Any, *args: Any) -> None:
         """Save when it is time."""
-        self._save(trainer, pl_module, float(outputs["loss"]))
+        self._save(trainer, pl_module, outputs["loss"])
 
-    def _save(self, trainer: Trainer, trained: LightningModule, loss: float | None) -> None:
+    def _save(self, trainer: Trainer, trained: LightningModule, loss: Tensor | None) -> None:
         step = trainer.global_step
         if step not in self.steps or not trainer.is_global_zero:
             return
         assert isinstance(trained, Pretrainer)
         save_model(trained.model, self.tokenizer, self.folder / f"step{step}")
-        self.rows.append({"step": step, "folder": f"step{step}", "tokens": step * self.tokens, "loss": loss})
+        value = None if loss is None else float(loss)
+        self.rows.append({"step": step, "folder": f"step{step}", "tokens": step * self.tokens, "loss": value})
         if step == self.steps[-1]:
             write_json(self.folder / "checkpoints.json", {"kind": "model", "checkpoints": self.rows})
 
@@ -179,7 +182,8 @@ def pretrain(recipe: Recipe, folder: Path, trainer: Any) -> bool:
     folder.mkdir(parents=True, exist_ok=True)
     write_json(settings, asdict(recipe))
     rows = mixture(recipe.shares, recipe.steps * recipe.batch_size, recipe.length, recipe.seed)
-    loader = DataLoader(TensorDataset(torch.from_numpy(rows)), recipe.batch_size)
+    batches = torch.from_numpy(rows).unflatten(0, (recipe.steps, recipe.batch_size))
+    loader = DataLoader(TensorDataset(batches), batch_size=None)
     optimisation = Optimisation(recipe.steps, recipe.lr, recipe.warmup, recipe.weight_decay)
     steps = log_steps(recipe.steps, recipe.per_doubling)
     saver = SeriesFolders(folder, steps, mixture_tokenizer(), recipe.batch_size * (recipe.length - 1))
@@ -198,4 +202,6 @@ def write_tasks(folder: Path) -> None:
         pairs = mixture_pairs(kind, sum(sizes.values()), seed=0)
         split_of = [split for split, count in sizes.items() for _ in range(count)]
         lines = [json.dumps(pair | {"split": split}) for pair, split in zip(pairs, split_of, strict=True)]
-        (folder / f"{kind}.jsonl").write_text("\n".join(lines) + "\n", encoding="utf-8")
+        partial = folder / f"{kind}.jsonl.{os.getpid()}"  # other processes may read and write the same file
+        partial.write_text("\n".join(lines) + "\n", encoding="utf-8")
+        os.replace(partial, folder / f"{kind}.jsonl")

@@ -81,18 +81,33 @@ class Heads:
             stream: residual stream ahead of it.
             queries_from: another stream for the queries, where only they are patched.
         """
-        parts = self.parts[layer]
-        q = _project(parts.attn_norm(stream if queries_from is None else queries_from), parts.q)
-        k = _project(parts.attn_norm(stream), parts.k)
-        if parts.q_norm is not None and parts.k_norm is not None:
-            q, k = parts.q_norm(q), parts.k_norm(k)
-        anatomy, length = self.subject.anatomy, stream.shape[1]
-        if anatomy.rotary is not None and anatomy.rotate is not None:
-            module = attrgetter(anatomy.rotary)(self.subject.model)
-            q, k = anatomy.rotate(q, k, *module(stream, torch.arange(length, device=stream.device)[None]))
+        parts, length = self.parts[layer], stream.shape[1]
+        q = self.vectors(layer, "q", parts.attn_norm(stream if queries_from is None else queries_from), parts.q)
+        k = self.vectors(layer, "k", parts.attn_norm(stream), parts.k)
         scores = q @ k.repeat_interleave(self.group, 1).transpose(-1, -2) * parts.scale
         future = torch.ones(length, length, dtype=torch.bool, device=stream.device).triu(1)
         return scores.masked_fill(future, -torch.inf).softmax(-1)
+
+    def vectors(self, layer: int, kind: str, normed: Stream, heads: HeadMap) -> Float[Tensor, "batch head pos width"]:
+        """Queries, keys (both normed and rotated where the architecture does so) or values as attention uses them.
+
+        Args:
+            layer: the block.
+            kind: "q", "k" or "v".
+            normed: residual stream after the block's norm.
+            heads: the block's map of that kind, or that of some of its heads.
+        """
+        made = torch.einsum("bpd,hdo->bhpo", normed, heads.weight)
+        if heads.bias is not None:
+            made = made + heads.bias[:, None]
+        norm = {"q": self.parts[layer].q_norm, "k": self.parts[layer].k_norm}.get(kind)
+        if norm is not None:
+            made = norm(made)
+        anatomy = self.subject.anatomy
+        if kind == "v" or anatomy.rotary is None or anatomy.rotate is None:
+            return made
+        places = torch.arange(normed.shape[1], device=normed.device)[None]
+        return anatomy.rotate(made, made, *attrgetter(anatomy.rotary)(self.subject.model)(normed, places))[0]
 
     @torch.no_grad()
     def values(self, layer: int, normed: Float[Tensor, "*rows d"]) -> Float[Tensor, "head *rows out"]:
@@ -112,11 +127,6 @@ class Heads:
         """Attention of the stock forward, layer by layer."""
         for layer, stream in enumerate(run_streams(self.subject, ids)[:-1]):
             yield self.pattern(layer, stream)
-
-
-def _project(normed: Stream, heads: HeadMap) -> Float[Tensor, "batch head pos out"]:
-    projected = torch.einsum("bpd,hdo->bhpo", normed, heads.weight)
-    return projected if heads.bias is None else projected + heads.bias[:, None]
 
 
 @contextmanager
@@ -149,15 +159,3 @@ def heads_replaced(
             out = getattr(getattr(blocks[layer], anatomy.attention), anatomy.out)
             hooks.callback(out.register_forward_pre_hook(hook_for(changed)).remove)
         yield
-
-
-@contextmanager
-def attention_shifted(subject: Subject, layer: int, shift: Stream) -> Iterator[None]:
-    """Add a vector to what a layer's attention writes, in the stock forwards of this block."""
-    anatomy = subject.anatomy
-    out = getattr(getattr(anatomy.blocks(subject.model)[layer], anatomy.attention), anatomy.out)
-    handle = out.register_forward_hook(lambda _module, _args, output: output + shift)
-    try:
-        yield
-    finally:
-        handle.remove()

@@ -6,6 +6,7 @@ import random
 from collections import Counter
 from collections.abc import Callable, Sequence
 from dataclasses import dataclass
+from operator import attrgetter
 from typing import Literal
 
 import torch
@@ -16,13 +17,15 @@ from torch import Tensor
 from circuitlit.errors import UserError
 from circuitlit.evaluate.statistics import Estimate
 from circuitlit.graph import Graph
-from circuitlit.heads.attention import heads_replaced
+from circuitlit.heads.attention import Heads, Stream, run_streams
 from circuitlit.heads.intervals import draws_estimate, mean_estimate
 from circuitlit.heads.path_patching import PatchBed
 from circuitlit.heads.roles import Head
+from circuitlit.heads.tail import run_tail
+from circuitlit.heads.watch import Watch, unwatched
 from circuitlit.masked import Ablated, mean_writers, run_writers
 from circuitlit.masked.ablation import Kind
-from circuitlit.model import Subject
+from circuitlit.model import Subject, take_positions
 from circuitlit.objective import task_metric
 
 Behaviour = Callable[[Sequence[Head]], Float[Tensor, "example"]]
@@ -52,16 +55,33 @@ class CausalCheck:
     draws: int
 
 
-def causal_check(behaviour: Behaviour, graph: Graph, heads: Sequence[Head], draws: int, seed: int = 0) -> CausalCheck:
+def causal_check(
+    behaviour: Behaviour,
+    graph: Graph,
+    heads: Sequence[Head],
+    draws: int,
+    seed: int = 0,
+    spared: Sequence[Head] = (),
+    watch: Watch = unwatched,
+) -> CausalCheck:
     """Ablate some heads, and layer-matched random ones `draws` times.
+
+    Args:
+        behaviour: what is measured.
+        graph: the model's.
+        heads: those of the role.
+        draws: random sets.
+        seed: of the sets.
+        spared: heads that no random set may hold either, such as further ones of the role.
+        watch: sees the sets go by.
 
     Raises:
         UserError: fewer other heads in the model than random sets need.
     """
     intact = behaviour(())
     changed = behaviour(heads) - intact
-    sets = matched_heads(graph, heads, draws, seed)
-    others = torch.stack([behaviour(drawn) - intact for drawn in sets])
+    sets = matched_heads(graph, heads, draws, seed, spared)
+    others = torch.stack([behaviour(drawn) - intact for drawn in watch(sets, "random heads")])
     direction = torch.sign(changed.mean())
     as_far = int(((others.mean(1) * direction) >= changed.mean() * direction).sum())
     return CausalCheck(
@@ -75,16 +95,19 @@ def causal_check(behaviour: Behaviour, graph: Graph, heads: Sequence[Head], draw
     )
 
 
-def matched_heads(graph: Graph, heads: Sequence[Head], draws: int, seed: int) -> list[list[Head]]:
-    """Random sets with as many heads in every layer as `heads` has, none of them in `heads`.
+def matched_heads(
+    graph: Graph, heads: Sequence[Head], draws: int, seed: int, spared: Sequence[Head] = ()
+) -> list[list[Head]]:
+    """Random sets with as many heads in every layer as `heads` has, none of them in `heads` or `spared`.
 
     Where a layer has too few others, the rest is drawn from the other layers.
 
     Raises:
-        UserError: `heads` are more than half of the model's.
+        UserError: too few heads are left for as large a set.
     """
     left = {
-        layer: [(layer, h) for h in range(graph.n_heads) if (layer, h) not in heads] for layer in range(graph.n_layers)
+        layer: [(layer, h) for h in range(graph.n_heads) if (layer, h) not in {*heads, *spared}]
+        for layer in range(graph.n_layers)
     }
     if sum(map(len, left.values())) < len(heads):
         raise UserError(f"{len(heads)} heads leave too few others for a random control; lower heads.top")
@@ -131,11 +154,12 @@ def repeat_score(
         source = source.mean((0, 2), keepdim=True)
     start = ids.shape[1] - length
     target = ids[:, start + 1 :]
+    every, streams = Heads(subject), run_streams(subject, ids)
 
     @torch.no_grad()
     def measure(heads: Sequence[Head]) -> Tensor:
-        with heads_replaced(subject, _results(source, heads, kind)):
-            logits = subject.unembed(subject.hidden(ids)[:, start:-1]).float()
+        final = _ablated_stream(every, streams, _results(source, heads, kind))
+        logits = _logits(subject, final[:, start:-1]).float()
         if score == "accuracy":
             return (logits.argmax(-1) == target).float().mean(1).cpu()
         return F.cross_entropy(logits.transpose(1, 2), target, reduction="none").mean(1).cpu()
@@ -153,12 +177,22 @@ def metric_of_pairs(bed: PatchBed, kind: Kind) -> Behaviour:
     @torch.no_grad()
     def metric(heads: Sequence[Head]) -> Tensor:
         parts = []
-        for batch, source in zip(bed.batches, sources, strict=True):
-            with heads_replaced(bed.subject, _results(source, heads, kind)):
-                parts.append(task_metric(bed.subject.logits(batch.clean, batch.positions), batch))
+        for batch, streams, source in zip(bed.batches, bed.streams, sources, strict=True):
+            final = _ablated_stream(bed.heads, streams, _results(source, heads, kind))
+            parts.append(task_metric(_logits(bed.subject, take_positions(final, batch.positions)), batch))
         return torch.cat(parts).cpu()
 
     return metric
+
+
+def _ablated_stream(heads: Heads, streams: Sequence[Stream], results: dict[Head, Tensor]) -> Stream:
+    """The stream ahead of the final norm; blocks ahead of the first ablated head are known."""
+    first = min((layer for layer, _ in results), default=len(heads.parts))
+    return run_tail(heads, first, streams[first], replaced=results)
+
+
+def _logits(subject: Subject, stream: Float[Tensor, "*rows d"]) -> Float[Tensor, "*rows vocab"]:
+    return subject.unembed(attrgetter(subject.anatomy.final_norm)(subject.model)(stream))
 
 
 def _by_head(writers: Ablated, graph: Graph) -> Float[Tensor, "rows layer pos head width"]:

@@ -10,8 +10,10 @@ import torch
 from jaxtyping import Bool, Float, Int
 from torch import Tensor, nn
 
-from circuitlit.heads.attention import Heads, attention_shifted, run_streams
+from circuitlit.heads.attention import Heads, run_streams
 from circuitlit.heads.roles import Head
+from circuitlit.heads.tail import run_tail
+from circuitlit.heads.watch import Watch, unwatched
 from circuitlit.model import Subject
 from circuitlit.model.anatomy import affine
 
@@ -20,7 +22,12 @@ NOTHING = 1e-9  # nats: a head whose mean-ablation changes less has no copy supp
 
 @torch.no_grad()
 def copy_suppression_scores(
-    heads: Heads, ids: Int[Tensor, "passage pos"], chosen: Iterable[Head], share: float = 0.05, rows: int = 8
+    heads: Heads,
+    ids: Int[Tensor, "passage pos"],
+    chosen: Iterable[Head],
+    share: float = 0.05,
+    rows: int = 8,
+    watch: Watch = unwatched,
 ) -> Float[Tensor, "layer head"]:
     """Copy-suppression-preserving ablation of single heads: 1 - KL(full || ablated) / KL(full || mean-ablated).
 
@@ -37,6 +44,7 @@ def copy_suppression_scores(
         chosen: `(layer, head)` to score, two forwards each; all others become NaN.
         share: of source positions kept.
         rows: passages run at once.
+        watch: sees the passages go by, `rows` at a time.
 
     Source: McDougall et al. (arXiv 2310.04625) section 3.3; without their semantically similar tokens.
     """
@@ -50,8 +58,8 @@ def copy_suppression_scores(
                 written = pattern[:, head] @ heads.written(layer, normed, head)
                 means[layer, head] = means[layer, head] + written.flatten(0, 1).sum(0) / ids.numel()
     losses = {head: torch.zeros(2, dtype=torch.float64) for head in chosen}
-    for part in parts:
-        full = _log_probabilities(heads.subject, part)
+    for part in watch(parts, "copy suppression"):
+        full = _log_probabilities(heads, run_streams(heads.subject, part)[-1])
         directions = unembedding_directions(heads.subject, part)
         for layer, members, stream, pattern in _layers(heads, part, chosen):
             kept = predicted_sources(heads.subject, stream, part, share)
@@ -61,8 +69,7 @@ def copy_suppression_scores(
                 suppressing = mean + (pattern[:, head] * kept) @ suppressed_part(own - mean, directions)
                 written = pattern[:, head] @ own
                 for place, changed in enumerate((suppressing, mean)):
-                    with attention_shifted(heads.subject, layer, changed - written):
-                        ablated = _log_probabilities(heads.subject, part)
+                    ablated = _log_probabilities(heads, run_tail(heads, layer, stream, shift=changed - written))
                     losses[layer, head][place] += (full.exp() * (full - ablated)).sum().cpu() / ids.numel()
     scores = torch.full((graph.n_layers, graph.n_heads), torch.nan)
     for head, (suppressed, averaged) in losses.items():
@@ -111,5 +118,6 @@ def predicted_sources(
     return rank < allowed[:, None]
 
 
-def _log_probabilities(subject: Subject, ids: Int[Tensor, "passage pos"]) -> Float[Tensor, "passage pos vocab"]:
-    return subject.unembed(subject.hidden(ids)).float().log_softmax(-1)
+def _log_probabilities(heads: Heads, stream: Float[Tensor, "passage pos d"]) -> Float[Tensor, "passage pos vocab"]:
+    norm = attrgetter(heads.subject.anatomy.final_norm)(heads.subject.model)
+    return heads.subject.unembed(norm(stream)).float().log_softmax(-1)

@@ -33,13 +33,15 @@ def copying_scores(
     final_norm = attrgetter(subject.anatomy.final_norm)(subject.model)
     after = run_streams(subject, ids)[1][places]
     tokens = ids[places][:, None]
+    odd = all(getattr(module, "bias", None) is None for module in (final_norm, subject.model.get_output_embeddings()))
     scores = {name: torch.zeros(graph.n_layers, graph.n_heads) for name in ("copying", "negative_copying")}
     for layer, parts in enumerate(heads.parts):
         values = heads.values(layer, parts.attn_norm(after))
         for head in range(graph.n_heads):
             written = values[head] @ parts.out[head]
-            for name, sign in (("copying", 1), ("negative_copying", -1)):
-                logits = subject.unembed(final_norm(sign * written)).float()
-                rank = (logits >= logits.gather(1, tokens)).sum(1)  # ties count against the token
+            logits = subject.unembed(final_norm(written)).float()
+            negated = -logits if odd else subject.unembed(final_norm(-written)).float()
+            for name, said in (("copying", logits), ("negative_copying", negated)):
+                rank = (said >= said.gather(1, tokens)).sum(1)  # ties count against the token
                 scores[name][layer, head] = (rank <= top).float().mean()
     return scores

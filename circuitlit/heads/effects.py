@@ -13,6 +13,7 @@ from circuitlit.evaluate.statistics import Estimate
 from circuitlit.graph import Graph
 from circuitlit.heads.intervals import ratio_estimate
 from circuitlit.heads.path_patching import PatchBed, path_patch
+from circuitlit.heads.watch import Watch, unwatched
 
 
 @dataclass(frozen=True)
@@ -53,12 +54,18 @@ class Effects:
 
 
 def path_effects(
-    bed: PatchBed, senders: Iterable[int], receivers: Sequence[int], through_mlps: bool = False
+    bed: PatchBed,
+    senders: Iterable[int],
+    receivers: Sequence[int],
+    through_mlps: bool = False,
+    watch: Watch = unwatched,
 ) -> Effects:
     """Path patch every sender by itself into all receivers together; senders that no receiver sees are left out."""
     furthest = max(int(bed.graph.visible[receiver]) for receiver in receivers)
     able = tuple(writer for writer in senders if writer < furthest)
-    patched = [path_patch(bed, [writer], receivers, through_mlps) - bed.metric for writer in able]
+    patched = [
+        path_patch(bed, [writer], receivers, through_mlps) - bed.metric for writer in watch(able, "path patching")
+    ]
     deltas = torch.stack(patched) if patched else torch.empty(0, len(bed.metric))
     return Effects(able, deltas, bed.scale)
 

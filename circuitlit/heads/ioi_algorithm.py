@@ -16,7 +16,8 @@ from circuitlit.heads.intervals import resampled_means
 from circuitlit.heads.path_patching import PatchBed
 from circuitlit.heads.places import NamePlaces
 from circuitlit.heads.roles import Head, heads_of, mark, top_heads
-from circuitlit.heads.s_inhibition import name_attention, position_signal, query_readers
+from circuitlit.heads.s_inhibition import mover_attention, name_attention, position_signal, query_readers
+from circuitlit.heads.watch import Watch, unwatched
 
 RANDOM_SETS = 1000
 
@@ -104,6 +105,8 @@ def ioi_algorithm(
     most: int = 8,
     through_mlps: bool = False,
     parts: str = "D",
+    suppressors: int | None = None,
+    watch: Watch = unwatched,
 ) -> Algorithm:
     """Find the heads of the IOI algorithm from the logits upwards and measure their shares.
 
@@ -117,62 +120,101 @@ def ioi_algorithm(
         most: at most so many heads of a part are receivers of the next path patch, those with the largest effects.
         through_mlps: as in `path_patch`.
         parts: how far up to go: "B" needs no forward but a few, "C" and "D" one path patch for each head.
+        suppressors: copy suppression is looked for in at most so many heads, those with the largest direct effects.
+        watch: sees the heads go by.
 
     Source: arXiv 2407.10827, metrics of the IOI algorithm; Wang et al. (arXiv 2211.00593).
     """
     graph = bed.graph
     everyone = head_writers(graph)
     members = everyone if pool is None else [everyone[i] for i in pool.flatten().nonzero().flatten().tolist()]
+    search = _Search(bed, places, scores, thresholds, members, most, through_mlps, watch)
+    found = search.ends(passages, suppressors)
+    if parts == "B" or not search.inhibition(found):
+        return found
+    if parts == "D":
+        search.tertiary(found)
+    return found
 
-    def writers(heads: Sequence[Head]) -> list[int]:
-        return [graph.writers_before(layer) + head for layer, head in heads]
 
-    def strongest(heads: list[Head], grid: Tensor) -> list[Head]:
-        return top_heads(torch.where(mark(graph, heads), grid.abs(), torch.nan), most)
+@dataclass(frozen=True)
+class _Search:
+    """What all parts are looked for with; see `ioi_algorithm`. Each part adds to what was found before."""
 
-    direct = path_effects(bed, everyone, [graph.n_readers - 1], through_mlps)
-    grids = {"direct_effect": direct.grid(graph)}
-    looks = name_attention(bed, places)
-    grids |= {f"attention_to_{name}": grid for name, grid in looks.items()}
-    at_io = (looks["io"] > looks["s1"]) & (looks["io"] > looks["s2"])
-    copying = {name: scores[name] > thresholds.copying for name in ("copying", "negative_copying")}
-    movers = heads_of(copying["copying"] & (grids["direct_effect"] < 0) & at_io)
-    roles = {"name_mover": movers, "negative_name_mover": heads_of(copying["negative_copying"])}
-    suppressors: list[Head] = []
-    if passages is not None:
-        looked = heads_of(grids["direct_effect"].abs() > thresholds.suppression_effect)
-        grids["copy_suppression"] = copy_suppression_scores(bed.heads, passages, looked)
-        suppressors = heads_of(grids["copy_suppression"] > thresholds.copy_suppression)
-    roles["copy_suppression"] = suppressors
-    ends = {*movers, *roles["negative_name_mover"], *suppressors}
-    shares = {"B": effect_share(direct, writers([*ends]), members)}
-    roles |= {"s_inhibition": [], "induction": [], "duplicate_token": []}
-    targets = strongest(movers, grids["direct_effect"])
-    if parts == "B" or not any(layer for layer, _ in targets):
+    bed: PatchBed
+    places: Sequence[NamePlaces]
+    scores: dict[str, Float[Tensor, "layer head"]]
+    thresholds: Thresholds
+    members: list[int]
+    most: int
+    through_mlps: bool
+    watch: Watch
+
+    def effects(self, receivers: Sequence[int]) -> Effects:
+        """Of every head on some receivers."""
+        return path_effects(self.bed, head_writers(self.bed.graph), receivers, self.through_mlps, self.watch)
+
+    def writers(self, heads: Sequence[Head]) -> list[int]:
+        """Places of heads among the writers."""
+        return [self.bed.graph.writers_before(layer) + head for layer, head in heads]
+
+    def strongest(self, heads: list[Head], grid: Tensor, count: int | None) -> list[Head]:
+        """Those with the largest effects; None takes all."""
+        return top_heads(torch.where(mark(self.bed.graph, heads), grid.abs(), torch.nan), count or grid.numel())
+
+    def ends(self, passages: Tensor | None, suppressors: int | None) -> Algorithm:
+        """Part B: heads that write names, or against them, to the logits."""
+        direct = self.effects([self.bed.graph.n_readers - 1])
+        effect = direct.grid(self.bed.graph)
+        looks = name_attention(self.bed, self.places)
+        grids = {"direct_effect": effect, **{f"attention_to_{name}": grid for name, grid in looks.items()}}
+        at_io = (looks["io"] > looks["s1"]) & (looks["io"] > looks["s2"])
+        copying = {name: self.scores[name] > self.thresholds.copying for name in ("copying", "negative_copying")}
+        roles: dict[str, list[Head]] = {"name_mover": heads_of(copying["copying"] & (effect < 0) & at_io)}
+        roles["negative_name_mover"] = heads_of(copying["negative_copying"])
+        roles["copy_suppression"] = []
+        if passages is not None:
+            looked = heads_of(effect.abs() > self.thresholds.suppression_effect)
+            looked = self.strongest(looked, effect, suppressors)
+            grids["copy_suppression"] = copy_suppression_scores(self.bed.heads, passages, looked, watch=self.watch)
+            roles["copy_suppression"] = heads_of(grids["copy_suppression"] > self.thresholds.copy_suppression)
+        ends = {head for heads in roles.values() for head in heads}
+        shares = {"B": effect_share(direct, self.writers([*ends]), self.members)}
+        roles |= {"s_inhibition": [], "induction": [], "duplicate_token": []}
         return Algorithm(roles, shares, grids)
 
-    on_queries = path_effects(bed, everyone, query_readers(graph, targets), through_mlps)
-    grids["effect_on_name_movers"] = on_queries.grid(graph)
-    swapped = bed.with_other([where.swapped(batch) for where, batch in zip(places, bed.batches, strict=True)])
-    candidates = heads_of(grids["effect_on_name_movers"] < thresholds.effect)
-    inhibitors = [
-        head
-        for head in candidates
-        if position_signal(swapped, places, writers([head])[0], targets, through_mlps).inhibits
-    ]
-    roles["s_inhibition"] = inhibitors
-    shares["C"] = effect_share(on_queries, writers(inhibitors), members)
-    pure = [head for head in inhibitors if head not in suppressors]
-    targets = strongest(pure, grids["effect_on_name_movers"])
-    if parts == "C" or not any(layer for layer, _ in targets):
-        return Algorithm(roles, shares, grids)
+    def inhibition(self, found: Algorithm) -> bool:
+        """Part C: heads that steer the name movers' queries by the names' positions; False without name movers."""
+        targets = self.strongest(found.roles["name_mover"], found.grids["direct_effect"], self.most)
+        if not any(layer for layer, _ in targets):
+            return False
+        on_queries = self.effects(query_readers(self.bed.graph, targets))
+        effect = found.grids["effect_on_name_movers"] = on_queries.grid(self.bed.graph)
+        pairs = zip(self.places, self.bed.batches, strict=True)
+        swapped = self.bed.with_other([where.swapped(batch) for where, batch in pairs])
+        looks = mover_attention(swapped, self.places, targets)
+        candidates = heads_of(effect < self.thresholds.effect)
+        found.roles["s_inhibition"] = [
+            head
+            for head in self.watch(candidates, "position signals")
+            if position_signal(
+                swapped, self.places, self.writers([head])[0], targets, self.through_mlps, looks
+            ).inhibits
+        ]
+        found.shares["C"] = effect_share(on_queries, self.writers(found.roles["s_inhibition"]), self.members)
+        return True
 
-    values = sorted({head_reader(graph, layer, head, "v") for layer, head in targets})
-    on_values = path_effects(bed, everyone, values, through_mlps)
-    grids["effect_on_s_inhibition"] = on_values.grid(graph)
-    for role in ("induction", "duplicate_token"):
-        high = scores[role] > scores[role].nanmean()
-        roles[role] = heads_of(high & (grids["effect_on_s_inhibition"] < thresholds.effect))
-    tertiary = {*roles["induction"], *roles["duplicate_token"]}
-    shares["D"] = effect_share(on_values, writers([*tertiary]), members)
-    return Algorithm(roles, shares, grids)
+    def tertiary(self, found: Algorithm) -> None:
+        """Part D: heads that tell S-inhibition heads which name was said twice; nothing without such heads."""
+        graph, roles = self.bed.graph, found.roles
+        pure = [head for head in roles["s_inhibition"] if head not in roles["copy_suppression"]]
+        targets = self.strongest(pure, found.grids["effect_on_name_movers"], self.most)
+        if not any(layer for layer, _ in targets):
+            return
+        on_values = self.effects(sorted({head_reader(graph, layer, head, "v") for layer, head in targets}))
+        effect = found.grids["effect_on_s_inhibition"] = on_values.grid(graph)
+        for role in ("induction", "duplicate_token"):
+            high = self.scores[role] > self.scores[role].nanmean()
+            roles[role] = heads_of(high & (effect < self.thresholds.effect))
+        chosen = {*roles["induction"], *roles["duplicate_token"]}
+        found.shares["D"] = effect_share(on_values, self.writers([*chosen]), self.members)

@@ -1,67 +1,30 @@
 """Path patching: what a metric loses when some readers see other outputs of some writers, over direct paths only.
 
-Every reader sees the sum of all writers, so a path patch is a masked run: the "ablated" writers are those of the clean
-run, except for the senders, which put out what they do on another prompt; the receivers read ablated writers only, all
-other readers see the model as it runs. So receivers see clean outputs of everything but the senders, also of each
-other, and everything after the receivers is computed anew. Blocks ahead of the first receiver are known to be clean.
+Every reader sees the sum of all writers. The receivers see the clean run's writers, except for the senders, which put
+out what they do on another prompt; all other readers see the model as it runs. So receivers see clean outputs of
+everything but the senders, also of each other, and everything after the receivers is computed anew. Blocks ahead of the
+first receiver are known to be clean.
 """
 
 from __future__ import annotations
 
 from collections.abc import Iterable, Sequence
 from dataclasses import dataclass, replace
+from operator import attrgetter
 
 import torch
 from jaxtyping import Float, Int
 from torch import Tensor
 
 from circuitlit.graph import Graph
-from circuitlit.graph.layout import scatter_edges
 from circuitlit.heads.attention import Heads, heads_replaced, run_streams
-from circuitlit.masked import Ablated, MaskedModel, run_writers
-from circuitlit.masked.ledger import Ledger
+from circuitlit.heads.tail import Seen, run_tail
+from circuitlit.masked import Ablated, run_writers
 from circuitlit.model import Subject, take_positions
 from circuitlit.objective import task_metric
 from circuitlit.tasks.pair import Batch
 
-
-class TailModel(MaskedModel):
-    """A masked model whose first blocks need no computing, because their outputs are known."""
-
-    def tail(
-        self,
-        masks: Float[Tensor, "one reader writer"],
-        first: int,
-        stream: Float[Tensor, "batch pos d"],
-        deltas: dict[int, Float[Tensor, "batch pos d"]],
-        ablated: Ablated,
-        positions: Int[Tensor, "batch answer"],
-    ) -> Float[Tensor, "batch answer vocab"]:
-        """Logits when the blocks before `first` are given.
-
-        Args:
-            masks: as for the whole model.
-            first: first block to compute; may be the number of blocks.
-            stream: residual stream of the ablated run ahead of it.
-            deltas: of the earlier writers, what they put out beyond the ablated run; left out where that is nothing.
-            ablated: outputs of all writers where their edges are cut.
-            positions: where logits are wanted.
-        """
-        batch, length = stream.shape[:2]
-        flat = (positions + length * torch.arange(batch, device=stream.device)[:, None]).flatten()
-        stream = stream.flatten(0, 1)
-        rotary = self.rotary(stream[None], length)
-        ledger = Ledger(self.graph.n_writers, stream, self.panel * self.graph.readers_per_layer)
-        ledger.deltas[: self.graph.writers_before(first)].zero_()
-        token = ledger.start()
-        for writer, delta in deltas.items():
-            token = ledger.write(token, writer, delta.reshape(1, *stream.shape))
-        for start in range(first, len(self.blocks), self.panel):
-            stop = min(start + self.panel, len(self.blocks))
-            panel = masks[:, self.graph.reader_rows(start).start : self.graph.reader_rows(stop - 1).stop]
-            token, stream = self._run_panel(ledger, token, stream, panel, ablated, start, rotary, None)
-        final = ledger.read_at(token, masks[:, -1], stream[flat], flat)
-        return self.subject.unembed(self.final_norm(final)).unflatten(0, positions.shape)
+Deltas = dict[int, Float[Tensor, "batch pos d"]]  # by writer
 
 
 @dataclass(frozen=True)
@@ -69,7 +32,6 @@ class PatchBed:
     """Pairs with the clean run and the one that senders are taken from, computed once.
 
     Attributes:
-        model: the masked forward.
         heads: the subject's heads.
         batches: the pairs, on the model's device.
         clean, other: outputs of all writers on the clean prompts and on those that senders' outputs come from.
@@ -78,7 +40,6 @@ class PatchBed:
         scale: metric on the clean minus that on the corrupted prompts.
     """
 
-    model: TailModel
     heads: Heads
     batches: list[Batch]
     clean: list[Ablated]
@@ -95,7 +56,6 @@ class PatchBed:
         clean, corrupted = ([subject.logits(getattr(b, side), b.positions) for b in placed] for side in SIDES)
         metric = _joined(clean, placed)
         return cls(
-            TailModel(subject),
             Heads(subject),
             placed,
             [run_writers(subject, b.clean) for b in placed],
@@ -112,12 +72,12 @@ class PatchBed:
     @property
     def subject(self) -> Subject:
         """The frozen model."""
-        return self.model.subject
+        return self.heads.subject
 
     @property
     def graph(self) -> Graph:
         """Its topology."""
-        return self.model.graph
+        return self.heads.graph
 
 
 SIDES = ("clean", "corrupted")
@@ -150,74 +110,92 @@ def path_patch_logits(
 
     Source: Wang et al. (arXiv 2211.00593) section 3.1; `through_mlps=True` is theirs. Tested against hooks.
     """
-    graph = bed.graph
-    masks = torch.ones(1, graph.n_edges, device=bed.subject.device)
-    masks[:, torch.isin(graph.placed("reader_of", masks.device), torch.tensor(receivers, device=masks.device))] = 0
-    dense = scatter_edges(graph, masks).to(bed.subject.model.dtype)
-    first = min(receiver // graph.readers_per_layer for receiver in receivers)  # the logits: the number of blocks
+    final = attrgetter(bed.subject.anatomy.final_norm)(bed.subject.model)
+    first = min(receiver // bed.graph.readers_per_layer for receiver in receivers)  # the logits: the number of blocks
     logits = []
     for number, batch in enumerate(bed.batches):
-        ablated = patched_writers(bed, number, senders, through_mlps)
-        deltas = changes(bed, number, ablated, senders, first, through_mlps)
-        stream = bed.streams[number][first] - _total(deltas, bed.streams[number][first])
-        if first == graph.n_layers:
-            normed = bed.model.final_norm(take_positions(stream, batch.positions))
-            logits.append(bed.subject.unembed(normed))
+        deltas = changes(bed, number, senders, through_mlps)
+        if bed.graph.n_readers - 1 in receivers:
+            stream = seen_by_layer(bed, number, deltas, bed.graph.n_layers)
         else:
-            logits.append(bed.model.tail(dense, first, stream, deltas, ablated, batch.positions))
+            seen = _seen(bed, number, deltas, receivers)
+            stream = run_tail(bed.heads, first, bed.streams[number][first], seen)
+        logits.append(bed.subject.unembed(final(take_positions(stream, batch.positions))))
     return logits
 
 
-def patched_writers(bed: PatchBed, number: int, senders: Sequence[int], through_mlps: bool) -> Ablated:
-    """Writers as the receivers see them: clean, but for the senders and, where asked for, the MLPs after them."""
-    clean, other, graph = bed.clean[number], bed.other[number], bed.graph
-    heads, mlps = [], []
-    embed = other.embed if 0 in senders else clean.embed
-    for layer in range(graph.n_layers):
-        before = graph.writers_before(layer)
-        own = clean.heads[:, layer].unflatten(-1, (graph.n_heads, -1))
-        chosen = [writer - before for writer in senders if before <= writer < before + graph.n_heads]
-        if chosen:
-            own = own.clone()
-            own[..., chosen, :] = other.heads[:, layer].unflatten(-1, (graph.n_heads, -1))[..., chosen, :]
-        heads.append(own.flatten(-2))
-        mlps.append((other if before + graph.n_heads in senders else clean).mlps[:, layer])
-    made = Ablated(embed, torch.stack(heads, 1), torch.stack(mlps, 1))
-    return _mlps_recomputed(bed, number, made, senders) if through_mlps else made
+def _seen(bed: PatchBed, number: int, deltas: Deltas, receivers: Sequence[int]) -> dict[int, Seen]:
+    """What the receivers of every layer see; the logits do not count."""
+    graph = bed.graph
+    starts = {"q": 0, "k": graph.n_heads, "v": graph.n_heads + graph.n_kv_heads}
+    by_layer: dict[int, list[int]] = {}
+    for receiver in receivers:
+        layer, place = divmod(receiver, graph.readers_per_layer)
+        by_layer.setdefault(layer, []).append(place)
+    seen = {}
+    for layer, places in by_layer.items():
+        ends = [*list(starts.values())[1:], graph.readers_per_layer - 1]
+        kinds = {
+            kind: [place - start for place in places if start <= place < end]
+            for (kind, start), end in zip(starts.items(), ends, strict=True)
+        }
+        kinds = {kind: own for kind, own in kinds.items() if own}
+        mlp = _seen_by_mlp(bed, number, deltas, layer) if graph.readers_per_layer - 1 in places else None
+        seen[layer] = Seen(kinds, seen_by_layer(bed, number, deltas, layer) if kinds else None, mlp)
+    return seen
 
 
-def _mlps_recomputed(bed: PatchBed, number: int, frozen: Ablated, senders: Sequence[int]) -> Ablated:
-    """The same with all heads frozen and the MLPs, but for senders, computed by the stock forward."""
-    graph, subject = bed.graph, bed.subject
-    if any(writer == 0 or (writer - 1) % graph.writers_per_layer == graph.n_heads for writer in senders):
-        raise ValueError("only heads can send through MLPs")
-    split = frozen.heads.unflatten(-1, (graph.n_heads, -1))
-    results = {(i, h): split[:, i, :, h] for i in range(graph.n_layers) for h in range(graph.n_heads)}
-    with heads_replaced(subject, results):
-        run = run_writers(subject, bed.batches[number].clean)
-    return Ablated(frozen.embed, frozen.heads, run.mlps)
+def seen_by_layer(bed: PatchBed, number: int, deltas: Deltas, layer: int) -> Float[Tensor, "batch pos d"]:
+    """The stream that receivers of a layer's attention see; of the number of layers: what the logits see."""
+    return _without(bed.streams[number][layer], deltas, bed.graph.writers_before(layer))
 
 
-def changes(
-    bed: PatchBed, number: int, ablated: Ablated, senders: Sequence[int], first: int, through_mlps: bool = False
-) -> dict[int, Float[Tensor, "batch pos d"]]:
-    """What writers before block `first` put out in the clean run beyond `ablated`, where the two may differ."""
-    graph, clean = bed.graph, bed.clean[number]
-    writers = {writer for writer in senders if writer < graph.writers_before(first)}
-    if through_mlps:
-        writers |= {graph.writers_before(layer) + graph.n_heads for layer in range(first)}
-    deltas = {}
-    for writer in sorted(writers):
+def _seen_by_mlp(bed: PatchBed, number: int, deltas: Deltas, layer: int) -> Float[Tensor, "batch pos d"]:
+    graph, stream = bed.graph, bed.streams[number][layer]
+    if graph.parallel:
+        return seen_by_layer(bed, number, deltas, layer)
+    parts = bed.heads.parts[layer]
+    after = stream + bed.clean[number].heads[:, layer] @ parts.out.flatten(0, 1)
+    if parts.out_bias is not None:
+        after = after + parts.out_bias
+    return _without(after, deltas, graph.writers_before(layer) + graph.n_heads)
+
+
+def _without(stream: Tensor, deltas: Deltas, before: int) -> Float[Tensor, "batch pos d"]:
+    for writer, delta in deltas.items():
+        if writer < before:
+            stream = stream - delta
+    return stream
+
+
+def changes(bed: PatchBed, number: int, senders: Sequence[int], through_mlps: bool = False) -> Deltas:
+    """What writers put out in the clean run beyond what receivers get from them, where the two may differ."""
+    graph, clean, other = bed.graph, bed.clean[number], bed.other[number]
+    deltas: Deltas = {}
+    for writer in senders:
         layer, place = divmod(writer - 1, graph.writers_per_layer)
         if writer == 0:
-            deltas[writer] = clean.embed - ablated.embed
+            deltas[writer] = clean.embed - other.embed
         elif place == graph.n_heads:
-            deltas[writer] = clean.mlps[:, layer] - ablated.mlps[:, layer]
+            deltas[writer] = clean.mlps[:, layer] - other.mlps[:, layer]
         else:
-            difference = (clean.heads[:, layer] - ablated.heads[:, layer]).unflatten(-1, (graph.n_heads, -1))
-            deltas[writer] = difference[..., place, :] @ bed.heads.parts[layer].out[place]
+            own, theirs = (w.heads[:, layer].unflatten(-1, (graph.n_heads, -1))[..., place, :] for w in (clean, other))
+            deltas[writer] = (own - theirs) @ bed.heads.parts[layer].out[place]
+    if through_mlps:
+        mlps = _mlps_recomputed(bed, number, senders)
+        for layer in range(graph.n_layers):
+            deltas[graph.writers_before(layer) + graph.n_heads] = clean.mlps[:, layer] - mlps[:, layer]
     return deltas
 
 
-def _total(deltas: dict[int, Tensor], like: Tensor) -> Tensor:
-    return torch.stack([*deltas.values()]).sum(0) if deltas else torch.zeros_like(like)
+def _mlps_recomputed(bed: PatchBed, number: int, senders: Sequence[int]) -> Float[Tensor, "batch layer pos d"]:
+    """MLPs of the stock forward with all heads frozen: the senders to the other prompts, the rest to the clean ones."""
+    graph, subject = bed.graph, bed.subject
+    if any(writer == 0 or (writer - 1) % graph.writers_per_layer == graph.n_heads for writer in senders):
+        raise ValueError("only heads can send through MLPs")
+    chosen = {divmod(writer - 1, graph.writers_per_layer) for writer in senders}
+    clean, other = (w.heads.unflatten(-1, (graph.n_heads, -1)) for w in (bed.clean[number], bed.other[number]))
+    every = [(layer, head) for layer in range(graph.n_layers) for head in range(graph.n_heads)]
+    results = {head: (other if head in chosen else clean)[:, head[0], :, head[1]] for head in every}
+    with heads_replaced(subject, results):
+        return run_writers(subject, bed.batches[number].clean).mlps

@@ -11,7 +11,7 @@ from torch import Tensor
 
 from circuitlit.graph import Graph
 from circuitlit.heads.effects import head_reader
-from circuitlit.heads.path_patching import PatchBed, changes, patched_writers, path_patch
+from circuitlit.heads.path_patching import PatchBed, changes, path_patch, seen_by_layer
 from circuitlit.heads.places import NamePlaces
 from circuitlit.heads.roles import Head
 
@@ -38,7 +38,12 @@ class PositionSignal:
 
 @torch.no_grad()
 def position_signal(
-    swapped: PatchBed, places: Sequence[NamePlaces], sender: int, movers: Sequence[Head], through_mlps: bool = False
+    swapped: PatchBed,
+    places: Sequence[NamePlaces],
+    sender: int,
+    movers: Sequence[Head],
+    through_mlps: bool = False,
+    looks: Float[Tensor, "name mover pair"] | None = None,
 ) -> PositionSignal:
     """Patch a head's output from swapped prompts into the queries of name movers.
 
@@ -48,24 +53,48 @@ def position_signal(
         sender: the head, by its place among the writers.
         movers: name movers, `(layer, head)`; those that do not see the sender do not change.
         through_mlps: as in `path_patch`.
+        looks: `mover_attention` of the clean run, if it is there already.
 
     Source: Wang et al. (arXiv 2211.00593) appendix A; criteria as in arXiv 2407.10827.
     """
-    graph = swapped.graph
-    receivers = query_readers(graph, movers)
+    receivers = query_readers(swapped.graph, movers)
     metric = path_patch(swapped, [sender], receivers, through_mlps) - swapped.metric
-    shifts: list[Tensor] = []
-    for number, where in enumerate(places):
-        ablated = patched_writers(swapped, number, [sender], through_mlps)
-        for layer, head in movers:
-            stream = swapped.streams[number][layer]
-            moved = stream
-            for delta in changes(swapped, number, ablated, [sender], layer, through_mlps).values():
-                moved = moved - delta
-            attention = swapped.heads.pattern(layer, stream, moved)[:, head] - _clean(swapped, number, layer, head)
-            shifts.append(torch.stack([_at(attention, where.end, key) for key in (where.io, where.s1)]))
-    to_io, to_s1 = torch.cat(shifts, 1).mean(1).tolist()
+    clean = mover_attention(swapped, places, movers) if looks is None else looks
+    patched = mover_attention(swapped, places, movers, sender, through_mlps)
+    to_io, to_s1 = (patched - clean).mean((1, 2)).tolist()
     return PositionSignal(float(metric.mean()), to_io, to_s1)
+
+
+@torch.no_grad()
+def mover_attention(
+    bed: PatchBed,
+    places: Sequence[NamePlaces],
+    movers: Sequence[Head],
+    sender: int | None = None,
+    through_mlps: bool = False,
+) -> Float[Tensor, "name mover pair"]:
+    """Attention of name movers from the end to the indirect object and to the subject's first mention.
+
+    Args:
+        bed: pairs.
+        places: of each batch.
+        movers: `(layer, head)`.
+        sender: a head whose other output their queries see; None is the clean run.
+        through_mlps: as in `path_patch`.
+    """
+    found = []
+    for number, where in enumerate(places):
+        deltas = {} if sender is None else changes(bed, number, [sender], through_mlps)
+        patterns = {}
+        for layer in {layer for layer, _ in movers}:
+            seen = seen_by_layer(bed, number, deltas, layer)
+            patterns[layer] = bed.heads.pattern(layer, bed.streams[number][layer], seen)
+        rows = [
+            torch.stack([_at(patterns[layer][:, head], where.end, key) for layer, head in movers])
+            for key in (where.io, where.s1)
+        ]
+        found.append(torch.stack(rows))
+    return torch.cat(found, 2)
 
 
 def query_readers(graph: Graph, heads: Sequence[Head]) -> list[int]:
@@ -86,10 +115,6 @@ def name_attention(bed: PatchBed, places: Sequence[NamePlaces]) -> dict[str, Flo
                     [_at(pattern[:, h], where.end, getattr(where, name)).sum() for h in range(graph.n_heads)]
                 ).cpu()
     return {name: sum_ / total for name, sum_ in sums.items()}
-
-
-def _clean(bed: PatchBed, number: int, layer: int, head: int) -> Float[Tensor, "batch pos key"]:
-    return bed.heads.pattern(layer, bed.streams[number][layer])[:, head]
 
 
 def _at(attention: Float[Tensor, "batch pos key"], query: Tensor, key: Tensor) -> Float[Tensor, "batch"]:

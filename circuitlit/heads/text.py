@@ -42,7 +42,7 @@ def read_passages(path: Path, subject: Subject, count: int, length: int) -> Int[
 
 
 @torch.no_grad()
-def sample_passages(subject: Subject, count: int, length: int, seed: int, rows: int = 50) -> Int[Tensor, "passage pos"]:
+def sample_passages(subject: Subject, count: int, length: int, seed: int, rows: int = 200) -> Int[Tensor, "passage pos"]:
     """Text that the subject writes by itself: temperature 1, from a few neutral openings, special tokens barred.
 
     A model's own samples follow its own predictions more closely than people's text does; give a file where that

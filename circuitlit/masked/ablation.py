@@ -49,16 +49,24 @@ class Ablated:
         return sum(getattr(self, f.name).nbytes for f in fields(self))
 
 
-@torch.no_grad()
 def run_writers(subject: Subject, ids: Int[Tensor, "batch pos"]) -> Ablated:
     """Outputs of all writers in a stock forward."""
+    return run_and_record(subject, ids, len(ids))[0]
+
+
+@torch.no_grad()
+def run_and_record(
+    subject: Subject, ids: Int[Tensor, "batch pos"], rows: int
+) -> tuple[Ablated, Float[Tensor, "batch pos d"]]:
+    """A stock forward: outputs of all writers in the first `rows` examples, and the final normed stream of all."""
     with record(subject) as recording:
-        subject.hidden(ids)
+        hidden = subject.hidden(ids)
     extra = subject.graph.inputs - 1
-    made = Ablated(recording.embed[0], torch.stack(recording.heads, 1), torch.stack(recording.mlps, 1))
+    heads, mlps = ([part[:rows] for part in parts] for parts in (recording.heads, recording.mlps))
+    made = Ablated(recording.embed[0][:rows], torch.stack(heads, 1), torch.stack(mlps, 1))
     if extra:
-        made.positions = subject.positions(ids.shape[1]).expand(len(ids), extra, -1, -1)
-    return made
+        made.positions = subject.positions(ids.shape[1]).expand(rows, extra, -1, -1)
+    return made, hidden
 
 
 def ablated_run(subject: Subject, batch: Batch, kind: Kind, constants: Ablated | None = None) -> Ablated:

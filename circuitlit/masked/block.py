@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from dataclasses import dataclass
+from functools import partial
 
 import torch
 import torch.nn.functional as F
@@ -10,18 +10,12 @@ from jaxtyping import Bool, Float
 from torch import Tensor, nn
 
 from circuitlit.graph import Graph
+from circuitlit.masked.activation import fewer_launches
+from circuitlit.masked.kernels import fused
 from circuitlit.masked.ledger import Ledger, Token
-from circuitlit.masked.projection import normed_projection, recognise
-from circuitlit.model.anatomy import BlockParts, HeadMap, Rotate
-
-
-@dataclass(frozen=True)
-class Rotary:
-    """Cosines and sines of a batch, and the architecture's way to apply them."""
-
-    rotate: Rotate
-    cos: Float[Tensor, "one pos rotated"]
-    sin: Float[Tensor, "one pos rotated"]
+from circuitlit.masked.projection import Projection, Room, recognise
+from circuitlit.masked.short_attention import LONGEST, Rotary, kernel_attention, rotates_by_halves
+from circuitlit.model.anatomy import BlockParts, HeadMap
 
 
 class MaskedBlock(nn.Module):
@@ -31,6 +25,9 @@ class MaskedBlock(nn.Module):
         parts: the block, taken apart.
         graph: the model's graph.
         layer: which block this is.
+
+    Attributes:
+        sharded: True where the weights are there only while this block runs, so that nothing may be kept of them.
     """
 
     q_weight: Tensor
@@ -52,6 +49,9 @@ class MaskedBlock(nn.Module):
         self.attn_norm, self.mlp_norm = parts.attn_norm, parts.mlp_norm
         alike = parts.q.weight.shape[1:] == parts.k.weight.shape[1:] == parts.v.weight.shape[1:]
         self._affine = recognise(parts.attn_norm) if alike else None
+        self._mlp_affine = recognise(parts.mlp_norm)
+        self._projection: Projection | None = None
+        self.sharded = False
         self.q_norm, self.k_norm, self.mlp = parts.q_norm, parts.k_norm, parts.mlp
         self.scale = parts.scale
         self.post_scale, self.softcap = parts.post_scale, parts.softcap
@@ -70,9 +70,7 @@ class MaskedBlock(nn.Module):
         self,
         ledger: Ledger,
         token: Token,
-        masks: Float[Tensor, "copies readers writers"],
         row: int,
-        first: int,
         ablated: Float[Tensor, "token d"],
         ablated_heads: Float[Tensor, "batch pos width"],
         ablated_mlp: Float[Tensor, "token d"],
@@ -84,9 +82,7 @@ class MaskedBlock(nn.Module):
         Args:
             ledger: where writers are entered and readers served; this block's panel is open.
             token: the last ledger call's.
-            masks: of this block's readers, for the writers of the open panel.
             row: place of this block's first reader in the panel.
-            first: first writer of the panel.
             ablated: residual stream of the ablated run ahead of this block.
             ablated_heads: results of the ablated run's heads, before the output projection.
             ablated_mlp: output of the ablated run's MLP.
@@ -96,24 +92,31 @@ class MaskedBlock(nn.Module):
         Returns:
             The next token and the ablated residual stream after this block.
         """
-        heads, split = self.n_heads, self.attention_readers
-        own = self.first_writer - first
-        served = split + 1 if self.parallel else split
-        token, seen = ledger.read(token, masks[:, :served, :own], ablated, row, first)
-        attention_seen, mlp_seen = seen.split([split, 1]) if self.parallel else (seen, None)
-        delta = self._attend(attention_seen, ablated_heads, rotary, real)
-        token = ledger.write(token, self.first_writer, delta)
-
-        after = ablated + torch.einsum(
-            "thi,hid->td", ablated_heads.reshape(-1, heads, self.head_width), self.out_weight
-        )
+        heads, split, first = self.n_heads, self.attention_readers, self.first_writer
+        token, seen, mlp_seen = ledger.read(token, ablated, row, split + 1, first, self.parallel)
+        room = partial(ledger.room, row, split)
+        token = self._write_heads(ledger, token, self._attend(seen, ablated_heads, rotary, real, room))
+        added = torch.einsum("thi,hid->td", ablated_heads.reshape(-1, heads, self.head_width), self.out_weight.detach())
         if self.out_bias is not None:
-            after = after + self.out_bias
-        if mlp_seen is None:
-            token, mlp_seen = ledger.read(token, masks[:, split:, : own + heads], after, row + split, first)
-        delta = self.mlp(self.mlp_norm(mlp_seen)) - ablated_mlp
-        token = ledger.write(token, self.first_writer + heads, delta)
-        return token, after + ablated_mlp
+            added = added + self.out_bias
+        if not self.parallel:
+            token, mlp_seen = ledger.read_on(token, mlp_seen, added, row + split, first, heads)
+        token = ledger.write(token, first + heads, self._mlp(mlp_seen), ablated_mlp[None])
+        return token, ablated + added + ablated_mlp
+
+    def _write_heads(self, ledger: Ledger, token: Token, results: Float[Tensor, "head token width"]) -> Token:
+        """Enter what the heads' results, less the ablated ones, add to the residual stream."""
+        return ledger.write_heads(token, self.first_writer, results, self.out_weight)
+
+    def _mlp(self, x: Float[Tensor, "one token d"]) -> Float[Tensor, "one token d"]:
+        """The MLP's output. On a GPU the library's norms and activations of many launches give way to torch's own."""
+        norm = self._mlp_affine
+        if self.sharded or not fused(x):
+            return self.mlp(self.mlp_norm(x))
+        rms = norm is not None and not norm.centred
+        normed = F.rms_norm(x, x.shape[-1:], norm.gain, norm.eps) if rms and norm else self.mlp_norm(x)
+        with fewer_launches(self.mlp):
+            return self.mlp(normed)
 
     @property
     def head_width(self) -> int:
@@ -126,10 +129,16 @@ class MaskedBlock(nn.Module):
         ablated_heads: Float[Tensor, "batch pos width"],
         rotary: Rotary | None,
         real: Tensor | None,
-    ) -> Float[Tensor, "head token d"]:
-        """What each head adds beyond its ablated output."""
-        batch = ablated_heads.shape[0]
-        q, k, v = (x.unflatten(1, (batch, -1)).transpose(0, 1) for x in self._project(seen))
+        room: Room | None = None,
+    ) -> Float[Tensor, "head token out"]:
+        """What each head's result is beyond its ablated one."""
+        batch, length = ablated_heads.shape[:2]
+        projected = self._project(seen, room)
+        if isinstance(projected, Tensor) and self._has_kernel(length, rotary, real):
+            return kernel_attention(projected, ablated_heads, self.n_heads, self.n_kv_heads, self.scale, rotary)
+        if isinstance(projected, Tensor):
+            projected = projected.split([self.n_heads, self.n_kv_heads, self.n_kv_heads])
+        q, k, v = (x.unflatten(1, (batch, -1)).transpose(0, 1) for x in projected)
         if self.q_norm is not None and self.k_norm is not None:
             q, k = self.q_norm(q), self.k_norm(k)
         if rotary is not None:
@@ -138,8 +147,13 @@ class MaskedBlock(nn.Module):
         if self.post_scale is not None:
             result = result * self.post_scale(result.transpose(1, 2).flatten(2))[:, None]
         ablated = ablated_heads.unflatten(-1, (self.n_heads, -1)).transpose(1, 2)
-        delta = (result - ablated).transpose(0, 1).flatten(1, 2)
-        return torch.bmm(delta, self.out_weight)
+        return (result - ablated).transpose(0, 1).flatten(1, 2)
+
+    def _has_kernel(self, length: int, rotary: Rotary | None, real: Tensor | None) -> bool:
+        """Whether this block's attention is one of those that a kernel computes."""
+        plain = self.q_norm is None and self.softcap is None and self.post_scale is None and real is None
+        turns = rotary is None or rotates_by_halves(rotary.rotate)
+        return plain and turns and length <= LONGEST and fused(self.out_weight)
 
     def attention(
         self,
@@ -195,11 +209,17 @@ class MaskedBlock(nn.Module):
             "v": HeadMap(self.v_weight, self.v_bias),
         }
 
-    def _project(self, seen: Float[Tensor, "readers token d"]) -> list[Float[Tensor, "head token out"]]:
-        """Queries, keys and values of what the readers see."""
-        sizes = [self.n_heads, self.n_kv_heads, self.n_kv_heads]
+    def _project(
+        self, seen: Float[Tensor, "readers token d"], room: Room | None
+    ) -> Float[Tensor, "readers token out"] | list[Float[Tensor, "head token out"]]:
+        """Queries, keys and values of what the readers see, in one tensor where they are made together."""
         weights, biases = [self.q_weight, self.k_weight, self.v_weight], [self.q_bias, self.k_bias, self.v_bias]
         if self._affine is not None:
-            return list(normed_projection(seen, self._affine, weights, biases).split(sizes))
+            if self.sharded:  # the weights are there for this call only
+                return Projection(self._affine, weights, biases, keep=False)(seen, room)
+            if self._projection is None:
+                self._projection = Projection(self._affine, weights, biases)
+            return self._projection(seen, room)
+        sizes = [self.n_heads, self.n_kv_heads, self.n_kv_heads]
         parts = zip(self.attn_norm(seen).split(sizes), weights, biases, strict=True)
         return [torch.bmm(x, w) if b is None else torch.baddbmm(b[:, None], x, w) for x, w, b in parts]

@@ -45,12 +45,17 @@ class _Graph:
     def __init__(self, loss: Loss, masks: Tensor, inputs: tuple[Tensor, ...]) -> None:
         self.masks = masks.detach().clone().requires_grad_()
         self.inputs = [t.detach().clone() for t in inputs]
+        filled = [place for place, value in enumerate(inputs) if value.numel()]
+        kinds = {(inputs[place].dtype, inputs[place].device) for place in filled}
+        self.alike = [[p for p in filled if (inputs[p].dtype, inputs[p].device) == kind] for kind in kinds]
         side = torch.cuda.Stream()
         side.wait_stream(torch.cuda.current_stream())
         with torch.cuda.stream(side):
             for _ in range(WARM_UPS):
                 torch.autograd.grad(loss(self.masks, *self.inputs), self.masks)
         torch.cuda.current_stream().wait_stream(side)
+        torch.cuda.synchronize()
+        torch.cuda.empty_cache()  # the graph has memory of its own, as much again
         self.graph = torch.cuda.CUDAGraph()
         with torch.cuda.graph(self.graph):
             value = loss(self.masks, *self.inputs)
@@ -59,8 +64,8 @@ class _Graph:
 
     def replay(self, masks: Tensor, inputs: tuple[Tensor, ...]) -> tuple[Tensor, Tensor]:
         self.masks.detach().copy_(masks)
-        for room, value in zip(self.inputs, inputs, strict=True):
-            room.copy_(value)
+        for places in self.alike:
+            torch._foreach_copy_([self.inputs[place] for place in places], [inputs[place] for place in places])
         self.graph.replay()
         return self.value.clone(), self.grad.clone()
 

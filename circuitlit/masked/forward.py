@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 from operator import attrgetter
+from typing import Any
 
 import torch
 from jaxtyping import Bool, Float, Int
@@ -11,9 +12,10 @@ from torch.utils.checkpoint import checkpoint
 
 from circuitlit.errors import UserError
 from circuitlit.masked.ablation import Ablated
-from circuitlit.masked.block import MaskedBlock, Rotary
+from circuitlit.masked.block import MaskedBlock
 from circuitlit.masked.ledger import Ledger, Token
 from circuitlit.masked.live import LiveBlock
+from circuitlit.masked.short_attention import Rotary
 from circuitlit.model.anatomy import layer_kinds, window_of
 from circuitlit.model.subject import Subject
 
@@ -37,6 +39,7 @@ class MaskedModel(nn.Module):
         self.subject = subject
         self.graph = subject.graph
         self.panel, self.recompute = panel, recompute
+        self.shards: Any = None  # set where the weights are shared out (sharded.py)
         anatomy, model = subject.anatomy, subject.model
         self.blocks = nn.ModuleList(
             LiveBlock(anatomy, block, self.graph, layer)
@@ -66,24 +69,19 @@ class MaskedModel(nn.Module):
         """
         batch, length = ids.shape
         self.check_length(length)
-        masks = masks.to(self.subject.model.dtype)
         embedded = self.subject.embed(ids).flatten(0, 1)
         stream = ablated.embed.flatten(0, 1)
-        ledger = Ledger(
-            self.graph.n_writers, embedded, self.panel * self.graph.readers_per_layer, _groups(roles, masks.shape[0])
-        )
-        token = ledger.write(ledger.start(), 0, (embedded - stream)[None])
+        groups = _groups(roles, masks.shape[0])
+        ledger = Ledger(self.graph.n_writers, embedded, self.panel * self.graph.readers_per_layer, masks, groups)
+        token = ledger.write(ledger.start(), 0, embedded[None], stream[None])
         if self.graph.inputs > 1:
             cut = ablated.positions.flatten(0, 2)
-            token = ledger.write(token, 1, (self.written_positions(batch, length) - cut)[None])
+            token = ledger.write(token, 1, self.written_positions(batch, length)[None], cut[None])
             stream = stream + cut
         stream = stream + self.position_embeddings(batch, length)
         rotary, real = self.rotary(embedded, length), self.real_tokens(ids)
-        starts = range(0, len(self.blocks), self.panel)
-        sizes = [min(self.panel, len(self.blocks) - start) * self.graph.readers_per_layer for start in starts]
-        *panels, last = masks.split([*sizes, 1], 1)  # a split's backward joins once, where slices would add up
-        for start, panel in zip(starts, panels, strict=True):
-            args = (ledger, token, stream, panel, ablated, start, rotary, real)
+        for start in range(0, len(self.blocks), self.panel):
+            args = (ledger, token, stream, ablated, start, rotary, real)
             if self.recompute and torch.is_grad_enabled():
                 token, stream = checkpoint(
                     self._run_panel, *args, use_reentrant=False, preserve_rng_state=False, determinism_check="none"
@@ -91,7 +89,7 @@ class MaskedModel(nn.Module):
             else:
                 token, stream = self._run_panel(*args)
         flat = (positions + length * torch.arange(batch, device=ids.device)[:, None]).flatten()
-        final = ledger.read_at(token, last[:, 0], stream[flat], flat)
+        final = ledger.read_at(token, stream[flat], flat)
         return self.subject.unembed(self.final_norm(final)).unflatten(0, positions.shape)
 
     def _run_panel(
@@ -99,7 +97,6 @@ class MaskedModel(nn.Module):
         ledger: Ledger,
         token: Token,
         stream: Tensor,
-        panel: Tensor,
         ablated: Ablated,
         start: int,
         rotary: list[Rotary | None],
@@ -107,21 +104,15 @@ class MaskedModel(nn.Module):
     ) -> tuple[Token, Tensor]:
         graph = self.graph
         stop = min(start + self.panel, len(self.blocks))
-        first = graph.writers_before(start)
-        rows_of = panel.split(graph.readers_per_layer, 1)
-        token = ledger.open_panel(token, panel[:, :, :first])
-        for layer in range(start, stop):
+        first_reader = graph.reader_rows(start).start
+        readers = (stop - start) * graph.readers_per_layer
+        token = ledger.open_panel(token, first_reader, readers, graph.writers_before(start))
+        heads = ablated.heads[:, start:stop].transpose(0, 1).contiguous()
+        mlps = ablated.mlps[:, start:stop].transpose(0, 1).flatten(1, 2)
+        for number, layer in enumerate(range(start, stop)):
+            row = number * graph.readers_per_layer
             token, stream = self.blocks[layer](
-                ledger,
-                token,
-                rows_of[layer - start][:, :, first:],
-                (layer - start) * graph.readers_per_layer,
-                first,
-                stream,
-                ablated.heads[:, layer],
-                ablated.mlps[:, layer].flatten(0, 1),
-                rotary[layer],
-                real,
+                ledger, token, row, stream, heads[number], mlps[number], rotary[layer], real
             )
         return token, stream
 

@@ -1,9 +1,50 @@
-"""Mixing writers into readers: the two products that an edge mask costs (edges x tokens x width each)."""
+"""Mixing writers into readers: the two products that an edge mask costs (edges x tokens x width each).
+
+On a GPU Triton kernels take over (`masked/gpu/`); `use` chooses. These are their twins, and what runs elsewhere.
+"""
 
 from __future__ import annotations
 
+import functools
+import importlib.util
+import os
+
+import torch
 from jaxtyping import Float, Int
 from torch import Tensor
+
+from circuitlit.errors import UserError
+
+CHOICES = ("auto", "torch", "triton")
+FUSED = (torch.float32, torch.bfloat16, torch.float16)
+_choice = "auto"
+
+
+def use(choice: str) -> None:
+    """Choose kernels for all masked models of this process: "auto" takes Triton's on a GPU, "torch" never.
+
+    Raises:
+        UserError: no such choice, or "triton" where it is missing.
+    """
+    global _choice
+    if choice not in CHOICES:
+        raise UserError(f"mask.kernels={choice} is not one of {', '.join(CHOICES)}")
+    if choice == "triton" and not _available():
+        raise UserError("mask.kernels=triton needs a CUDA GPU and the package triton; leave it at auto")
+    _choice = choice
+
+
+@functools.cache
+def _available() -> bool:
+    found = importlib.util.find_spec("triton") is not None
+    return found and (torch.cuda.is_available() or os.environ.get("TRITON_INTERPRET") == "1")
+
+
+def fused(like: Tensor) -> bool:
+    """Whether Triton kernels work on a tensor of this kind."""
+    if _choice == "torch" or like.dtype not in FUSED:
+        return False
+    return _available() and (like.is_cuda or _choice == "triton")
 
 
 def mix(
@@ -22,6 +63,7 @@ def mix(
         groups: token indices of each copy of the masks; None for a single copy.
         add: False writes the sum over what is there.
     """
+    masks = masks.to(deltas.dtype)
     if groups is None:
         out.flatten(1).addmm_(masks[0], deltas.flatten(1), beta=1 if add else 0)
         return
@@ -40,6 +82,7 @@ def mix_backward(
     groups: list[Int[Tensor, "_"]] | None = None,
 ) -> Float[Tensor, "copies reader writer"]:
     """Gradient of `mix` for the masks; the gradient for the deltas is added to `grad_deltas` in place."""
+    masks = masks.to(deltas.dtype)
     if groups is None:
         grad = grad_out.flatten(1)
         grad_deltas.flatten(1).addmm_(masks[0].t(), grad)
@@ -51,3 +94,12 @@ def mix_backward(
         grad_deltas.index_add_(1, tokens, part.view(len(part), len(tokens), -1))
         grad_masks[copy] = grad @ deltas[:, tokens].flatten(1).t()
     return grad_masks
+
+
+def rotated(
+    x: Float[Tensor, "*heads pos width"], cos: Float[Tensor, "#one pos part"], sin: Float[Tensor, "#one pos part"]
+) -> Float[Tensor, "*heads pos width"]:
+    """The first `part` columns rotated by halves, as Llama and GPT-NeoX do; the others as they are."""
+    turning, still = x[..., : cos.shape[-1]], x[..., cos.shape[-1] :]
+    first, second = turning.chunk(2, -1)
+    return torch.cat([turning * cos + torch.cat([-second, first], -1) * sin, still], -1)

@@ -7,7 +7,8 @@ With `y` a writer's output in the circuit, `c` what it puts out when ablated and
 so one buffer of deltas `d` is all that has to be kept. Readers are summed by panels of consecutive layers: `open_panel`
 takes the writers ahead of a panel for all its readers in one product, `read` adds the panel's own writers. The buffers
 are shared by the calls below, so a `token` is passed from call to call: it makes autograd run their backwards in the
-opposite order, by when all later readers have added their share to a writer's gradient.
+opposite order, by when all later readers have added their share to a writer's gradient. The masks are a buffer, too:
+their gradient is put together in place and leaves with the first token.
 """
 
 from __future__ import annotations
@@ -19,18 +20,19 @@ from jaxtyping import Float, Int
 from torch import Tensor
 from torch.autograd import Function
 
-from circuitlit.masked.kernels import mix, mix_backward
+from circuitlit.masked import kernels
 
 Token = Float[Tensor, ""]
 
 
 class Ledger:
-    """Deltas of one forward pass, `[writer, token, d]`, and their gradients.
+    """Deltas of one forward pass, `[writer, token, d]`, the masks, and the gradients of both.
 
     Args:
         n_writers: rows of the buffer.
         like: any `[token, d]` tensor of the run; gives size, dtype and device.
         panel_readers: readers in the widest panel.
+        masks: of all readers and writers.
         groups: token indices of each copy of the masks (token roles), None for one copy.
     """
 
@@ -39,138 +41,267 @@ class Ledger:
         n_writers: int,
         like: Float[Tensor, "token d"],
         panel_readers: int,
+        masks: Float[Tensor, "copies reader writer"],
         groups: list[Int[Tensor, "_"]] | None = None,
     ) -> None:
         self.deltas = like.new_empty(n_writers, *like.shape)
         self.partial = like.new_empty(panel_readers, *like.shape)
         self.groups = groups
-        self._grad_deltas: Tensor | None = None
-        self._grad_partial: Tensor | None = None
+        self.fused = groups is None and kernels.fused(like)
+        self.given = masks
+        self.masks = masks.detach() if self.fused else masks.detach().to(like.dtype)
+        self.reader = self.first = 0  # of the open panel
+        self._grads: dict[str, Tensor] = {}
 
     @property
     def grad_deltas(self) -> Float[Tensor, "writer token d"]:
         """Gradient of every delta; zero until readers add to it."""
-        if self._grad_deltas is None:
-            self._grad_deltas = torch.zeros_like(self.deltas)
-        return self._grad_deltas
+        return self._buffer("deltas", self.deltas)
 
     @property
     def grad_partial(self) -> Float[Tensor, "reader token d"]:
         """Gradient of the open panel's partial sums; every `read` fills its own rows."""
-        if self._grad_partial is None:
-            self._grad_partial = torch.empty_like(self.partial)
-        return self._grad_partial
+        return self._buffer("partial", self.partial, zero=False)
+
+    @property
+    def grad_masks(self) -> Float[Tensor, "copies reader writer"]:
+        """Gradient of the masks, zero where no reader has run its backward."""
+        return self._buffer("masks", self.given.detach())
+
+    def _buffer(self, name: str, like: Tensor, zero: bool = True) -> Tensor:
+        if name not in self._grads:
+            self._grads[name] = torch.zeros_like(like) if zero else torch.empty_like(like)
+        return self._grads[name]
 
     def start(self) -> Token:
-        """The first token."""
-        return self.deltas.new_zeros((), requires_grad=torch.is_grad_enabled())
+        """The first token: its backward, the last of all, hands out the masks' gradient."""
+        if torch.is_grad_enabled() and not self.given.requires_grad:
+            return self.deltas.new_zeros((), requires_grad=True)
+        return _Start.apply(self.given, self)  # type: ignore[return-value]
 
-    def write(self, token: Token, first: int, delta: Float[Tensor, "writers token d"]) -> Token:
-        """Enter consecutive writers' deltas, from row `first`."""
-        return _Write.apply(token, delta, self, first)  # type: ignore[return-value]
-
-    def open_panel(self, token: Token, masks: Float[Tensor, "copies readers writers"]) -> Token:
-        """Sum the first `writers` writers for all readers of a panel."""
-        return _OpenPanel.apply(token, masks, self)  # type: ignore[return-value]
-
-    def read(
+    def write(
         self,
         token: Token,
-        masks: Float[Tensor, "copies readers writers"],
-        ablated: Float[Tensor, "token d"],
-        row: int,
         first: int,
-    ) -> tuple[Token, Float[Tensor, "readers token d"]]:
-        """What some readers of the open panel see.
+        value: Float[Tensor, "writers token d"],
+        ablated: Float[Tensor, "writers token d"] | None = None,
+    ) -> Token:
+        """Enter what consecutive writers put out beyond their ablated output, from row `first`."""
+        return _Write.apply(token, value, ablated, self, first)  # type: ignore[return-value]
+
+    def write_heads(
+        self,
+        token: Token,
+        first: int,
+        results: Float[Tensor, "head token width"],
+        weight: Float[Tensor, "head width d"],
+    ) -> Token:
+        """Enter heads' results (less the ablated ones) through their frozen output maps."""
+        return _WriteHeads.apply(token, results, weight, self, first)  # type: ignore[return-value]
+
+    def open_panel(self, token: Token, reader: int, readers: int, writers: int) -> Token:
+        """Sum the first `writers` writers for all readers of a panel, which begins at row `reader` of the masks."""
+        self.reader, self.first = reader, writers
+        return _OpenPanel.apply(token, self, readers)  # type: ignore[return-value]
+
+    def read(
+        self, token: Token, ablated: Float[Tensor, "token d"], row: int, readers: int, writers: int, together: bool
+    ) -> tuple[Token, Float[Tensor, "attention token d"], Float[Tensor, "one token d"]]:
+        """What a block's readers see: those of the attention, and its MLP.
 
         Args:
             token: the last call's.
-            masks: of these readers, for the panel's own writers only.
             ablated: the ablated run's residual stream at this depth.
-            row: place of the first of these readers in the panel.
-            first: first writer that `open_panel` left out.
+            row: place of the first of these readers in the open panel.
+            readers: how many, the MLP's included.
+            writers: of the whole model that they see.
+            together: True where the MLP sees no more than the attention; else `read_on` adds the block's heads.
         """
-        return _Read.apply(token, masks, ablated, self, row, first)  # type: ignore[return-value]
+        return _Read.apply(token, ablated, self, row, readers, writers, together)  # type: ignore[return-value]
 
-    def read_at(
-        self, token: Token, masks: Float[Tensor, "copies writer"], ablated: Float[Tensor, "kept d"], tokens: Tensor
-    ) -> Float[Tensor, "kept d"]:
+    def read_on(
+        self,
+        token: Token,
+        seen: Float[Tensor, "one token d"],
+        ablated: Float[Tensor, "token d"],
+        row: int,
+        first: int,
+        writers: int,
+    ) -> tuple[Token, Float[Tensor, "one token d"]]:
+        """What an MLP sees once its own block's heads have written.
+
+        Args:
+            token: the last call's.
+            seen: what `read` gave it.
+            ablated: what the heads add to the ablated residual stream.
+            row: the MLP's place in the open panel.
+            first: the first of these heads.
+            writers: how many.
+        """
+        return _ReadOn.apply(token, seen, ablated, self, row, slice(first, first + writers))  # type: ignore[return-value]
+
+    def read_at(self, token: Token, ablated: Float[Tensor, "kept d"], tokens: Tensor) -> Float[Tensor, "kept d"]:
         """What the last reader sees at some tokens, from all writers; its backward starts everyone else's."""
-        return _ReadAt.apply(token, masks, ablated, self, tokens)  # type: ignore[return-value]
+        return _ReadAt.apply(token, ablated, self, tokens)  # type: ignore[return-value]
+
+    def mix(self, out: Tensor, readers: slice, writers: slice, base: Tensor | None, shared: Tensor | None) -> None:
+        """Write `base + shared +` the readers' sums of some writers to `out`."""
+        masks, deltas = self.masks[:, readers, writers], self.deltas[writers]
+        if self.fused:
+            from circuitlit.masked.gpu.mixing import mix
+
+            mix(out, masks[0], deltas, base, shared)
+            return
+        if base is not None and shared is not None:
+            torch.add(base, shared, out=out)
+        if len(deltas):
+            kernels.mix(out, masks, deltas, self.groups, add=base is not None)
+
+    def mix_backward(self, grad: Float[Tensor, "reader token d"], readers: slice, writers: slice) -> None:
+        """Add to the writers' gradients, and write these readers' masks'."""
+        masks, deltas, grad_deltas = self.masks[:, readers, writers], self.deltas[writers], self.grad_deltas[writers]
+        if not len(deltas):
+            return
+        room = self.grad_masks[:, readers, writers]
+        if self.fused:
+            from circuitlit.masked.gpu.mixing import mix_backward
+
+            mix_backward(grad, masks[0], deltas, grad_deltas, room[0])
+        else:
+            room.copy_(kernels.mix_backward(grad, masks, deltas, grad_deltas, self.groups))
+
+    def room(self, row: int, readers: int) -> Float[Tensor, "reader token d"]:
+        """Where the gradient of these readers of the open panel belongs."""
+        return self.grad_partial[row : row + readers]
+
+
+class _Start(Function):
+    @staticmethod
+    def forward(ctx: Any, masks: Tensor, ledger: Ledger) -> Tensor:
+        ctx.ledger = ledger
+        return ledger.deltas.new_zeros(())
+
+    @staticmethod
+    def backward(ctx: Any, *grads: Tensor) -> Any:
+        return ctx.ledger.grad_masks, None
 
 
 class _Write(Function):
     @staticmethod
-    def forward(ctx: Any, token: Tensor, delta: Tensor, ledger: Ledger, first: int) -> Tensor:
-        ctx.ledger, ctx.rows = ledger, slice(first, first + len(delta))
-        ledger.deltas[ctx.rows] = delta
-        return token.clone()
+    def forward(ctx: Any, token: Tensor, value: Tensor, ablated: Tensor | None, ledger: Ledger, first: int) -> Tensor:
+        ctx.ledger, ctx.rows = ledger, slice(first, first + len(value))
+        if ablated is None:
+            ledger.deltas[ctx.rows] = value
+        else:
+            torch.sub(value, ablated, out=ledger.deltas[ctx.rows])
+        return token.view_as(token)
 
     @staticmethod
     def backward(ctx: Any, *grads: Tensor) -> Any:
-        return grads[0], ctx.ledger.grad_deltas[ctx.rows], None, None
+        grad = ctx.ledger.grad_deltas[ctx.rows]
+        return grads[0], grad, -grad if ctx.needs_input_grad[2] else None, None, None
+
+
+class _WriteHeads(Function):
+    @staticmethod
+    def forward(ctx: Any, token: Tensor, results: Tensor, weight: Tensor, ledger: Ledger, first: int) -> Tensor:
+        ctx.ledger, ctx.rows = ledger, slice(first, first + len(results))
+        ctx.save_for_backward(weight)  # not as an attribute: recomputing lets go of what is saved
+        torch.bmm(results, weight, out=ledger.deltas[ctx.rows])
+        return token.view_as(token)
+
+    @staticmethod
+    def backward(ctx: Any, *grads: Tensor) -> Any:
+        (weight,) = ctx.saved_tensors
+        grad = torch.bmm(ctx.ledger.grad_deltas[ctx.rows], weight.transpose(1, 2))
+        return grads[0], grad, None, None, None
 
 
 class _OpenPanel(Function):
     @staticmethod
-    def forward(ctx: Any, token: Tensor, masks: Tensor, ledger: Ledger) -> Tensor:
+    def forward(ctx: Any, token: Tensor, ledger: Ledger, readers: int) -> Tensor:
         ctx.ledger = ledger
-        ctx.save_for_backward(masks)
-        partial = ledger.partial[: masks.shape[1]]
-        mix(partial, masks, ledger.deltas[: masks.shape[2]], ledger.groups, add=False)
-        return token.clone()
+        ctx.readers, ctx.writers = slice(ledger.reader, ledger.reader + readers), slice(0, ledger.first)
+        ledger.mix(ledger.partial[:readers], ctx.readers, ctx.writers, None, None)
+        return token.view_as(token)
 
     @staticmethod
     def backward(ctx: Any, *grads: Tensor) -> Any:
-        ledger, (masks,) = ctx.ledger, ctx.saved_tensors
-        readers, writers = masks.shape[1:]
-        grad_masks = mix_backward(
-            ledger.grad_partial[:readers], masks, ledger.deltas[:writers], ledger.grad_deltas[:writers], ledger.groups
-        )
-        return grads[0], grad_masks, None
+        readers = ctx.readers.stop - ctx.readers.start
+        ctx.ledger.mix_backward(ctx.ledger.room(0, readers), ctx.readers, ctx.writers)
+        return grads[0], None, None
 
 
 class _Read(Function):
     @staticmethod
     def forward(
-        ctx: Any, token: Tensor, masks: Tensor, ablated: Tensor, ledger: Ledger, row: int, first: int
-    ) -> tuple[Tensor, Tensor]:
-        ctx.ledger, ctx.row, ctx.first = ledger, row, first
-        ctx.save_for_backward(masks)
-        seen = ledger.partial[row : row + masks.shape[1]] + ablated
-        if masks.shape[2]:
-            mix(seen, masks, ledger.deltas[first : first + masks.shape[2]], ledger.groups)
-        return token.clone(), seen
+        ctx: Any, token: Tensor, ablated: Tensor, ledger: Ledger, row: int, readers: int, writers: int, together: bool
+    ) -> tuple[Tensor, Tensor, Tensor]:
+        ctx.ledger, ctx.row, ctx.together = ledger, row, together
+        ctx.readers = slice(ledger.reader + row, ledger.reader + row + readers)
+        ctx.writers = slice(ledger.first, writers)
+        partial = ledger.partial[row : row + readers]
+        seen = torch.empty_like(partial)
+        ledger.mix(seen, ctx.readers, ctx.writers, partial, ablated)
+        attention, mlp = seen[:-1], seen[-1:]
+        if not together:
+            ctx.mark_non_differentiable(mlp)
+        return token.view_as(token), attention, mlp
 
     @staticmethod
     def backward(ctx: Any, *grads: Tensor) -> Any:
-        ledger, (masks,) = ctx.ledger, ctx.saved_tensors
-        grad = grads[1].contiguous()
-        own = slice(ctx.first, ctx.first + masks.shape[2])
-        ledger.grad_partial[ctx.row : ctx.row + masks.shape[1]] = grad
-        grad_masks = torch.zeros_like(masks)
-        if masks.shape[2]:
-            grad_masks = mix_backward(grad, masks, ledger.deltas[own], ledger.grad_deltas[own], ledger.groups)
-        grad_ablated = grad.sum(0) if ctx.needs_input_grad[2] else None
-        return grads[0], grad_masks, grad_ablated, None, None, None
+        ledger: Ledger = ctx.ledger
+        room = ledger.room(ctx.row, ctx.readers.stop - ctx.readers.start)
+        if grads[1].data_ptr() != room.data_ptr() or not grads[1].is_contiguous():
+            room[:-1] = grads[1]
+        if ctx.together:
+            room[-1:] = grads[2]
+        ledger.mix_backward(room, ctx.readers, ctx.writers)
+        grad_ablated = room.sum(0) if ctx.needs_input_grad[1] else None
+        return grads[0], grad_ablated, None, None, None, None, None
+
+
+class _ReadOn(Function):
+    @staticmethod
+    def forward(
+        ctx: Any, token: Tensor, seen: Tensor, ablated: Tensor, ledger: Ledger, row: int, writers: slice
+    ) -> tuple[Tensor, Tensor]:
+        ctx.ledger, ctx.row, ctx.writers = ledger, row, writers
+        ctx.readers = slice(ledger.reader + row, ledger.reader + row + 1)
+        out = torch.empty_like(seen)
+        ledger.mix(out, ctx.readers, writers, seen, ablated)
+        return token.view_as(token), out
+
+    @staticmethod
+    def backward(ctx: Any, *grads: Tensor) -> Any:
+        room = ctx.ledger.room(ctx.row, 1)
+        room.copy_(grads[1])
+        ctx.ledger.mix_backward(room, ctx.readers, ctx.writers)
+        return grads[0], None, grads[1][0] if ctx.needs_input_grad[2] else None, None, None, None
 
 
 class _ReadAt(Function):
     @staticmethod
-    def forward(ctx: Any, token: Tensor, masks: Tensor, ablated: Tensor, ledger: Ledger, tokens: Tensor) -> Tensor:
+    def forward(ctx: Any, token: Tensor, ablated: Tensor, ledger: Ledger, tokens: Tensor) -> Tensor:
         ctx.ledger = ledger
-        per_token = masks[_copy_of(ledger, tokens)]
-        ctx.save_for_backward(masks, tokens)
+        ctx.save_for_backward(tokens)
+        per_token = _last(ledger)[_copy_of(ledger, tokens)]
         return ablated + torch.einsum("tw,wtd->td", per_token, ledger.deltas[:, tokens])
 
     @staticmethod
     def backward(ctx: Any, *grads: Tensor) -> Any:
-        ledger, (masks, tokens) = ctx.ledger, ctx.saved_tensors
+        ledger, (tokens,) = ctx.ledger, ctx.saved_tensors
         copy = _copy_of(ledger, tokens)
         grad_per_token = torch.einsum("td,wtd->tw", grads[0], ledger.deltas[:, tokens])
-        grad_masks = torch.zeros_like(masks).index_add_(0, copy, grad_per_token)
-        ledger.grad_deltas.index_add_(1, tokens, torch.einsum("tw,td->wtd", masks[copy], grads[0]))
-        return grads[0].new_zeros(()), grad_masks, grads[0], None, None
+        room = ledger.grad_masks
+        room[:, -1] = torch.zeros_like(room[:, -1]).index_add_(0, copy, grad_per_token.to(room.dtype))
+        ledger.grad_deltas.index_add_(1, tokens, torch.einsum("tw,td->wtd", _last(ledger)[copy], grads[0]))
+        return grads[0].new_zeros(()), grads[0], None, None
+
+
+def _last(ledger: Ledger) -> Float[Tensor, "copies writer"]:
+    """Masks of the last reader."""
+    return ledger.masks[:, -1].to(ledger.deltas.dtype)
 
 
 def _copy_of(ledger: Ledger, tokens: Int[Tensor, "kept"]) -> Int[Tensor, "kept"]:

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 from typing import Any
 
+import torch
 from jaxtyping import Float
 from torch import Tensor, nn
 from transformers.pytorch_utils import Conv1D
@@ -11,6 +12,7 @@ from transformers.pytorch_utils import Conv1D
 from circuitlit.errors import UserError
 from circuitlit.graph import Graph
 from circuitlit.masked.block import MaskedBlock
+from circuitlit.masked.ledger import Ledger, Token
 from circuitlit.model.anatomy import Anatomy
 
 
@@ -43,6 +45,9 @@ class LiveBlock(MaskedBlock):
             self._own(f"{name}_bias", heads.bias)
         self._own("out_weight", parts.out)
         return super().forward(*args, **more)
+
+    def _write_heads(self, ledger: Ledger, token: Token, results: Float[Tensor, "head token width"]) -> Token:
+        return ledger.write(token, self.first_writer, torch.bmm(results, self.out_weight))
 
 
 def live_affine(module: nn.Module) -> tuple[Float[Tensor, "into out"], Float[Tensor, "out"] | None]:

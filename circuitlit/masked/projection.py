@@ -5,11 +5,12 @@ With gain g and shift b, and the norm's own factor s = 1 / sqrt(variance + eps) 
     norm(x) W + c = s (x W') + (b W + c)        W' = diag(g) W, its columns centred where the norm subtracts the mean
 
 so the normed streams, by far the largest tensors of an edge-masked forward, never exist: what is kept for the backward
-pass is the streams themselves, s and the (narrow) projections.
+pass is the streams themselves, s and the (narrow) projections. On a GPU `masked/gpu/projection.py` does the same.
 """
 
 from __future__ import annotations
 
+from collections.abc import Callable
 from dataclasses import dataclass
 from typing import Any
 
@@ -17,6 +18,10 @@ import torch
 from jaxtyping import Float
 from torch import Tensor, nn
 from torch.autograd import Function
+
+from circuitlit.masked.kernels import fused
+
+LARGEST = 2**26  # bytes of folded weights that are kept; larger ones are folded anew each time
 
 
 @dataclass(frozen=True)
@@ -45,20 +50,21 @@ class Affine:
 
     def apply(self, x: Float[Tensor, "*rows d"]) -> Float[Tensor, "*rows d"]:
         """The norm itself, term by term."""
-        mean, factor = self.statistics(x)
+        mean, factor = statistics(x, self.eps, self.centred)
         normed = (x if mean is None else x - mean) * factor * self.gain
         return normed if self.shift is None else normed + self.shift
 
-    def statistics(
-        self, x: Float[Tensor, "*rows d"]
-    ) -> tuple[Float[Tensor, "*rows one"] | None, Float[Tensor, "*rows one"]]:
-        """Mean (None if it stays) and 1 / sqrt(variance + eps) of each row, in float32 or better."""
-        wide = torch.promote_types(x.dtype, torch.float32)
-        if self.centred:
-            variance, mean = torch.var_mean(x.to(wide), -1, correction=0, keepdim=True)
-            return mean, (variance + self.eps).rsqrt()
-        square = torch.linalg.vector_norm(x, dim=-1, keepdim=True, dtype=wide).square()
-        return None, (square / x.shape[-1] + self.eps).rsqrt()
+
+def statistics(
+    x: Float[Tensor, "*rows d"], eps: float, centred: bool
+) -> tuple[Float[Tensor, "*rows one"] | None, Float[Tensor, "*rows one"]]:
+    """Mean (None if it stays) and 1 / sqrt(variance + eps) of each row, in float32 or better."""
+    wide = torch.promote_types(x.dtype, torch.float32)
+    if centred:
+        variance, mean = torch.var_mean(x.to(wide), -1, correction=0, keepdim=True)
+        return mean, (variance + eps).rsqrt()
+    square = torch.linalg.vector_norm(x, dim=-1, keepdim=True, dtype=wide).square()
+    return None, (square / x.shape[-1] + eps).rsqrt()
 
 
 @torch.no_grad()
@@ -81,63 +87,130 @@ def recognise(module: nn.Module) -> Affine | None:
     return norm if bool((expected - found).abs().max() <= tolerance * expected.abs().max()) else None
 
 
-def normed_projection(
-    x: Float[Tensor, "reader token d"],
-    norm: Affine,
-    weights: list[Float[Tensor, "_ d out"]],
-    biases: list[Float[Tensor, "_ out"] | None],
-) -> Float[Tensor, "reader token out"]:
+Room = Callable[[], Float[Tensor, "reader token d"]]
+
+
+class Projection:
     """`norm(x[r]) @ weight[r] + bias[r]` for all readers; the weights of consecutive readers come in parts.
 
     Frozen weights only: no gradient reaches norm, weights or biases.
+
+    Args:
+        norm: what all readers share.
+        weights: of consecutive readers.
+        biases: likewise; None for none.
+        keep: False folds the weights anew in each call (they may be gone in between).
     """
-    return _NormedProjection.apply(x, norm, weights, biases)  # type: ignore[return-value]
+
+    def __init__(
+        self,
+        norm: Affine,
+        weights: list[Float[Tensor, "_ d out"]],
+        biases: list[Float[Tensor, "_ out"] | None],
+        keep: bool = True,
+    ) -> None:
+        self.norm, self.weights, self.biases = norm, weights, biases
+        size = sum(weight.numel() * weight.itemsize for weight in weights)
+        self.keep = keep and size <= LARGEST
+        self._known: tuple[tuple[int, ...], Tensor, Tensor | None] | None = None
+
+    def __call__(
+        self, x: Float[Tensor, "reader token d"], room: Room | None = None
+    ) -> Float[Tensor, "reader token out"]:
+        """Project; the gradient for x is written to `room()`, or to a new tensor."""
+        return _NormedProjection.apply(x, self, room)  # type: ignore[return-value]
+
+    def folded(self) -> tuple[Float[Tensor, "reader d out"], Float[Tensor, "reader one out"] | None]:
+        """The weights W' side by side, and what every token gets: b W + c."""
+        if not self.keep:
+            return self._fold()
+        used = [*self.weights, self.norm.gain, *(b for b in (*self.biases, self.norm.shift) if b is not None)]
+        key = tuple(number for tensor in used for number in (tensor.data_ptr(), tensor._version))
+        if self._known is None or self._known[0] != key:
+            self._known = (key, *self._fold())
+        return self._known[1:]
+
+    @torch.no_grad()
+    def _fold(self) -> tuple[Tensor, Tensor | None]:
+        norm, weights = self.norm, self.weights
+        folded = weights[0].new_empty(sum(map(len, weights)), *weights[0].shape[1:])
+        row = 0
+        for weight in weights:
+            torch.mul(weight, norm.gain[:, None], out=folded[row : row + len(weight)])
+            row += len(weight)
+        if norm.centred:
+            folded.sub_(folded.mean(1, keepdim=True))
+        if norm.shift is None and all(bias is None for bias in self.biases):
+            return folded, None
+        parts = []
+        for weight, bias in zip(weights, self.biases, strict=True):
+            part = weight.new_zeros(len(weight), weight.shape[2]) if bias is None else bias
+            if norm.shift is not None:
+                part = part + torch.bmm(norm.shift.expand(len(weight), 1, -1), weight)[:, 0]
+            parts.append(part)
+        return folded, torch.cat(parts)[:, None]
 
 
-def _folded(norm: Affine, weights: list[Tensor]) -> Float[Tensor, "reader d out"]:
-    """The weights W', side by side."""
-    folded = weights[0].new_empty(sum(map(len, weights)), *weights[0].shape[1:])
-    row = 0
-    for weight in weights:
-        torch.mul(weight, norm.gain[:, None], out=folded[row : row + len(weight)])
-        row += len(weight)
-    return folded.sub_(folded.mean(1, keepdim=True)) if norm.centred else folded
+def plain_project(
+    x: Float[Tensor, "reader token d"],
+    weight: Float[Tensor, "reader d out"],
+    constant: Float[Tensor, "reader one out"] | None,
+    eps: float,
+    centred: bool,
+) -> tuple[
+    Float[Tensor, "reader token out"], Float[Tensor, "reader token one"] | None, Float[Tensor, "reader token one"]
+]:
+    """`norm(x) W + c` with the norm folded into the weights; also each token's mean (where it matters) and factor."""
+    mean, factor = statistics(x, eps, centred)
+    out = torch.bmm(x, weight).mul_(factor.to(x.dtype))
+    return (out if constant is None else out.add_(constant)), mean, factor
 
 
-def _constant(
-    norm: Affine, weights: list[Tensor], biases: list[Tensor | None]
-) -> Float[Tensor, "reader one out"] | None:
-    """What every token gets: b W + c."""
-    parts = []
-    for weight, bias in zip(weights, biases, strict=True):
-        part = weight.new_zeros(len(weight), weight.shape[2]) if bias is None else bias
-        parts.append(
-            part if norm.shift is None else part + torch.bmm(norm.shift.expand(len(weight), 1, -1), weight)[:, 0]
-        )
-    if norm.shift is None and all(bias is None for bias in biases):
-        return None
-    return torch.cat(parts)[:, None]
+def plain_project_backward(
+    grad: Float[Tensor, "reader token out"],
+    out: Float[Tensor, "reader token out"],
+    x: Float[Tensor, "reader token d"],
+    weight: Float[Tensor, "reader d out"],
+    constant: Float[Tensor, "reader one out"] | None,
+    mean: Float[Tensor, "reader token one"] | None,
+    factor: Float[Tensor, "reader token one"],
+    room: Float[Tensor, "reader token d"],
+) -> None:
+    """Write the gradient of `plain_project` for x to `room`."""
+    made = out if constant is None else out - constant
+    pull = (grad * made).sum(-1, keepdim=True, dtype=factor.dtype) * factor.square() / x.shape[-1]
+    grad, weight = grad * factor.to(x.dtype), weight.transpose(1, 2)
+    if mean is None:
+        torch.bmm(grad, weight, out=room)
+    else:
+        torch.baddbmm((pull * mean).to(x.dtype), grad, weight, out=room)
+    room.addcmul_(x, pull.to(x.dtype), value=-1)
 
 
 class _NormedProjection(Function):
     @staticmethod
-    def forward(ctx: Any, x: Tensor, norm: Affine, weights: list[Tensor], biases: list[Tensor | None]) -> Tensor:
-        mean, factor = norm.statistics(x)
-        projected = torch.bmm(x, _folded(norm, weights))
-        ctx.norm, ctx.weights = norm, weights
-        ctx.save_for_backward(x, mean, factor, projected)
-        constant = _constant(norm, weights, biases)
-        scaled = projected * factor.to(x.dtype)
-        return scaled if constant is None else scaled.add_(constant)
+    def forward(ctx: Any, x: Tensor, projection: Projection, room: Room | None) -> Tensor:
+        weight, constant = projection.folded()
+        norm = projection.norm
+        if fused(x):
+            from circuitlit.masked.gpu.projection import project
+        else:
+            project = plain_project
+        out, mean, factor = project(x, weight, constant, norm.eps, norm.centred)
+        ctx.projection, ctx.norm, ctx.room = projection if projection.keep else None, norm, room
+        lent = [] if projection.keep else [*projection.weights, *projection.biases]
+        ctx.save_for_backward(x, out, mean, factor, *lent)  # recomputing lets go of what is saved
+        return out
 
     @staticmethod
     def backward(ctx: Any, *grads: Tensor) -> Any:
-        x, mean, factor, projected = ctx.saved_tensors
-        (grad,) = grads
-        inner = (grad * projected).sum(-1, keepdim=True, dtype=factor.dtype)
-        pull = inner * factor.pow(3) / x.shape[-1]
-        weight = _folded(ctx.norm, ctx.weights).transpose(1, 2)
-        grad = grad * factor.to(x.dtype)
-        back = (pull * mean).to(x.dtype) if mean is not None else None
-        grad_x = torch.bmm(grad, weight) if back is None else torch.baddbmm(back, grad, weight)
-        return grad_x.addcmul_(x, pull.to(x.dtype), value=-1), None, None, None
+        x, out, mean, factor, *lent = ctx.saved_tensors
+        half = len(lent) // 2
+        weight, constant = (ctx.projection or Projection(ctx.norm, lent[:half], lent[half:], keep=False)).folded()
+        room = torch.empty_like(x) if ctx.room is None else ctx.room()
+        if fused(x):
+            from circuitlit.masked.gpu.projection import project_backward
+        else:
+            project_backward = plain_project_backward
+        project_backward(grads[0].contiguous(), out, x, weight, constant, mean, factor, room)
+        return room, None, None

@@ -10,8 +10,8 @@ import torch
 from jaxtyping import Float
 from torch import Tensor
 
-from circuitlit.masked.ablation import Ablated, Kind, ablated_run
-from circuitlit.model.subject import Subject
+from circuitlit.masked.ablation import Ablated, Kind, ablated_run, run_and_record
+from circuitlit.model.subject import Subject, take_positions
 from circuitlit.tasks.pair import Batch
 
 log = logging.getLogger(__name__)
@@ -33,10 +33,13 @@ class References:
         kind: how edges are ablated.
         mean: the writers' constants, for mean and optimal ablation.
         budget: bytes the cache may take; a larger split is computed batch by batch.
+        together: True runs clean and corrupted prompts in one forward, so that sharded weights are gathered once.
     """
 
-    def __init__(self, subject: Subject, kind: Kind, mean: Ablated | None = None, budget: float = 0) -> None:
-        self.subject, self.mean, self.budget = subject, mean, budget
+    def __init__(
+        self, subject: Subject, kind: Kind, mean: Ablated | None = None, budget: float = 0, together: bool = False
+    ) -> None:
+        self.subject, self.mean, self.budget, self.together = subject, mean, budget, together
         self.kind: Kind = kind
         self._teacher: Tensor | None = None
         self._ablated: Ablated | None = None
@@ -53,7 +56,12 @@ class References:
 
     @torch.no_grad()
     def compute(self, batch: Batch) -> Reference:
-        """Two stock forwards."""
+        """Two stock forwards, or one of both."""
+        if self.together and self.kind == "interchange":
+            rows = len(batch)
+            ablated, hidden = run_and_record(self.subject, torch.cat([batch.corrupted, batch.clean]), rows)
+            logits = self.subject.unembed(take_positions(hidden[rows:], batch.positions))
+            return Reference(logits.float().log_softmax(-1), ablated)
         return Reference(self.teacher(batch), ablated_run(self.subject, batch, self.kind, self.mean))
 
     def fill(self, batches: Iterable[Batch], rows: int) -> bool:

@@ -20,6 +20,7 @@ from transformers.utils import logging as hf_logging
 from circuitlit.errors import UserError
 from circuitlit.model.anatomy import anatomy_of, unwrap
 from circuitlit.model.subject import Subject
+from circuitlit.model.weights import CheckpointWeights, empty_model
 
 log = logging.getLogger(__name__)
 Source = Literal["hub", "local", "package"]
@@ -43,6 +44,7 @@ def load_subject(
     cache_dir: str = "~/.cache/circuitlit",
     trust_remote_code: bool = False,
     device: str | torch.device = "cpu",
+    in_pieces: bool = False,
 ) -> Subject:
     """Load a frozen model with its tokenizer.
 
@@ -56,6 +58,8 @@ def load_subject(
         cache_dir: where the packaged weights are kept after their conversion.
         trust_remote_code: run Python code that comes with the model.
         device: where the weights go.
+        in_pieces: leave the weights on the disk, for `shard` to read each process's part of them; where that is not
+            possible (adapters, a norm behind the attention) the weights are loaded all the same.
 
     Raises:
         UserError: nothing there, or an architecture that cannot be masked.
@@ -71,9 +75,13 @@ def load_subject(
     if source == "hub":
         common["revision"] = revision
     try:
-        anatomy_of(AutoConfig.from_pretrained(folder, **common))
+        config = AutoConfig.from_pretrained(folder, **common)
+        in_pieces = in_pieces and not adapter and anatomy_of(config).post_norm is None
         tokenizer = AutoTokenizer.from_pretrained(folder, **common)
-        model = AutoModelForCausalLM.from_pretrained(folder, dtype=DTYPES[dtype], use_safetensors=True, **common)
+        if in_pieces:
+            model = empty_model(config, DTYPES[dtype])
+        else:
+            model = AutoModelForCausalLM.from_pretrained(folder, dtype=DTYPES[dtype], use_safetensors=True, **common)
     except (OSError, ValueError) as error:
         raise UserError(
             f"model '{path or name}' could not be loaded ({first_line(error)}); give a Hugging Face name with a hub at "
@@ -83,6 +91,9 @@ def load_subject(
     if adapter:
         model = _adapted(model, adapter)
     provenance |= {"adapter": adapter, "dtype": dtype}
+    if in_pieces:
+        files = CheckpointWeights(_files(folder, source, revision), model.base_model_prefix)
+        return Subject(model, tokenizer, name, provenance, source=files)
     base = unwrap(model)
     base.to(device)  # type: ignore[arg-type]
     return Subject(base, tokenizer, name, provenance)
@@ -100,6 +111,15 @@ def _place(source: Source, path: str | None) -> str:
     if source == "local" and not (Path(path).expanduser() / "config.json").is_file():
         raise UserError(f"model.path={path} is not a folder with a config.json; save a model there first")
     return str(Path(path).expanduser()) if source == "local" else path
+
+
+def _files(folder: str, source: Source, revision: str | None) -> str:
+    """The folder with the weights' files; those of a hub are downloaded, each once for all processes of a machine."""
+    if source != "hub" or Path(folder).is_dir():
+        return folder
+    from huggingface_hub import snapshot_download
+
+    return snapshot_download(folder, revision=revision, allow_patterns=["*.safetensors", "*.safetensors.index.json"])
 
 
 def _adapted(model: Any, adapter: str) -> Any:
@@ -151,7 +171,10 @@ def _convert(file: Path, folder: Path) -> None:
         model.hf_quantizer = None  # type: ignore[assignment]
         model.save_pretrained(partial)
         tokenizer.save_pretrained(partial)
-        if not folder.exists():
+        try:
             os.replace(partial, folder)
+        except OSError:
+            if not (folder / "config.json").is_file():  # else another process was faster
+                raise
     finally:
         shutil.rmtree(partial, ignore_errors=True)

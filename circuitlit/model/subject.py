@@ -13,6 +13,7 @@ from transformers import PreTrainedModel, PreTrainedTokenizerBase
 
 from circuitlit.graph import Graph
 from circuitlit.model.anatomy import Anatomy, anatomy_of, final_softcap, graph_of
+from circuitlit.model.weights import WeightSource
 
 
 @dataclass
@@ -25,6 +26,7 @@ class Subject:
         name: short name for run directories and tables.
         provenance: where the weights come from (source, revision, file hash, adapter): plain types.
         true_edges: the edges that the model is known to use, where it was built so (Tracr).
+        source: what the weights are to be read from, where the model has only their shapes yet; None once it has them.
     """
 
     model: PreTrainedModel
@@ -32,6 +34,7 @@ class Subject:
     name: str = "model"
     provenance: dict[str, Any] = field(default_factory=dict)
     true_edges: Bool[Tensor, "edge"] | None = None
+    source: WeightSource | None = None
 
     def __post_init__(self) -> None:
         self.model.eval().requires_grad_(False)

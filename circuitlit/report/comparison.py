@@ -15,6 +15,7 @@ from rich.text import Text
 from circuitlit.compare import LABELS
 from circuitlit.report.behaviour import behaviour_table
 from circuitlit.report.figures import BLUE, GREEN, GREY, ORANGE, PINK, RED, finish
+from circuitlit.report.reuse import claim, reuse_sentence, section, tables
 from circuitlit.report.table import Metric, count, percent
 
 COLOURS = {
@@ -51,6 +52,11 @@ def print_comparison(result: dict, console: Console) -> None:
         f"The circuits differ by {size['distance']:.3f}, {verdict} than resampling does within a model "
         f"(95th percentile {size['floor']:.3f})."
     )
+    for table in tables(result):
+        console.print(table)
+    console.print(claim(result["turnover"]))
+    if result["reuse"]:
+        console.print(reuse_sentence(result["reuse"]))
 
 
 def _edges_table(result: dict, title: str) -> Table:
@@ -110,6 +116,7 @@ padding: 0 1rem }} td, th {{ padding: .2rem .8rem .2rem 0; text-align: left }}</
 {escape(result["method"])} on {result["resamples"]} resamples of the training pairs. They differ by
 {size["distance"]:.3f}, {verdict} than resampling does within a model (95th percentile {size["floor"]:.3f}).</p>
 <h2>Edges</h2><table>{rows}</table>{parts[0]}
+{section(result)}
 <h2>Weights</h2>{parts[1]}
 <h2>Answers on {held["n_pairs"]} held-out pairs</h2>
 <table><tr><th><th>base<th>tuned<th>change{answers}</table>

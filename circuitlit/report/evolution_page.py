@@ -12,6 +12,8 @@ from plotly.subplots import make_subplots
 
 from circuitlit.report.evolution_table import causal_lines, stages_text
 from circuitlit.report.figures import BLUE, GREEN, GREY, ORANGE, PINK, RED, finish
+from circuitlit.report.scaling_figure import scaling_figure
+from circuitlit.report.size_tables import size_tables
 from circuitlit.report.table import Metric
 
 _COLOURS = (BLUE, ORANGE, GREEN, RED, PINK)
@@ -31,14 +33,29 @@ def write_evolution_page(result: dict[str, Any], path: Path) -> Path:
         ]
     notes = "".join(f"<li>{line}</li>" for line in lines)
     body = figure.to_html(include_plotlyjs=True, full_html=False)
+    scaling = scaling_figure(result)
+    body += "" if scaling is None else scaling.to_html(include_plotlyjs=False, full_html=False)
+    tables = "".join(_table(*table) for table in size_tables(result))
+    claims = "".join(
+        f"<li><b>{claim['verdict']}</b>: {html.escape(claim['claim'])}; {html.escape(claim['measured'])}</li>"
+        for claim in result["account"]
+    )
+    said = f"<h2>Beside the published account</h2><ul>{claims}</ul>" if claims else ""
     title = html.escape(f"Circuits of {result['model']} over training")
     style = ":root{color-scheme:light dark}body{font-family:system-ui,sans-serif;max-width:70rem;margin:auto}"
+    style += "body{padding:0 1rem}h2{font-size:1rem}div{overflow-x:auto}td,th{padding:.1rem .6rem;text-align:right;white-space:nowrap}"
     head = f'<head><meta charset="utf-8"><title>{title}</title><style>{style}</style></head>'
-    content = f"<body><h1>{title}</h1>{body}<ul>{notes}</ul></body>"
+    content = f"<body><h1>{title}</h1>{body}<ul>{notes}</ul>{tables}{said}</body>"
     partial = path.with_name(path.name + ".part")
     partial.write_text(f'<!doctype html><html lang="en">{head}{content}</html>', encoding="utf-8")
     os.replace(partial, path)
     return path
+
+
+def _table(title: str, headings: list[str], rows: list[list[str]]) -> str:
+    head = "".join(f"<th>{html.escape(text)}</th>" for text in headings)
+    body = "".join("<tr>" + "".join(f"<td>{html.escape(text)}</td>" for text in row) + "</tr>" for row in rows)
+    return f"<h2>{html.escape(title)}</h2><div><table><tr>{head}</tr>{body}</table></div>"
 
 
 def evolution_figure(result: dict[str, Any]) -> go.Figure:
@@ -82,12 +99,12 @@ def _task_lines(figure: go.Figure, axis: str, label: str, entry: dict[str, Any],
     alike = [row["likeness"]["last"]["corrected_jaccard"] for row in rows]
     figure.add_trace(go.Scatter(x=x, y=alike, showlegend=False, **shared), row=4, col=1)
     step = {"shape": "hv"}
-    stages = [_stage_at(entry["stages"], row["step"]) for row in rows]
+    stages = [stage_at(entry["stages"], row["step"]) for row in rows]
     shared["line"] = {**look, **step}
     figure.add_trace(go.Scatter(x=x, y=stages, showlegend=False, **shared), row=5, col=1)
 
 
-def _stage_at(stages: dict[str, Any], step: int) -> int | None:
+def stage_at(stages: dict[str, Any], step: int) -> int | None:
     """Number of the stage at a step, from 1; None where none was found."""
     begun = [
         _STAGES.index(stage["name"]) + 1

@@ -9,11 +9,12 @@ from rich.console import Console
 from rich.table import Table
 from rich.text import Text
 
+from circuitlit.report.size_tables import size_tables, tokens_text
 from circuitlit.report.table import Metric, count
 
 
 def print_evolution(result: dict[str, Any], console: Console) -> None:
-    """Print a table a series and task, then stages, what emerged when, the causal check, and errors."""
+    """Print a table a series and task with its stages, the causal check, then everything by size, claims, errors."""
     for series in result["series"]:
         for task, entry in series["tasks"].items():
             if entry["rows"]:
@@ -23,7 +24,16 @@ def print_evolution(result: dict[str, Any], console: Console) -> None:
             console.print(_heads_table(series))
         for text in causal_lines(series):
             console.print(Text(f"  {text}"), soft_wrap=True)
-    console.print(emergence_table(result))
+    for title, headings, rows in size_tables(result):
+        console.print(Text(title, "bold"), soft_wrap=True)
+        table = Table(box=box.SIMPLE_HEAD, padding=(0, 1, 0, 0))
+        for heading in headings:
+            table.add_column(heading, justify="right")
+        for row in rows:
+            table.add_row(*row)
+        console.print(table)
+    for claim in result["account"]:
+        console.print(Text(f"  {claim['verdict']}: {claim['claim']}; {claim['measured']}"), soft_wrap=True)
     for row in result["errors"]:
         text = f"ERROR {row['series']}, {row['task']}, step {row['step']}: {row['reason']}"
         console.print(Text(text, "bold red"), soft_wrap=True)
@@ -69,20 +79,6 @@ def _heads_table(series: dict[str, Any]) -> Table:
     return table
 
 
-def emergence_table(result: dict[str, Any]) -> Table:
-    """When each task and head role reached half of its gain for good, by series."""
-    table = _empty("tokens (or steps) from which on half of the gain is kept")
-    tasks = result["tasks"]
-    roles = list(dict.fromkeys(role for s in result["series"] for role in s["heads"]["emerged"]))
-    for heading in ("series", "parameters", *tasks, *(role.replace("_", "\n") for role in roles)):
-        table.add_column(heading, justify="right")
-    for series in result["series"]:
-        cells = [series["tasks"][task]["emerged"] for task in tasks]
-        cells += [series["heads"]["emerged"].get(role) for role in roles]
-        table.add_row(series["name"], count(series["n_parameters"]), *(when_text(cell) for cell in cells))
-    return table
-
-
 def causal_lines(series: dict[str, Any]) -> list[str]:
     """Sentences on what ablating the induction heads removes."""
     causal = series["causal"]
@@ -94,10 +90,13 @@ def causal_lines(series: dict[str, Any]) -> list[str]:
     for name in ("loss", "accuracy"):
         check = causal[name]
         share, random = (100 * (check[key] or 0.0) for key in ("share", "random_share"))
+        others = check["bystander_share"]
+        bystanders = "" if others is None else f", of heads without any such pattern: {100 * others:.0f} %"
         lines.append(
-            f"{', '.join(causal['heads'])}: ablated, {share:.0f} % of the gain in {name} on repeated tokens is gone; "
-            f"{check['draws']} random sets of as many heads: {random:.0f} % "
-            f"(difference {Metric.of(check['difference'])}, intact {Metric.of(check['intact'])})"
+            f"{', '.join(causal['heads'])}, of {causal['n_heads']} heads: ablated, {share:.0f} % of the gain in {name} "
+            f"on repeated tokens is gone; {check['draws']} random sets of as many others: {random:.0f} %{bystanders} "
+            f"(difference {Metric.of(check['difference'])}, intact {Metric.of(check['intact'])}, "
+            f"rank {check['rank']:.3f})"
         )
     return lines
 
@@ -110,23 +109,6 @@ def stages_text(stages: dict[str, Any]) -> str:
         if stage["observed"]
     ]
     return "stages: " + (", ".join(seen) or stages["verdict"])
-
-
-def when_text(entry: dict[str, Any] | None) -> str:
-    """Tokens, else steps, "-" for what did not emerge."""
-    if entry is None:
-        return "-"
-    return tokens_text(entry["tokens"]) if entry["tokens"] is not None else f"step {entry['step']:,}"
-
-
-def tokens_text(tokens: float | None) -> str:
-    """`2.1M`, "-" where unknown."""
-    if tokens is None:
-        return "-"
-    for unit, size in (("B", 1e9), ("M", 1e6), ("k", 1e3)):
-        if tokens >= size:
-            return f"{tokens / size:.3g}{unit}"
-    return f"{tokens:.0f}"
 
 
 def _empty(title: str) -> Table:

@@ -53,6 +53,7 @@ def sentences(result: dict) -> list[str]:
     for entry in result["composites"]:
         on = ", ".join(f"{name} {_cell(value)}" for name, value in entry["faithfulness"].items())
         made.append(f"{entry['kind']} of {' and '.join(entry['of'])}, {entry['n_edges']:,} edges: {on}.")
+    made += prevention_sentences(result.get("prevention"))
     transfer = result["transfer"]
     if transfer is None:
         return made
@@ -66,6 +67,22 @@ def sentences(result: dict) -> list[str]:
         made.append(
             f"{name}: putting back {' '.join(found['nodes'])} recovers {_cell(found['recovered'])} of the loss, random "
             f"sets {_cell(found['random_recovered'])}."
+        )
+    return made
+
+
+def prevention_sentences(found: dict | None) -> list[str]:
+    """What freezing the nodes of conflict did for each task: loss on held-out answers, nats."""
+    made = []
+    for name in found["loss_before"] if found else ():
+        change = {arm: _cell(own[name]) for arm, own in found["loss_change"].items()}
+        role = "tuned on" if name == found["on"] else "held"
+        gap = Metric.of(found["spared"]["random"][name])
+        sure = gap.low is not None and gap.high is not None and (gap.low > 0 or gap.high < 0)
+        made.append(
+            f"{name} ({role}): loss {_cell(found['loss_before'][name])} nats changes by {change['nothing']} with "
+            f"nothing frozen, {change['conflict']} with {' '.join(found['nodes'])}, {change['random']} with random "
+            f"nodes; less by {gap} than with random ones, {'a difference' if sure else 'no difference shown'}."
         )
     return made
 

@@ -20,8 +20,23 @@ def print_heads(scores: HeadScores, top: int, console: Console) -> None:
         console.print(_share_table(algorithm["shares"]))
         for role, heads in algorithm["roles"].items():
             console.print(f"  {role.replace('_', ' ')}: {' '.join(heads) or 'none'}", highlight=False)
+    years = details.get("greater_than")
+    if years is not None:
+        console.print(f"  greater-than: {_years(years)}", highlight=False, soft_wrap=True)
     if details.get("causal"):
         console.print(_causal_table(details["causal"]))
+
+
+def _years(found: dict[str, Any]) -> str:
+    if found["status"] != "OK":
+        return f"no check; {found['reason']}"
+    looks, says, others, later = (
+        str(Metric.of(found[key])) for key in ("looks", "says_year", "random_looks", "later")
+    )
+    return (
+        f"{len(found['heads'])} heads feed {len(found['mlps'])} MLPs; at the end they look most at the year in {looks} of "
+        f"cases (random heads {others}), say it or the next one in {says}; the MLPs raise later years by {later} logits"
+    )
 
 
 def _score_table(scores: HeadScores, top: int) -> Table:

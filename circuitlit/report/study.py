@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import os
+from collections.abc import Sequence
 from pathlib import Path
 
 import plotly.graph_objects as go
@@ -32,6 +33,11 @@ def print_study(study: dict, console: Console) -> None:
     for item in study["learned_minus_attribution_kl"]:
         names = f"{item['task']}, {percent(item['sparsity'])}: KL of {item['learner']} minus {item['attribution']}"
         console.print(Text(f"{names}: {Metric.of(item)} nats"), soft_wrap=True)
+    for item in study["wins"]:
+        text = "; ".join(f"{side} {', '.join(item[side]) or '-'}" for side in ("won", "lost", "open"))
+        console.print(Text(f"{item['learner']} at {percent(item['sparsity'])}: {text}"), soft_wrap=True)
+    if study["fewest_edges"]:
+        console.print(_fewest(study["fewest_edges"]))
     for item in study["failed"]:
         console.print(Text(f"FAILED {item['cell']}: {item['error']}", "bold red"), soft_wrap=True)
 
@@ -55,10 +61,32 @@ def _table(task: dict, rows: list[dict], width: int) -> Table:
     return table
 
 
+def _fewest(items: list[dict]) -> Table:
+    """Edges that each method needs for the KL of one of them, a column a task."""
+    tasks = list(dict.fromkeys(item["task"] for item in items))
+    rival = items[0]["rival"]
+    title = f"edges needed for the KL of {rival}; in brackets how many times fewer than it has"
+    table = Table(title=Text(title, "bold"), box=box.SIMPLE_HEAD, title_justify="left")
+    table.add_column("method", overflow="fold", min_width=12)
+    for task in tasks:
+        own = next(item for item in items if item["task"] == task)
+        table.add_column(f"{task} (KL {own['kl']:.3f} of {count(own['rival_edges'])})", justify="right")
+    for method in dict.fromkeys(item["method"] for item in items):
+        found = {item["task"]: item for item in items if item["method"] == method}
+        cells = [_needed(found.get(task)) for task in tasks]
+        table.add_row(method, *cells)
+    return table
+
+
+def _needed(item: dict | None) -> str:
+    if item is None or item["n_edges"] is None:
+        return "-"
+    return f"{count(round(item['n_edges']))} ({item['times_fewer']:.2f})"
+
+
 def study_figures(study: dict) -> dict[str, go.Figure]:
     """KL and task performance against the share of edges removed, one column a task, one line a method."""
-    own = next((m for m in _PERFORMANCE if _exists(study, m[0])), _PERFORMANCE[-1])
-    return {"kl": _figure(study, "kl", "KL (nats)"), "performance": _figure(study, *own)}
+    return {"kl": _figure(study, [("kl", "KL (nats)")]), "performance": _figure(study, _PERFORMANCE)}
 
 
 def write_figures(study: dict, folder: Path) -> list[Path]:
@@ -74,25 +102,28 @@ def write_figures(study: dict, folder: Path) -> list[Path]:
     return paths
 
 
-def _exists(study: dict, metric: str) -> bool:
-    return any(Metric.of(row.get(metric)).value is not None for row in study["rows"])
-
-
-def _figure(study: dict, metric: str, title: str) -> go.Figure:
+def _figure(study: dict, metrics: Sequence[tuple[str, str]]) -> go.Figure:
+    """One of some metrics, for each task the first that it has."""
     tasks = [task["task"] for task in study["tasks"]]
     figure = make_subplots(rows=1, cols=len(tasks), subplot_titles=tasks, shared_xaxes=True)
     methods = list(dict.fromkeys(row["method"] for row in study["rows"]))
     for column, task in enumerate(study["tasks"], 1):
+        of_task = [row for row in study["rows"] if row["task"] == task["task"]]
+        metric, title = next((m for m in metrics if _exists(of_task, m[0])), metrics[-1])
         full = Metric.of(task["full"].get(metric)).value
         if metric != "kl" and full is not None:
             figure.add_hline(y=full, line={"color": GREY, "dash": "dash"}, row=1, col=column)  # type: ignore[arg-type]
         for number, method in enumerate(methods):
-            rows = [row for row in study["rows"] if (row["task"], row["method"]) == (task["task"], method)]
+            rows = [row for row in of_task if row["method"] == method]
             if rows:
                 figure.add_trace(_line(rows, metric, number, column == 1), row=1, col=column)
         figure.update_xaxes(title="share of edges removed", tickformat=".1%", row=1, col=column)
-    figure.update_yaxes(title=title, row=1, col=1)
+        figure.update_yaxes(title=title, row=1, col=column)
     return finish(figure, 420)
+
+
+def _exists(rows: list[dict], metric: str) -> bool:
+    return any(Metric.of(row.get(metric)).value is not None for row in rows)
 
 
 def _line(rows: list[dict], metric: str, number: int, legend: bool) -> go.Scatter:

@@ -11,6 +11,7 @@ from circuitlit.files import write_json
 from circuitlit.run.build import Workbench, provenance
 from circuitlit.run.checks import run_dir
 from circuitlit.run.clock import CONSOLE, Clock
+from circuitlit.run.ranks import is_writer
 
 
 def measure_behaviour(cfg: DictConfig, bench: Workbench) -> Behaviour:
@@ -48,6 +49,7 @@ def report_inability(
         **clock.times(),
         "provenance": provenance(cfg, bench.subject),
     }
-    write_json(run_dir() / "result.json", result)
+    if is_writer():
+        write_json(run_dir() / "result.json", result)
     CONSOLE.print(f"FAILED: {reason}", style="bold red", highlight=False, markup=False, soft_wrap=True)
     return result

@@ -17,6 +17,7 @@ from rich.table import Table
 from circuitlit.discover import MaskedLoss
 from circuitlit.errors import UserError
 from circuitlit.files import write_json
+from circuitlit.run import ranks
 from circuitlit.run.bench_data import random_subject, random_workbench
 from circuitlit.run.bench_plan import summary
 from circuitlit.run.bench_run import whole_run
@@ -50,7 +51,9 @@ def run(cfg: DictConfig) -> dict[str, Any]:
     else:
         rows = kinds[cfg.bench](cfg)
     result = {"bench": "plan" if cfg.plan else cfg.bench, "machine": machine(cfg), "rows": rows}
-    write_json(run_dir() / "bench.json", result)
+    if ranks.is_writer():
+        write_json(run_dir() / "bench.json", result)
+    ranks.leave()
     CONSOLE.print(f"{run_dir() / 'bench.json'}", highlight=False, soft_wrap=True)
     return result
 
@@ -141,7 +144,8 @@ def _step_row(row: dict[str, Any]) -> dict[str, str]:
         "step / stock": f"{row['to_stock']:.2f}",
         "mixing's traffic": f"{row['traffic_bytes'] / 1e9:.2f} GB",
         "step / time of that traffic": f"{row['to_traffic']:.1f}",
-        "peak memory": f"{row['peak_gib']:.2f} GiB",
+        "peak memory": ", ".join(f"{peak:.2f}" for peak in row["peaks_gib"]) + " GiB",
+        "planned": f"{row['planned_gib']:.2f} GiB",
         "references": "cached" if row["cached"] else "computed in the step",
     }
     return shown | {f"  {name}": f"{seconds * 1e3:.1f} ms" for name, seconds in row["phases"].items()}
@@ -151,7 +155,7 @@ def _plan_row(row: dict[str, Any]) -> dict[str, str]:
     shown = {name: f"{size:.2f} GiB" for name, size in row["gib"].items()}
     size = f"{row['batch']} x {row['tokens']} tokens, {row['dtype']}, {'with' if row['recompute'] else 'no'} recompute"
     return (
-        {"batch": size, "edges": f"{row['edges']:,}"}
+        {"batch": size, "on": f"{row['devices']} x {row['strategy']}", "edges": f"{row['edges']:,}"}
         | shown
         | {
             "sum": f"{row['total_gib']:.2f} GiB",

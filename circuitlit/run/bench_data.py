@@ -2,19 +2,22 @@
 
 from __future__ import annotations
 
+from pathlib import Path
+
 import torch
 from lightning import LightningDataModule
 from omegaconf import DictConfig
 from torch import Tensor
-from transformers import AutoModelForCausalLM, PretrainedConfig
+from transformers import AutoModelForCausalLM, AutoTokenizer, PretrainedConfig
 
 from circuitlit.errors import UserError
 from circuitlit.graph import EdgeScores, MaskLayout
 from circuitlit.graph.select import edge_budget
-from circuitlit.masked import MaskedModel, References
+from circuitlit.masked import References
 from circuitlit.model import Subject
-from circuitlit.model.load import DTYPES, config_from
-from circuitlit.run.build import Workbench, device_of, plain
+from circuitlit.model.load import DTYPES, config_from, packaged_weights
+from circuitlit.model.weights import RandomWeights, empty_model
+from circuitlit.run.build import Workbench, device_of, masked_model, plain, shards
 from circuitlit.tasks import PairsModule, Splits
 from circuitlit.tasks.encoded import EncodedPairs, Row
 
@@ -31,13 +34,28 @@ def shape_of(cfg: DictConfig) -> PretrainedConfig:
 
 
 def random_subject(cfg: DictConfig, dtype: str) -> Subject:
-    """A model of the configured shape with random weights on the Trainer's device; no hub, no files."""
+    """A model of the configured shape with random weights on the Trainer's device; no hub, no files.
+
+    Where the strategy shares weights out, they are drawn later: by each process what it keeps.
+    """
     if dtype not in DTYPES:
         raise UserError(f"dtypes={dtype} is not one of {', '.join(DTYPES)}")
+    facts, device = {"source": "random weights", "dtype": dtype}, device_of(cfg)
+    if shards(cfg):
+        source = RandomWeights(cfg.seed, device, DTYPES[dtype])
+        return Subject(empty_model(shape_of(cfg), DTYPES[dtype]), None, cfg.model.name, facts, source=source)
     torch.manual_seed(cfg.seed)
-    with torch.device(device_of(cfg)):
+    with torch.device(device):
         model = AutoModelForCausalLM.from_config(shape_of(cfg), dtype=DTYPES[dtype])
-    return Subject(model, name=cfg.model.name, provenance={"source": "random weights", "dtype": dtype})
+    return Subject(model, name=cfg.model.name, provenance=facts)
+
+
+def random_reader(cfg: DictConfig) -> Subject:
+    """The same with the packaged model's tokenizer, so that it can read a task; its vocabulary must be as large."""
+    subject = random_subject(cfg, cfg.model.dtype)
+    folder, _ = packaged_weights(Path(cfg.paths.cache_dir).expanduser())
+    subject.tokenizer = AutoTokenizer.from_pretrained(folder)
+    return subject
 
 
 class RandomPairs(PairsModule):
@@ -82,8 +100,9 @@ def random_workbench(cfg: DictConfig, subject: Subject, n_train: int) -> Workben
     vocab, batch_size = subject.model.config.vocab_size, cfg.data.batch_size
     data = RandomPairs(vocab, n_train, cfg.callbacks.probe_pairs, cfg.tokens, cfg.answers, batch_size, cfg.seed)
     layout = MaskLayout(subject.graph)
-    model = MaskedModel(subject, cfg.mask.panel, cfg.mask.recompute)
-    references = References(subject, cfg.ablation.kind, budget=cfg.mask.cache_gib * 2**30)
+    model = masked_model(cfg, subject)
+    budget, together = cfg.mask.cache_gib * 2**30, model.shards is not None
+    references = References(subject, cfg.ablation.kind, budget=budget, together=together)
     references.fill(data.train.batches(batch_size, cfg.tokens), n_train)
     return Workbench(subject, data, model, layout, references, edge_budget(cfg.sparsity.target, layout.n_edge_masks))
 

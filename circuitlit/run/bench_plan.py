@@ -5,11 +5,11 @@ Weights and activations are counted on the meta device, where the very code of t
 
 from __future__ import annotations
 
+from copy import deepcopy
 from typing import Any
 
 import torch
 from omegaconf import DictConfig
-from torch import Tensor
 from transformers import AutoModelForCausalLM
 
 from circuitlit.errors import UserError
@@ -19,10 +19,11 @@ from circuitlit.masked.block import MaskedBlock
 from circuitlit.model import Subject
 from circuitlit.model.load import DTYPES
 from circuitlit.run.bench_data import shape_of
+from circuitlit.run.footprint import Footprint
+from circuitlit.run.ranks import planned
 
 DEFAULT_GIB = 80.0
 MASK_VECTORS = 9  # log-alphas, gradient, two moments, noise, gates, dense masks, their gradient, one temporary
-LOGIT_VECTORS = 5  # logits, float32 log-probabilities, teacher, two temporaries of the loss
 
 
 def meta_subject(cfg: DictConfig) -> Subject:
@@ -36,40 +37,32 @@ def plan(cfg: DictConfig, subject: Subject | None = None) -> dict[str, float]:
     """Bytes of each part of a step's peak.
 
     Args:
-        cfg: model, mask, `data.batch_size`, `tokens`, `answers` and `examples` (training pairs; null is one batch).
+        cfg: model, mask, strategy, `data.batch_size` (pairs on each device), `tokens`, `answers` and `examples`
+            (training pairs; null is one batch).
         subject: of `meta_subject`, made if not given.
 
     Returns:
-        Bytes by part: `weights`, `masks and optimizer`, `deltas`, `delta gradients`, `panel sums`, `activations`,
-        `references`, `logits`.
+        Bytes by part on each device: `weights` (and `gathered weights`), `masks and optimizer`, `deltas`,
+        `delta gradients`, `panel sums`, `activations`, `references`.
     """
     subject = subject or meta_subject(cfg)
-    graph, config = subject.graph, subject.model.config
-    size, rows, length = subject.model.dtype.itemsize, cfg.data.batch_size, cfg.tokens
-    stream = rows * length * config.hidden_size * size
-    panel = min(cfg.mask.panel, graph.n_layers)
-    weights = sum(tensor.nbytes for tensor in (*subject.model.parameters(), *subject.model.buffers()))
-    saved = saved_bytes(subject, rows, length, cfg.answers, panel)
     return {
-        "weights": weights,
-        "masks and optimizer": 4 * MASK_VECTORS * MaskLayout(graph).size,
-        "deltas": graph.n_writers * stream,
-        "delta gradients": graph.n_writers * stream,
-        "panel sums": 2 * panel * graph.readers_per_layer * stream,
-        "activations": saved * panel / graph.n_layers if cfg.mask.recompute else saved,
+        **_weights(cfg, subject),
+        "masks and optimizer": 4 * MASK_VECTORS * MaskLayout(subject.graph).size,
+        **_ledger(cfg, subject),
+        "activations": _activations(cfg, subject),
         "references": _references(cfg, subject),
-        "logits": LOGIT_VECTORS * 4 * rows * cfg.answers * config.vocab_size,
     }
 
 
-def largest_batch(cfg: DictConfig, room: float) -> int:
+def largest_batch(cfg: DictConfig, room: float, subject: Subject | None = None) -> int:
     """Pairs in the largest batch whose plan fits into `room` bytes; 0 if not even one does."""
-    subject, given = meta_subject(cfg), cfg.copy()
+    subject, given = subject or meta_subject(cfg), cfg.copy()
     sums = []
-    for rows in (2, 4):  # one row alone needs fewer copies
+    for rows in (2, 6):  # one row alone needs fewer copies
         given.data.batch_size = rows
         sums.append(sum(plan(given, subject).values()))
-    each = (sums[1] - sums[0]) / 2
+    each = (sums[1] - sums[0]) / 4
     return max(0, int((room - sums[0] + 2 * each) // each))
 
 
@@ -88,41 +81,89 @@ def room_of(cfg: DictConfig) -> float:
     return DEFAULT_GIB * 2**30
 
 
-def saved_bytes(subject: Subject, rows: int, length: int, answers: int, panel: int) -> int:
-    """Bytes that the masked forward keeps for its backward pass, weights, ledger and masks left out.
+def step_bytes(subject: Subject, cfg: DictConfig) -> int:
+    """Most bytes that one forward and backward pass hold at once: counted as they run on shapes alone.
 
-    Attention is counted with its probabilities stored, which fused attention kernels avoid.
+    Weights, masks, references and the batch are left out. Attention is counted with its probabilities stored, which
+    fused attention kernels avoid.
     """
     graph, config, dtype = subject.graph, subject.model.config, subject.model.dtype
-    kept: dict[int, int] = {}
-    alive: list[Tensor] = []
-    frozen = {p.untyped_storage()._cdata for p in subject.model.parameters()}
-
-    def keep(tensor: Tensor) -> Tensor:
-        storage = tensor.untyped_storage()
-        alive.append(tensor)  # so that no address is used twice
-        if storage._cdata not in frozen:
-            kept[storage._cdata] = storage.nbytes()
-        return tensor
-
-    with torch.device("meta"):
+    rows, length = cfg.data.batch_size, cfg.tokens
+    with torch.device("meta"), Footprint() as footprint:
+        footprint.ignore(*subject.model.parameters(), *subject.model.buffers())
         ids = torch.zeros(rows, length, dtype=torch.long)
-        positions = torch.zeros(rows, answers, dtype=torch.long)
+        positions = torch.zeros(rows, cfg.answers, dtype=torch.long)
         masks = torch.zeros(1, graph.n_readers, graph.n_writers, requires_grad=True)
-        model = MaskedModel(subject, panel)
+        model = MaskedModel(subject, cfg.mask.panel, cfg.mask.recompute or sharded(cfg))
         block = model.blocks[0]
         assert isinstance(block, MaskedBlock)
-        width = block.head_width * graph.n_heads
-        layers = (rows, graph.n_layers, length)
+        layers, width = (rows, graph.n_layers, length), block.head_width * graph.n_heads
         ablated = Ablated(
             torch.zeros(rows, length, config.hidden_size, dtype=dtype),
             torch.zeros(*layers, width, dtype=dtype),
             torch.zeros(*layers, config.hidden_size, dtype=dtype),
         )
-        with torch.enable_grad(), torch.autograd.graph.saved_tensors_hooks(keep, lambda tensor: tensor):
-            model(masks, ids, ablated, positions)
-    given = {t.untyped_storage()._cdata for t in (masks, ablated.embed, ablated.heads, ablated.mlps)}
-    return sum(size for storage, size in kept.items() if storage not in given)
+        before = footprint.restart()
+        with torch.enable_grad():
+            loss = model(masks, ids, ablated, positions).float().log_softmax(-1).sum()
+            torch.autograd.grad(loss, masks)
+    return footprint.peak - before
+
+
+def _shallow(subject: Subject, layers: int) -> Subject:
+    """The same model with its first layers alone."""
+    config = deepcopy(subject.model.config)
+    config.num_hidden_layers = layers
+    if getattr(config, "layer_types", None):
+        config.layer_types = config.layer_types[:layers]
+    with torch.device("meta"):
+        return Subject(AutoModelForCausalLM.from_config(config, dtype=subject.model.dtype))
+
+
+def _ledger(cfg: DictConfig, subject: Subject) -> dict[str, float]:
+    """What grows with the number of writers, or of a panel's readers."""
+    graph, model = subject.graph, subject.model
+    stream = cfg.data.batch_size * cfg.tokens * model.config.hidden_size * model.dtype.itemsize
+    panel = min(cfg.mask.panel, graph.n_layers)
+    return {
+        "deltas": graph.n_writers * stream,
+        "delta gradients": graph.n_writers * stream,
+        "panel sums": 2 * panel * graph.readers_per_layer * stream,
+    }
+
+
+def _activations(cfg: DictConfig, subject: Subject) -> float:
+    """All else that a step holds at its height; of deep models reckoned from shallow ones, as it is linear in depth."""
+
+    def beyond(model: Subject) -> float:
+        return step_bytes(model, cfg) - sum(_ledger(cfg, model).values())
+
+    layers, panel = subject.graph.n_layers, cfg.mask.panel
+    if layers <= 2 * panel:
+        return max(0.0, beyond(subject))
+    few, more = (beyond(_shallow(subject, number)) for number in (panel, 2 * panel))
+    return max(0.0, more + (more - few) / panel * (layers - 2 * panel))
+
+
+def sharded(cfg: DictConfig) -> bool:
+    """True where the strategy will share the weights out."""
+    settings = cfg.strategy.get("shard")
+    return bool(settings) and (settings.offload or planned(cfg) > 1)
+
+
+def _weights(cfg: DictConfig, subject: Subject) -> dict[str, float]:
+    """The weights that a device holds, and where they are shared out the blocks that are gathered at once."""
+    model = subject.model
+    whole = sum(tensor.nbytes for tensor in (*model.parameters(), *model.buffers()))
+    if not sharded(cfg):
+        return {"weights": whole}
+    block = sum(p.nbytes for p in subject.anatomy.blocks(model)[0].parameters())
+    part = block / planned(cfg)  # on its way from the host
+    panel = min(cfg.mask.panel, subject.graph.n_layers)
+    return {
+        "weights": part if cfg.strategy.shard.offload else whole / planned(cfg),
+        "gathered weights": (panel + 1) * block,  # a panel, and the next block on its way
+    }
 
 
 def _references(cfg: DictConfig, subject: Subject) -> float:
@@ -146,9 +187,11 @@ def summary(cfg: DictConfig) -> dict[str, Any]:
         "edges": subject.graph.n_edges,
         "batch": cfg.data.batch_size,
         "tokens": cfg.tokens,
-        "recompute": cfg.mask.recompute,
+        "recompute": cfg.mask.recompute or sharded(cfg),
+        "strategy": cfg.strategy.name,
+        "devices": planned(cfg),
         "gib": parts,
         "total_gib": sum(parts.values()),
         "room_gib": room / 2**30,
-        "largest_batch": largest_batch(cfg, room),
+        "largest_batch": largest_batch(cfg, room, subject),
     }

@@ -14,6 +14,7 @@ from rich.table import Table
 from circuitlit.graph import Circuit
 from circuitlit.masked import References
 from circuitlit.run import build, train
+from circuitlit.run.bench_data import random_reader
 from circuitlit.run.clock import CONSOLE
 from circuitlit.tasks import PairsModule
 
@@ -69,10 +70,15 @@ class Stopwatch:
 
 
 def whole_run(cfg: DictConfig) -> list[dict[str, Any]]:
-    """One run of `train` with the configured task and the model's real weights, by phase."""
+    """One run of `train` with the configured task and the model's real weights (or random ones), by phase."""
     watch = Stopwatch()
     begun = time.perf_counter()
     with ExitStack() as stack:
+        if cfg.random:
+            held = train.build_subject
+            stack.callback(setattr, train, "build_subject", held)
+            train.build_subject = random_reader
+            cfg.task.min_accuracy = 0.0
         for place in WATCHED:
             stack.enter_context(watch.watch(*place))
         result = train.run(cfg)

@@ -18,7 +18,9 @@ from omegaconf import DictConfig
 
 from circuitlit.graph import Graph
 from circuitlit.model import Subject
+from circuitlit.run import ranks
 from circuitlit.run.bench_data import random_scores, random_subject, random_workbench
+from circuitlit.run.bench_plan import meta_subject, plan
 from circuitlit.run.checks import run_dir
 from circuitlit.run.train import learn
 from circuitlit.tasks.pair import Batch
@@ -39,6 +41,7 @@ class StepTimer(Callback):
 
     def __init__(self, warmup: int, rival: Callable[[], None]) -> None:
         self.warmup, self.rival = warmup, rival
+        self.plain = False  # True times no phases
         self.steps: list[float] = []
         self.rivals: list[float] = []
         self.phases: dict[str, list[float]] = defaultdict(list)
@@ -62,7 +65,10 @@ class StepTimer(Callback):
         self._begun = self._mark = _now()
         if trainer.global_step >= self.warmup:
             self.rivals.append(self._begun - begun)
-        self._spent, self._detailed = {}, not torch.cuda.is_available() or trainer.global_step % 2 == 1
+        self._spent, self._detailed = (
+            {},
+            not self.plain and (not torch.cuda.is_available() or trainer.global_step % 2 == 1),
+        )
 
     def on_before_backward(self, *args: Any) -> None:
         """Everything since the start but references and forward was sampling of masks."""
@@ -114,23 +120,62 @@ class StepTimer(Callback):
         return Timed()
 
 
+class Profile(Callback):
+    """Profiles four steps after the warm-up and prints the kernels (operators on a CPU) that take longest.
+
+    Args:
+        warmup: steps before.
+        path: the table's file.
+    """
+
+    def __init__(self, warmup: int, path: Path) -> None:
+        self.first, self.last, self.path = warmup, warmup + 4, path
+        self._profiler: torch.profiler.profile | None = None
+
+    def on_train_batch_start(self, trainer: Trainer, *args: Any) -> None:
+        """Begin and end."""
+        step = trainer.global_step
+        on_gpu = torch.cuda.is_available()
+        if step == self.first and self._profiler is None:
+            kinds = [torch.profiler.ProfilerActivity.CPU, *[torch.profiler.ProfilerActivity.CUDA] * on_gpu]
+            self._profiler = torch.profiler.profile(activities=kinds)
+            self._profiler.start()
+        elif step == self.last and self._profiler is not None:
+            _now()
+            self._profiler.stop()
+            averages = self._profiler.key_averages()
+            orders = ("self_cuda_time_total", "self_cpu_time_total") if on_gpu else ("self_cpu_time_total",)
+            tables = [averages.table(sort_by=order, row_limit=25, max_name_column_width=90) for order in orders]
+            self.path.write_text("\n".join(tables))
+            print(*tables, sep="\n")
+
+
 def time_step(cfg: DictConfig, dtype: str) -> dict[str, Any]:
     """Seconds and memory of one step, with random weights and a new random batch each time.
 
     Returns:
         Medians, with the quartiles of the whole step: `step`, `low`, `high`, `stock` (forward and backward of the stock
-        model on the same tokens) in seconds, `phases`, `peak_gib`, and the ratios `to_stock` and `to_traffic`.
+        model on the same tokens) in seconds, `phases`, `peak_gib` (the largest of `peaks_gib`, one a device) beside
+        `planned_gib`, and the ratios `to_stock` and `to_traffic`.
     """
     steps = cfg.warmup + cfg.repeats * (2 if torch.cuda.is_available() else 1) + 1  # the last one has no next batch
     cfg.mask.schedule.steps = steps
+    gc.collect()
+    given = cfg.copy()
+    given.model.dtype, given.examples = dtype, cfg.examples or steps * cfg.data.batch_size
     subject = random_subject(cfg, dtype)
+    bench = random_workbench(cfg, subject, given.examples)
     _reset_peak(subject.device)
-    bench = random_workbench(cfg, subject, cfg.examples or steps * cfg.data.batch_size)
     batches = bench.data.train.batches(cfg.data.batch_size, cfg.tokens)
     tokens = next(iter(batches)).to(subject.device)
     timer = StepTimer(cfg.warmup, lambda: stock_step(subject, tokens))
-    learn(cfg, bench, random_scores(bench, cfg.seed), run_dir(), [timer])
-    peak = _peak_bytes(subject.device)
+    watchers: list[Callback] = [timer]
+    if cfg.profile:
+        timer.rival, timer.plain = (lambda: None), True
+        watchers.append(Profile(cfg.warmup, run_dir() / f"profile-{dtype}.txt"))
+    learn(cfg, bench, random_scores(bench, cfg.seed), run_dir(), watchers)
+    peaks = ranks.gathered(_peak_bytes(subject.device) / 2**30)
+    planned = sum(plan(given, meta_subject(given)).values()) / 2**30
     middle, rival = median(timer.steps), median(timer.rivals)
     quarters = quantiles(timer.steps, n=4) if len(timer.steps) > 1 else [middle] * 3
     n_bytes = traffic(subject.graph, cfg.mask.panel, tokens.clean.numel(), subject.model.config.hidden_size)
@@ -148,11 +193,14 @@ def time_step(cfg: DictConfig, dtype: str) -> dict[str, Any]:
         "to_stock": middle / rival,
         "traffic_bytes": n_bytes,
         "to_traffic": middle / floor,
-        "peak_gib": peak / 2**30,
+        "devices": len(peaks),
+        "peak_gib": max(peaks),
+        "peaks_gib": peaks,
+        "planned_gib": planned,
         "cached": bench.references.cached,
         "phases": {name: median(timer.phases[name]) for name in PHASES if timer.phases[name]},
     }
-    del bench, timer, subject
+    del bench, timer, subject, watchers
     gc.collect()
     return result
 

@@ -6,8 +6,9 @@ import logging
 import os
 import sys
 from collections.abc import Sequence
-from dataclasses import dataclass
+from dataclasses import dataclass, field, replace
 from importlib import metadata
+from inspect import signature
 from itertools import islice
 from typing import Any
 
@@ -23,10 +24,11 @@ from circuitlit.masked import Ablated, MaskedModel, References, mean_writers
 from circuitlit.masked.sharded import shard, share
 from circuitlit.model import Subject
 from circuitlit.model.load import load_subject
-from circuitlit.run.ranks import started_by_launcher
+from circuitlit.run.ranks import join, mean_over_ranks, rank, started_by_launcher, world
 from circuitlit.tasks import PairsModule, Splits
 
 log = logging.getLogger(__name__)
+GATHERING = ("mask_gradients", "random_scores")  # methods that need weights only where the masked model runs
 PACKAGES = ("circuitlit", "torch", "lightning", "transformers", "peft", "hydra-core", "wandb")
 
 
@@ -42,6 +44,7 @@ class Workbench:
         references: teacher and ablated writers; the training split's are cached where they fit.
         count: edges that the circuit is to keep; 0 where the method says how many (sparsity=own).
         select: how a circuit is cut from scores.
+        losses: those made so far by `loss`, with their captured CUDA graphs.
     """
 
     subject: Subject
@@ -51,6 +54,17 @@ class Workbench:
     references: References
     count: int
     select: Select = "top_k"
+    losses: dict[tuple, MaskedLoss] = field(default_factory=dict, compare=False)
+
+    def loss(self, objective: DictConfig, layout: MaskLayout, capture: bool) -> MaskedLoss:
+        """The objective under masks; the same one again for equal settings, so that a step is captured only once.
+
+        A captured step keeps the matmul precision that it was captured with.
+        """
+        key = (str(plain(objective)), layout.roles, layout.sites, capture, torch.get_float32_matmul_precision())
+        if key not in self.losses:
+            self.losses[key] = MaskedLoss(self.model, layout, instantiate(objective), capture)
+        return self.losses[key]
 
     def cut(self, scores: EdgeScores, provenance: dict[str, object] | None = None) -> Circuit:
         """The circuit of the wanted size, as it is delivered."""
@@ -58,7 +72,8 @@ class Workbench:
 
     def fresh_references(self) -> References:
         """References without the training split's cache, for other splits."""
-        return References(self.subject, self.references.kind, self.references.mean)
+        known = self.references
+        return References(self.subject, known.kind, known.mean, together=known.together)
 
 
 def own_size(scores: EdgeScores) -> int:
@@ -102,12 +117,13 @@ def build_subject(cfg: DictConfig) -> Subject:
         adapter=cfg.adapter.path,
         cache_dir=cfg.paths.cache_dir,
         trust_remote_code=model.trust_remote_code,
-        device="cpu" if cfg.strategy.get("shard") else device_of(cfg),  # sharding moves each process's share
+        device="cpu" if shards(cfg) else device_of(cfg),  # sharding moves each process's share
+        in_pieces=shards(cfg),
     )
 
 
-def build_workbench(cfg: DictConfig, subject: Subject) -> Workbench:
-    """Pairs, masked model and references for one subject."""
+def build_workbench(cfg: DictConfig, subject: Subject, model: MaskedModel | None = None) -> Workbench:
+    """Pairs, masked model (made if not given) and references for one subject."""
     data = encoded(cfg, instantiate(cfg.task.build)(tokenizer=subject.tokenizer), subject)
     splits = data.splits
     for name in ("train", "test"):
@@ -115,17 +131,32 @@ def build_workbench(cfg: DictConfig, subject: Subject) -> Workbench:
             raise UserError(f"task {splits.name} has no {name} pairs; raise task.build.n_{name} or give the file some")
     roles = splits.role_names if cfg.mask.roles else ()
     layout = MaskLayout(subject.graph, roles, cfg.mask.sites)
-    sharded = cfg.strategy.get("shard")
-    model = MaskedModel(subject, cfg.mask.panel, cfg.mask.recompute or bool(sharded))
-    if sharded:
-        shard(model, sharded.offload, sharded.persist)
-        log.info("this process holds %.1f %% of the weights", 100 * share(model))
+    model = model or masked_model(cfg, subject)
     constants = _constants(cfg, model, data)
-    references = References(subject, cfg.ablation.kind, constants, cfg.mask.cache_gib * 2**30)
+    budget, together = cfg.mask.cache_gib * 2**30, model.shards is not None
+    references = References(subject, cfg.ablation.kind, constants, budget, together)
     references.fill(data.train.batches(cfg.data.batch_size, max(data.train.lengths)), len(data.train))
     target = cfg.sparsity.target
     count = 0 if target is None else edge_budget(target, layout.n_edges)
     return Workbench(subject, data, model, layout, references, count, cfg.sparsity.select)
+
+
+def shards(cfg: DictConfig) -> bool:
+    """True where the weights are shared out, over several processes or between a GPU and its host."""
+    settings = cfg.strategy.get("shard")
+    return bool(settings) and (settings.offload or world() > 1)
+
+
+def masked_model(cfg: DictConfig, subject: Subject) -> MaskedModel:
+    """The masked forward; its weights are shared out where the strategy says so."""
+    model = MaskedModel(subject, cfg.mask.panel, cfg.mask.recompute or shards(cfg))
+    if shards(cfg):
+        device = device_of(cfg)
+        join(device)
+        shard(model, device, subject.source, cfg.strategy.shard.offload)
+        subject.source = None
+        log.info("this process holds %.1f %% of the weights", 100 * share(model))
+    return model
 
 
 def encoded(cfg: DictConfig, splits: Splits, subject: Subject) -> PairsModule:
@@ -135,15 +166,45 @@ def encoded(cfg: DictConfig, splits: Splits, subject: Subject) -> PairsModule:
     return PairsModule(splits, subject.tokenizer, settings.batch_size, cfg.seed, settings.pad_to, settings.num_workers)
 
 
-def attribute(cfg: DictConfig, bench: Workbench, rows: Sequence[int] | None = None) -> EdgeScores:
-    """Scores of the configured method on the training pairs, or on some of them, in batches of similar length."""
-    train = bench.data.train
+def attribute(cfg: DictConfig, bench: Workbench, rows: Sequence[int] | None = None, shared: bool = False) -> EdgeScores:
+    """Scores of the configured method on the training pairs, or on some of them, in batches of similar length.
+
+    Args:
+        cfg: the method's settings, and of the batches.
+        bench: subject, pairs and masked model.
+        rows: which training pairs; None takes all.
+        shared: True gives each process its share of the batches and all of them the mean; the same scores, but for
+            rounding.
+
+    Raises:
+        UserError: sharded weights, and a method that reads weights while they are not gathered.
+    """
+    if bench.model.shards is not None and cfg.method.name not in GATHERING:
+        raise UserError(f"method={cfg.method.name} needs whole weights; use method={GATHERING[0]}, or strategy=ddp")
+    train, size = bench.data.train, cfg.data.batch_size
     pad = max(train.lengths) if cfg.data.pad_to == "max" else None
     order = train.by_length() if rows is None else sorted(rows, key=train.lengths.__getitem__)
-    batches = islice(train.batches(cfg.data.batch_size, pad, order), cfg.method.max_batches)
+    order = order[: None if cfg.method.max_batches is None else size * cfg.method.max_batches]
+    numbers = _share(cfg, bench, -(-len(order) // size)) if shared else None
     edges = MaskLayout(bench.subject.graph, bench.layout.roles)
-    loss = MaskedLoss(bench.model, edges, instantiate(cfg.method.objective), cfg.mask.capture)
-    return instantiate(cfg.method.score)(loss, bench.references, batches)
+    loss = bench.loss(cfg.method.objective, edges, cfg.mask.capture)
+    score, batches = instantiate(cfg.method.score), train.batches(size, pad, order)
+    if numbers is None:
+        return score(loss, bench.references, batches)
+    own = islice(batches, numbers.start, None, numbers.step)
+    more = {"numbers": numbers} if "numbers" in signature(score).parameters else {}
+    pairs = sum(len(order[size * number : size * (number + 1)]) for number in numbers)
+    scores = score(loss, bench.references, own, **more)
+    return replace(scores, values=mean_over_ranks(scores.values, pairs, bench.subject.device))
+
+
+def _share(cfg: DictConfig, bench: Workbench, count: int) -> range | None:
+    """This process's batches; None where each has to see all of them."""
+    if world() == 1 or not cfg.method.get("by_pair") or count < world():
+        return None
+    if bench.model.shards is not None and count % world():
+        return None  # sharded weights make every forward one of all processes
+    return range(rank(), count, world())
 
 
 def _constants(cfg: DictConfig, model: MaskedModel, data: PairsModule) -> Ablated | None:

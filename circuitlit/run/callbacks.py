@@ -10,11 +10,12 @@ import threading
 from collections.abc import Callable
 from dataclasses import asdict
 from pathlib import Path
-from typing import Any
+from typing import Any, ClassVar
 
 import torch
 from lightning import Callback, LightningModule, Trainer
 from lightning.pytorch.callbacks import ModelCheckpoint, RichProgressBar
+from torch import Tensor
 
 from circuitlit.discover import MaskLearner
 from circuitlit.errors import Stopped, UserError
@@ -27,6 +28,8 @@ from circuitlit.run.evolution import Evolution
 class History(Callback):
     """Keeps the curves, in checkpoints too, so that a resumed run's page shows the whole run.
 
+    What is logged stays on its device until somebody looks: a number read at every step would make a GPU wait.
+
     Args:
         every: steps between two rows.
         names: what is noted of all that is logged under `train/`.
@@ -34,12 +37,26 @@ class History(Callback):
 
     def __init__(self, every: int = 1, names: tuple[str, ...] = ("loss", "sparsity")) -> None:
         self.every, self.names = every, names
-        self.rows: list[dict[str, float]] = []
+        self._rows: list[dict[str, Any]] = []
+        self._read = 0
         self._noted = -1
+
+    @property
+    def rows(self) -> list[dict[str, float]]:
+        """The rows so far, as plain numbers."""
+        new = self._rows[self._read :]
+        held = [(row, name) for row in new for name, value in row.items() if isinstance(value, Tensor)]
+        if held:
+            device = next((row[name].device for row, name in held if row[name].is_cuda), torch.device("cpu"))
+            values = torch.stack([row[name].float().to(device, non_blocking=True) for row, name in held]).tolist()
+            for (row, name), value in zip(held, values, strict=True):
+                row[name] = value
+        self._read = len(self._rows)
+        return self._rows
 
     def add(self, step: int, **values: float) -> None:
         """Append a row."""
-        self.rows.append({"step": step, **values})
+        self._rows.append({"step": step, **values})
 
     def on_train_batch_end(self, trainer: Trainer, *args: Any) -> None:
         """Note what was logged."""
@@ -47,7 +64,7 @@ class History(Callback):
         if step > self._noted and step % self.every == 0:
             self._noted = step
             metrics = trainer.callback_metrics
-            self.add(step, **{name: float(metrics[f"train/{name}"]) for name in self.names})
+            self._rows.append({"step": step, **{name: metrics[f"train/{name}"] for name in self.names}})
 
     def state_dict(self) -> dict[str, Any]:
         """The rows so far."""
@@ -55,7 +72,8 @@ class History(Callback):
 
     def load_state_dict(self, state_dict: dict[str, Any]) -> None:
         """Go on from a checkpoint's rows."""
-        self.rows, self._noted = list(state_dict["rows"]), state_dict["noted"]
+        self._rows, self._noted = list(state_dict["rows"]), state_dict["noted"]
+        self._read = len(self._rows)
 
 
 class FiniteLoss(Callback):
@@ -66,7 +84,7 @@ class FiniteLoss(Callback):
         setting: the learning rate's name, for the message.
     """
 
-    def __init__(self, every: int = 10, setting: str = "mask.schedule.lr") -> None:
+    def __init__(self, every: int = 50, setting: str = "mask.schedule.lr") -> None:
         self.every, self.setting = every, setting
 
     def on_train_batch_end(
@@ -239,14 +257,17 @@ class HardCircuit(Callback):
 class Progress(RichProgressBar):
     """A progress bar with loss, sparsity, stage and time left, without the version number."""
 
+    _known: ClassVar[dict[str, float]] = {}
+
     def _get_train_description(self, current_epoch: int) -> str:
         return "masks"
 
     def get_metrics(self, trainer: Trainer, pl_module: LightningModule) -> Any:
         """What stands behind the bar."""
-        metrics = super().get_metrics(trainer, pl_module)
-        metrics.pop("v_num", None)
-        shown = {name.removeprefix("train/"): value for name, value in metrics.items()}
+        if trainer.global_step % self.refresh_rate == 0 or not self._known:  # reading a number waits for the GPU
+            logged = {name: float(value) for name, value in trainer.callback_metrics.items()}
+            self._known = {name.removeprefix("train/"): value for name, value in logged.items()}
+        shown: dict[str, Any] = dict(self._known)
         for callback in trainer.callbacks:  # type: ignore[attr-defined]
             if isinstance(callback, Evolution) and callback.stage:
                 shown["stage"] = callback.stage

@@ -3,10 +3,12 @@
 from __future__ import annotations
 
 import time
-from collections.abc import Iterator
+from collections.abc import Iterator, Sequence
 from contextlib import contextmanager
+from typing import Any
 
 from rich.console import Console
+from rich.progress import track
 
 from circuitlit.run.ranks import is_writer
 
@@ -35,3 +37,15 @@ class Clock:
     def times(self) -> dict[str, object]:
         """The seconds in all and by phase, for a result."""
         return {"seconds": sum(self.seconds.values()), "seconds_by_phase": self.seconds}
+
+
+def watched(items: Sequence[Any], text: str) -> Iterator[Any]:
+    """The items one by one, with a bar in a terminal and a line at every quarter elsewhere."""
+    if CONSOLE.is_terminal:
+        yield from track(items, f"  {text}", console=CONSOLE, transient=True)
+        return
+    quarter = -(-len(items) // 4)
+    for number, item in enumerate(items):
+        if number and number % quarter == 0:
+            CONSOLE.print(f"  {text}: {number} of {len(items)}", style="dim", highlight=False)
+        yield item

@@ -2,10 +2,7 @@
 
 from __future__ import annotations
 
-import json
 import math
-from dataclasses import dataclass
-from pathlib import Path
 from typing import Any
 
 import torch
@@ -24,42 +21,22 @@ from circuitlit.compare import (
     weight_changes,
 )
 from circuitlit.compare.difference import kept_edges, normalised
+from circuitlit.compare.reuse import NodeReuse, reuse, summary
+from circuitlit.compare.turnover import turnover
 from circuitlit.compare.weights import node_changes
 from circuitlit.errors import UserError
-from circuitlit.evaluate import TestBed, summarise
 from circuitlit.files import write_json
 from circuitlit.finetune import HeldOut, behaviour_change
-from circuitlit.graph import Circuit, EdgeScores
-from circuitlit.graph.select import edge_budget
 from circuitlit.model import Subject
-from circuitlit.model.load import load_subject
 from circuitlit.report.comparison import print_comparison, write_comparison
-from circuitlit.run.build import Workbench, attribute, build_subject, build_workbench, device_of, provenance
+from circuitlit.run.build import Workbench, build_workbench, provenance
 from circuitlit.run.checks import run_dir
 from circuitlit.run.clock import CONSOLE, Clock
+from circuitlit.run.scored import Side, score_side
+from circuitlit.run.sides import load_both
+from circuitlit.run.tunings import run_tunings
 
 INTRUDER_THRESHOLDS = (0.4, 0.5, 0.6, 0.7, 0.8)
-
-
-@dataclass(frozen=True)
-class Side:
-    """One of the two models, scored.
-
-    Attributes:
-        scores: on all training pairs.
-        resamples: on resamples of them.
-        matched: edges of the smallest circuit that is faithful enough, None where none is.
-        faithfulness: of circuits of each size tried, on validation pairs.
-    """
-
-    scores: EdgeScores
-    resamples: list[EdgeScores]
-    matched: int | None
-    faithfulness: dict[int, float | None]
-
-    def at(self, count: int) -> Resampled:
-        """Its circuits of some size."""
-        return Resampled(self.scores, self.resamples, count)
 
 
 def run(cfg: DictConfig, sides: dict[str, Side] | None = None) -> dict[str, Any]:
@@ -77,11 +54,13 @@ def run(cfg: DictConfig, sides: dict[str, Side] | None = None) -> dict[str, Any]
         raise UserError("compare.resamples must be at least 10 and compare.delta a factor above 1")
     seed_everything(cfg.seed, verbose=False)
     torch.set_float32_matmul_precision("highest")
+    if cfg.runs is not None:
+        return run_tunings(cfg)
+    if cfg.tuned is None:
+        raise UserError("tuned has no value; name a tuned model or run, or several runs: runs=[A,B]")
     folder, clock = run_dir(), Clock()
     with clock.phase("load", "Loading both models"):
-        base = build_subject(cfg) if cfg.base is None else load_side(cfg, cfg.base, "base")
-        tuned = load_side(cfg, cfg.tuned, "tuned")
-        _same_graph(base, tuned)
+        base, tuned = load_both(cfg)
     with clock.phase("behaviour", "Testing both on held-out pairs"):
         bench = build_workbench(cfg, base)
         held_out = HeldOut(base.model, bench.data.test, cfg.data.eval_batch_size, base.device)
@@ -91,13 +70,17 @@ def run(cfg: DictConfig, sides: dict[str, Side] | None = None) -> dict[str, Any]
         if name in sides:
             continue
         with clock.phase(f"scores_{name}", f"Scoring the {name} model on {settings.resamples} resamples"):
-            sides[name] = _score(cfg, bench if subject is base else build_workbench(cfg, subject))
+            sides[name] = score_side(cfg, bench if subject is base else build_workbench(cfg, subject))
     with clock.phase("weights", "Measuring the weights' change"):
         changes = list(weight_changes(base, tuned))
         moved = node_changes(changes)
         top = settings.intruders
         intruders = module_intruders(base, tuned, top, INTRUDER_THRESHOLDS) if top else {}
-    size = _difference(cfg, sides, (bench.count, bench.count), moved)
+    found = {}
+    if settings.reuse.pairs and base.graph.inputs == 1:
+        with clock.phase("reuse", "Comparing and swapping nodes"):
+            found = _reuse(cfg, bench, sides, base, tuned)
+    size = _difference(cfg, sides, (bench.count, bench.count), moved, found)
     matched = (sides["base"].matched, sides["tuned"].matched)
     counts = None if matched[0] is None or matched[1] is None else (matched[0], matched[1])
     result = {
@@ -111,8 +94,10 @@ def run(cfg: DictConfig, sides: dict[str, Side] | None = None) -> dict[str, Any]
         "resamples": settings.resamples,
         "delta": settings.delta,
         "at_size": size,
-        "at_faithfulness": _difference(cfg, sides, counts, moved) if counts else None,
+        "at_faithfulness": _difference(cfg, sides, counts, moved, found) if counts else None,
         "faithfulness": {name: side.faithfulness for name, side in sides.items()},
+        "turnover": turnover(*(sides[name].at(bench.count) for name in ("base", "tuned")), settings.seed).to_dict(),
+        "reuse": {"summary": summary(found), "nodes": [node.to_dict() for node in found.values()]} if found else None,
         "held_out": behaviour.to_dict(),
         "weights": _weights(changes, intruders, settings.intruders),
         **clock.times(),
@@ -126,87 +111,34 @@ def run(cfg: DictConfig, sides: dict[str, Side] | None = None) -> dict[str, Any]
     return result
 
 
-def load_side(cfg: DictConfig, path: str, which: str) -> Subject:
-    """The model of a folder: a model, a PEFT adapter, or a finished run (its tuned model, or the model it was of).
-
-    Raises:
-        UserError: the folder is none of these.
-    """
-    folder = Path(path).expanduser()
-    common: dict[str, Any] = {
-        "dtype": cfg.model.dtype,
-        "cache_dir": cfg.paths.cache_dir,
-        "trust_remote_code": cfg.model.trust_remote_code,
-        "device": device_of(cfg),
-    }
-    if (folder / "tuned").is_dir():
-        return load_side(cfg, str(folder / "tuned"), which)
-    if (folder / "adapter_config.json").is_file():
-        under = _read(folder / "adapter_config.json").get("base_model_name_or_path")
-        source = "local" if under and Path(under).is_dir() else "hub"
-        return load_subject(which, source, under, adapter=str(folder), **common)
-    if (folder / "config.json").is_file():
-        return load_subject(which, "local", str(folder), **common)
-    if (folder / "circuit.json").is_file():
-        model = _read(folder / "circuit.json").get("provenance", {}).get("model", {})
-        source = str(model.get("source", "")).split(" ")[0]
-        if source in ("hub", "local", "package"):
-            facts = {name: model.get(name) for name in ("path", "revision", "adapter")}
-            return load_subject(which, source, **facts, **common)  # type: ignore[arg-type]
-    raise UserError(
-        f"{which}={path} is neither a model folder (config.json), nor an adapter folder (adapter_config.json), nor a "
-        "finished run (tuned/ or circuit.json); name one"
-    )
-
-
-def _read(path: Path) -> dict[str, Any]:
-    try:
-        return json.loads(path.read_text())
-    except ValueError as error:
-        raise UserError(f"{path} is not JSON ({error}); name another folder") from error
-
-
-def _same_graph(base: Subject, tuned: Subject) -> None:
-    one, other = base.graph, tuned.graph
-    if one != other:
-        shapes = [f"{g.n_layers} layers x {g.n_heads} heads ({g.n_edges:,} edges)" for g in (one, other)]
-        raise UserError(f"base has {shapes[0]}, tuned {shapes[1]}; only models of one graph can be compared")
-
-
-def _score(cfg: DictConfig, bench: Workbench) -> Side:
-    """Scores on all training pairs and on resamples; the same resamples for every model of the run."""
-    count = len(bench.data.train)
-    generator = torch.Generator().manual_seed(cfg.compare.seed)
-    rows = [torch.randint(count, (count,), generator=generator).tolist() for _ in range(cfg.compare.resamples)]
-    scores = attribute(cfg, bench)
-    resamples = [attribute(cfg, bench, picked) for picked in rows]
-    matched, faithfulness = _smallest(cfg, bench, scores)
-    return Side(scores, resamples, matched, faithfulness)
-
-
-def _smallest(cfg: DictConfig, bench: Workbench, scores: EdgeScores) -> tuple[int | None, dict[int, float | None]]:
-    """Edges of the smallest circuit tried that is as faithful as asked for, and what each size reaches."""
-    pairs = bench.data.val if len(bench.data.val) else bench.data.train
-    order = range(min(cfg.compare.probe_pairs, len(pairs)))
-    bed = TestBed.build(bench.model, bench.fresh_references(), pairs.batches(cfg.data.eval_batch_size, order=order))
-    reached: dict[int, float | None] = {}
-    for share in sorted(cfg.compare.sizes):
-        total = bench.layout.n_edge_masks
-        count = total if share >= 1 else edge_budget(1 - share, total)
-        outcome = bed.run(Circuit.cut(scores, count).kept)
-        value = reached[count] = summarise([outcome], bed.full, bed.corrupted).faithfulness.value
-        if value is not None and value >= cfg.compare.faithfulness:
-            return count, reached
-    return None, reached
+def _reuse(
+    cfg: DictConfig, bench: Workbench, sides: dict[str, Side], base: Subject, tuned: Subject
+) -> dict[str, NodeReuse]:
+    """Likeness of all nodes on test pairs, and swaps of those that carry most of either circuit."""
+    settings, graph = cfg.compare.reuse, base.graph
+    shares = sum(side.at(bench.count).shares.mean(0) * kept_edges(side.scores, bench.count) for side in sides.values())
+    carried = torch.zeros(graph.n_writers, dtype=torch.float64).index_add_(0, graph.writer_of, torch.as_tensor(shares))
+    order = carried.argsort(descending=True, stable=True).tolist()
+    nodes = [graph.writers[place] for place in order if place >= graph.inputs and float(carried[place]) > 0]
+    rows = range(min(settings.pairs, len(bench.data.test)))
+    batches = list(bench.data.test.batches(cfg.data.eval_batch_size, order=rows))
+    return reuse(base, tuned, batches, nodes[: settings.nodes], settings.margin)
 
 
 def _difference(
-    cfg: DictConfig, sides: dict[str, Side], counts: tuple[int, int], moved: dict[str, float]
+    cfg: DictConfig,
+    sides: dict[str, Side],
+    counts: tuple[int, int],
+    moved: dict[str, float],
+    reused: dict[str, NodeReuse],
 ) -> dict[str, Any]:
     """Edges and nodes of two circuits; the edges of either circuit one by one, for the page."""
     base, tuned = sides["base"].at(counts[0]), sides["tuned"].at(counts[1])
-    difference = circuit_difference(base, tuned, math.log(cfg.compare.delta))
-    modes = node_modes(base, tuned, difference, moved)
+    swaps = {name: node.swap for name, node in reused.items() if node.swap is not None}
+    altered = [name for name, swap in swaps.items() if not swap.fits_back]
+    irreplaceable = [name for name, swap in swaps.items() if not swap.replaces]
+    difference = circuit_difference(base, tuned, math.log(cfg.compare.delta), altered=altered)
+    modes = node_modes(base, tuned, difference, moved, altered, irreplaceable)
     return {
         "n_edges": {"base": counts[0], "tuned": counts[1]},
         **difference.to_dict(),

@@ -34,6 +34,7 @@ from circuitlit.run.build import build_subject, plain, provenance
 from circuitlit.run.callbacks import Checkpoints, FiniteLoss, History, Progress
 from circuitlit.run.checks import readable_checkpoint, run_dir
 from circuitlit.run.clock import CONSOLE, Clock
+from circuitlit.run.freeze import Frozen
 from circuitlit.run.loggers import build_loggers, close_loggers
 from circuitlit.run.only import circuit_nodes, train_only
 
@@ -157,6 +158,8 @@ def _fit(
     assert subject.tokenizer is not None
     history = History(settings.history_every, WATCHED[cfg.tune.name])
     callbacks: list[Any] = [history, FiniteLoss(setting="tune.lr")]
+    if cfg.tune.freeze:
+        callbacks.append(Frozen(subject, list(cfg.tune.freeze)))  # ahead of what saves the model
     measure = watched.figures if watched else _nothing
     callbacks.append(CheckpointFolders(folder / "checkpoints", steps, subject.tokenizer, measure))
     if watched and cfg.tune.probe_every:

@@ -39,6 +39,7 @@ from circuitlit.report.generality import print_generality, write_generality
 from circuitlit.run.build import attribute, build_workbench, plain, provenance
 from circuitlit.run.checks import run_dir
 from circuitlit.run.clock import CONSOLE, Clock
+from circuitlit.run.prevention import prevention
 from circuitlit.run.sides import load_base, load_both, task_settings
 
 LEAST_DRAWS = 20
@@ -89,10 +90,15 @@ def run(cfg: DictConfig) -> dict[str, Any]:
             **_matrices(cfg, made),
             "composites": _composites(cfg, made),
             "transfer": None,
+            "prevention": None,
         }
     if tuned is not None:
         with clock.phase("transfer", "Looking for what the tuned model lost, and reverting nodes"):
             result["transfer"] = _negative(cfg, made, base, tuned)
+    if settings.prevent.tune_on is not None:
+        with clock.phase("prevention", f"Tuning on {settings.prevent.tune_on} with nodes frozen, and without"):
+            scores = {name: task.scores for name, task in made.items()}
+            result["prevention"] = prevention(cfg, tasks, scores, base)
     result |= {**clock.times(), "provenance": provenance(cfg, base)}
     write_json(run_dir() / "generality.json", result)
     page = write_generality(run_dir())

@@ -47,7 +47,8 @@ from circuitlit.report.heads_figure import write_heads_page
 from circuitlit.report.heads_table import print_heads
 from circuitlit.run.build import build_subject, plain, provenance
 from circuitlit.run.checks import run_dir
-from circuitlit.run.clock import CONSOLE, Clock
+from circuitlit.run.clock import CONSOLE, Clock, watched
+from circuitlit.run.year_check import year_check
 from circuitlit.tasks import PairsModule, Splits
 
 SCORES = ("repeats", "successor", "copying", "direct_effect", "copy_suppression")
@@ -68,6 +69,7 @@ class _Bench:
     bed: PatchBed
     places: list[NamePlaces]
     circuit: Circuit | None
+    role_names: tuple[str, ...] = ()
     repeats: Int[Tensor, "batch pos"] | None = None
     passages: Int[Tensor, "passage pos"] | None = None
     scores: dict[str, Float[Tensor, "layer head"]] = field(default_factory=dict)
@@ -146,7 +148,7 @@ def _bench(cfg: DictConfig) -> _Bench:
     bed = PatchBed.build(subject, data.test.batches(cfg.data.eval_batch_size, order=order))
     named = set(NAMES) <= set(splits.role_names)
     places = [NamePlaces.of(batch, splits.role_names) for batch in bed.batches] if named else []
-    return _Bench(subject, bed, places, circuit)
+    return _Bench(subject, bed, places, circuit, tuple(splits.role_names))
 
 
 def _score(cfg: DictConfig, bench: _Bench) -> None:
@@ -163,14 +165,15 @@ def _score(cfg: DictConfig, bench: _Bench) -> None:
     if "copying" in chosen or ioi:
         bench.scores |= _copying(bench)
     if "direct_effect" in chosen and not ioi:  # the algorithm begins with it
-        effects = path_effects(bed, head_writers(bed.graph), [bed.graph.n_readers - 1], settings.algorithm.through_mlps)
+        through_mlps, logits = settings.algorithm.through_mlps, [bed.graph.n_readers - 1]
+        effects = path_effects(bed, head_writers(bed.graph), logits, through_mlps, watched)
         bench.scores["direct_effect"] = effects.grid(bed.graph)
     if "copy_suppression" in chosen or (ioi and settings.algorithm.copy_suppression):
         bench.passages = _passages(cfg, bench.subject)
     if "copy_suppression" in chosen:
         every = [(layer, head) for layer in range(2, bed.graph.n_layers) for head in range(bed.graph.n_heads)]
         assert bench.passages is not None
-        bench.scores["copy_suppression"] = copy_suppression_scores(heads, bench.passages, every)
+        bench.scores["copy_suppression"] = copy_suppression_scores(heads, bench.passages, every, watch=watched)
 
 
 def _repeats(cfg: DictConfig, subject: Subject, repeats: int = 2) -> Int[Tensor, "batch pos"]:
@@ -217,6 +220,8 @@ def _algorithm(cfg: DictConfig, bench: _Bench) -> Algorithm:
         settings.receivers,
         settings.through_mlps,
         settings.parts,
+        settings.suppressors,
+        watched,
     )
 
 
@@ -228,7 +233,7 @@ def _causal(cfg: DictConfig, bench: _Bench, algorithm: Algorithm | None) -> dict
     def check(role: str, behaviour: Behaviour, grid: Tensor) -> None:
         heads = top_heads(grid, top) if role in settings.roles else []
         if heads:
-            checks[role] = causal_check(behaviour, graph, heads, settings.draws, cfg.seed)
+            checks[role] = causal_check(behaviour, graph, heads, settings.draws, cfg.seed, watch=watched)
 
     if bench.repeats is not None:
         fresh = _repeats(cfg, bench.subject, 1)
@@ -265,6 +270,9 @@ def _details(
             "roles": roles,
             "shares": {name: asdict(share) for name, share in algorithm.shares.items()},
         }
+    years = year_check(bench.bed, bench.role_names, bench.circuit, cfg.heads.causal.draws, cfg.seed)
+    if years is not None:
+        found["greater_than"] = years
     if bench.circuit is not None:
         inside = heads_in_circuit(bench.circuit)
         scores = HeadScores(bench.bed.graph, bench.scores)

@@ -67,7 +67,7 @@ class Together:
         assert subject.tokenizer is not None
         save_model(self.adapters, subject.tokenizer, run_dir() / "adapter")
         self.adapters.requires_grad_(False)
-        return replace(self.bench, model=MaskedModel(subject, model.panel, model.recompute))
+        return replace(self.bench, model=MaskedModel(subject, model.panel, model.recompute), losses={})
 
 
 def check(cfg: DictConfig) -> None:

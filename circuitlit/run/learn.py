@@ -12,9 +12,10 @@ from lightning import Callback, Trainer
 from omegaconf import DictConfig
 from torch import nn
 
-from circuitlit.discover import MaskedLoss, MaskLearner, Schedule, initial_log_alpha
+from circuitlit.discover import MaskLearner, Schedule, initial_log_alpha
 from circuitlit.evaluate import TestBed
 from circuitlit.graph import EdgeScores, load_circuit
+from circuitlit.masked.kernels import use
 from circuitlit.run import ranks
 from circuitlit.run.build import Workbench
 from circuitlit.run.callbacks import (
@@ -53,7 +54,8 @@ def learn(
     Raises:
         UserError: the start does not fit, or the loss is no longer a number.
     """
-    loss = MaskedLoss(bench.model, bench.layout, instantiate(cfg.objective.loss), cfg.mask.capture and not beside)
+    use(cfg.mask.kernels)
+    loss = bench.loss(cfg.objective.loss, bench.layout, cfg.mask.capture and not beside)
     schedule: Schedule = instantiate(cfg.mask.schedule)
     start = _start_scores(cfg.mask.init_from, attribution, bench)
     initial = initial_log_alpha(bench.layout, cfg.mask.init, start, bench.count, cfg.mask.init_scale)
@@ -102,7 +104,8 @@ def _callbacks(cfg: DictConfig, bench: Workbench, history: History, folder: Path
         bed = TestBed.build(bench.model, bench.fresh_references(), [pairs])
         callbacks.append(HardCircuit(bed, bench.cut, settings.probe_every, settings.probe_pairs, history))
     if settings.progress_bar:
-        callbacks.append(Progress(refresh_rate=1))
+        on_gpu = bench.subject.device.type == "cuda"
+        callbacks.append(Progress(refresh_rate=20 if on_gpu else 1))  # each look waits for the GPU
     if settings.checkpoint_every:
         callbacks.append(
             Checkpoints(

@@ -13,6 +13,7 @@ from pathlib import Path
 VERBS = {
     "train": "learn masks until the circuit reproduces the model on a task",
     "timeline": "how the masks of a run evolved, and the stages it fell into; several runs: do they agree",
+    "behaviour": "does the model do the tasks: accuracy, metric and the corrupted run's KL, by task and split",
     "attribute": "score every edge by one attribution method and cut a circuit",
     "evaluate": "measure any saved circuit on any task and model",
     "study": "compare methods over tasks and sparsities",
@@ -24,6 +25,8 @@ VERBS = {
     "intervene": "ablate, transfer and scale the nodes that matter, beside matched random ones",
     "capabilities": "what tuning gained and lost over several tasks, and the smallest set of nodes that carries a gain",
     "generality": "circuits of several tasks on each other's pairs, and why a tuned model got worse at some",
+    "prompts": "circuits of one behaviour under several prompts, each of them under every prompt",
+    "knowledge": "what the model knows, and which heads look it up; experiment=inject_facts tunes new facts in",
     "heads": "what single heads do: scores, their parts in the IOI algorithm, causal checks",
     "evolve": "circuits over the checkpoints of a training run: behaviour, size, likeness, head scores, stages",
     "report": "the page of a run again, a page that compares runs, figures for papers, a W&B workspace",
@@ -77,7 +80,7 @@ def run_verb(verb: str, argv: list[str]) -> None:
         try:
             check(cfg)
             ranks.check(cfg, verb)
-            if not ranks.started_by_launcher() and ranks.processes(cfg) > 1:
+            if ranks.wanted_here(cfg) > 1:
                 sys.exit(ranks.spawn(cfg, original))
             importlib.import_module(f"circuitlit.run.{verb}").run(cfg)
         except Stopped as stop:
@@ -89,7 +92,8 @@ def run_verb(verb: str, argv: list[str]) -> None:
             if message is None:
                 raise
             mistakes.append(message)  # not raised: Hydra would print an error of its own
-            if ranks.is_writer():
+            shared = verb in ("study", "evolve") and cfg[verb].parts != 1  # other parts write into the same folder
+            if ranks.is_writer() and not shared:
                 sweep_up(run_dir(), before)
 
     try:

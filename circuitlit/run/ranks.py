@@ -23,7 +23,7 @@ from omegaconf import DictConfig
 from circuitlit.errors import UserError
 
 GRACE = 20  # seconds between asking a process to end and ending it
-VERBS = ("train",)  # that work on several devices
+VERBS = ("train", "attribute", "bench", "prompts")  # that work on several devices
 
 
 def rank() -> int:
@@ -72,6 +72,19 @@ def processes(cfg: DictConfig) -> int:
     return wanted
 
 
+def planned(cfg: DictConfig) -> int:
+    """The number of processes that a run is reckoned for; it need not be one that this machine can start."""
+    if started_by_launcher():
+        return world()
+    wanted = cfg.strategy.options.devices
+    return wanted if isinstance(wanted, int) and wanted > 0 else processes(cfg)
+
+
+def wanted_here(cfg: DictConfig) -> int:
+    """The number of processes that this one has to start; 1 is none."""
+    return 1 if started_by_launcher() or cfg.get("plan") else processes(cfg)
+
+
 def trainer_options(cfg: DictConfig) -> dict[str, Any]:
     """The strategy's options for the Trainer, with the number of processes that there are."""
     options = instantiate(cfg.strategy.options)
@@ -87,9 +100,11 @@ def check(cfg: DictConfig, verb: str) -> None:
     Raises:
         UserError: a sweep or another verb on several devices, or several machines without a common run id.
     """
-    number = world() if started_by_launcher() else processes(cfg)
+    number = world() if started_by_launcher() else wanted_here(cfg)
     if number == 1:
         return
+    if cfg.get("bench", "step") != "step":
+        raise UserError(f"bench={cfg.bench} runs on one device; set strategy=single")
     if verb not in VERBS:
         raise UserError(f"{verb} runs on one device; set strategy=single (launch/sweep.sbatch runs many jobs at once)")
     mode = HydraConfig.get().mode
@@ -118,7 +133,7 @@ def spawn(cfg: DictConfig, argv: Sequence[str]) -> int:
         **os.environ,
         "CIRCUITLIT_RUN_ID": str(cfg.run_id),
         "MASTER_ADDR": "127.0.0.1",
-        "MASTER_PORT": str(_free_port()),
+        "MASTER_PORT": str(free_port()),
         "WORLD_SIZE": str(number),
         "LOCAL_WORLD_SIZE": str(number),
         "TORCHELASTIC_RUN_ID": str(cfg.run_id),  # Lightning then reads ranks from the environment
@@ -135,6 +150,35 @@ def spawn(cfg: DictConfig, argv: Sequence[str]) -> int:
             _end(children)
 
 
+def join(device: Any) -> None:
+    """Meet the other processes ahead of the Trainer, which then finds them met."""
+    import torch.distributed as dist
+
+    if world() > 1 and not dist.is_initialized():
+        dist.init_process_group("nccl" if device.type == "cuda" else "gloo", rank=rank(), world_size=world())
+
+
+def gathered(value: Any) -> list[Any]:
+    """Every process's value, by rank; each must call this."""
+    import torch.distributed as dist
+
+    if not (dist.is_available() and dist.is_initialized()):
+        return [value]
+    values: list[Any] = [None] * dist.get_world_size()
+    dist.all_gather_object(values, value)
+    return values
+
+
+def mean_over_ranks(values: Any, weight: float, device: Any) -> Any:
+    """The mean of every process's values, weighted; each must call this."""
+    import torch
+    import torch.distributed as dist
+
+    total = torch.cat([values.flatten().double() * weight, torch.tensor([weight], dtype=torch.float64)]).to(device)
+    dist.all_reduce(total)
+    return (total[:-1] / total[-1]).view(values.shape).to(values)
+
+
 def leave() -> None:
     """Part from the other processes, once nothing is done together any more."""
     import torch.distributed
@@ -143,7 +187,8 @@ def leave() -> None:
         torch.distributed.destroy_process_group()
 
 
-def _free_port() -> int:
+def free_port() -> int:
+    """A port of this machine that nothing listens on."""
     with socket.socket() as probe:
         probe.bind(("127.0.0.1", 0))
         return probe.getsockname()[1]

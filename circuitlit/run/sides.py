@@ -16,10 +16,50 @@ from circuitlit.errors import UserError
 from circuitlit.graph import Graph
 from circuitlit.heads.text import read_passages, sample_passages, write_passages
 from circuitlit.model import Subject
-from circuitlit.run.build import build_subject
+from circuitlit.model.load import load_subject
+from circuitlit.run.build import build_subject, device_of
 from circuitlit.run.checks import run_dir
-from circuitlit.run.compare import load_side
 from circuitlit.run.study.cells import composed, entries
+
+
+def load_side(cfg: DictConfig, path: str, which: str) -> Subject:
+    """The model of a folder: a model, a PEFT adapter, or a finished run (its tuned model, or the model it was of).
+
+    Raises:
+        UserError: the folder is none of these.
+    """
+    folder = Path(path).expanduser()
+    common: dict[str, Any] = {
+        "dtype": cfg.model.dtype,
+        "cache_dir": cfg.paths.cache_dir,
+        "trust_remote_code": cfg.model.trust_remote_code,
+        "device": device_of(cfg),
+    }
+    if (folder / "tuned").is_dir():
+        return load_side(cfg, str(folder / "tuned"), which)
+    if (folder / "adapter_config.json").is_file():
+        under = _read(folder / "adapter_config.json").get("base_model_name_or_path")
+        source = "local" if under and Path(under).is_dir() else "hub"
+        return load_subject(which, source, under, adapter=str(folder), **common)
+    if (folder / "config.json").is_file():
+        return load_subject(which, "local", str(folder), **common)
+    if (folder / "circuit.json").is_file():
+        model = _read(folder / "circuit.json").get("provenance", {}).get("model", {})
+        source = str(model.get("source", "")).split(" ")[0]
+        if source in ("hub", "local", "package"):
+            facts = {name: model.get(name) for name in ("path", "revision", "adapter")}
+            return load_subject(which, source, **facts, **common)  # type: ignore[arg-type]
+    raise UserError(
+        f"{which}={path} is neither a model folder (config.json), nor an adapter folder (adapter_config.json), nor a "
+        "finished run (tuned/ or circuit.json); name one"
+    )
+
+
+def _read(path: Path) -> dict[str, Any]:
+    try:
+        return json.loads(path.read_text())
+    except ValueError as error:
+        raise UserError(f"{path} is not JSON ({error}); name another folder") from error
 
 
 def load_base(cfg: DictConfig) -> Subject:
@@ -36,7 +76,7 @@ def load_both(cfg: DictConfig) -> tuple[Subject, Subject]:
     base, tuned = load_base(cfg), load_side(cfg, cfg.tuned, "tuned")
     if base.graph != tuned.graph:
         shapes = [f"{s.graph.n_layers} layers x {s.graph.n_heads} heads" for s in (base, tuned)]
-        raise UserError(f"base has {shapes[0]}, tuned {shapes[1]}; nodes can be moved only within one graph")
+        raise UserError(f"base has {shapes[0]}, tuned {shapes[1]}; only models of one graph can be compared")
     return base, tuned
 
 

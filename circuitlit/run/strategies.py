@@ -9,9 +9,12 @@ from __future__ import annotations
 from typing import Any
 
 import torch
+from lightning.pytorch import Trainer
 from lightning.pytorch.plugins.precision import DeepSpeedPrecision
 from lightning.pytorch.strategies import DDPStrategy, DeepSpeedStrategy
 from torch import nn
+
+from circuitlit.discover import MaskLearner
 
 
 class UntouchedPrecision(DeepSpeedPrecision):
@@ -46,6 +49,14 @@ class MaskDeepSpeed(DeepSpeedStrategy):
         )
         assert isinstance(self.config, dict)
         self.config["zero_allow_untested_optimizer"] = True  # torch's Adam: the one that other strategies use
+
+    def setup(self, trainer: Trainer) -> None:
+        """As Lightning's; the learner then knows the copies of its masks that DeepSpeed trains."""
+        super().setup(trainer)
+        learner = self.lightning_module
+        assert isinstance(learner, MaskLearner)
+        (optimizer,) = self.optimizers
+        learner.masters = lambda: optimizer.single_partition_of_fp32_groups  # type: ignore[attr-defined]
 
     def setup_environment(self) -> None:
         """As Lightning's, which refuses the CPU; DeepSpeed itself runs there (gloo)."""

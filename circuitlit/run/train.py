@@ -65,7 +65,7 @@ def _search(
         learner, history = learn(
             cfg, bench, attribution, run_dir(), loggers=loggers, beside=together.trained if together else ()
         )
-    if not cfg.strategy.get("shard"):  # sharded weights need all processes in every forward
+    if bench.model.shards is None:  # sharded weights need all processes in every forward
         ranks.leave()
         if not ranks.is_writer():
             return {}  # every process has the same masks; one measures and writes

@@ -20,6 +20,7 @@ from circuitlit.tasks.greater_than import greater_than
 from circuitlit.tasks.induction import induction
 from circuitlit.tasks.ioi import ioi, ioi_single
 from circuitlit.tasks.jsonl import jsonl
+from circuitlit.tasks.lookup import antonym, factual, past_tense, two_hop
 from circuitlit.tasks.pair import Batch, Pair
 from circuitlit.tasks.splits import Splits
 from circuitlit.tasks.sva import sva
@@ -31,17 +32,21 @@ __all__ = [
     "Pair",
     "PairsModule",
     "Splits",
+    "antonym",
     "apart",
     "arithmetic",
     "boolean",
     "docstring",
     "encode",
+    "factual",
     "gender_pronoun",
     "greater_than",
     "induction",
     "ioi",
     "ioi_single",
     "jsonl",
+    "past_tense",
     "sva",
     "tracr",
+    "two_hop",
 ]

@@ -8,8 +8,10 @@ Source: expressions and the two prompts follow Edge Pruning (arXiv 2406.16778) s
 
 from __future__ import annotations
 
+import hashlib
 import random
 from collections.abc import Sequence
+from dataclasses import replace
 from itertools import combinations
 from typing import Any
 
@@ -22,13 +24,14 @@ from circuitlit.tasks.splits import END, OTHER, Splits
 from circuitlit.tasks.words import count_tokens, follows
 
 ROLES = (OTHER, "bracket", "operator", "literal", END)
-MAX_LITERALS = 6
+PROMPTS = ("instruction", "few_shot")
+LITERALS = (3, 6)  # in an expression, least and most
 MAX_DEPTH = 3  # operators above a literal
 INSTRUCTION = "Work out the value of this Boolean expression. Say only True or False."
 SHOTS = (
     "( True or False ) and False is False\nnot ( True and False ) is True\nFalse or ( not False and True ) is True\n"
 )
-LITERALS = ("True", "False")
+VALUES = ("True", "False")
 
 Tree = str | tuple[Any, ...]  # a literal's slot "x0", ("not", tree), or ("and" | "or", left, right)
 
@@ -40,52 +43,77 @@ def boolean(
     n_test: int,
     seed: int,
     prompt: str = "instruction",
+    literals: Sequence[int] = LITERALS,
+    chat: bool = True,
 ) -> Splits:
-    """Pairs of random expressions, half of them true; no expression of the test split occurs in another split.
+    """Pairs of random expressions, half of them true.
+
+    No clean expression of the test split occurs in another split, not even of another prompt, seed or number of pairs.
 
     Args:
-        tokenizer: gives its chat template, where it has one, to the instruction.
+        tokenizer: the model's.
         n_train: pairs to learn from.
         n_val: pairs to choose by.
         n_test: pairs to report on.
         seed: equal seeds give equal pairs.
-        prompt: "instruction" or "few_shot" (three worked expressions before).
+        prompt: "instruction", "few_shot" (three worked expressions before) or "both" (they take turns).
+        literals: least and most literals of an expression, between 1 and 8.
+        chat: True puts the instruction into the tokenizer's chat template, where it has one.
 
     Raises:
-        UserError: `prompt` is neither, the values are not single tokens, or too few different pairs exist.
+        UserError: `prompt` is neither, `literals` is no range, the values are not single tokens, or too few different
+            pairs exist.
     """
-    before, after = _frame(tokenizer, prompt)
-    lead = next((lead for lead in ("", " ") if len(_values(before, after, lead, tokenizer)) == 2), None)
-    if lead is None:
-        raise UserError("task boolean: True and False are not single tokens after this prompt; take another model")
+    least, most = literals
+    if not 1 <= least <= most <= 2**MAX_DEPTH:
+        raise UserError(
+            f"task boolean: literals={list(literals)} is not a least and a most number from 1 to {2**MAX_DEPTH}"
+        )
+    if prompt not in (*PROMPTS, "both"):
+        raise UserError(f"task boolean: prompt={prompt} is neither {', '.join(PROMPTS)} nor both; choose one")
+    frames = {name: _frame(tokenizer, name, chat) for name in (PROMPTS if prompt == "both" else (prompt,))}
 
     def make(key: str, rng: random.Random) -> Pair | None:
-        literals, value = key.split("/")
-        slots = [f"x{number}" for number in range(int(literals))]
+        split, name, count, value = key.split("/")
+        before, after, lead = frames[name]
+        slots = [f"x{number}" for number in range(int(count))]
         tree = _tree(slots, MAX_DEPTH, rng)
         bits = {slot: rng.random() < 0.5 for slot in slots}
         if str(evaluate(tree, bits)) != value:
             return None
         clean, corrupted = (text_of(tree, values) for values in (bits, turned(tree, bits, rng)))
+        if _split_of(clean) != split or (split != "test" and _split_of(corrupted) == "test"):
+            return None
         if count_tokens(before + clean, tokenizer) != count_tokens(before + corrupted, tokenizer):
             return None
         wrong = str(value != "True")
         roles = _roles(clean, len(before))
         return Pair(before + clean + after, before + corrupted + after, lead + value, lead + wrong, roles, key)
 
-    keys = [f"{literals}/{value}" for literals in range(3, MAX_LITERALS + 1) for value in LITERALS]
-    recipe = Recipe(f"boolean_{prompt}", ROLES, make, capacity=lambda of_split: 10**6)
-    return draw_splits(recipe, (keys, keys, keys), (n_train, n_val, n_test), seed)
+    kinds = [f"{name}/{count}/{value}" for count in range(least, most + 1) for value in VALUES for name in frames]
+    train, val, test = ([f"{split}/{kind}" for kind in kinds] for split in ("train", "val", "test"))
+    recipe = Recipe("boolean", ROLES, make, capacity=lambda of_split: 10**6)
+    return replace(draw_splits(recipe, (train, val, test), (n_train, n_val, n_test), seed), name=f"boolean_{prompt}")
 
 
-def _frame(tokenizer: PreTrainedTokenizerBase, prompt: str) -> tuple[str, str]:
-    """What stands before and after the expression."""
-    if prompt == "few_shot":
-        return SHOTS, " is"
-    if prompt != "instruction":
-        raise UserError(f"task boolean: prompt={prompt} is neither instruction nor few_shot; choose one")
+def _split_of(expression: str) -> str:
+    """The split that an expression belongs to whatever the prompt, seed and number of pairs; 3 in 5 are for training."""
+    place = hashlib.blake2b(expression.encode(), digest_size=1).digest()[0] % 5
+    return ("test", "val", "train", "train", "train")[place]
+
+
+def _frame(tokenizer: PreTrainedTokenizerBase, prompt: str, chat: bool) -> tuple[str, str, str]:
+    """What stands before and after the expression, and before the value."""
+    before, after = (SHOTS, " is") if prompt == "few_shot" else _instruction(tokenizer, chat)
+    lead = next((lead for lead in ("", " ") if len(_values(before, after, lead, tokenizer)) == 2), None)
+    if lead is None:
+        raise UserError("task boolean: True and False are not single tokens after this prompt; take another model")
+    return before, after, lead
+
+
+def _instruction(tokenizer: PreTrainedTokenizerBase, chat: bool) -> tuple[str, str]:
     asked = f"{INSTRUCTION}\n\n<expression>"
-    if tokenizer.chat_template:
+    if chat and tokenizer.chat_template:
         message = [{"role": "user", "content": asked}]
         asked = str(tokenizer.apply_chat_template(message, tokenize=False, add_generation_prompt=True))
     else:
@@ -95,7 +123,7 @@ def _frame(tokenizer: PreTrainedTokenizerBase, prompt: str) -> tuple[str, str]:
 
 
 def _values(before: str, after: str, lead: str, tokenizer: PreTrainedTokenizerBase) -> list[str]:
-    return follows(f"{before}True and False{after}", [lead + value for value in LITERALS], tokenizer)
+    return follows(f"{before}True and False{after}", [lead + value for value in VALUES], tokenizer)
 
 
 def _tree(slots: Sequence[str], depth: int, rng: random.Random, negated: bool = False) -> Tree:

@@ -2,8 +2,10 @@
 
 from __future__ import annotations
 
+from copy import copy
 from functools import partial
 
+import torch
 from lightning.pytorch import LightningDataModule
 from torch.utils.data import DataLoader, Dataset
 from transformers import PreTrainedTokenizerBase
@@ -11,6 +13,7 @@ from transformers import PreTrainedTokenizerBase
 from circuitlit.errors import UserError
 from circuitlit.tasks.encode import encode
 from circuitlit.tasks.encoded import EncodedPairs
+from circuitlit.tasks.pair import Batch
 from circuitlit.tasks.sampler import MicroBatches, shard
 from circuitlit.tasks.splits import Splits
 
@@ -81,6 +84,16 @@ class PairsModule(LightningDataModule):
         every = [*self.train.lengths, *self.val.lengths, *self.test.lengths]
         self._pad_to = max(every, default=0) if pad_to == "max" else None
         self._multiple = BUCKET if pad_to == "bucket" else 1
+
+    def transfer_batch_to_device(self, batch: Batch, device: torch.device, dataloader_idx: int) -> Batch:
+        """Copy without waiting for the GPU."""
+        return batch.to(device, non_blocking=device.type == "cuda")
+
+    def with_seed(self, seed: int) -> PairsModule:
+        """The same pairs, the training ones in another order."""
+        other = copy(self)
+        other._seed = seed
+        return other
 
     def train_dataloader(self) -> DataLoader[int]:
         """Endless micro-batches of this rank, from the trainer's step on.

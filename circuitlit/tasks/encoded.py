@@ -4,6 +4,7 @@ from __future__ import annotations
 
 from collections.abc import Iterator, Sequence
 from dataclasses import dataclass
+from functools import cached_property
 from typing import NamedTuple
 
 import torch
@@ -11,6 +12,10 @@ from jaxtyping import Int
 from torch import Tensor
 
 from circuitlit.tasks.pair import Batch
+
+
+TABLES = ("clean", "corrupted", "answer", "roles", "choices", "signs")
+PACKED = 2**24  # padded tokens of a split that is kept as tensors
 
 
 class Row(NamedTuple):
@@ -40,6 +45,33 @@ class Row(NamedTuple):
 
 
 @dataclass(frozen=True)
+class _Packed:
+    """Rows as padded tables, token ids in 32 bits."""
+
+    clean: Int[Tensor, "row pos"]
+    corrupted: Int[Tensor, "row pos"]
+    answer: Int[Tensor, "row answer"]
+    roles: Int[Tensor, "row pos"]
+    choices: Int[Tensor, "row choice"]
+    signs: Int[Tensor, "row choice"]
+    lengths: Int[Tensor, "row"]
+    answers: Int[Tensor, "row"]
+    choice_counts: Int[Tensor, "row"]
+    end: Int[Tensor, "row"]
+    contrast: Int[Tensor, "row"]
+    wrong: Int[Tensor, "row"]
+
+    @classmethod
+    def of(cls, rows: Sequence[Row]) -> _Packed:
+        """Pack rows."""
+        return cls(
+            *(_pad([getattr(row, name) for row in rows]) for name in TABLES),
+            *(torch.tensor([len(getattr(row, name)) for row in rows]) for name in ("clean", "answer", "choices")),
+            *(torch.tensor([getattr(row, name) for row in rows]) for name in ("end", "contrast", "wrong")),
+        )
+
+
+@dataclass(frozen=True)
 class EncodedPairs:
     """The pairs of one split as token ids, ragged.
 
@@ -54,7 +86,7 @@ class EncodedPairs:
     def __len__(self) -> int:
         return len(self.rows)
 
-    @property
+    @cached_property
     def lengths(self) -> list[int]:
         """Tokens in each row."""
         return [len(row.clean) for row in self.rows]
@@ -75,29 +107,55 @@ class EncodedPairs:
         """
         if not indices:
             raise ValueError("a batch needs at least one pair")
-        rows = [self.rows[i] for i in indices]
-        width = pad_to if pad_to is not None else max(len(row.clean) for row in rows)
-        if pad_to is None and multiple > 1:
-            width = min(-(-width // multiple) * multiple, max(self.lengths))
-        like = rows if pad_to is None and multiple == 1 else self.rows
-        columns = max(len(row.answer) for row in like)
-        choices = max(len(row.choices) for row in like)
-        mask = torch.arange(columns) < torch.tensor([len(row.answer) for row in rows])[:, None]
-        end = torch.tensor([row.end for row in rows])
+        taken = torch.tensor(list(indices))
+        rows = self._packed if self._packed is not None else _Packed.of([self.rows[i] for i in indices])
+        places = taken if self._packed is not None else torch.arange(len(taken))
+        lengths, answers = rows.lengths[places], rows.answers[places]
+        longest = int(lengths.max())
+        width = longest if pad_to is None else pad_to
+        if longest > width:
+            raise ValueError(f"a row has {longest} tokens, more than the {width} to pad to")
+        columns, choices = int(answers.max()), int(rows.choice_counts[places].max())
+        if pad_to is not None or multiple > 1:
+            most = self._widest
+            columns, choices = most[1:]
+            if pad_to is None:
+                width = min(-(-width // multiple) * multiple, most[0])
+        mask = torch.arange(columns) < answers[:, None]
+
+        def cut(table: Int[Tensor, "row column"], size: int) -> Int[Tensor, "taken size"]:
+            part = table[:, :size][places].long()
+            short = size - part.shape[1]
+            return torch.nn.functional.pad(part, (0, short)) if short else part
+
         return Batch(
-            index=torch.tensor(list(indices)),
-            clean=_pad([row.clean for row in rows], width),
-            corrupted=_pad([row.corrupted for row in rows], width),
-            lengths=torch.tensor([len(row.clean) for row in rows]),
-            positions=(end[:, None] + torch.arange(columns)) * mask,
-            answer=_pad([row.answer for row in rows], columns),
+            index=taken,
+            clean=cut(rows.clean, width),
+            corrupted=cut(rows.corrupted, width),
+            lengths=lengths,
+            positions=(rows.end[places][:, None] + torch.arange(columns)) * mask,
+            answer=cut(rows.answer, columns),
             answer_mask=mask,
-            contrast=torch.tensor([row.contrast for row in rows]),
-            wrong=torch.tensor([row.wrong for row in rows]),
-            roles=_pad([row.roles for row in rows], width),
-            choices=_pad([row.choices for row in rows], choices),
-            signs=_pad([row.signs for row in rows], choices),
+            contrast=rows.contrast[places],
+            wrong=rows.wrong[places],
+            roles=cut(rows.roles, width),
+            choices=cut(rows.choices, choices),
+            signs=cut(rows.signs, choices),
         )
+
+    @cached_property
+    def _widest(self) -> tuple[int, int, int]:
+        """Most tokens, answer tokens and choices in any row."""
+        return (
+            max(self.lengths),
+            max(len(row.answer) for row in self.rows),
+            max(len(row.choices) for row in self.rows),
+        )
+
+    @cached_property
+    def _packed(self) -> _Packed | None:
+        """All rows as tensors, so that a batch is a few look-ups; None where padding would take too much memory."""
+        return _Packed.of(self.rows) if self._widest[0] * len(self.rows) <= PACKED else None
 
     def batches(self, size: int, pad_to: int | None = None, order: Sequence[int] | None = None) -> Iterator[Batch]:
         """The pairs as consecutive batches.
@@ -116,7 +174,6 @@ class EncodedPairs:
         return sorted(range(len(self)), key=self.lengths.__getitem__)
 
 
-def _pad(rows: Sequence[Sequence[int]], width: int) -> Int[Tensor, "row width"]:
-    if max(map(len, rows)) > width:
-        raise ValueError(f"a row has {max(map(len, rows))} tokens, more than the {width} to pad to")
-    return torch.tensor([[*row, *[0] * (width - len(row))] for row in rows], dtype=torch.long)
+def _pad(rows: Sequence[Sequence[int]]) -> Int[Tensor, "row width"]:
+    width = max(map(len, rows))
+    return torch.tensor([[*row, *[0] * (width - len(row))] for row in rows], dtype=torch.int32).view(len(rows), width)

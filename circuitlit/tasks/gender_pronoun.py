@@ -1,4 +1,4 @@
-"""Gendered pronoun: "So Anna is a really great friend, isn't" -> " she".
+"""Gendered pronoun: "Everyone likes the great singer Anna because" -> " she".
 
 A corrupted prompt has a name of the other gender.
 
@@ -21,16 +21,19 @@ from circuitlit.tasks.words import fill, usable
 ROLES = (OTHER, "name", "quality", "noun", END)
 
 SENTENCES = {
-    "so": "So {name} is a really {quality} {noun}, isn't",
-    "well": "Well, {name} is such a {quality} {noun}, isn't",
-    "always": "I think {name} has always been a {quality} {noun}, hasn't",
-    "became": "In the end {name} became a {quality} {noun}, didn't",
-    "clearly": "Clearly {name} is a {quality} {noun}, isn't",
-    "known": "Everyone knows that {name} is a {quality} {noun}, doesn't",
-    "after_all": "After all, {name} is a {quality} {noun}, isn't",
+    "likes": "Everyone likes the {quality} {noun} {name} because",
+    "loves": "We all love our {quality} {noun} {name} because",
+    "birthdays": "So our {quality} {noun} {name} always remembers birthdays, doesn't",
+    "called": "Everyone likes {name}, the {quality} {noun}, because",
+    "away": "While the {quality} {noun} {name} was away,",
+    "thanked": "They thanked {name}, a {quality} {noun}, because",
+    "home": "In the end {name}, the {quality} {noun}, went home because",
     "back_then": "Back then {name} was already a {quality} {noun}, wasn't",
+    "always": "So {name} was always a {quality} {noun}, wasn't",
+    "left": "After the {quality} {noun} {name} left the house,",
 }
-HELD_OUT = ("after_all", "back_then")
+HELD_OUT = ("always", "left")
+# The words and sentences are those that SmolLM2-135M does well with.
 GIRLS = (
     "Mary Jennifer Linda Elizabeth Barbara Susan Jessica Sarah Lisa Nancy Betty Sandra Margaret Emily Michelle Amanda "
     "Melissa Rebecca Laura Helen Amy Angela Anna Ruth Rachel Janet Emma Maria Diane Julie Olivia Alice Jane Lucy Kate "
@@ -41,7 +44,7 @@ BOYS = (
     "Eric Jonathan Stephen Larry Scott Benjamin Gregory Frank Jack Dennis Aaron Adam Nathan Henry Peter Luke Oliver "
     "Martin Carl Tom Bob"
 )
-QUALITIES = "good great nice kind funny clever strong brave calm quiet young famous honest loyal friendly"
+QUALITIES = "good great nice kind funny clever strong brave calm quiet young famous loyal friendly"
 NOUNS = "friend cook student teacher writer singer dancer doctor lawyer person player runner driver painter neighbor"
 PRONOUNS = {"girls": " she", "boys": " he"}
 

@@ -1,9 +1,11 @@
 """Greater-than: "The war lasted from the year 1732 to the year 17" -> any later year of the century.
 
 With tokens for two digits the right answers are the numbers above 32, the wrong ones those up to 32 (strictly greater
-is right, so the start year itself is wrong). Where a tokenizer splits digits, the decade is to be predicted: digits
-above 3 are right, digits below 3 are wrong, and 3 itself is neither, because 1735 is later than 1732 and 1730 is not.
-A corrupted prompt starts in the year 01 of the century, after which nearly every continuation is right.
+is right, so the start year itself is wrong). Where a tokenizer splits digits, the prompt goes on to the start's decade,
+"... to the year 173", and the next digit is to be predicted: digits above 2 are right, 0, 1 and 2 are wrong. (If it
+stopped at "17", the digit 3 would be neither, because 1735 is later than 1732 and 1730 is not.)
+A corrupted prompt starts in the year 01 of the century, or in the year 0 of the decade, after which nearly every
+continuation is right.
 
 Source: task, corruption and metric are those of Hanna et al. 2023, "How does GPT-2 compute greater-than?", section 2.
 """
@@ -12,6 +14,7 @@ from __future__ import annotations
 
 import random
 from collections.abc import Sequence
+from typing import NamedTuple
 
 from transformers import PreTrainedTokenizerBase
 
@@ -24,12 +27,12 @@ from circuitlit.tasks.words import count_tokens, fill, follows, usable
 ROLES = (OTHER, "noun", "century", "yy", END)
 
 SENTENCES = {
-    "lasted": "The {noun} lasted from the year {century}{yy} to the year {century}",
-    "went_on": "The {noun} went on from the year {century}{yy} to the year {century}",
-    "began": "The {noun} began in the year {century}{yy} and ended in the year {century}",
-    "started": "The {noun} started in the year {century}{yy} and was over in the year {century}",
-    "ran": "As the records show, the {noun} ran from the year {century}{yy} until the year {century}",
-    "continued": "The {noun} continued from the year {century}{yy} to the year {century}",
+    "lasted": "The {noun} lasted from the year {century}{yy} to the year {shown}",
+    "went_on": "The {noun} went on from the year {century}{yy} to the year {shown}",
+    "began": "The {noun} began in the year {century}{yy} and ended in the year {shown}",
+    "started": "The {noun} started in the year {century}{yy} and was over in the year {shown}",
+    "ran": "As the records show, the {noun} ran from the year {century}{yy} until the year {shown}",
+    "continued": "The {noun} continued from the year {century}{yy} to the year {shown}",
 }
 HELD_OUT = ("ran", "continued")
 NOUNS = (
@@ -43,10 +46,21 @@ DIGITS = tuple("0123456789")
 FIRST = "01"  # the corrupted start
 
 
+class _Start(NamedTuple):
+    """A start year, the beginning of the end year that the prompt shows, and what may follow."""
+
+    century: str
+    yy: str
+    corrupted: str  # in place of yy
+    shown: str
+    right: list[str]
+    wrong: list[str]
+
+
 def greater_than(tokenizer: PreTrainedTokenizerBase, n_train: int, n_val: int, n_test: int, seed: int) -> Splits:
     """Pairs of several sentences; those of the test split occur in no other split.
 
-    Continuations that merge with the century into one token (" 1800" for some tokenizers) are left out.
+    Continuations that merge with the year's beginning into one token (" 1800" for some tokenizers) are left out.
 
     Args:
         tokenizer: only nouns that are single tokens for it are used, and only years that it cuts evenly.
@@ -59,11 +73,16 @@ def greater_than(tokenizer: PreTrainedTokenizerBase, n_train: int, n_val: int, n
         UserError: the tokenizer has no usable nouns or years, or too few different pairs exist.
     """
     nouns = usable("greater_than", "nouns", NOUNS, tokenizer, 8)
-    starts, continuations = _years(tokenizer)
+    starts = [start for century in CENTURIES for start in _starts(century, tokenizer)]
+    if len(starts) < 100:
+        raise UserError(
+            f"task greater_than: the tokenizer cuts only {len(starts)} years into beginning and rest, 100 are needed; "
+            "take a model with tokens for digits or for two-digit numbers"
+        )
     rest = [key for key in SENTENCES if key not in HELD_OUT]
 
     def make(key: str, rng: random.Random) -> Pair:
-        return _pair(key, rng.choice(nouns), *rng.choice(starts), continuations, rng)
+        return _pair(key, rng.choice(nouns), rng.choice(starts), rng)
 
     def capacity(of_split: Sequence[str]) -> int:
         return len(of_split) * len(nouns) * len(starts)
@@ -72,45 +91,41 @@ def greater_than(tokenizer: PreTrainedTokenizerBase, n_train: int, n_val: int, n
     return draw_splits(recipe, (rest, rest, HELD_OUT), (n_train, n_val, n_test), seed)
 
 
-def sides(yy: str, continuations: Sequence[str]) -> tuple[list[str], list[str]]:
-    """Right and wrong continuations after a start in the year `yy` of a century.
+def sides(start: str, continuations: Sequence[str]) -> tuple[list[str], list[str]]:
+    """Right and wrong continuations: those strictly above the start's own, and all others.
 
     Args:
-        yy: two digits.
-        continuations: two-digit numbers, or single digits for the decade.
+        start: the start year's last two digits, or its last one.
+        continuations: as many digits each.
     """
-    if len(continuations[0]) == 1:
-        return [d for d in continuations if d > yy[0]], [d for d in continuations if d < yy[0]]
-    return [n for n in continuations if n > yy], [n for n in continuations if n <= yy]
+    return [n for n in continuations if n > start], [n for n in continuations if n <= start]
 
 
-def _years(tokenizer: PreTrainedTokenizerBase) -> tuple[list[tuple[str, str]], dict[str, list[str]]]:
-    """Start years as (century, yy), and the single-token continuations of each century."""
-    starts: list[tuple[str, str]] = []
-    continuations: dict[str, list[str]] = {}
-    for century in CENTURIES:
-        whole, digits = (follows(f"year {century}", texts, tokenizer) for texts in (NUMBERS, DIGITS))
-        continuations[century] = whole if len(whole) > len(NUMBERS) // 2 else digits
-        if not whole and len(digits) < len(DIGITS):
-            continue
-        length = count_tokens(f"year {century}{FIRST}", tokenizer)
-        for yy in NUMBERS[2:]:
-            even = count_tokens(f"year {century}{yy}", tokenizer) == length and (yy in whole or not whole)
-            if even and all(sides(yy, continuations[century])):
-                starts.append((century, yy))
-    if len(starts) < 100:
-        raise UserError(
-            f"task greater_than: the tokenizer cuts only {len(starts)} years into century and number, 100 are needed; "
-            "take a model with tokens for digits or for two-digit numbers"
-        )
-    return starts, continuations
+def _starts(century: str, tokenizer: PreTrainedTokenizerBase) -> list[_Start]:
+    """Usable start years of a century: with tokens for two digits all but the first, else decade by decade."""
+    lead = f"year {century}"
+    whole = follows(lead, NUMBERS, tokenizer)
+    made = []
+    if len(whole) > len(NUMBERS) // 2:
+        made = [_Start(century, yy, FIRST, century, *sides(yy, whole)) for yy in whole if yy > FIRST]
+    else:
+        for decade in DIGITS:
+            if len(follows(lead + decade, DIGITS, tokenizer)) == len(DIGITS):
+                made += [
+                    _Start(century, decade + year, decade + DIGITS[0], century + decade, *sides(year, DIGITS))
+                    for year in DIGITS[1:-1]
+                ]
+    lengths = {first: count_tokens(lead + first, tokenizer) for first in {start.corrupted for start in made}}
+    even = (start for start in made if count_tokens(lead + start.yy, tokenizer) == lengths[start.corrupted])
+    return [start for start in even if start.right and start.wrong]
 
 
-def _pair(key: str, noun: str, century: str, yy: str, continuations: dict[str, list[str]], rng: random.Random) -> Pair:
-    words = {"noun": noun, "century": century, "yy": yy}
+def _pair(key: str, noun: str, year: _Start, rng: random.Random) -> Pair:
+    words = {"noun": noun, "century": year.century, "yy": year.yy, "shown": year.shown}
     clean, spans = fill(SENTENCES[key], words)
-    corrupted, _ = fill(SENTENCES[key], {**words, "yy": FIRST})
-    right, wrong = sides(yy, continuations[century])
+    corrupted, _ = fill(SENTENCES[key], {**words, "yy": year.corrupted})
+    roles = tuple(("century" if slot == "shown" else slot, start, end) for slot, start, end in spans)
+    right, wrong = year.right, year.wrong
     return Pair(
-        clean, corrupted, rng.choice(right), rng.choice(wrong), spans, key, right=tuple(right), wrong=tuple(wrong)
+        clean, corrupted, rng.choice(right), rng.choice(wrong), roles, key, right=tuple(right), wrong=tuple(wrong)
     )

@@ -149,28 +149,6 @@ def velocities(steps: Sequence[int], alike: Sequence[float], noise: float) -> Fl
     return np.concatenate([values[:1], values])
 
 
-def emerged(
-    steps: Sequence[int], values: Sequence[float | None], lows: Sequence[float | None], least: float = 0.0
-) -> int | None:
-    """First step from which on the value surely keeps half of what is gained in all.
-
-    Args:
-        steps: rising.
-        values: at each step; None where it does not exist.
-        lows: lower ends of the intervals; the values themselves where there are none.
-        least: gain that counts.
-
-    Returns:
-        None where the last lower end is not above the first value by `least`.
-    """
-    known = [(s, v, low) for s, v, low in zip(steps, values, lows, strict=True) if v is not None and low is not None]
-    if len(known) < 2 or known[-1][2] - known[0][1] <= least:
-        return None
-    half = (known[0][1] + known[-1][1]) / 2
-    late = [step for step, _, low in known if low < half]
-    return next((step for step, _, _ in known if not late or step > late[-1]), None)
-
-
 def handovers(steps: Sequence[int], scores: Sequence[Mapping[str, float]], threshold: float) -> list[dict[str, Any]]:
     """Heads that lost a role, and the heads that took it over.
 

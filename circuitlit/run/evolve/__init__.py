@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from dataclasses import dataclass
+from dataclasses import asdict, dataclass
 from pathlib import Path
 from typing import Any
 
@@ -18,10 +18,13 @@ from circuitlit.run.checks import run_dir
 from circuitlit.run.clock import CONSOLE, Clock
 from circuitlit.run.evolve.cells import CAUSAL, HEADS, Cell, fingerprint
 from circuitlit.run.evolve.measure import causal_cell, heads_cell, task_cell
-from circuitlit.run.evolve.series import Loader, Series, configured, find_series
+from circuitlit.run.evolve.panels import log_panels
+from circuitlit.run.evolve.series import Loader, Series, configured, find_series, parted
 from circuitlit.run.evolve.summary import Finished, summarise_series
 from circuitlit.run.study.cells import Entry, composed, entries
+from circuitlit.timeline.account import account, trends
 from circuitlit.timeline.checkpoints import Checkpoint
+from circuitlit.timeline.emergence import by_size
 
 
 @dataclass(frozen=True)
@@ -47,8 +50,10 @@ def run(cfg: DictConfig) -> dict[str, Any]:
     if {entry.name for entry in entered} & {HEADS, CAUSAL}:
         raise UserError(f"evolve.tasks: '{HEADS}' and '{CAUSAL}' are names of other cells; call the task otherwise")
     tasks = [_Task(entry.name, composed(*entry.settings) if entry.settings else cfg) for entry in entered]
-    if cfg.evolve.parts > 1:
-        found = [Series(one.name, _part(cfg, one.checkpoints)) for one in found]
+    if not cfg.evolve.measure:
+        CONSOLE.print(f"trained: {', '.join(one.name for one in found)}", highlight=False)
+        return {"status": "OK", **clock.times()}
+    found = parted(found, cfg.evolve.part, cfg.evolve.parts)
     finished: Finished = {}
     loader = Loader(cfg)
     try:
@@ -58,6 +63,9 @@ def run(cfg: DictConfig) -> dict[str, Any]:
                 finished[one.name] = _series(cfg, one, tasks, loader)
     finally:
         loader.close()
+    if cfg.evolve.parts > 1:
+        CONSOLE.print(f"part {cfg.evolve.part} of {cfg.evolve.parts} is done", highlight=False)
+        return {"status": "OK", **clock.times()}
     return _written(cfg, finished, [task.name for task in tasks], clock)
 
 
@@ -78,10 +86,6 @@ def _check(cfg: DictConfig) -> None:
         raise UserError("ckpt_path is for single runs; evolve goes on by itself in the same hydra.run.dir")
 
 
-def _part(cfg: DictConfig, checkpoints: list[Checkpoint]) -> list[Checkpoint]:
-    return checkpoints[cfg.evolve.part :: cfg.evolve.parts]
-
-
 def _series(cfg: DictConfig, one: Series, tasks: list[_Task], loader: Loader) -> dict[str, list[dict[str, Any]]]:
     """All cells of one series, by task, in the checkpoints' order."""
     rows: dict[str, list[dict[str, Any]]] = {task.name: [] for task in tasks}
@@ -90,7 +94,7 @@ def _series(cfg: DictConfig, one: Series, tasks: list[_Task], loader: Loader) ->
     for number, checkpoint in enumerate(one.checkpoints):
         last = number == len(one.checkpoints) - 1
         coming = None if last else one.checkpoints[number + 1]
-        jobs = _jobs(cfg, one, tasks, number, before, rows)
+        jobs = _jobs(cfg, one, tasks, number, before)
         known = {cell.task: cell.finished() for cell, _ in jobs}
         if None in known.values():
             known |= _run(loader, checkpoint, coming, [(cell, work) for cell, work in jobs if known[cell.task] is None])
@@ -130,32 +134,30 @@ def _jobs(
     tasks: list[_Task],
     number: int,
     before: dict[str, Cell],
-    rows: dict[str, list[dict[str, Any]]],
 ) -> list[Any]:
     """Cells of one checkpoint with their work, given the subject and the cell."""
-    checkpoint, last = one.checkpoints[number], number == len(one.checkpoints) - 1
-    whole = last and cfg.evolve.parts == 1
+    checkpoint = one.checkpoints[number]
+    final, by_masks = checkpoint == one.final, cfg.evolve.circuits == "masks"
     jobs: list[Any] = []
     for task in tasks:
         own = configured(task.cfg, checkpoint)
         start = None
-        if cfg.evolve.circuits == "masks" and task.name in before:
+        if by_masks and task.name in before:
             start = before[task.name].folder / "circuit.safetensors"
-        cold = number % cfg.evolve.cold_every == 0
+        cold = by_masks and number % cfg.evolve.cold_every == 0
         earlier = before[task.name].settings if start is not None else None
-        cell = Cell(one.name, task.name, checkpoint, fingerprint(task.cfg, checkpoint, earlier, cold, whole))
+        cell = Cell(one.name, task.name, checkpoint, fingerprint(task.cfg, checkpoint, earlier, cold, final))
 
         def work(subject, cell, own=own, start=start, cold=cold):
-            return task_cell(own, subject, cell.folder, start, cold, whole)
+            return task_cell(own, subject, cell.folder, start, cold, final)
 
         jobs.append((cell, work))
     if cfg.evolve.heads.run:
         cell = Cell(one.name, HEADS, checkpoint, fingerprint(cfg, checkpoint))
         jobs.append((cell, lambda subject, _: heads_cell(cfg, subject)))
-    first = next((row for row in rows[HEADS] if row["status"] == "OK"), None)
-    if cfg.evolve.heads.run and cfg.evolve.heads.draws and whole and first is not None:
-        cell = Cell(one.name, CAUSAL, checkpoint, fingerprint(cfg, checkpoint, first["step"], first["loss"]))
-        jobs.append((cell, lambda subject, _: causal_cell(cfg, subject, first)))
+    if cfg.evolve.heads.run and cfg.evolve.heads.draws and final:
+        cell = Cell(one.name, CAUSAL, checkpoint, fingerprint(cfg, checkpoint))
+        jobs.append((cell, lambda subject, _: causal_cell(cfg, subject)))
     return jobs
 
 
@@ -164,14 +166,20 @@ def _written(cfg: DictConfig, finished: Finished, tasks: list[str], clock: Clock
     errors = [row for row in rows if row["status"] == "ERROR"]
     if len(errors) == len(rows):
         raise UserError(f"evolve: no checkpoint could be measured; the first: {errors[0]['reason']}")
+    threshold = cfg.evolve.heads.threshold
+    series = [summarise_series(name, one, tasks, threshold) for name, one in finished.items()]
+    sizes = by_size(series, tasks)
     result: dict[str, Any] = {
         "status": "OK",
         "model": cfg.model.name,
         "tasks": tasks,
         "circuits": cfg.evolve.circuits,
         "faithfulness": cfg.evolve.faithfulness,
-        "threshold": cfg.evolve.heads.threshold,
-        "series": [summarise_series(name, one, tasks, cfg.evolve.heads.threshold) for name, one in finished.items()],
+        "threshold": threshold,
+        "series": series,
+        "sizes": sizes,
+        "trends": {task: {name: asdict(one) for name, one in trends(series, task).items()} for task in tasks},
+        "account": account(series, sizes, tasks),
         "errors": [{key: row[key] for key in ("series", "task", "step", "reason")} for row in errors],
         **clock.times(),
         "provenance": {"seed": cfg.seed, "method": plain(cfg.method), "versions": {p: version(p) for p in PACKAGES}},
@@ -179,6 +187,7 @@ def _written(cfg: DictConfig, finished: Finished, tasks: list[str], clock: Clock
     folder: Path = run_dir()
     write_json(folder / "evolve.json", result)
     page = write_evolution_page(result, folder / "evolve.html")
+    log_panels(cfg, result, page)
     print_evolution(result, CONSOLE)
     for path in (folder / "evolve.json", page):
         CONSOLE.print(f"{path}", highlight=False, soft_wrap=True)

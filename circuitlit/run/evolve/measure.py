@@ -16,7 +16,15 @@ from circuitlit.evaluate import Behaviour, TestBed, paired_difference, summarise
 from circuitlit.evaluate.similarity import corrected_jaccard, noise_floor
 from circuitlit.evaluate.smallest import smallest_circuit
 from circuitlit.graph import Circuit, EdgeScores
-from circuitlit.heads import Heads, heads_in_circuit, repeat_scores, repeated_tokens
+from circuitlit.heads import (
+    Heads,
+    copying_scores,
+    heads_in_circuit,
+    repeat_scores,
+    repeated_tokens,
+    successor_lists,
+    successor_scores,
+)
 from circuitlit.heads.causal import causal_check, repeat_score
 from circuitlit.heads.repeats import front_token
 from circuitlit.heads.roles import head_name, heads_of, top_heads
@@ -25,6 +33,8 @@ from circuitlit.run.build import Workbench, attribute, build_workbench
 from circuitlit.run.learn import learn
 from circuitlit.run.result import validation
 from circuitlit.timeline.series import Noise, nodes_of
+
+SMALL = 1000  # tokens of a vocabulary on which copying costs nothing
 
 
 def task_cell(
@@ -119,9 +129,9 @@ def _described(bed: TestBed, circuit: Circuit) -> dict[str, Any]:
 
 
 def heads_cell(cfg: DictConfig, subject: Subject) -> dict[str, Any]:
-    """Scores of every head on repeated random tokens, and the model's loss and accuracy there."""
+    """Scores of every head, and the model's loss and accuracy on repeated random tokens."""
     ids, fresh = _repeated(cfg, subject)
-    grids = repeat_scores(Heads(subject), ids, cfg.evolve.heads.length)
+    grids = _grids(cfg, subject, ids)
     names = [head_name((layer, h)) for layer in range(subject.graph.n_layers) for h in range(subject.graph.n_heads)]
     scores = {role: dict(zip(names, grid.flatten().tolist(), strict=True)) for role, grid in grids.items()}
     behaviours = _behaviours(cfg, subject, ids, fresh)
@@ -129,33 +139,43 @@ def heads_cell(cfg: DictConfig, subject: Subject) -> dict[str, Any]:
     return {"status": "OK", "n_parameters": subject.model.num_parameters(), "scores": scores, **intact}
 
 
-def causal_cell(cfg: DictConfig, subject: Subject, start: dict[str, Any]) -> dict[str, Any]:
-    """What the induction heads of the last checkpoint account for of what was gained since the first.
+def _grids(cfg: DictConfig, subject: Subject, ids: torch.Tensor) -> dict[str, torch.Tensor]:
+    """What heads look at on repeated tokens, what they copy of the first half, and successors where the words are."""
+    heads, length = Heads(subject), cfg.evolve.heads.length
+    grids = repeat_scores(heads, ids, length)
+    few = ids[: 16 if subject.model.config.vocab_size < SMALL else 1, : ids.shape[1] - length]
+    grids["copying"] = copying_scores(heads, few, torch.ones_like(few, dtype=torch.bool))["copying"]
+    lists = [] if subject.tokenizer is None else successor_lists(subject.tokenizer)
+    return grids | ({"successor": successor_scores(heads, lists)} if lists else {})
 
-    `share` is the change on ablation over the gain, `random_share` the same for as many random heads of the same
-    layers; 1 removes the gain.
 
-    Args:
-        cfg: settings.
-        subject: the last checkpoint's model.
-        start: the first checkpoint's `heads_cell`.
+def causal_cell(cfg: DictConfig, subject: Subject) -> dict[str, Any]:
+    """What ablating the induction heads does to repeated tokens, beside as many random heads that are none.
+
+    All heads above the threshold are ablated, or the `top` highest of them; no random set holds a head above it. Where
+    more than half of the heads are above it, as many of the highest are taken as there are others. Random sets may hold
+    previous-token heads, which induction needs; those of `bystanders` hold no head with any score of attention above
+    the threshold, where there are enough such heads.
     """
     ids, fresh = _repeated(cfg, subject)
-    settings = cfg.evolve.heads
-    grid = repeat_scores(Heads(subject), ids, settings.length)["induction"]
-    best = [head for head in top_heads(grid, settings.top) if float(grid[head]) > settings.threshold]
+    settings, graph = cfg.evolve.heads, subject.graph
+    grids = repeat_scores(Heads(subject), ids, settings.length)
+    grid = grids["induction"]
+    above = [head for head in top_heads(grid, grid.numel()) if float(grid[head]) > settings.threshold]
+    best = above[: min(settings.top or len(above), grid.numel() - len(above))]
     if not best:
-        return {"status": "FAILED", "reason": f"no head has an induction score above {settings.threshold:g}"}
-    content: dict[str, Any] = {"status": "OK", "heads": [head_name(head) for head in best]}
+        reason = "every head" if above else "no head"
+        return {"status": "FAILED", "reason": f"{reason} has an induction score above {settings.threshold:g}"}
+    anything = heads_of(torch.stack([*grids.values()]).amax(0) > settings.threshold)
+    names = {"heads": [head_name(head) for head in best], "n_above": len(above), "n_heads": grid.numel()}
+    content: dict[str, Any] = {"status": "OK", **names}
     for name, measure in _behaviours(cfg, subject, ids, fresh).items():
-        check = causal_check(measure, subject.graph, best, settings.draws, cfg.seed)
-        assert check.intact.value is not None
-        gain = check.intact.value - start[name]
-        shares = {
-            key: None if gain == 0 or value.value is None else -value.value / gain
-            for key, value in (("share", check.effect), ("random_share", check.random))
-        }
-        content[name] = {**asdict(check), "heads": content["heads"], "gain": gain, **shares}
+        check = causal_check(measure, graph, best, settings.draws, cfg.seed, spared=above)
+        content[name] = {**asdict(check), "heads": content["heads"], "bystanders": None}
+        if grid.numel() - len({*anything, *best}) >= len(best):
+            content[name]["bystanders"] = asdict(
+                causal_check(measure, graph, best, settings.draws, cfg.seed, spared=[*above, *anything])
+            )["random"]
     return content
 
 

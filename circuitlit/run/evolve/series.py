@@ -8,6 +8,7 @@ from concurrent.futures import Future, ThreadPoolExecutor
 from contextlib import contextmanager
 from dataclasses import dataclass
 from functools import partial
+from itertools import product
 from pathlib import Path
 from typing import Any
 
@@ -28,10 +29,32 @@ FILES = ["*.json", "*.safetensors", "*.txt", "*.model"]
 
 @dataclass(frozen=True)
 class Series:
-    """Checkpoints of one training run, first step first."""
+    """Checkpoints of one training run, first step first.
+
+    Attributes:
+        name: of the run.
+        checkpoints: those to look at, all or a part's.
+        final: the last of all.
+    """
 
     name: str
     checkpoints: list[Checkpoint]
+    final: Checkpoint
+
+    @classmethod
+    def of(cls, name: str, checkpoints: list[Checkpoint]) -> Series:
+        """A whole series."""
+        return cls(name, checkpoints, checkpoints[-1])
+
+
+def parted(series: list[Series], part: int, parts: int) -> list[Series]:
+    """One of several equal shares: every `parts`-th checkpoint, counted through all series."""
+    shares, seen = [], 0
+    for one in series:
+        own = [checkpoint for place, checkpoint in enumerate(one.checkpoints, seen) if place % parts == part]
+        seen += len(one.checkpoints)
+        shares.append(Series(one.name, own, one.final))
+    return shares
 
 
 def find_series(cfg: DictConfig) -> list[Series]:
@@ -47,10 +70,11 @@ def find_series(cfg: DictConfig) -> list[Series]:
     if cfg.get("pretrain"):
         if settings.folder:
             raise UserError("evolve.folder and pretrain are both given; keep one")
-        return [Series(name, local_checkpoints(folder, schedule)) for name, folder in _trained(cfg)]
+        return [Series.of(name, local_checkpoints(folder, schedule)) for name, folder in _trained(cfg)]
     if settings.folder:
         folder = Path(settings.folder).expanduser()
-        return [Series(cfg.model.name, local_checkpoints(folder, schedule, cfg.model.path, settings.tokens_per_step))]
+        found = local_checkpoints(folder, schedule, cfg.model.path, settings.tokens_per_step)
+        return [Series.of(cfg.model.name, found)]
     if cfg.model.source != "hub":
         raise UserError(
             f"evolve: model={cfg.model.name} has no revisions; give a folder of checkpoints (evolve.folder=DIR) or a "
@@ -58,30 +82,44 @@ def find_series(cfg: DictConfig) -> list[Series]:
         )
     steps = "log" if schedule is None else schedule
     found = hub_checkpoints(cfg.model.path, steps, settings.revision, settings.tokens_per_step)
-    return [Series(cfg.model.name, found)]
+    return [Series.of(cfg.model.name, found)]
 
 
 def _trained(cfg: DictConfig) -> list[tuple[str, Path]]:
+    """The series of `pretrain` with their folders, trained where they are not there yet.
+
+    Of several parts each trains its own share of the series where only training is asked for, and none elsewhere.
+    """
+    part, parts, only_train = cfg.evolve.part, cfg.evolve.parts, not cfg.evolve.measure
+    found = []
+    for number, (recipe, name, folder) in enumerate(_recipes(cfg)):
+        if only_train and number % parts != part:
+            continue
+        if not only_train and parts > 1 and not (folder / "checkpoints.json").is_file():
+            raise UserError(f"{folder} holds no finished series; train first: evolve.measure=false")
+        seed_everything(recipe.seed, verbose=False)
+        callbacks = [Progress(refresh_rate=1)] if cfg.callbacks.progress_bar else []
+        pretrain(recipe, folder, partial(_trainer, cfg, callbacks))
+        found.append((name, folder))
+    return found
+
+
+def _recipes(cfg: DictConfig) -> list[tuple[Recipe, str, Path]]:
+    """What `pretrain` asks for, every model with every seed; the tasks' pairs are written beside."""
     settings = plain(cfg.pretrain)
     root = Path(settings.pop("folder")).expanduser()
     models, seeds = settings.pop("models"), settings.pop("seeds")
     write_tasks(root)
-    found = []
-    for model in models:
-        for seed in seeds:
-            own = {**settings, **model}
-            name = f"{own.pop('name')}-seed{seed}" if len(seeds) > 1 else str(own.pop("name"))
-            try:
-                recipe = Recipe(**own, seed=seed)
-            except TypeError as error:
-                raise UserError(
-                    f"pretrain: settings do not fit ({error}); see conf/experiment/emergence.yaml"
-                ) from error
-            seed_everything(seed, verbose=False)
-            callbacks = [Progress(refresh_rate=1)] if cfg.callbacks.progress_bar else []
-            pretrain(recipe, root / name, partial(_trainer, cfg, callbacks))
-            found.append((name, root / name))
-    return found
+    made = []
+    for model, seed in product(models, seeds):
+        own = {**settings, **model}
+        name = f"{own.pop('name')}-seed{seed}" if len(seeds) > 1 else str(own.pop("name"))
+        try:
+            recipe = Recipe(**own, seed=seed)
+        except TypeError as error:
+            raise UserError(f"pretrain: settings do not fit ({error}); see conf/experiment/emergence.yaml") from error
+        made.append((recipe, name, root / name))
+    return made
 
 
 def _trainer(cfg: DictConfig, watchers: list[Any], callbacks: list[Any], **more: Any) -> Any:

@@ -8,10 +8,10 @@ from typing import Any
 from circuitlit.graph import Circuit
 from circuitlit.run.checks import run_dir
 from circuitlit.run.evolve.cells import CAUSAL, HEADS, cell_name
-from circuitlit.timeline.series import Noise, Point, emerged, follow, handovers, stages_of
+from circuitlit.timeline.emergence import emergence
+from circuitlit.timeline.series import Noise, Point, follow, handovers, stages_of
 
 Finished = dict[str, dict[str, list[dict[str, Any]]]]
-LEAST = 0.1  # gain of accuracy or head score that counts as emergence
 
 
 def summarise_series(
@@ -22,13 +22,32 @@ def summarise_series(
     return {
         "name": name,
         "n_parameters": heads[-1]["n_parameters"] if heads else None,
-        "tasks": {task: _task(task, rows[task]) for task in tasks},
+        "tasks": {task: _task(rows[task]) | {"roles": _roles(rows[task], heads, threshold)} for task in tasks},
         "heads": _heads(heads, threshold),
-        "causal": rows[CAUSAL][-1] if rows[CAUSAL] else None,
+        "causal": _causal(rows[CAUSAL][-1], heads[0]) if rows[CAUSAL] and heads else None,
     }
 
 
-def _task(task: str, cells: list[dict[str, Any]]) -> dict[str, Any]:
+def _causal(cell: dict[str, Any], first: dict[str, Any]) -> dict[str, Any]:
+    """The last checkpoint's ablations, as shares of what was gained since the first; 1 removes the gain."""
+    if cell["status"] != "OK":
+        return cell
+    found = dict(cell)
+    for name in ("loss", "accuracy"):
+        check = cell[name]
+        gain = check["intact"]["value"] - first[name]
+        changes = {"share": "effect", "random_share": "random", "bystander_share": "bystanders"}
+        shares = {key: _share(check[of], gain) for key, of in changes.items()}
+        found[name] = {**check, "gain": gain, **shares}
+    return found
+
+
+def _share(change: dict[str, float | None] | None, gain: float) -> float | None:
+    value = None if change is None else change["value"]
+    return None if gain == 0 or value is None else -value / gain
+
+
+def _task(cells: list[dict[str, Any]]) -> dict[str, Any]:
     done = [cell for cell in cells if cell["status"] != "ERROR"]
     points = [_point(cell) for cell in done]
     likeness = follow(points) if points else []
@@ -38,14 +57,54 @@ def _task(task: str, cells: list[dict[str, Any]]) -> dict[str, Any]:
         {key: value for key, value in cell.items() if key not in left_out} | {"likeness": alike}
         for cell, alike in zip(done, likeness, strict=True)
     ]
-    sizes = [cell["smallest"]["n_edges"] for cell in done if cell["status"] == "OK"]
+    begun = _emergence(done, [cell["behaviour"]["accuracy"] for cell in done])
     return {
         "rows": rows,
         "noise": asdict(noise),
         "stages": stages_of(points, likeness, noise).to_dict(),
-        "emerged": _emergence(done, [cell["behaviour"]["accuracy"] for cell in done]),
-        "mean_size": sum(sizes) / len(sizes) if sizes else None,
+        "emerged": begun,
+        "learned": _learned(rows, begun),
     }
+
+
+def _learned(rows: list[dict[str, Any]], begun: dict[str, Any] | None) -> dict[str, float | None]:
+    """Means over the checkpoints from emergence on: size of the smallest circuit, likeness of neighbours.
+
+    `stability` is the Jaccard of the nodes of circuits of equal size to the checkpoint before.
+    """
+    late = [row for row in rows if begun is not None and row["step"] >= begun["step"]]
+    faithful = [row["smallest"] for row in late if row["status"] == "OK"]
+    alike = [row["likeness"]["previous"]["node_jaccard"] for row in late[1:]]
+    return {
+        "nodes": _mean([found["n_nodes"] for found in faithful]),
+        "edges": _mean([found["n_edges"] for found in faithful]),
+        "stability": _mean(alike),
+    }
+
+
+def _roles(cells: list[dict[str, Any]], heads: list[dict[str, Any]], threshold: float) -> dict[str, Any]:
+    """By role: the heads of the smallest faithful circuit that have it, over steps, and who took over when one lost it.
+
+    A head outside the circuit has no role in it, whatever its score.
+    """
+    scores = {row["step"]: row["scores"] for row in heads}
+    known = [cell for cell in cells if cell["status"] == "OK" and cell["step"] in scores]
+    steps, found = [cell["step"] for cell in known], {}
+    for role in heads[-1]["scores"] if heads and known else ():
+        inside = []
+        for cell in known:
+            own = scores[cell["step"]][role]
+            inside.append({head: own[head] * (head in cell["smallest"]["heads"]) for head in own})
+        held = [[head for head, value in one.items() if value > threshold] for one in inside]
+        found[role] = {
+            "over_steps": [{"step": step, "heads": names} for step, names in zip(steps, held, strict=True)],
+            "handovers": handovers(steps, inside, threshold),
+        }
+    return found
+
+
+def _mean(values: list[float]) -> float | None:
+    return sum(values) / len(values) if values else None
 
 
 def _point(cell: dict[str, Any]) -> Point:
@@ -57,12 +116,14 @@ def _point(cell: dict[str, Any]) -> Point:
 
 
 def _emergence(rows: list[dict[str, Any]], estimates: list[dict[str, float | None]]) -> dict[str, Any] | None:
-    """Step and tokens at which something stays above half of its gain."""
-    steps = [row["step"] for row in rows]
-    step = emerged(steps, [e["value"] for e in estimates], [e["low"] for e in estimates], LEAST)
-    if step is None:
+    """When something stays above half of its gain: step and tokens, and the interval, in tokens if they are known."""
+    found = emergence(*([one[key] for one in estimates] for key in ("value", "low", "high")))
+    if found is None:
         return None
-    return {"step": step, "tokens": rows[steps.index(step)]["tokens"]}
+    axis = "step" if any(row["tokens"] is None for row in rows) else "tokens"
+    ends = {"at": found.place, "before": found.before, "sure": found.sure}
+    places = {name: None if place is None else rows[place][axis] for name, place in ends.items()}
+    return {"step": rows[found.place]["step"], "tokens": rows[found.place]["tokens"], "axis": axis, **places}
 
 
 def _heads(rows: list[dict[str, Any]], threshold: float) -> dict[str, Any]:
@@ -76,7 +137,8 @@ def _heads(rows: list[dict[str, Any]], threshold: float) -> dict[str, Any]:
             for row, top in zip(rows, best, strict=True)
         ],
         "emerged": {
-            role: _emergence(rows, [{"value": top[role], "low": top[role]} for top in best]) for role in best[0]
+            role: _emergence(rows, [dict.fromkeys(("value", "low", "high"), top[role]) for top in best])
+            for role in best[0]
         },
         "handovers": {role: handovers(steps, [row["scores"][role] for row in rows], threshold) for role in best[0]},
     }

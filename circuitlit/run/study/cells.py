@@ -6,7 +6,7 @@ import hashlib
 import json
 import logging
 import re
-from collections.abc import Callable
+from collections.abc import Callable, Sequence
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
@@ -27,10 +27,18 @@ _GROUPS = ("task", "model", "adapter", "mask", "sparsity", "objective", "ablatio
 
 @dataclass(frozen=True)
 class Entry:
-    """A task, attribution or learner of a study: its label and the settings that make it."""
+    """A task, attribution or learner of a study.
+
+    Attributes:
+        name: its label.
+        settings: what makes it.
+        cost: of one of its cells, a mask run's being 1; None is what such cells usually cost. A study in parts shares
+            them out by it.
+    """
 
     name: str
     settings: tuple[str, ...]
+    cost: float | None = None
 
 
 def entries(items: ListConfig | None, group: str) -> list[Entry]:
@@ -43,8 +51,9 @@ def entries(items: ListConfig | None, group: str) -> list[Entry]:
     for item in items or []:
         if isinstance(item, str):
             made.append(Entry(item, (f"{group}={item}",)))
-        elif isinstance(item, DictConfig) and set(item) == {"name", "with"}:
-            made.append(Entry(str(item.name), tuple(str(setting) for setting in item["with"])))
+        elif isinstance(item, DictConfig) and {"name", "with"} <= set(item) <= {"name", "with", "cost"}:
+            settings = tuple(str(setting) for setting in item["with"])
+            made.append(Entry(str(item.name), settings, item.get("cost")))
         else:
             raise UserError(f"study: '{item}' is neither a preset of {group} nor {{name: LABEL, with: [settings]}}")
     labels = [_file_name(entry.name) for entry in made]
@@ -75,7 +84,8 @@ class Cell:
         task: label of the task.
         kind: "task", "control", "attribution" or "learner".
         method: label of the method; empty for the task's own file.
-        sparsity, seed: of a learner's cell; None where the cell holds all sparsities.
+        sparsity: of a learner's cell; None where the cell holds all sparsities.
+        seed: of a learner's cell.
     """
 
     task: str
@@ -88,7 +98,8 @@ class Cell:
     def name(self) -> str:
         """Name of the cell's file and folder."""
         parts = [self.task, self.kind, self.method]
-        parts += [] if self.sparsity is None else [f"{self.sparsity:g}", f"seed{self.seed}"]
+        parts += [] if self.sparsity is None else [f"{self.sparsity:g}"]
+        parts += [] if self.seed is None else [f"seed{self.seed}"]
         return "--".join(_file_name(part) for part in parts if part)
 
     @property
@@ -106,8 +117,8 @@ class Cell:
 
         A mistake or a defect ends this cell alone: it is written down, and the cell is tried again by the next run.
         """
-        settings = fingerprint(cfg)
-        known = _read(self.file)
+        settings = fingerprint(cfg, cfg.study.sparsities if self.sparsity is None else [self.sparsity])
+        known = self.read()
         if known.get("status") == "OK" and known.get("settings") == settings:
             return known
         try:
@@ -123,23 +134,23 @@ class Cell:
     def _write(self, content: dict[str, Any]) -> dict[str, Any]:
         self.file.parent.mkdir(parents=True, exist_ok=True)
         write_json(self.file, {**vars(self), **content})
-        return _read(self.file)
+        return self.read()
+
+    def read(self) -> dict[str, Any]:
+        """The file's content; empty if it is missing or damaged."""
+        try:
+            content = json.loads(self.file.read_text())
+        except (OSError, ValueError):
+            return {}
+        return content if isinstance(content, dict) else {}
 
 
-def fingerprint(cfg: DictConfig) -> str:
-    """A short hash of all settings that a cell's content depends on."""
+def fingerprint(cfg: DictConfig, sparsities: Sequence[float]) -> str:
+    """A short hash of all settings that a cell's content depends on; `sparsities` are those that it holds."""
     chosen: dict[str, Any] = {group: plain(cfg[group]) for group in _GROUPS}
     study = {key: cfg.study[key] for key in ("resamples", "curve_pairs")}
-    chosen |= {"seed": cfg.seed, "sparsities": list(cfg.study.sparsities), **study}
+    chosen |= {"seed": cfg.seed, "sparsities": list(sparsities), **study}
     return hashlib.sha256(json.dumps(chosen, sort_keys=True).encode()).hexdigest()[:16]
-
-
-def _read(file: Path) -> dict[str, Any]:
-    try:
-        content = json.loads(file.read_text())
-    except (OSError, ValueError):
-        return {}
-    return content if isinstance(content, dict) else {}
 
 
 def _file_name(label: str) -> str:

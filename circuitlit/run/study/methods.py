@@ -18,10 +18,13 @@ from circuitlit.graph import Circuit, EdgeScores, MaskLayout
 from circuitlit.graph.select import edge_budget
 from circuitlit.model import Subject
 from circuitlit.objective import Outcome
+from circuitlit.run.ability import inability, measure_behaviour
 from circuitlit.run.build import Workbench, attribute, build_workbench, encoded, plain, provenance
 from circuitlit.run.learn import learn
 from circuitlit.run.result import held_out, signed_or_absolute, validation
+from circuitlit.run.study.cells import Cell
 
+BETWEEN = (0.003, 0.0075, 0.015, 0.03, 0.04, 0.07)  # shares of the edges kept, beside MIB's sizes
 _SHARED = ("task", "model", "adapter", "ablation")
 
 
@@ -60,7 +63,12 @@ class Stage:
             raise UserError(f"study: a method cannot change {changed}; change it for the task or for the study")
         bench, roles = self.bench, self.bench.data.splits.role_names if cfg.mask.roles else ()
         layout = MaskLayout(bench.subject.graph, roles)
-        data = bench.data if data_seed is None else encoded(cfg, bench.data.splits, bench.subject)
+        if data_seed is None:
+            data = bench.data
+        elif plain(cfg.data) == plain(self.cfg.data):
+            data = bench.data.with_seed(data_seed)
+        else:
+            data = encoded(cfg, bench.data.splits, bench.subject)
         return replace(bench, layout=layout, data=data, count=edge_budget(sparsity, layout.n_edges))
 
     def attribution(self, cfg: DictConfig, bench: Workbench) -> tuple[EdgeScores, float]:
@@ -73,9 +81,17 @@ class Stage:
         return self.known[key]
 
 
-def ends(stage: Stage) -> dict[str, Any]:
-    """The full model and the corrupted run, pair by pair."""
+def ends(cfg: DictConfig, stage: Stage) -> dict[str, Any]:
+    """The full model and the corrupted run, pair by pair.
+
+    Raises:
+        UserError: the model does not do the task, so that no circuit is sought.
+    """
+    behaviour = measure_behaviour(cfg, stage.bench)
+    if reason := inability(cfg, behaviour):
+        raise UserError(reason)
     return {
+        "behaviour": behaviour.to_dict(),
         "n_pairs": len(stage.test.full.kl),
         "n_train": len(stage.bench.data.train),
         "n_edges_total": stage.bench.layout.n_edges,
@@ -96,7 +112,7 @@ def control_cell(cfg: DictConfig, stage: Stage) -> dict[str, Any]:
     return {"rows": rows, "seconds": time.perf_counter() - started}
 
 
-def attribution_cell(cfg: DictConfig, stage: Stage, folder: Path) -> dict[str, Any]:
+def attribution_cell(cfg: DictConfig, stage: Stage, cell: Cell) -> dict[str, Any]:
     """One method's scores, cut at every sparsity, with the noise floor of its circuits."""
     seed_everything(cfg.seed, verbose=False)
     first = stage.at(cfg, cfg.study.sparsities[0])
@@ -111,11 +127,11 @@ def attribution_cell(cfg: DictConfig, stage: Stage, folder: Path) -> dict[str, A
             same = [replace(each, ranks_by_magnitude=ranked.ranks_by_magnitude) for each in resampled]
             row["noise"] = Spread.of([bench.cut(each).kept for each in same]).to_dict()
         rows.append(row)
-    _save(first.cut(scores, provenance(cfg, first.subject)), folder)
-    return {"rows": rows, "seconds": seconds, "curve": _areas(cfg, stage, scores)}
+    _save(first.cut(scores, provenance(cfg, first.subject)), cell.folder)
+    return {"rows": rows, "seconds": seconds, "details": scores.details, **_curves(cfg, stage, scores, rows)}
 
 
-def learner_cell(cfg: DictConfig, stage: Stage, folder: Path) -> dict[str, Any]:
+def learner_cell(cfg: DictConfig, stage: Stage, cell: Cell) -> dict[str, Any]:
     """One mask run: its circuit and its ranking of all edges."""
     seed_everything(cfg.seed, verbose=False)
     bench = stage.at(cfg, cfg.sparsity.target, cfg.seed)
@@ -125,14 +141,15 @@ def learner_cell(cfg: DictConfig, stage: Stage, folder: Path) -> dict[str, Any]:
     torch.set_float32_matmul_precision(cfg.matmul_precision if torch.cuda.is_available() else "highest")
     started = time.perf_counter()
     try:
-        learner, _ = learn(cfg, bench, start, folder)
+        learner, _ = learn(cfg, bench, start, cell.folder)
     finally:
         torch.set_float32_matmul_precision("highest")
     seconds += time.perf_counter() - started
     scores = learner.scores()
-    _save(bench.cut(scores, provenance(cfg, bench.subject)), folder)
-    row = _row(stage, bench, scores, cfg.sparsity.target)
-    return {"rows": [row], "seconds": seconds, "curve": _areas(cfg, stage, scores)}
+    sparsities = cfg.study.sparsities if cell.sparsity is None else [cell.sparsity]
+    rows = [_row(stage, stage.at(cfg, sparsity), scores, sparsity) for sparsity in sparsities]
+    _save(stage.at(cfg, sparsities[0]).cut(scores, provenance(cfg, bench.subject)), cell.folder)
+    return {"rows": rows, "seconds": seconds, **_curves(cfg, stage, scores, rows)}
 
 
 def by_pair(outcome: Outcome) -> dict[str, list[float]]:
@@ -148,6 +165,7 @@ def _row(stage: Stage, bench: Workbench, scores: EdgeScores, sparsity: float) ->
         "n_edges": circuit.n_edges,
         "n_edges_reachable": circuit.n_reachable,
         "ranking": "absolute" if scores.ranks_by_magnitude else "signed",
+        "select": bench.select,
         "val_kl": None if val is None else float(val),
         "by_pair": by_pair(stage.test.run(circuit.kept)),
     }
@@ -162,12 +180,23 @@ def _resampled(cfg: DictConfig, bench: Workbench) -> list[EdgeScores]:
     return [circuit.scores for circuit in circuits]
 
 
-def _areas(cfg: DictConfig, stage: Stage, scores: EdgeScores) -> dict[str, Any] | None:
-    if not cfg.study.curve_pairs:
-        return None
-    curve = size_curve(stage.test, scores, select=cfg.sparsity.select, pairs=cfg.study.curve_pairs)
+def _curves(cfg: DictConfig, stage: Stage, scores: EdgeScores, rows: list[dict[str, Any]]) -> dict[str, Any]:
+    """Areas over MIB's sizes, and KL at those and more sizes, all on the first test pairs."""
+    pairs = cfg.study.curve_pairs
+    if not pairs:
+        return {"curve": None, "kl_by_size": []}
+    ranked = replace(scores, ranks_by_magnitude=rows[0]["ranking"] == "absolute")
+    curve = size_curve(stage.test, ranked, select=cfg.sparsity.select, pairs=pairs)
     names = ("cpr", "cmd", "cpr_anchored", "cmd_anchored")
-    return {"ranking": curve.ranking, **{name: asdict(getattr(curve, name)) for name in names}}
+    found = {n: point.kl.value for n, point in zip(curve.n_edges, curve.points, strict=True)}
+    for row in rows:
+        kls = row["by_pair"]["kl"][:pairs]
+        found[row["n_edges"]] = sum(kls) / len(kls)
+    for count in {int(share * scores.values.numel()) for share in BETWEEN} - set(found) - {0}:
+        kept = Circuit.cut(ranked, count, select=cfg.sparsity.select).kept
+        found[count] = float(stage.test.run(kept, pairs).kl.mean())
+    areas = {"ranking": curve.ranking, **{name: asdict(getattr(curve, name)) for name in names}}
+    return {"curve": areas, "kl_by_size": sorted(found.items())}
 
 
 def _save(circuit: Circuit, folder: Path) -> None:

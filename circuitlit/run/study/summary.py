@@ -9,8 +9,10 @@ from itertools import product
 from typing import Any
 
 import torch
+from omegaconf import DictConfig
 
 from circuitlit.evaluate import consensus, paired_difference, summarise
+from circuitlit.evaluate.fewest import fewest_edges
 from circuitlit.evaluate.similarity import Spread
 from circuitlit.graph import Circuit
 from circuitlit.objective import Outcome
@@ -20,13 +22,14 @@ _AREAS = ("cpr", "cmd", "cpr_anchored", "cmd_anchored")
 Finished = list[tuple[Cell, dict[str, Any]]]
 
 
-def summarise_study(cells: Finished, share: float) -> dict[str, Any]:
+def summarise_study(cells: Finished, cfg: DictConfig) -> dict[str, Any]:
     """All that the table, the figures and a reader want of a study.
 
     Args:
         cells: every cell with its content, failed ones too.
-        share: of a learner's circuits that an edge of their consensus is in.
+        cfg: the study's settings.
     """
+    share = cfg.study.consensus
     done = [(cell, content) for cell, content in cells if content["status"] == "OK"]
     failed = [{"cell": cell.name, "error": content["error"]} for cell, content in cells if content["status"] != "OK"]
     tasks = {cell.task: content for cell, content in done if cell.kind == "task"}
@@ -35,11 +38,14 @@ def summarise_study(cells: Finished, share: float) -> dict[str, Any]:
         for (cell, sparsity), group in _grouped(done).items()
         if cell.task in tasks
     ]
+    paired = _paired(done)
     return {
         "status": "FAILED" if failed else "OK",
         "tasks": [_ends(name, content) for name, content in tasks.items()],
         "rows": rows,
-        "learned_minus_attribution_kl": _paired(done),
+        "learned_minus_attribution_kl": paired,
+        "wins": _wins(paired),
+        "fewest_edges": [] if cfg.study.match is None else _fewest(done, cfg.study.match, cfg.study.curve_pairs),
         "failed": failed,
     }
 
@@ -81,13 +87,17 @@ def _row(cell: Cell, sparsity: float, group: list, task: dict[str, Any], share: 
         **summarise(outcomes, full, corrupted).to_dict(),
         **{name: _envelope([curve[name] for curve in curves]) for name in _AREAS if curves},
         **({"noise": first["noise"]} if "noise" in first else {}),
-        **(_overlap([cell for cell, _, _ in group], share) if cell.kind == "learner" and len(group) > 1 else {}),
+        **(_overlap([cell for cell, _, _ in group], first, share) if cell.kind == "learner" and len(group) > 1 else {}),
     }
 
 
-def _overlap(cells: list[Cell], share: float) -> dict[str, Any]:
+def _overlap(cells: list[Cell], row: dict[str, Any], share: float) -> dict[str, Any]:
     """How alike the circuits of several seeds are."""
     circuits = [Circuit.load(cell.folder) for cell in cells]
+    circuits = [
+        own if own.n_edges == row["n_edges"] else Circuit.cut(own.scores, row["n_edges"], select=row["select"])
+        for own in circuits
+    ]
     common, every = consensus(circuits, share), consensus(circuits, 1.0)
     facts = {"share": share, "n_edges": common.n_edges, "n_edges_reachable": common.n_reachable}
     spread = Spread.of([circuit.kept for circuit in circuits])
@@ -119,6 +129,43 @@ def _paired(done: Finished) -> list[dict[str, Any]]:
             difference = paired_difference(ours, _outcome(rivals[best]["by_pair"]).kl)
             names = {"task": task, "sparsity": sparsity, "learner": learner.method, "attribution": best.method}
             found.append({**names, "n_seeds": len(group), **asdict(difference)})
+    return found
+
+
+def _wins(paired: list[dict[str, Any]]) -> list[dict[str, Any]]:
+    """On how many tasks a learner's KL is clearly below, and clearly above, that of the best attribution."""
+    found: dict[tuple[str, float], dict[str, list[str]]] = {}
+    for item in paired:
+        sides = found.setdefault((item["learner"], item["sparsity"]), {"won": [], "lost": [], "open": []})
+        side = "won" if item["high"] < 0 else "lost" if item["low"] > 0 else "open"
+        sides[side].append(item["task"])
+    return [{"learner": learner, "sparsity": sparsity, **sides} for (learner, sparsity), sides in found.items()]
+
+
+def _fewest(done: Finished, rival: DictConfig, pairs: int) -> list[dict[str, Any]]:
+    """The edges that each method needs for the KL of one attribution at one sparsity, on the same test pairs.
+
+    A learner is taken at the sparsity that it does it best from, mean over its seeds.
+    """
+    found = []
+    targets = {}
+    for cell, content in done:
+        if (cell.kind, cell.method) == ("attribution", rival.method):
+            row = next(row for row in content["rows"] if row["sparsity"] == rival.sparsity)
+            kls = row["by_pair"]["kl"][:pairs]
+            targets[cell.task] = row["n_edges"], sum(kls) / len(kls)
+    methods: dict[tuple[str, str], dict[float | None, list[float | None]]] = {}
+    for cell, content in done:
+        if content.get("kl_by_size") and cell.task in targets:
+            needed = fewest_edges(content["kl_by_size"], targets[cell.task][1])
+            methods.setdefault((cell.task, cell.method), {}).setdefault(cell.sparsity, []).append(needed)
+    for (task, method), by_sparsity in methods.items():
+        edges, kl = targets[task]
+        means = {at: sum(map(float, runs)) / len(runs) for at, runs in by_sparsity.items() if None not in runs}  # type: ignore[arg-type]
+        best = min(means, key=lambda at: means[at]) if means else None
+        least = means.get(best) if means else None
+        facts = {"task": task, "method": method, "kl": kl, "rival": rival.method, "rival_edges": edges}
+        found.append({**facts, "n_edges": least, "times_fewer": edges / least if least else None, "trained_at": best})
     return found
 
 

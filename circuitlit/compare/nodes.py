@@ -1,0 +1,109 @@
+"""What became of every node: the edges' labels rolled up to modes of reuse."""
+
+from __future__ import annotations
+
+from collections.abc import Collection
+from itertools import combinations
+
+import torch
+from jaxtyping import Bool
+from torch import Tensor
+
+from circuitlit.compare.difference import CircuitDifference, Resampled, corrected_jaccard, kept_edges
+from circuitlit.graph import Graph
+
+MODES = ("absent", "new", "lost", "full", "enhanced", "modified", "uncertain")
+
+
+def node_modes(
+    base: Resampled,
+    tuned: Resampled,
+    difference: CircuitDifference,
+    moved: dict[str, float] | None = None,
+    altered: Collection[str] = (),
+    irreplaceable: Collection[str] = (),
+) -> dict[str, str]:
+    """What became of every writer of the graph, in `MODES`.
+
+    A node is there where 0.9 of the resamples' circuits hold an edge into or out of it. New and lost are as for edges.
+    Of a node in both circuits: modified, where its function changed, the edges around it overlap less than resampling
+    explains, or the sum of the scores out of it changes sign; enhanced, where the interval of its strength (its share
+    of all scores) lies above that of the base; full reuse, where neither holds, the base's node does in the tuned
+    model, and its weights moved less than the median of its layer; else modified.
+
+    Args:
+        base, tuned, difference: as given to and by `circuit_difference`.
+        moved: relative weight change of each node; None leaves it out.
+        altered: nodes that fail in the base model (`Swap.fits_back` is false).
+        irreplaceable: nodes that the base's cannot replace in the tuned model (`Swap.replaces` is false).
+    """
+    graph = difference.graph
+    around = _around(graph)
+    present = [torch.stack([(m.circuits & own).any(1).float().mean() for own in around]) for m in (base, tuned)]
+    kept = [kept_edges(m.scores, m.count) for m in (base, tuned)]
+    modes = {}
+    for writer, name in enumerate(graph.writers):
+        before, after = float(present[0][writer]), float(present[1][writer])
+        if before <= 0.1 or after <= 0.1:
+            there = max(before, after) >= 0.9
+            modes[name] = "absent" if max(before, after) <= 0.1 else ("new" if after > before else "lost")
+            modes[name] = modes[name] if there or modes[name] == "absent" else "uncertain"
+        elif before < 0.9 or after < 0.9:
+            modes[name] = "uncertain"
+        else:
+            mode = _reuse(base, tuned, difference, writer, around[writer], kept, moved)
+            mode = "modified" if name in altered or (mode == "full" and name in irreplaceable) else mode
+            modes[name] = mode
+    return modes
+
+
+def _reuse(
+    base: Resampled,
+    tuned: Resampled,
+    difference: CircuitDifference,
+    writer: int,
+    around: Bool[Tensor, "edge"],
+    kept: list[Bool[Tensor, "edge"]],
+    moved: dict[str, float] | None,
+) -> str:
+    """Mode of a node that is in both circuits."""
+    graph = difference.graph
+    out = graph.writer_of == writer
+    signed = [m.scores.values.sum(0)[out].sum().sign() for m in (base, tuned)]
+    flips = base.scores.ranks_by_magnitude and float(signed[0] * signed[1]) < 0
+    own = [edges[around] for edges in kept]
+    if flips or corrected_jaccard(own[0], own[1]) < _own_floor(base, tuned, around):
+        return "modified"
+    strength = [m.shares[:, out].sum(1) for m in (base, tuned)]
+    low = torch.nanquantile((strength[1] / strength[0]).log(), 0.025)
+    if float(low) > 0:
+        return "enhanced"
+    if moved is None:
+        return "full"
+    name = graph.writers[writer]
+    layer = [value for other, value in moved.items() if _layer(other) == _layer(name)]
+    return "full" if moved.get(name, 0.0) <= sorted(layer or [0.0])[len(layer) // 2] else "modified"
+
+
+def _own_floor(base: Resampled, tuned: Resampled, around: Bool[Tensor, "edge"]) -> float:
+    """5th percentile of the overlap of a node's edges within a model."""
+    within = [
+        corrected_jaccard(one[around], other[around])
+        for model in (base, tuned)
+        for one, other in combinations(model.circuits, 2)
+    ]
+    return float(torch.quantile(torch.tensor(within), 0.05))
+
+
+def _layer(node: str) -> str:
+    return node.split(".")[0].lstrip("am")
+
+
+def _around(graph: Graph) -> Bool[Tensor, "writer edge"]:
+    """The edges into and out of each writer."""
+    around = graph.writer_of == torch.arange(graph.n_writers)[:, None]
+    for reader, fed in enumerate(graph.writers_of_reader):
+        into = graph.reader_of == reader
+        for writer in fed:
+            around[writer] |= into
+    return around

@@ -1,0 +1,181 @@
+"""Which heads look a fact up: entity heads read the subject, relation heads the relation, retrieval heads the answer.
+
+All three are found by what the task's metric loses. Entity and relation heads are those whose attention from the last
+prompt token to the subject's, or the relation's, tokens is needed; retrieval heads those whose direct write to the
+logits is. What a head attends to or writes is reported beside it, but does not decide.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Callable, Iterator, Sequence
+from contextlib import ExitStack, contextmanager
+from dataclasses import dataclass
+
+import torch
+from jaxtyping import Bool, Float, Int
+from torch import Tensor, nn
+
+from circuitlit.errors import UserError
+from circuitlit.evaluate import Estimate
+from circuitlit.heads.attention import Heads
+from circuitlit.heads.causal import Behaviour
+from circuitlit.heads.effects import head_writers, path_effects
+from circuitlit.heads.intervals import mean_estimate
+from circuitlit.heads.path_patching import PatchBed
+from circuitlit.heads.roles import Head, head_name
+from circuitlit.objective import task_metric
+from circuitlit.tasks import Batch
+
+ROLES = ("entity", "relation", "retrieval")
+READ = {"entity": "subject", "relation": "relation"}  # role of the tokens that a head of each role reads
+
+
+@contextmanager
+def attention_blocked(
+    heads: Heads, chosen: Sequence[Head], keys: Bool[Tensor, "batch pos"], queries: Int[Tensor, "batch"]
+) -> Iterator[None]:
+    """Have some heads not attend from one token to others in the stock forwards of this block.
+
+    The rest of their attention is scaled up to 1; where nothing is left of it, they read nothing. Patterns are those of the running forward, so that heads which read
+    what blocked heads wrote see the change. The hooks are gone when the block ends, also on error.
+
+    Args:
+        heads: of the subject.
+        chosen: heads to block.
+        keys: tokens not to attend to; never all that a query sees.
+        queries: the token of each prompt that attends.
+    """
+    subject, anatomy = heads.subject, heads.subject.anatomy
+    rows = torch.arange(len(queries), device=queries.device)
+    by_layer: dict[int, list[int]] = {}
+    for layer, head in chosen:
+        by_layer.setdefault(layer, []).append(head)
+
+    def hooks_of(layer: int, own: list[int]) -> tuple[Callable, Callable]:
+        seen: list[Tensor] = []
+
+        def look(_module: nn.Module, args: tuple) -> None:
+            seen[:] = [args[0]]
+
+        def put(_module: nn.Module, args: tuple) -> tuple:
+            stream = seen[0]
+            pattern = heads.pattern(layer, stream)[rows, :, queries].masked_fill(keys[:, None], 0)
+            pattern = pattern / pattern.sum(-1, keepdim=True).clamp(min=torch.finfo(pattern.dtype).tiny)
+            values = heads.values(layer, heads.parts[layer].attn_norm(stream))
+            made = torch.einsum("bhk,hbkw->bhw", pattern, values)
+            split = args[0].unflatten(-1, (heads.graph.n_heads, -1)).clone()
+            for head in own:
+                split[rows, queries, head] = made[:, head]
+            return (split.flatten(-2), *args[1:])
+
+        return look, put
+
+    with ExitStack() as hooks:
+        blocks = anatomy.blocks(subject.model)
+        for layer, own in by_layer.items():
+            look, put = hooks_of(layer, own)
+            hooks.callback(getattr(blocks[layer], anatomy.attn_norm).register_forward_pre_hook(look).remove)
+            out = getattr(getattr(blocks[layer], anatomy.attention), anatomy.out)
+            hooks.callback(out.register_forward_pre_hook(put).remove)
+        yield
+
+
+def token_places(batch: Batch, role_names: Sequence[str], role: str) -> Bool[Tensor, "batch pos"]:
+    """Where a role's tokens are; the last prompt token is never among them.
+
+    Raises:
+        UserError: the task has no such role.
+    """
+    if role not in role_names:
+        raise UserError(f"knowledge heads need the token role '{role}'; take task=factual or give your pairs that role")
+    here = batch.roles == list(role_names).index(role)
+    here = here.clone()
+    here[torch.arange(len(batch), device=here.device), batch.positions[:, 0]] = False
+    return here
+
+
+def blocking(heads: Heads, batches: Sequence[Batch], role_names: Sequence[str], role: str) -> Behaviour:
+    """The task's metric with some heads' attention from the last prompt token to a role's tokens blocked."""
+    places = [token_places(batch, role_names, role) for batch in batches]
+
+    @torch.no_grad()
+    def metric(chosen: Sequence[Head]) -> Tensor:
+        parts = []
+        for batch, keys in zip(batches, places, strict=True):
+            with attention_blocked(heads, chosen, keys, batch.positions[:, 0]):
+                parts.append(task_metric(heads.subject.logits(batch.clean, batch.positions), batch))
+        return torch.cat(parts).cpu()
+
+    return metric
+
+
+@torch.no_grad()
+def attention_mass(
+    heads: Heads, batches: Sequence[Batch], role_names: Sequence[str], role: str
+) -> Float[Tensor, "layer head"]:
+    """Mean share of a head's attention from the last prompt token that goes to a role's tokens, in [0, 1]."""
+    total = torch.zeros(heads.graph.n_layers, heads.graph.n_heads, dtype=torch.float64)
+    for batch in batches:
+        keys = token_places(batch, role_names, role)
+        rows, queries = torch.arange(len(batch), device=keys.device), batch.positions[:, 0]
+        for layer, pattern in enumerate(heads.patterns(batch.clean)):
+            share = (pattern[rows, :, queries] * keys[:, None]).sum(-1)
+            total[layer] += share.double().sum(0).cpu()
+    return total / sum(map(len, batches))
+
+
+@dataclass(frozen=True)
+class RoleHead:
+    """A head and what the metric loses with its part in a role.
+
+    Attributes:
+        head: layer and number.
+        drop: of the metric, over pairs; positive is needed.
+        share: mean drop over the mean of the metric on clean less corrupted prompts.
+        attention: share of its attention on the role's tokens; None for retrieval.
+    """
+
+    head: Head
+    drop: Float[Tensor, "pair"]
+    share: float
+    attention: float | None
+
+    @property
+    def name(self) -> str:
+        """`a3.h5`."""
+        return head_name(self.head)
+
+    @property
+    def estimate(self) -> Estimate:
+        """Mean drop with its interval over pairs."""
+        return mean_estimate(self.drop)
+
+
+def role_effects(bed: PatchBed, role_names: Sequence[str], role: str, candidates: int) -> list[RoleHead]:
+    """What the metric loses with each head's part in a role, largest first.
+
+    Args:
+        bed: pairs; their corrupted prompts have another subject.
+        role_names: of the task.
+        role: of `ROLES`.
+        candidates: for entity and relation heads, only so many with the most attention on the role's tokens are
+            blocked; a head that hardly looks there cannot lose by not looking.
+    """
+    scale = float(bed.scale.double().mean())
+    if role == "retrieval":
+        graph = bed.graph
+        found = path_effects(bed, head_writers(graph), [graph.n_readers - 1])
+        heads = [divmod(writer - 1, graph.writers_per_layer) for writer in found.writers]
+        made = [
+            RoleHead(h, -d, -float(d.double().mean()) / scale, None) for h, d in zip(heads, found.deltas, strict=True)
+        ]
+    else:
+        mass = attention_mass(bed.heads, bed.batches, role_names, READ[role])
+        order = mass.flatten().argsort(descending=True, stable=True)[:candidates].tolist()
+        metric = blocking(bed.heads, bed.batches, role_names, READ[role])
+        made = []
+        for place in order:
+            head = divmod(place, bed.graph.n_heads)
+            drop = bed.metric - metric([head])
+            made.append(RoleHead(head, drop, float(drop.double().mean()) / scale, float(mass[head])))
+    return sorted(made, key=lambda entry: -entry.share)

@@ -1,0 +1,151 @@
+"""Weights piece by piece: a model without any, and where single pieces of a parameter come from.
+
+For models that no process holds as a whole: each reads from a checkpoint what it is to keep, and nothing else.
+"""
+
+from __future__ import annotations
+
+import hashlib
+import json
+from collections.abc import Iterator, Sequence
+from contextlib import contextmanager
+from math import prod
+from pathlib import Path
+from typing import Protocol, runtime_checkable
+
+import torch
+from jaxtyping import Float
+from safetensors import SafetensorError, safe_open
+from torch import Tensor, nn
+from transformers import AutoModelForCausalLM, PretrainedConfig, PreTrainedModel
+
+from circuitlit.errors import UserError
+
+STANDARD_DEVIATION = 0.02  # of random weights
+
+
+@runtime_checkable
+class WeightSource(Protocol):
+    """Gives the elements `start` to `stop` of a parameter, flattened in row order."""
+
+    def read(self, names: Sequence[str], shape: Sequence[int], start: int, stop: int) -> Float[Tensor, "_"]:
+        """One piece of one parameter.
+
+        Args:
+            names: all names that the parameter has in the model (tied parameters have several).
+            shape: of the whole parameter.
+            start, stop: which elements.
+        """
+        ...
+
+
+def empty_model(config: PretrainedConfig, dtype: torch.dtype) -> PreTrainedModel:
+    """A model whose parameters have shapes and no memory; its buffers (rotary frequencies, say) are real."""
+    with _parameters_on_meta():
+        return AutoModelForCausalLM.from_config(config, dtype=dtype)
+
+
+@contextmanager
+def _parameters_on_meta() -> Iterator[None]:
+    register = nn.Module.register_parameter
+
+    def registered(module: nn.Module, name: str, value: nn.Parameter | None) -> None:
+        register(module, name, value)
+        if value is not None and not value.is_meta:
+            module._parameters[name] = nn.Parameter(value.to("meta"), requires_grad=False)
+
+    nn.Module.register_parameter = registered  # type: ignore[method-assign]
+    try:
+        yield
+    finally:
+        nn.Module.register_parameter = register  # type: ignore[method-assign]
+
+
+class CheckpointWeights:
+    """The safetensors files of a folder, mapped and read slice by slice.
+
+    Args:
+        folder: with `model.safetensors`, or several files and their index.
+        prefix: the name that the model's body has in the causal language model; checkpoints of the body alone lack it.
+
+    Raises:
+        UserError: no such files.
+    """
+
+    def __init__(self, folder: Path | str, prefix: str) -> None:
+        self.folder, self.prefix = Path(folder), prefix
+        index = self.folder / "model.safetensors.index.json"
+        if index.is_file():
+            self._files: dict[str, str] = json.loads(index.read_text())["weight_map"]
+            return
+        self._files = {}
+        for file in sorted(self.folder.glob("*.safetensors")):
+            with safe_open(file, "pt") as opened:
+                self._files |= dict.fromkeys(opened.keys(), file.name)
+        if not self._files:
+            raise UserError(f"{folder} holds no safetensors file; save the model there with save_pretrained")
+
+    def read(self, names: Sequence[str], shape: Sequence[int], start: int, stop: int) -> Float[Tensor, "_"]:
+        """The rows that hold the piece are read, no others.
+
+        Raises:
+            UserError: the parameter is missing, of another shape or unreadable.
+        """
+        key = self._key(names)
+        try:
+            with safe_open(self.folder / self._files[key], "pt") as opened:  # closed again, or its pages would pile up
+                stored = opened.get_slice(key)
+                if list(stored.get_shape()) != list(shape):
+                    raise UserError(
+                        f"{self.folder}: {key} has the shape {stored.get_shape()}, config.json says {list(shape)}"
+                    )
+                width = max(1, prod(shape[1:]))
+                first, last = start // width, -(-stop // width)
+                return stored[first:last].flatten()[start - first * width : stop - first * width].clone()
+        except (OSError, SafetensorError) as error:
+            raise UserError(f"{self.folder / self._files[key]} cannot be read ({error}); download it again") from error
+
+    def _key(self, names: Sequence[str]) -> str:
+        for name in names:
+            for key in (name, name.removeprefix(f"{self.prefix}."), f"{self.prefix}.{name}"):
+                if key in self._files:
+                    return key
+        raise UserError(f"{self.folder} has no weights called {names[0]}; it is not a checkpoint of this architecture")
+
+
+class RandomWeights:
+    """Normal weights of a fixed size, norms of gain 1, no biases: for timing a shape.
+
+    Args:
+        seed: equal seeds give equal pieces, if they are cut alike.
+        device: where pieces are drawn.
+        dtype: of the pieces.
+    """
+
+    def __init__(self, seed: int, device: torch.device, dtype: torch.dtype) -> None:
+        self.seed, self.device, self.dtype = seed, device, dtype
+
+    def read(self, names: Sequence[str], shape: Sequence[int], start: int, stop: int) -> Float[Tensor, "_"]:
+        """Draws the piece alone."""
+        if len(shape) == 1:
+            value = 0.0 if names[0].endswith("bias") else 1.0
+            return torch.full((stop - start,), value, device=self.device, dtype=self.dtype)
+        digest = hashlib.blake2b(f"{self.seed}/{names[0]}/{start}".encode(), digest_size=8).digest()
+        generator = torch.Generator(self.device).manual_seed(int.from_bytes(digest, "big") >> 1)
+        piece = torch.randn(stop - start, generator=generator, device=self.device, dtype=self.dtype)
+        return piece.mul_(STANDARD_DEVIATION)
+
+
+class LoadedWeights:
+    """The parameters of a model that is in memory already.
+
+    Args:
+        parameters: by name.
+    """
+
+    def __init__(self, parameters: dict[str, Tensor]) -> None:
+        self.parameters = parameters
+
+    def read(self, names: Sequence[str], shape: Sequence[int], start: int, stop: int) -> Float[Tensor, "_"]:
+        """A view."""
+        return self.parameters[names[0]].detach().flatten()[start:stop]

@@ -1,0 +1,130 @@
+"""The parts of `compare.json` on turnover and reuse: sentences, tables and a figure."""
+
+from __future__ import annotations
+
+from html import escape
+
+import plotly.graph_objects as go
+from rich import box
+from rich.table import Table
+from rich.text import Text
+
+from circuitlit.report.figures import BLUE, GREEN, GREY, ORANGE, RED, finish
+from circuitlit.report.table import Metric, count
+
+OVERLAP_HEADINGS = (
+    "what",
+    "base / tuned",
+    "Jaccard",
+    "by chance",
+    "corrected",
+    "between models",
+    "within a model",
+    "kept",
+)
+NODE_HEADINGS = ("node", "CKA (null)", "cosine", "attention", "base's in tuned", "tuned's in base", "verdict")
+COLOURS = {"same": GREEN, "unlike but fits": BLUE, "like another": ORANGE, "changed": RED}
+
+
+def overlap_rows(turnover: dict) -> list[tuple[str, ...]]:
+    """Nodes and edges, one row each."""
+    rows = []
+    for name in ("nodes", "edges"):
+        own = turnover[name]
+        plain = (f"{own[key]:.3f}" for key in ("jaccard", "chance", "corrected"))
+        estimates = (str(Metric.of(own[key])) for key in ("between", "within", "kept"))
+        rows.append((name, f"{count(own['base'])} / {count(own['tuned'])}", *plain, *estimates))
+    return rows
+
+
+def claim(turnover: dict) -> str:
+    """The claim that nodes stay while edges change, in one sentence."""
+    gap = Metric.of(turnover["advantage"])
+    return (
+        f"Nodes stay, edges change? Plain Jaccard overlaps differ by {turnover['stated']:.3f}; corrected for chance "
+        f"and for what resampling does, nodes keep {gap} more of their overlap than edges: {turnover['verdict']}."
+    )
+
+
+def node_rows(reuse: dict, most: int = 12) -> list[tuple[str, ...]]:
+    """The swapped nodes."""
+    rows = []
+    for node in reuse["nodes"]:
+        swap = node["swap"]
+        if swap is None or len(rows) == most:
+            continue
+        verdict = node["verdict"] if swap["telling"] else f"{node['verdict']} (hardly matters)"
+        cells = (_number(node["cosine"]), _number(node["attention"]))
+        own = f"{_number(node['cka'])} ({_number(node['cka_null'])})"
+        swaps = (str(Metric.of(swap[key])) for key in ("forward", "backward"))
+        rows.append((node["node"], own, *cells, *swaps, verdict))
+    return rows
+
+
+def _number(value: float | None) -> str:
+    return "-" if value is None else f"{value:.3f}"
+
+
+def reuse_sentence(reuse: dict) -> str:
+    """How many nodes are alike, and how many can be swapped."""
+    own = reuse["summary"]
+    verdicts = ", ".join(f"{number} {name}" for name, number in own["telling_verdicts"].items()) or "none"
+    return (
+        f"{own['alike']} of {own['compared']} nodes write more like themselves in the other model than 95 % of "
+        f"mismatched nodes. Of {own['swapped']} nodes swapped {own['telling']} matter enough for a swap to tell: "
+        f"{verdicts}."
+    )
+
+
+def tables(result: dict) -> list[Table]:
+    """For the terminal."""
+    made = [_table("overlap of the circuits", OVERLAP_HEADINGS, overlap_rows(result["turnover"]))]
+    if result["reuse"]:
+        made.append(_table("nodes swapped", NODE_HEADINGS, node_rows(result["reuse"])))
+    return made
+
+
+def _table(title: str, headings: tuple[str, ...], rows: list[tuple[str, ...]]) -> Table:
+    table = Table(title=Text(title, "bold"), box=box.SIMPLE_HEAD, title_justify="left")
+    for heading in headings:
+        table.add_column(heading)
+    for row in rows:
+        table.add_row(*row)
+    return table
+
+
+def section(result: dict) -> str:
+    """For the page."""
+    html = "<h2>Overlap of the circuits</h2>" + _html(OVERLAP_HEADINGS, overlap_rows(result["turnover"]))
+    html += f"<p>{escape(claim(result['turnover']))}</p>"
+    if result["reuse"]:
+        html += f"<h2>Reuse of nodes</h2><p>{escape(reuse_sentence(result['reuse']))}</p>"
+        html += _html(NODE_HEADINGS, node_rows(result["reuse"], most=100))
+        html += reuse_figure(result["reuse"]).to_html(full_html=False, include_plotlyjs=False)
+    return html
+
+
+def _html(headings: tuple[str, ...], rows: list[tuple[str, ...]]) -> str:
+    head = "".join(f"<th>{escape(heading)}" for heading in headings)
+    body = "".join("<tr>" + "".join(f"<td>{escape(cell)}" for cell in row) for row in rows)
+    return f'<div style="overflow-x: auto"><table><tr>{head}{body}</table></div>'
+
+
+def reuse_figure(reuse: dict) -> go.Figure:
+    """Likeness against what a swap leaves, each node that was swapped; faint where the node hardly matters."""
+    figure = go.Figure()
+    for verdict, colour in COLOURS.items():
+        own = [node for node in reuse["nodes"] if node["verdict"] == verdict]
+        figure.add_scatter(
+            x=[node["cka"] for node in own],
+            y=[node["swap"]["forward"]["value"] for node in own],
+            text=[node["node"] for node in own],
+            mode="markers",
+            name=f"{verdict} ({len(own)})",
+            marker={"color": colour, "size": 8, "opacity": [1.0 if n["swap"]["telling"] else 0.3 for n in own]},
+            hovertemplate="%{text}<br>CKA %{x:.3f}<br>left %{y:.3f}<extra></extra>",
+        )
+    figure.add_hline(y=1, line={"color": GREY, "dash": "dash"})
+    figure.update_xaxes(title_text="CKA of the node's writes, base and tuned")
+    figure.update_yaxes(title_text="share of the tuned model's metric with the base's node")
+    return finish(figure, 360)

@@ -1,0 +1,39 @@
+"""Emergence, circuit size and stability against the size of the model, one point a model."""
+
+from __future__ import annotations
+
+from typing import Any
+
+import plotly.graph_objects as go
+from plotly.subplots import make_subplots
+
+from circuitlit.report.figures import BLUE, GREEN, GREY, ORANGE, PINK, RED, finish
+
+_COLOURS = (BLUE, ORANGE, GREEN, RED, PINK, GREY)
+
+
+def scaling_figure(result: dict[str, Any]) -> go.Figure | None:
+    """Three panels over parameters; None with fewer than two sizes. Bars go over the interval of each model."""
+    series = [one for one in result["series"] if one["n_parameters"] is not None]
+    if len({one["n_parameters"] for one in series}) < 2:
+        return None
+    titles = ("tokens (or steps) to emergence", "nodes of the smallest circuit", "likeness of neighbours (nodes)")
+    figure = make_subplots(rows=1, cols=3, subplot_titles=titles)
+    for number, task in enumerate(result["tasks"]):
+        entries = [(one["n_parameters"], one["tasks"][task]) for one in series]
+        look = {"name": task, "legendgroup": task, "mode": "markers"}
+        look["marker"] = {"color": _COLOURS[number % len(_COLOURS)], "size": 9}
+        begun = [(size, entry["emerged"]) for size, entry in entries if entry["emerged"]]
+        at = [max(1.0, one["at"]) for _, one in begun]
+        above = [max(0.0, (one["sure"] or one["at"]) - one["at"]) for _, one in begun]
+        below = [max(0.0, one["at"] - max(1.0, one["before"])) for _, one in begun]
+        bars = {"type": "data", "array": above, "arrayminus": below, "thickness": 1}
+        figure.add_trace(go.Scatter(x=[size for size, _ in begun], y=at, error_y=bars, **look), row=1, col=1)
+        for column, name in ((2, "nodes"), (3, "stability")):
+            known = [(size, e["learned"][name]) for size, e in entries if e["learned"][name] is not None]
+            x, y = [size for size, _ in known], [value for _, value in known]
+            figure.add_trace(go.Scatter(x=x, y=y, showlegend=False, **look), row=1, col=column)
+    figure.update_xaxes(type="log", title_text="parameters")
+    figure.update_yaxes(type="log", col=1)
+    figure.update_yaxes(type="log", col=2)
+    return finish(figure, 360)

@@ -1,0 +1,87 @@
+"""Tables over all series of an evolution: when things emerge by size, circuit sizes, and heads that lost a role."""
+
+from __future__ import annotations
+
+from collections.abc import Iterator
+from typing import Any
+
+from circuitlit.report.table import count
+from circuitlit.timeline.account import handover_rows
+
+Table = tuple[str, list[str], list[list[str]]]  # title, headings, rows
+Found = dict[str, Any] | None
+MOST = 40  # rows of the table of losses
+
+
+def size_tables(result: dict[str, Any]) -> Iterator[Table]:
+    """Emergence of tasks and of heads, circuit size and stability by model size, trends, and losses of roles."""
+    tasks, sizes = result["tasks"], result["sizes"]
+    if sizes:
+        roles = list(sizes[0]["heads"])
+        yield (
+            f"{_axis(result)} from which on half of the gain in accuracy is kept [surely not before, surely]",
+            ["parameters", *tasks],
+            [[count(row["n_parameters"]), *(when_text(row["emerged"][task]) for task in tasks)] for row in sizes],
+        )
+        yield (
+            f"the same of the best head score of each role ({_axis(result)})",
+            ["parameters", *(role.replace("_", " ") for role in roles)],
+            [[count(row["n_parameters"]), *(when_text(row["heads"].get(role)) for role in roles)] for row in sizes],
+        )
+        for name, title in (
+            ("nodes", "nodes of the smallest faithful circuit, mean from emergence on [least, most of any seed]"),
+            ("edges", "its edges"),
+            ("stability", "Jaccard of nodes with the checkpoint before, mean from emergence on"),
+        ):
+            cells = [[_spread(row[name][task], name) for task in tasks] for row in sizes]
+            named = [[count(row["n_parameters"]), *own] for row, own in zip(sizes, cells, strict=True)]
+            yield title, ["parameters", *tasks], named
+    if len(sizes) > 1:
+        names = {"emergence": f"{_axis(result)} to emergence"} | {name: name for name in ("nodes", "edges", "stability")}
+        rows = [[text, *(_r(result["trends"][task][name]) for task in tasks)] for name, text in names.items()]
+        yield "correlation with model size (logarithms) [95 % interval]", ["", *tasks], rows
+    lost = list(handover_rows(result["series"], tasks))
+    if lost:
+        headings = ["series", "task", "role", "head", "best at step", "lost at step", "taken over by"]
+        keys = ("series", "task", "role", "head", "peak", "lost")
+        rows = [[*(str(row[key]) for key in keys), _heads(row["taken_over_by"])] for row in lost[:MOST]]
+        more = f" (the first {MOST} of {len(lost)})" if len(lost) > MOST else ""
+        yield f"heads of a circuit that lost a role{more}", headings, rows
+
+
+def _heads(names: list[str]) -> str:
+    return " ".join(names[:4]) + (" ..." if len(names) > 4 else "") or "nobody"
+
+
+def _axis(result: dict[str, Any]) -> str:
+    found = [entry["emerged"] for one in result["series"] for entry in one["tasks"].values() if entry["emerged"]]
+    return "steps" if any(one["axis"] == "step" for one in found) else "tokens"
+
+
+def when_text(found: Found) -> str:
+    """`1.2M [0.9M, 1.4M]`, "-" for what did not emerge."""
+    if found is None:
+        return "-"
+    high = "-" if found["high"] is None else tokens_text(found["high"])
+    return f"{tokens_text(found['value'])} [{tokens_text(found['low'])}, {high}]"
+
+
+def _spread(found: Found, name: str) -> str:
+    if found is None:
+        return "-"
+    form = (lambda value: f"{value:.2f}") if name == "stability" else (lambda value: f"{value:.0f}")
+    return f"{form(found['value'])} [{form(found['low'])}, {form(found['high'])}]"
+
+
+def _r(found: dict[str, Any]) -> str:
+    return "-" if found["r"] is None else f"{found['r']:.2f} [{found['low']:.2f}, {found['high']:.2f}]"
+
+
+def tokens_text(tokens: float | None) -> str:
+    """`2.1M`, "-" where unknown."""
+    if tokens is None:
+        return "-"
+    for unit, size in (("B", 1e9), ("M", 1e6), ("k", 1e3)):
+        if tokens >= size:
+            return f"{tokens / size:.3g}{unit}"
+    return f"{tokens:.0f}"

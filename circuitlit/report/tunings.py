@@ -1,0 +1,134 @@
+"""`tunings.json` as tables and as one page."""
+
+from __future__ import annotations
+
+import json
+from html import escape
+from pathlib import Path
+
+import plotly.graph_objects as go
+from rich import box
+from rich.console import Console
+from rich.table import Table
+from rich.text import Text
+
+from circuitlit.report.figures import finish
+from circuitlit.report.simple_page import write_simple_page
+from circuitlit.report.table import Metric, percent
+
+SCORE = ("run", "step", "validation", "accuracy", "metric", "KL, nats", "KL on text, nats", "attention, nats")
+CHANGE = ("run", "|dW|/|W|", "unchanged", "matrices", "effective rank", "layers for 80 %", "Gini layers", "Gini nodes")
+CIRCUIT = ("run", "edges kept", "nodes kept", "edge overlap", "node overlap", "score strength", "score entropy")
+PAIR = ("runs", "edge overlap", "between", "within a model", "edges kept", "nodes kept")
+
+
+def print_tunings(result: dict, console: Console) -> None:
+    """Print all tables."""
+    for title, (headings, rows) in tunings_tables(result).items():
+        table = Table(title=Text(title, "bold"), box=box.SIMPLE_HEAD, title_justify="left")
+        for heading in headings:
+            table.add_column(heading)
+        for row in rows:
+            table.add_row(*row)
+        console.print(table)
+    console.print(lead(result), highlight=False)
+
+
+def lead(result: dict) -> str:
+    """What was compared, and how it is to be read."""
+    shared = result["shared"]
+    return (
+        f"Each run at its checkpoint whose validation {result['match']} is nearest to {result['level']:.3f}, one run "
+        f"each: differences between runs hold the seed's, too. Circuits of {result['n_edges']:,} of "
+        f"{result['n_edges_total']:,} edges; {shared['all']:,} edges are in all, {shared['any']:,} in any. Overlaps "
+        "are corrected for chance; kept is the overlap over that of two resamples of one model."
+    )
+
+
+def tunings_tables(result: dict) -> dict[str, tuple[tuple[str, ...], list[tuple[str, ...]]]]:
+    """Headings and rows by title."""
+    runs = result["runs"]
+    return {
+        f"{result['task']}: ways to tune {result['base']['name']}, matched on {result['match']}": (
+            SCORE,
+            [_score_row(name, run) for name, run in runs.items()],
+        ),
+        "weights": (CHANGE, [_change_row(name, run["weights"]) for name, run in runs.items()]),
+        "circuit against the base's": (CIRCUIT, [_circuit_row(name, run, result) for name, run in runs.items()]),
+        "circuits against each other": (PAIR, [_pair_row(pair) for pair in result["pairs"]]),
+    }
+
+
+def _score_row(name: str, run: dict) -> tuple[str, ...]:
+    held = run["held_out"]
+    estimates = (held["accuracy_tuned"], held["metric_tuned"], held["kl"], run["text_kl"], run["attention"])
+    return (name, str(run["step"]), f"{run['matched_score']:.3f}", *(str(Metric.of(own)) for own in estimates))
+
+
+def _change_row(name: str, own: dict) -> tuple[str, ...]:
+    most = " ".join(map(str, own["layers_80"][:5])) + (" ..." if len(own["layers_80"]) > 5 else "")
+    return (
+        name,
+        f"{own['relative']:.2e}",
+        percent(own["unchanged"]),
+        f"{own['modules']} of {own['of_modules']}",
+        f"{own['effective_rank']:.1f}",
+        f"{len(own['layers_80'])}: {most}",
+        _number(own["gini"]),
+        _number(own["node_gini"]),
+    )
+
+
+def _number(value: float | None) -> str:
+    return "-" if value is None else f"{value:.3f}"
+
+
+def _circuit_row(name: str, run: dict, result: dict) -> tuple[str, ...]:
+    own, scores, base = run["from_base"], run["scores"], result["base_scores"]
+    strength = scores["intensity"] / base["intensity"] if base["intensity"] else 0.0
+    return (
+        name,
+        *(str(Metric.of(own[part]["kept"])) for part in ("edges", "nodes")),
+        *(str(Metric.of(own[part]["between"])) for part in ("edges", "nodes")),
+        f"{strength:.2f} x base",
+        f"{scores['entropy']:.3f} (base {base['entropy']:.3f})",
+    )
+
+
+def _pair_row(pair: dict) -> tuple[str, ...]:
+    edges, nodes = pair["edges"], pair["nodes"]
+    estimates = (edges["between"], edges["within"], edges["kept"], nodes["kept"])
+    return (" / ".join(pair["of"]), f"{edges['corrected']:.3f}", *(str(Metric.of(own)) for own in estimates))
+
+
+def write_tunings(folder: Path) -> Path:
+    """Write `tunings.html` from `tunings.json`: one file that needs nothing else."""
+    result = json.loads((folder / "tunings.json").read_text())
+    sections: list[tuple[str, go.Figure | str]] = []
+    for title, (headings, rows) in tunings_tables(result).items():
+        head = "".join(f"<th>{escape(heading)}" for heading in headings)
+        body = "".join("<tr>" + "".join(f"<td>{escape(cell)}" for cell in row) for row in rows)
+        sections.append((title, f"<table><tr>{head}{body}</table>"))
+    sections.insert(2, ("Edges kept, and weights moved", reach_figure(result)))
+    title = f"{result['task']}: ways to tune {result['base']['name']}"
+    return write_simple_page(folder / "tunings.html", title, lead(result), sections)
+
+
+def reach_figure(result: dict) -> go.Figure:
+    """Weight change against the share of the base's edge overlap that is kept."""
+    figure = go.Figure()
+    for name, run in result["runs"].items():
+        kept = Metric.of(run["from_base"]["edges"]["kept"])
+        value = kept.value or 0.0
+        error = {
+            "type": "data",
+            "symmetric": False,
+            "array": [(kept.high or value) - value],
+            "arrayminus": [value - (kept.low or value)],
+        }
+        figure.add_scatter(
+            x=[run["weights"]["relative"]], y=[value], error_y=error, mode="markers", name=name, marker={"size": 10}
+        )
+    figure.update_xaxes(title_text="|dW| / |W|", type="log", exponentformat="power")
+    figure.update_yaxes(title_text="edge overlap with the base, over that within a model")
+    return finish(figure, 340)

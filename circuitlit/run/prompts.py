@@ -1,0 +1,237 @@
+"""Circuits of one behaviour under several prompts: what they share, and each of them under every prompt.
+
+Source: the case study of Edge Pruning (arXiv 2406.16778) section 5, instruction and few-shot circuits of CodeLlama.
+"""
+
+from __future__ import annotations
+
+import json
+from dataclasses import dataclass
+from functools import reduce
+from itertools import combinations
+from typing import Any
+
+import torch
+from hydra import compose
+from jaxtyping import Bool
+from lightning import seed_everything
+from omegaconf import DictConfig, OmegaConf
+from torch import Tensor
+
+from circuitlit.errors import UserError
+from circuitlit.evaluate import TestBed, random_circuit, summarise
+from circuitlit.evaluate.behaviour import Behaviour
+from circuitlit.evaluate.similarity import chance_jaccard, jaccard
+from circuitlit.files import write_json
+from circuitlit.graph import Circuit
+from circuitlit.masked import MaskedModel
+from circuitlit.model import Subject
+from circuitlit.objective import Outcome
+from circuitlit.report.prompts import print_prompts, write_prompts
+from circuitlit.run import finetune, ranks
+from circuitlit.run.ability import inability, measure_behaviour
+from circuitlit.run.build import Workbench, attribute, build_subject, build_workbench, plain, provenance
+from circuitlit.run.checks import run_dir
+from circuitlit.run.clock import CONSOLE, Clock
+from circuitlit.run.compare import load_side
+from circuitlit.run.learn import learn
+from circuitlit.run.result import held_out
+from circuitlit.run.sides import task_settings
+
+Kept = Bool[Tensor, "copies edge"]
+
+
+@dataclass(frozen=True)
+class _Prompt:
+    """One prompt's task: settings, pairs and masked model, and how well the full model does it."""
+
+    name: str
+    cfg: DictConfig
+    bench: Workbench
+    behaviour: Behaviour
+
+
+def run(cfg: DictConfig) -> dict[str, Any]:
+    """Make a circuit for each of `prompts.tasks`, evaluate all on all, write `prompts.json` and a page.
+
+    Where the model cannot do a task it is tuned first, if `prompts.tune` says how. What is finished is not made again
+    by a second run in the same directory.
+
+    Returns:
+        The result; nothing in a process that does not write.
+
+    Raises:
+        UserError: settings that cannot be used, or a model that cannot be loaded.
+    """
+    tasks = task_settings(cfg.prompts.tasks, "prompts.tasks")
+    if len(tasks) < 2:
+        raise UserError("prompts.tasks needs at least two tasks: one behaviour asked for in several ways")
+    if cfg.mask.roles:
+        raise UserError("mask.roles=true: token roles differ between prompts; use mask.roles=false")
+    seed_everything(cfg.seed, verbose=False)
+    torch.set_float32_matmul_precision(cfg.matmul_precision if torch.cuda.is_available() else "highest")
+    clock = Clock()
+    with clock.phase("load", f"Loading {cfg.model.name}, and asking whether it can do {' and '.join(tasks)}"):
+        subject, prompts, untuned = _able(cfg, tasks)
+    facts = provenance(cfg, subject)
+    result: dict[str, Any] = {
+        "status": "FAILED",
+        "model": cfg.model.name,
+        "ablation": cfg.ablation.kind,
+        "seed": cfg.seed,
+        "tuned": untuned is not None,
+        "untuned_behaviour": untuned,
+        "behaviour": {prompt.name: prompt.behaviour.to_dict() for prompt in prompts},
+    }
+    reason = next((why for prompt in prompts if (why := inability(prompt.cfg, prompt.behaviour))), None)
+    if reason is None:
+        circuits = {}
+        for prompt in prompts:
+            with clock.phase(f"circuit_{prompt.name}", f"Training the masks of {prompt.name}"):
+                circuits[prompt.name] = _circuit(prompt, facts)
+        if prompts[0].bench.model.shards is None:
+            ranks.leave()
+            if not ranks.is_writer():
+                return {}
+        with clock.phase("evaluation", "Every circuit under every prompt"):
+            torch.set_float32_matmul_precision("highest")
+            result |= _table(cfg, prompts, circuits)
+        reason = _shortfall(cfg, result)
+    if not ranks.is_writer():
+        return {}
+    result |= {"status": "FAILED" if reason else "OK", "reason": reason, **clock.times(), "provenance": facts}
+    write_json(run_dir() / "prompts.json", result)
+    print_prompts(result, CONSOLE)
+    written = [run_dir() / "prompts.json"] + ([write_prompts(run_dir())] if "rows" in result else [])
+    for path in written:
+        CONSOLE.print(f"{path}", highlight=False, soft_wrap=True)
+    return result
+
+
+def _able(
+    cfg: DictConfig, tasks: dict[str, DictConfig]
+) -> tuple[Subject, list[_Prompt], dict[str, dict[str, Any]] | None]:
+    """A model for all prompts, and what the untuned one could do if it had to be tuned."""
+    tuned = run_dir() / "tuned"
+    known = run_dir() / "untuned.json"
+    if tuned.is_dir() and known.is_file():
+        subject = load_side(cfg, str(tuned), "tuned")
+        return subject, _prompts(tasks, subject), json.loads(known.read_text())
+    subject = build_subject(cfg)
+    prompts = _prompts(tasks, subject)
+    if cfg.prompts.tune is None or not any(inability(prompt.cfg, prompt.behaviour) for prompt in prompts):
+        return subject, prompts, None
+    if ranks.world() > 1:
+        raise UserError("the model cannot do the task and tuning runs on one device; set strategy=single for this run")
+    untuned = {prompt.name: prompt.behaviour.to_dict() for prompt in prompts}
+    for prompt in prompts:
+        CONSOLE.print(f"  {prompt.name}: {inability(prompt.cfg, prompt.behaviour)}", style="dim", highlight=False)
+    del subject, prompts
+    _tune(cfg)
+    write_json(known, untuned)
+    subject = load_side(cfg, str(tuned), "tuned")
+    return subject, _prompts(tasks, subject), untuned
+
+
+def _prompts(tasks: dict[str, DictConfig], subject: Subject) -> list[_Prompt]:
+    made: list[_Prompt] = []
+    model: MaskedModel | None = None
+    for name, own in tasks.items():
+        bench = build_workbench(own, subject, model)
+        model = bench.model
+        made.append(_Prompt(name, own, bench, measure_behaviour(own, bench)))
+    return made
+
+
+def _tune(cfg: DictConfig) -> None:
+    """Run `finetune` in this run's directory, with the settings of `prompts.tune` on this run's model."""
+    settings = compose("finetune", [str(setting) for setting in cfg.prompts.tune])
+    OmegaConf.set_struct(settings, False)
+    for group in ("model", "paths"):
+        settings[group] = plain(cfg[group])
+    settings.seed, settings.callbacks.progress_bar = cfg.seed, cfg.callbacks.progress_bar
+    settings.callbacks.checkpoint_every, settings.trainer.accelerator = 0, cfg.trainer.accelerator
+    settings.trainer.enable_checkpointing = False
+    finetune.run(settings)
+    for name in ("result", "history"):
+        (run_dir() / f"{name}.json").replace(run_dir() / f"tuning_{name}.json")
+
+
+def _circuit(prompt: _Prompt, facts: dict[str, Any]) -> Circuit:
+    """The prompt's circuit: read if it is there, else learned, from the last checkpoint on if there is one."""
+    folder = run_dir() / "circuits" / prompt.name
+    if (folder / "circuit.json").is_file():
+        return Circuit.load(folder)
+    bench, own = prompt.bench, prompt.cfg.copy()
+    last = folder / "checkpoints" / "last.ckpt"
+    if last.exists():
+        own.ckpt_path = str(last)
+    attribution = attribute(own, bench)
+    learner, _ = learn(own, bench, attribution, folder)
+    circuit = bench.cut(learner.scores(), facts | {"task": plain(prompt.cfg.task)})
+    if ranks.is_writer():
+        folder.mkdir(parents=True, exist_ok=True)
+        circuit.save(folder)
+    return circuit
+
+
+def _table(cfg: DictConfig, prompts: list[_Prompt], circuits: dict[str, Circuit]) -> dict[str, Any]:
+    """All circuits, what they share and what they have together, under all prompts; and their overlaps."""
+    kept = {name: circuit.kept for name, circuit in circuits.items()}
+    sets: dict[str, Kept] = {**kept, "intersection": reduce(torch.logical_and, kept.values())}
+    sets["union"] = reduce(torch.logical_or, kept.values())
+    graph = next(iter(circuits.values())).graph
+    sizes = sorted({circuit.n_edges for circuit in circuits.values()})
+    columns, pairs = {}, {}
+    for prompt in prompts:  # one after the other: the references of all held-out pairs are large
+        bed = held_out(prompt.cfg, prompt.bench)
+        columns[prompt.name], pairs[prompt.name] = _column(cfg, bed, sets, sizes), len(bed.full.kl)
+        del bed
+    edges = [graph.n_edges, *(int(chosen.sum()) for chosen in sets.values()), *sizes, 0]
+    labels = ["full model", *sets, *(f"random, mean of {cfg.prompts.draws}" for _ in sizes), "corrupted run"]
+    rows = [
+        {"circuit": label, "n_edges": number, "on": {name: column[place] for name, column in columns.items()}}
+        for place, (label, number) in enumerate(zip(labels, edges, strict=True))
+    ]
+    return {
+        "tasks": list(columns),
+        "n_pairs": pairs,
+        "n_edges_total": graph.n_edges,
+        "rows": rows,
+        "overlap": [_overlap(one, two, kept) for one, two in combinations(kept, 2)],
+    }
+
+
+def _column(cfg: DictConfig, bed: TestBed, sets: dict[str, Kept], sizes: list[int]) -> list[dict[str, Any]]:
+    """Full model, circuits, random circuits (on the first few pairs) and corrupted run under one prompt."""
+    few = min(cfg.evaluate.control_pairs, len(bed.full.kl))
+    groups: list[list[Outcome]] = [[bed.full], *([bed.run(kept)] for kept in sets.values())]
+    for size in sizes:
+        drawn = [random_circuit(bed.model.graph, size, seed) for seed in range(cfg.prompts.draws)]
+        groups.append([bed.run(kept, few) for kept in drawn])
+    groups.append([bed.corrupted])
+    return [summarise(outcomes, bed.full, bed.corrupted).to_dict() for outcomes in groups]
+
+
+def _overlap(one: str, two: str, kept: dict[str, Kept]) -> dict[str, Any]:
+    ours, theirs, total = int(kept[one].sum()), int(kept[two].sum()), kept[one].numel()
+    return {
+        "of": [one, two],
+        "shared": int((kept[one] & kept[two]).sum()),
+        "shared_by_chance": ours * theirs / total,
+        "jaccard": jaccard(kept[one], kept[two]),
+        "jaccard_by_chance": chance_jaccard(min(ours, theirs), max(ours, theirs), total),
+    }
+
+
+def _shortfall(cfg: DictConfig, result: dict[str, Any]) -> str | None:
+    """Why a circuit misses its bar under its own prompt, or None."""
+    rows = {row["circuit"]: row["on"] for row in result["rows"]}
+    for name in result["tasks"]:
+        kl, worst = (rows[label][name]["kl"]["value"] for label in (name, "corrupted run"))
+        if kl > cfg.evaluate.max_kl_share * worst:
+            return f"the circuit of {name} has a KL of {kl:.3f} nats, the corrupted run {worst:.3f}"
+        random = next(row["on"][name]["kl"] for row in result["rows"] if row["circuit"].startswith("random"))
+        if rows[name][name]["kl"]["high"] >= random["low"]:
+            return f"the circuit of {name} is not clearly better than random ones"
+    return None

@@ -1,0 +1,144 @@
+"""Several runs of `finetune`, each at its checkpoint of one score: circuits, weights, attention, side effects."""
+
+from __future__ import annotations
+
+import json
+from dataclasses import asdict
+from itertools import combinations
+from pathlib import Path
+from typing import Any
+
+import torch
+from omegaconf import DictConfig, ListConfig
+
+from circuitlit.compare import Resampled, weight_changes
+from circuitlit.compare.difference import kept_edges
+from circuitlit.compare.effects import text_kl
+from circuitlit.compare.likeness import attention_change
+from circuitlit.compare.tuning import change_figures, common_level, nearest_step, score_figures
+from circuitlit.compare.turnover import turnover
+from circuitlit.errors import UserError
+from circuitlit.evaluate.statistics import mean_estimate
+from circuitlit.files import write_json
+from circuitlit.finetune import HeldOut, behaviour_change
+from circuitlit.report.tunings import print_tunings, write_tunings
+from circuitlit.run.build import build_workbench, provenance
+from circuitlit.run.checks import run_dir
+from circuitlit.run.clock import CONSOLE, Clock
+from circuitlit.run.scored import score_side
+from circuitlit.run.sides import load_base, load_side, passages
+
+
+def run_tunings(cfg: DictConfig) -> dict[str, Any]:
+    """Compare ways to tune and write `tunings.json` and a page into the run directory.
+
+    Raises:
+        UserError: a run without checkpoints, or one that cannot be compared.
+    """
+    settings = cfg.compare
+    if settings.match not in ("metric", "accuracy"):
+        raise UserError(f"compare.match={settings.match} is neither metric nor accuracy; choose one")
+    if not isinstance(cfg.runs, ListConfig) or len(cfg.runs) < 2:
+        raise UserError("runs needs at least two runs of finetune: runs=[A,B]")
+    clock, runs = Clock(), _named(list(cfg.runs))
+    series = {name: _scores(path, settings.match) for name, path in runs.items()}
+    level = common_level(series) if settings.level is None else float(settings.level)
+    steps = {name: nearest_step(name, scores, level) for name, scores in series.items()}
+    with clock.phase("base", "Scoring the base model"):
+        base = load_base(cfg)
+        bench = build_workbench(cfg, base)
+        held_out = HeldOut(base.model, bench.data.test, cfg.data.eval_batch_size, base.device)
+        text = passages(cfg, base, settings.text.passages, settings.text.length)
+        before = score_side(cfg, bench).at(bench.count)
+    circuits: dict[str, Resampled] = {}
+    rows: dict[str, dict[str, Any]] = {}
+    for name, path in runs.items():
+        with clock.phase(f"run_{name}", f"{name} at step {steps[name]}"):
+            folder = str(Path(path) / "checkpoints" / f"step_{steps[name]:06d}")
+            tuned = load_side(cfg, folder, f"run {name}")
+            if tuned.graph != base.graph:
+                raise UserError(f"run {name} is of another graph than the base; only models of one can be compared")
+            own = build_workbench(cfg, tuned)
+            circuits[name] = score_side(cfg, own).at(own.count)
+            batches = list(own.data.test.batches(cfg.data.eval_batch_size))
+            rows[name] = {
+                "run": path,
+                "step": steps[name],
+                "matched_score": series[name][steps[name]],
+                "held_out": behaviour_change(held_out.base, held_out.measure(tuned.model)).to_dict(),
+                "weights": change_figures(list(weight_changes(base, tuned))),
+                "attention": _estimate(attention_change(base, tuned, batches)),
+                "text_kl": _estimate(text_kl(base, text, lambda t=tuned: t.unembed(t.hidden(text)))),
+                "scores": score_figures(circuits[name].scores),
+                "from_base": turnover(before, circuits[name], settings.seed).to_dict(),
+            }
+    result = {
+        "task": cfg.task.name,
+        "method": cfg.method.name,
+        "ablation": cfg.ablation.kind,
+        "seed": cfg.seed,
+        "match": settings.match,
+        "level": level,
+        "base": {"name": base.name, **base.provenance},
+        "n_edges": bench.count,
+        "n_edges_total": base.graph.n_edges,
+        "resamples": settings.resamples,
+        "base_scores": score_figures(before.scores),
+        "runs": rows,
+        "pairs": [
+            {"of": [a, b], **turnover(circuits[a], circuits[b], settings.seed).to_dict()}
+            for a, b in combinations(circuits, 2)
+        ],
+        "shared": _shared(circuits),
+        **clock.times(),
+        "provenance": provenance(cfg, base),
+    }
+    write_json(run_dir() / "tunings.json", result)
+    page = write_tunings(run_dir())
+    print_tunings(result, CONSOLE)
+    for path in (run_dir() / "tunings.json", page):
+        CONSOLE.print(f"{path}", highlight=False, soft_wrap=True)
+    return result
+
+
+def _named(paths: list[str]) -> dict[str, str]:
+    """Runs by the way they tuned (`dpo lora`), by their folder where the run did not finish, numbered where equal."""
+    names: list[str] = []
+    for path in paths:
+        file = Path(path) / "result.json"
+        found = json.loads(file.read_text()) if file.is_file() else {}
+        name = f"{found['tune']} {found['adapter']}" if {"tune", "adapter"} <= set(found) else Path(path).name
+        names.append(name)
+    labels = [f"{n} {names[:i].count(n) + 1}" if names.count(n) > 1 else n for i, n in enumerate(names)]
+    return dict(zip(labels, paths, strict=True))
+
+
+def _scores(path: str, match: str) -> dict[int, float]:
+    """Validation scores of a run's checkpoints, by step.
+
+    Raises:
+        UserError: there are none.
+    """
+    file = Path(path) / "checkpoints" / "checkpoints.json"
+    try:
+        rows = json.loads(file.read_text())["checkpoints"]
+        return {int(row["step"]): float(row["metrics"][match]) for row in rows}
+    except (OSError, ValueError, KeyError, TypeError) as error:
+        raise UserError(
+            f"runs: {file} has no checkpoints with validation {match} ({error}); name runs of finetune"
+        ) from error
+
+
+def _estimate(values: torch.Tensor | None) -> dict[str, float | None] | None:
+    return None if values is None else asdict(mean_estimate(values))
+
+
+def _shared(circuits: dict[str, Resampled]) -> dict[str, Any]:
+    """Edges of all circuits at once, and those that only one has."""
+    kept = {name: kept_edges(side.scores, side.count) for name, side in circuits.items()}
+    every = torch.stack([*kept.values()])
+    return {
+        "all": int(every.all(0).sum()),
+        "any": int(every.any(0).sum()),
+        "only": {name: int((own & (every.sum(0) == 1)).sum()) for name, own in kept.items()},
+    }

@@ -1,0 +1,175 @@
+"""Knowledge heads: exact on a planted lookup model; blocked attention by identities; facts, injection and the verb."""
+
+from __future__ import annotations
+
+import json
+from pathlib import Path
+
+import pytest
+import torch
+from cli import call, failure, settings
+from conftest import tiny_batch, tiny_model
+from omegaconf import OmegaConf
+from planted_lookup import FOUND, ROLE_NAMES, lookups, planted_lookup
+from tokenizers import Tokenizer, models, pre_tokenizers, trainers
+from transformers import AutoConfig, AutoModelForCausalLM, PreTrainedTokenizerBase, PreTrainedTokenizerFast
+
+from circuitlit.compare.effects import PairBed, plain_logits
+from circuitlit.compare.injection import reverting_scores
+from circuitlit.compare.transplant import Transplant
+from circuitlit.errors import UserError
+from circuitlit.heads import PatchBed
+from circuitlit.heads.attention import Heads
+from circuitlit.heads.knowledge import ROLES, attention_blocked, attention_mass, role_effects
+from circuitlit.model import Subject
+from circuitlit.run.knowledge import _roles
+from circuitlit.tasks import encode, factual, two_hop
+from circuitlit.tasks.facts import ANTONYMS, PAST_TENSE, RELATIONS
+from circuitlit.tasks.injected import Fact, new_facts, revised_facts, true_facts
+from circuitlit.tasks.lookup import two_hops
+
+
+def test_roles_of_a_planted_lookup_are_exact() -> None:
+    subject, batch = planted_lookup(), lookups()
+    said = plain_logits(subject, batch)[:, 0].argmax(-1)
+    assert torch.equal(said, batch.answer[:, 0])
+    bed = PatchBed.build(subject, [batch])
+    shares = {"entity": 0.5, "relation": 0.5, "retrieval": 1.0}  # blocked: no object; from the other prompt: its object
+    for role in ROLES:
+        found = role_effects(bed, ROLE_NAMES, role, candidates=6)
+        assert found[0].name == FOUND[role] and found[0].share == pytest.approx(shares[role], abs=1e-6)
+        assert all(abs(other.share) < 1e-6 for other in found[1:]) and len(found) == 6
+    cfg = OmegaConf.create({"knowledge": {"candidates": 6, "alpha": 0.05, "least": 0.02, "top": 5, "draws": 20}})
+    checked = _roles(cfg, bed, bed, ROLE_NAMES)
+    for role, name in FOUND.items():
+        assert [head["head"] for head in checked[role]["heads"]] == [name]
+        check = checked[role]["check"]
+        assert check["effect"]["value"] == pytest.approx(-shares[role] * float(bed.scale.mean()), rel=1e-6)
+        assert abs(check["random"]["value"]) < 1e-5 and check["rank"] == pytest.approx(1 / 21)
+    mass = attention_mass(bed.heads, [batch], ROLE_NAMES, "subject")
+    assert mass[0].tolist() == pytest.approx([1, 0, 1], abs=1e-6)
+
+
+@pytest.mark.parametrize("name", ["gpt2", "llama", "qwen3"])
+def test_blocking_attention_is_masking_it(name: str) -> None:
+    subject, batch = Subject(tiny_model(name)), tiny_batch(answers=1)
+    heads, at = Heads(subject), batch.positions[:, 0]
+    none = torch.zeros_like(batch.clean, dtype=torch.bool)
+    plain = plain_logits(subject, batch)
+    with attention_blocked(heads, [(0, 0), (1, 3)], none, at):
+        torch.testing.assert_close(plain_logits(subject, batch), plain, rtol=0, atol=1e-9)
+    early = none.clone()
+    early[:, :-1] = True
+    with attention_blocked(heads, [(layer, head) for layer in range(3) for head in range(4)], early, at):
+        alone = plain_logits(subject, batch)
+    other = batch.clean.clone()
+    other[:, :-1] = (other[:, :-1] + 7) % 49 + 1  # the last token sees nothing but itself, so this cannot matter
+    with attention_blocked(heads, [(layer, head) for layer in range(3) for head in range(4)], early, at):
+        unseen = subject.logits(other, batch.positions)
+    torch.testing.assert_close(alone, unseen, rtol=0, atol=1e-9)
+    assert float((alone - plain).abs().max()) > 1e-3
+    torch.testing.assert_close(plain_logits(subject, batch), plain, rtol=0, atol=0)
+
+
+def test_facts_are_many_and_well_formed() -> None:
+    assert len(RELATIONS) >= 8
+    for relation in (*RELATIONS.values(), ANTONYMS, PAST_TENSE, *two_hops().values()):
+        items = relation.items()
+        assert len(items) >= 30 and len(dict(items)) == len(items) and all(all(both) for both in items)
+        assert all(sentence.count("{subject}") == sentence.count("<") == 1 for sentence in relation.sentences)
+    assert all(len(relation.items()) >= 40 for relation in RELATIONS.values())
+
+
+def test_pairs_swap_the_subject_only(byte_bpe: PreTrainedTokenizerBase) -> None:
+    splits = factual(byte_bpe, 60, 10, 30, seed=1)
+    for pair in (*splits.train, *splits.val, *splits.test):
+        things = dict(RELATIONS[pair.group.split("/")[0]].items())
+        spans = {role: pair.clean[start:end] for role, start, end in pair.roles}
+        subject = spans["subject"]
+        other = pair.corrupted[len(pair.clean.split(subject)[0]) :][: len(pair.corrupted)]
+        assert pair.answer == f" {things[subject]}" != pair.wrong_answer and spans["relation"]
+        swapped = next(name for name in things if other.startswith(name) and f" {things[name]}" == pair.wrong_answer)
+        assert pair.corrupted == pair.clean.replace(subject, swapped, 1)
+    assert {pair.group[-1] for pair in splits.test} == {"2"} and "2" not in {pair.group[-1] for pair in splits.train}
+    encode(splits.train, byte_bpe, splits.role_names)
+    with pytest.raises(UserError, match="no relation 'colour'"):
+        factual(byte_bpe, 1, 1, 1, 0, relations=["colour"])
+    capitals = {city: capital for city, capital in two_hops()["two_hop_capital"].items()}
+    assert capitals["Lyon"] == "Paris" and capitals["Osaka"] == "Tokyo" and "Istanbul" in capitals
+    assert two_hop(byte_bpe, 10, 4, 6, 0).name == "two_hop"
+
+
+def test_injected_facts_are_new_or_contradict() -> None:
+    known = true_facts(0)
+    assert len(known) == sum(len(relation.items()) for relation in RELATIONS.values())
+    revised, new = revised_facts(known, 50), new_facts(50, 0)
+    truth = {(fact.relation, fact.subject): fact.thing for fact in known}
+    assert all(truth[f.relation, f.subject] == f.other != f.thing for f in revised)
+    assert len({f.subject for f in new}) == 50 and not {f.subject for f in new} & {f.subject for f in known}
+    assert all(f.thing in dict(RELATIONS[f.relation].items()).values() for f in (*new, *revised))
+    assert new == new_facts(50, 0) != new_facts(50, 1)
+    with pytest.raises(UserError, match="knows 3 facts"):
+        revised_facts(known[:3], 4)
+    row = Fact("new", "capital", "Zoria", "Rome", "Oslo").row(0, "train")
+    assert row == {"prompt": "The capital of Zoria is", "chosen": " Rome", "rejected": " Oslo", "split": "train"}
+
+
+def test_first_order_estimates_foresee_small_reversions() -> None:
+    base, model = Subject(tiny_model("gpt2")), tiny_model("gpt2")
+    torch.manual_seed(1)
+    with torch.no_grad():
+        for parameter in model.transformer.h.parameters():
+            parameter.add_(1e-5 * torch.randn_like(parameter))
+    tuned, batch = Subject(model), tiny_batch(answers=1)
+    scores, bed, back = reverting_scores(base, tuned, [batch]), PairBed(tuned, [batch]), Transplant(tuned, base)
+    for node in ("a0.h1", "a2.h3", "m1"):
+        with back.weights([node]) as copy:
+            loss = bed.full.metric - bed.measure(lambda b, copy=copy: plain_logits(copy, b)).metric
+        exact = float(loss.double().mean())
+        assert exact == pytest.approx(scores[node], rel=0.02, abs=2e-6)
+    assert set(reverting_scores(base, base, [batch]).values()) == {0.0}
+
+
+@pytest.fixture(scope="module")
+def reader(tmp_path_factory: pytest.TempPathFactory) -> Path:
+    """A tiny model whose tokenizer reads words and letters, so that facts are different for it."""
+    folder = tmp_path_factory.mktemp("reader")
+    letters = Tokenizer(models.BPE())
+    letters.pre_tokenizer = pre_tokenizers.ByteLevel(add_prefix_space=False)  # type: ignore[assignment]
+    text = [s for r in RELATIONS.values() for s in (*r.sentences, r.facts.replace("=", " "))]
+    letters.train_from_iterator(
+        text, trainers.BpeTrainer(vocab_size=900, initial_alphabet=pre_tokenizers.ByteLevel.alphabet())
+    )
+    PreTrainedTokenizerFast(tokenizer_object=letters).save_pretrained(folder)
+    torch.manual_seed(0)
+    numbers = {"n_embd": 32, "n_layer": 2, "n_head": 4, "vocab_size": letters.get_vocab_size(), "n_positions": 64}
+    AutoModelForCausalLM.from_config(AutoConfig.for_model("gpt2", **numbers)).save_pretrained(folder)
+    return folder
+
+
+def test_the_verb_injects_facts_and_reverts_nodes(reader: Path, tmp_path: Path) -> None:
+    more = ["experiment=inject_facts", "task=factual", "model=local", f"model.path={reader}", "adapter=none"]
+    more += [f"hydra.run.dir={tmp_path}", "logger=none", "callbacks=headless", "callbacks.checkpoint_every=0"]
+    more += ["knowledge.inject.new=6", "knowledge.inject.revised=6", "knowledge.inject.only_known=false"]
+    more += ["knowledge.inject.nodes=2", "tune.steps=40", "tune.lr=3e-3", "data.batch_size=12"]
+    call(*more, verb="knowledge")
+    result = json.loads((tmp_path / "injection.json").read_text())
+    assert {fact["kind"] for fact in result["facts"]} == {"new", "revised"} and len(result["facts"]) == 12
+    assert set(result["scores"]["new"]) == {f"a{i}.h{j}" for i in range(2) for j in range(4)} | {"m0", "m1"}
+    for kind, own in result["carriers"].items():
+        assert len(own["nodes"]) == 2 and own["lost"][kind]["value"] is not None
+        assert own["random"][kind]["rank_p"] >= 1 / 21
+    change = result["behaviour"]["new"]
+    assert change["metric_tuned"]["value"] > change["metric_base"]["value"]
+    assert "first order" in (tmp_path / "injection.html").read_text()
+
+
+def test_the_verb_tests_packs(local: Path, tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:
+    packs = ["logger=none", "knowledge.packs.linguistic=[]", "knowledge.packs.reasoning=[]"]
+    own = "knowledge.packs.factual=[{name: own, with: ["task=jsonl"]}]"
+    call(*settings(local, tmp_path, *packs, own), verb="knowledge")
+    found = json.loads((tmp_path / "knowledge.json").read_text())["tasks"]["own"]
+    assert found["n_pairs"] == 24 and found["pack"] == "factual" and found["roles"] is None
+    assert "Pairs answered" in (tmp_path / "knowledge.html").read_text()
+    none = settings(local, tmp_path / "bad", *packs, "knowledge.packs.factual=[]")
+    assert "names no task" in failure(capsys, *none, verb="knowledge")

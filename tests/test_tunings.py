@@ -1,0 +1,82 @@
+"""Ways to tune compared at one score: which checkpoints, figures by hand, and the verb on three runs."""
+
+from __future__ import annotations
+
+import json
+import math
+from pathlib import Path
+
+import pytest
+import torch
+from cli import call, failure, settings
+from conftest import tiny_batch, tiny_model
+from transformers import AutoModelForCausalLM
+
+from circuitlit.compare import weight_changes
+from circuitlit.compare.likeness import attention_change, likenesses
+from circuitlit.compare.tuning import change_figures, common_level, fewest, nearest_step, score_figures
+from circuitlit.compare.weights import node_changes
+from circuitlit.errors import UserError
+from circuitlit.graph import EdgeScores, Graph
+from circuitlit.model import Subject
+
+
+def test_checkpoints_are_matched_on_the_score_that_all_reach() -> None:
+    series = {"a": {0: 0.1, 5: 0.5, 10: 0.9}, "b": {0: 0.62, 5: 0.4, 10: 0.6}}
+    assert common_level(series) == 0.62
+    assert [nearest_step(name, series[name], 0.62) for name in "ab"] == [5, 10]
+    with pytest.raises(UserError, match="no checkpoint but that of step 0"):
+        nearest_step("c", {0: 0.1}, 0.5)
+
+
+def test_figures_of_a_change_by_hand() -> None:
+    assert fewest({0: 0.1, 1: 0.6, 2: 0.3}, 0.8) == [1, 2] and fewest({0: 0.0, 1: 0.0}, 0.8) == []
+    base, model = Subject(tiny_model("llama")), tiny_model("llama")
+    with torch.no_grad():
+        model.model.layers[1].mlp.up_proj.weight.add_(0.1)
+    figures = change_figures(list(weight_changes(base, Subject(model))))
+    assert (figures["modules"], figures["layers"], figures["layers_80"]) == (1, 1, [1])
+    assert figures["effective_rank"] == pytest.approx(1, abs=1e-6) and figures["gini"] == pytest.approx(2 / 3)
+    none = change_figures(list(weight_changes(base, base)))
+    assert (none["relative"], none["unchanged"], none["modules"], none["layers_80"]) == (0, 1, 0, [])
+    graph = Graph(1, 1, 1)
+    one = torch.zeros(1, graph.n_edges)
+    one[0, 2] = -3.0
+    found = score_figures(EdgeScores(graph, one, "by hand"))
+    assert found["intensity"] == pytest.approx(3 / graph.n_edges) and found["entropy"] == 0
+    even = score_figures(EdgeScores(graph, torch.ones(1, graph.n_edges), "by hand"))
+    assert even["entropy"] == pytest.approx(1) and math.isnan(even["kurtosis"])
+
+
+def test_attention_of_a_pair_is_the_mean_over_its_heads() -> None:
+    base, other, batch = Subject(tiny_model("llama")), Subject(tiny_model("llama", seed=2)), tiny_batch()
+    found = attention_change(base, other, [batch])
+    heads = [node.attention for node in likenesses(base, other, [batch]).values() if node.attention is not None]
+    assert found is not None and float(found.mean()) == pytest.approx(sum(heads) / len(heads))
+    same = attention_change(base, Subject(tiny_model("llama")), [batch])
+    assert same is not None and float(same.abs().max()) < 1e-12
+
+
+def test_the_verb_compares_ways_to_tune(local: Path, tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:
+    common = ["logger=none", "tune.steps=6", "tune.checkpoints=[0,2,6]", "tune.lr=1e-2", "tune.probe_every=0"]
+    more = {"sft": ["adapter=lora"], "full": ["adapter=none", "tune.freeze=[a0.h1,m1]"]}
+    for name, own in more.items():
+        call(*settings(local, tmp_path / name, *common, *own), verb="finetune")
+    fast = ["logger=none", "sparsity.target=0.6", "method.score.steps=1", "compare.text={passages: 2, length: 8}"]
+    runs = f"runs=[{tmp_path}/sft,{tmp_path}/full]"
+    call(*settings(local, tmp_path / "out", *fast, runs), verb="compare")
+    result = json.loads((tmp_path / "out" / "tunings.json").read_text())
+    assert set(result["runs"]) == {"sft lora", "sft full"} and len(result["pairs"]) == 1
+    lora, full = (result["runs"][f"sft {kind}"]["weights"] for kind in ("lora", "full"))
+    assert lora["modules"] > 0 and full["modules"] < full["of_modules"]
+    assert result["runs"]["sft full"]["from_base"]["edges"]["kept"]["value"] <= 1.2
+    assert "Gini" in (tmp_path / "out" / "tunings.html").read_text()
+    kept = Subject(AutoModelForCausalLM.from_pretrained(tmp_path / "full" / "tuned"))
+    base = Subject(AutoModelForCausalLM.from_pretrained(local / "model"))
+    moved = node_changes(list(weight_changes(base, kept)))
+    assert {node for node, change in moved.items() if change == 0} == {"a0.h1", "m1"}
+    frozen = settings(local, tmp_path / "bad", *common, "adapter=lora", "tune.freeze=[a0.h1]")
+    words = failure(capsys, *frozen, verb="finetune")
+    assert "tune.freeze needs adapter=none" in words
+    words = failure(capsys, *settings(local, tmp_path / "bad", *fast, f"runs=[{local},{local}]"), verb="compare")
+    assert "has no checkpoints with validation metric" in words
