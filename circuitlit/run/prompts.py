@@ -33,10 +33,9 @@ from circuitlit.run.ability import inability, measure_behaviour
 from circuitlit.run.build import Workbench, attribute, build_subject, build_workbench, plain, provenance
 from circuitlit.run.checks import run_dir
 from circuitlit.run.clock import CONSOLE, Clock
-from circuitlit.run.compare import load_side
 from circuitlit.run.learn import learn
 from circuitlit.run.result import held_out
-from circuitlit.run.sides import task_settings
+from circuitlit.run.sides import load_side, task_settings
 
 Kept = Bool[Tensor, "copies edge"]
 
