@@ -74,7 +74,7 @@ def test_the_main_job_trains_both_and_leaves_an_adapter(local: Path, tmp_path: P
     base = AutoModelForCausalLM.from_pretrained(local / "model")
     adapter = PeftModel.from_pretrained(base, str(tmp_path / "adapter"))
     factors = [value for key, value in adapter.named_parameters() if "lora_B" in key]
-    assert factors and all(float(value.abs().max()) > 0 for value in factors)
+    assert any(float(value.abs().max()) > 0 for value in factors)  # not of modules that no sampled circuit held
 
 
 def test_an_adapter_that_is_not_trained_is_refused(
