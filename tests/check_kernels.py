@@ -296,7 +296,7 @@ def report(title: str, row: dict[str, tuple[int, Callable[[], object]]]) -> None
 if __name__ == "__main__":
     torch.manual_seed(0)
     torch.set_float32_matmul_precision("highest")
-    good = "check" not in sys.argv[1:] and len(sys.argv) > 1 or check()
+    good = ("check" not in sys.argv[1:] and len(sys.argv) > 1) or check()
     if "time" in sys.argv:
         torch.set_float32_matmul_precision("high")
         times()

@@ -92,7 +92,13 @@ def test_every_config_composes_and_names_real_things(group: str, option: str) ->
 
 @pytest.mark.parametrize(
     "option,edges",
-    [("gpt2", 32_491), ("smollm2", 70_651), ("pythia_1.4b", 231_493), ("codellama_13b", 3_877_661), ("codellama_34b", 5_949_001)],
+    [
+        ("gpt2", 32_491),
+        ("smollm2", 70_651),
+        ("pythia_1.4b", 231_493),
+        ("codellama_13b", 3_877_661),
+        ("codellama_34b", 5_949_001),
+    ],
 )
 def test_edge_counts_from_config_alone(option: str, edges: int) -> None:
     architecture = OmegaConf.to_container(composed(f"model={option}").model.architecture)

@@ -140,7 +140,12 @@ def test_a_stopped_study_goes_on(done: Path, local: Path, tmp_path: Path, capsys
     (cells / "jsonl--learner--warm--0.9--seed0.json").write_text(json.dumps(failed))
     before = {file.name: file.stat().st_mtime_ns for file in cells.iterdir()}
     call(*small(local, folder, "study.finished_only=true"), verb="study")
-    assert {row["method"] for row in study_of(folder)["rows"]} == {"random circuits", "mask_gradients", "warm", "ranked"}
+    assert {row["method"] for row in study_of(folder)["rows"]} == {
+        "random circuits",
+        "mask_gradients",
+        "warm",
+        "ranked",
+    }
     assert before == {file.name: file.stat().st_mtime_ns for file in cells.iterdir()}
     call(*small(local, folder), verb="study")
     again = {file.name for file in cells.iterdir() if before.get(file.name) != file.stat().st_mtime_ns}

@@ -13,7 +13,6 @@ from torch import Tensor
 
 from circuitlit.tasks.pair import Batch
 
-
 TABLES = ("clean", "corrupted", "answer", "roles", "choices", "signs")
 PACKED = 2**24  # padded tokens of a split that is kept as tensors
 
