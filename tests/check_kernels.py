@@ -1,3 +1,4 @@
+# ruff: noqa: B023 (each function runs before the loop goes on)
 """Kernels against their twins: `python tests/check_kernels.py [check] [time] [sweep [write]]`.
 
 `time` adds microseconds and GB/s at the sizes that matter, `sweep` tries block sizes.

@@ -1,5 +1,28 @@
-"""Checks every annotation under pytest; an int passes for a float, as PEP 484 says."""
+"""Checks every annotation under pytest; an int passes for a float, as PEP 484 says.
+
+A check is compiled when its function is first called: compiling all of them takes longer than most tests.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Callable
+from functools import wraps
+from typing import Any
 
 from beartype import BeartypeConf, beartype
 
-checked = beartype(conf=BeartypeConf(is_pep484_tower=True))
+_compiled = beartype(conf=BeartypeConf(is_pep484_tower=True))
+
+
+def checked(function: Any) -> Any:
+    if isinstance(function, type):
+        return _compiled(function)
+    ready: list[Callable[..., Any]] = []
+
+    @wraps(function)
+    def call(*args: Any, **kwargs: Any) -> Any:
+        if not ready:
+            ready.append(_compiled(function))
+        return ready[0](*args, **kwargs)
+
+    return call

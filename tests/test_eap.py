@@ -329,6 +329,7 @@ def digest() -> str:
     return hashlib.sha256(b"".join(made)).hexdigest()
 
 
+@pytest.mark.slow
 def test_hash_seed_changes_nothing() -> None:
     here = str(Path(__file__).parent)
     environment = {**os.environ, "PYTHONHASHSEED": "3", "PYTHONPATH": os.pathsep.join([here, str(Path(here).parent)])}

@@ -347,7 +347,7 @@ def test_mistakes_get_one_sentence(local: Path, tmp_path: Path, capsys: pytest.C
         ("intervene", f"tuned={tmp_path}/deeper"): "one graph",
         ("intervene", f"heads={tmp_path}/nothing"): "heads.json",
         ("intervene", "intervene.other_tasks=[nonsense]"): "no task=nonsense",
-        ("capabilities", f"tuned={tmp_path}/deeper"): "within one graph",
+        ("capabilities", f"tuned={tmp_path}/deeper"): "only models of one graph",
         ("capabilities", f"tuned={tmp_path}/missing"): "neither a model folder",
         ("capabilities", f"tuned={local}/model capabilities.by=magic"): "neither activations nor weights",
         ("generality", "generality.tasks=[{name:a,with:[]}]"): "at least two",

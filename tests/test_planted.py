@@ -87,6 +87,7 @@ def bed_of(subject: Subject, circuit: str) -> TestBed:
     return TestBed.build(MaskedModel(subject), References(subject, "interchange"), [pairs(circuit, 24, seed=1)])
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize("circuit", CIRCUITS)
 @pytest.mark.parametrize("name", CONFIGS)
 def test_the_planted_edges_are_the_circuit(name: str, circuit: str) -> None:

@@ -173,6 +173,7 @@ def test_only_the_circuits_weights_move(local: Path, tmp_path: Path) -> None:
     assert train_only(subject, ["m1"]) == sum(p.numel() for p in subject.model.transformer.h[1].mlp.parameters()) + 32
 
 
+@pytest.mark.slow
 def test_the_verb_spreads_ranks_and_compares(local: Path, tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:
     more = ["tune.steps=4", "guided.rank=2", "guided.seeds=[0,1]", "guided.circuit_pairs=8", "tune.score=metric"]
     more += ["method=eap", "logger=none", "callbacks=none"]

@@ -174,6 +174,7 @@ def test_a_cell_that_fails_is_recorded(local: Path, tmp_path: Path, capsys: pyte
     assert "FAILED jsonl--attribution--nonsense" in capsys.readouterr().out
 
 
+@pytest.mark.slow
 def test_several_tasks_share_the_model(local: Path, tmp_path: Path) -> None:
     tasks = "[{name: one,with: ['task=jsonl']},{name: two,with: ['task=jsonl','task.build.seed=3']},nonsense]"
     more = [f"study.tasks={tasks}", "study.attributions=[mask_gradients]", "study.learners=[]", "study.resamples=0"]

@@ -255,7 +255,7 @@ def test_the_verb_follows_saved_runs_finished_or_not(
     call(f"run={copy}", f"hydra.run.dir={tmp_path}/verb", verb="timeline")
     assert (copy / "evolution.json").read_text() == saved
     shown = capsys.readouterr().out
-    assert "13 snapshots to step 60 of 60" in shown and all(name in shown for name in NAMES)
+    assert "13 snapshots to step 60 of 60" in " ".join(shown.split()) and all(name in shown for name in NAMES)
     assert "name one run" in failure(capsys, f"hydra.run.dir={tmp_path}/verb", verb="timeline")
     assert "no masks" in failure(capsys, f"run={tmp_path}", f"hydra.run.dir={tmp_path}/verb", verb="timeline")
 

@@ -57,6 +57,7 @@ def test_attention_of_a_pair_is_the_mean_over_its_heads() -> None:
     assert same is not None and float(same.abs().max()) < 1e-12
 
 
+@pytest.mark.slow
 def test_the_verb_compares_ways_to_tune(local: Path, tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:
     common = ["logger=none", "tune.steps=6", "tune.checkpoints=[0,2,6]", "tune.lr=1e-2", "tune.probe_every=0"]
     more = {"sft": ["adapter=lora"], "full": ["adapter=none", "tune.freeze=[a0.h1,m1]"]}

@@ -114,7 +114,7 @@ def likenesses(base: Subject, tuned: Subject, batches: Sequence[Batch]) -> dict[
     mlps = [node for node in inner_nodes(graph) if place_of(node)[1] is None]
     for layer in range(graph.n_layers):
         heads = [node_name(layer, head) for head in range(graph.n_heads)]
-        found |= _group(heads, ours.stacked(heads), theirs.stacked(heads), attention and attention[layer])
+        found |= _group(heads, ours.stacked(heads), theirs.stacked(heads), attention[layer] if attention else None)
     found |= _group(mlps, ours.stacked(mlps), theirs.stacked(mlps), None)
     return {node: found[node] for node in inner_nodes(graph)}
 

@@ -65,7 +65,9 @@ class _Graph:
     def replay(self, masks: Tensor, inputs: tuple[Tensor, ...]) -> tuple[Tensor, Tensor]:
         self.masks.detach().copy_(masks)
         for places in self.alike:
-            torch._foreach_copy_([self.inputs[place] for place in places], [inputs[place] for place in places])
+            torch._foreach_copy_(  # pyright: ignore[reportPrivateImportUsage]
+                [self.inputs[place] for place in places], [inputs[place] for place in places]
+            )
         self.graph.replay()
         return self.value.clone(), self.grad.clone()
 

@@ -1,6 +1,6 @@
 """Mixing writers into readers: the two products that an edge mask costs (edges x tokens x width each).
 
-On a GPU Triton kernels take over (`masked/gpu/`); `use` chooses. These are their twins, and what runs elsewhere.
+On a GPU Triton kernels (`masked/gpu/`) can take over, if `use` says so. These are their twins, and what runs elsewhere.
 """
 
 from __future__ import annotations
@@ -17,7 +17,7 @@ from circuitlit.errors import UserError
 
 CHOICES = ("auto", "torch", "triton")
 FUSED = (torch.float32, torch.bfloat16, torch.float16)
-_choice = "auto"
+_choice = "torch"
 
 
 def use(choice: str) -> None:

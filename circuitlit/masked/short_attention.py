@@ -69,4 +69,6 @@ class _Attention(Function):
         grad_ablated = None
         if ctx.needs_input_grad[1]:
             grad_ablated = -grad.unflatten(1, (ctx.sizes[0], -1)).permute(1, 2, 0, 3).flatten(2)
-        return attend_backward(grad, qkv, *ctx.sizes, cos, sin), grad_ablated, None, None, None, None, None
+        batch, heads, kv, scale = ctx.sizes
+        made = attend_backward(grad, qkv, batch, heads, kv, scale, cos, sin)
+        return made, grad_ablated, None, None, None, None, None

@@ -76,7 +76,8 @@ def load_subject(
         common["revision"] = revision
     try:
         config = AutoConfig.from_pretrained(folder, **common)
-        in_pieces = in_pieces and not adapter and anatomy_of(config).post_norm is None
+        anatomy = anatomy_of(config)
+        in_pieces = in_pieces and not adapter and anatomy.post_norm is None
         tokenizer = AutoTokenizer.from_pretrained(folder, **common)
         if in_pieces:
             model = empty_model(config, DTYPES[dtype])

@@ -149,7 +149,7 @@ def _carve(model: PreTrainedModel, graph: Graph, cut: set[str], values: bool) ->
             setattr(block, anatomy.mlp, _Nothing())
 
 
-def _carve_attention(model: PreTrainedModel, attention: nn.Module, graph: Graph, kept: list[int], values: bool) -> None:
+def _carve_attention(model: PreTrainedModel, attention: Any, graph: Graph, kept: list[int], values: bool) -> None:
     kind = model.config.model_type
     if kind == "gpt2":
         width = attention.head_dim
@@ -183,11 +183,11 @@ def _carve_attention(model: PreTrainedModel, attention: nn.Module, graph: Graph,
     attention.num_key_value_groups = most
 
 
-def _slice_rows(linear: nn.Module, rows: Tensor) -> None:
-    linear.weight = _part(linear.weight[rows])  # type: ignore[index]
+def _slice_rows(linear: Any, rows: Tensor) -> None:
+    linear.weight = _part(linear.weight[rows])
     if linear.bias is not None:
-        linear.bias = _part(linear.bias[rows])  # type: ignore[index]
-    linear.out_features = len(rows)  # type: ignore[assignment]
+        linear.bias = _part(linear.bias[rows])
+    linear.out_features = len(rows)
 
 
 def _rows(heads: list[int], width: int) -> Tensor:

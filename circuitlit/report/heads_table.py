@@ -33,7 +33,8 @@ def _years(found: dict[str, Any]) -> str:
     looks, says, others, later = (str(Metric.of(found[k])) for k in ("looks", "says_year", "random_looks", "later"))
     return (
         f"{len(found['heads'])} heads feed {len(found['mlps'])} MLPs; at the end they look most at the year in {looks} "
-        f"of cases (random heads {others}), say it or the next one in {says}; the MLPs raise later years by {later} logits"
+        f"of cases (random heads {others}), say it or the next one in {says}; the MLPs raise later years by "
+        f"{later} logits"
     )
 
 

@@ -83,7 +83,7 @@ def check(cfg: DictConfig) -> None:
         )
     if not cfg.adapter.get("train"):
         return
-    if cfg.adapter.build.get("dropout", 0):
+    if (cfg.adapter.build or {}).get("dropout", 0):
         raise UserError("adapter.build.dropout must be 0 where masks are trained, too")
     if cfg.ablation.kind not in ("interchange", "zero"):
         raise UserError("adapters change the writers' means; use ablation=interchange or zero with adapter.train=true")

@@ -167,7 +167,8 @@ def _circuit(prompt: _Prompt, facts: dict[str, Any]) -> Circuit:
         own.ckpt_path = str(last)
     attribution = attribute(own, bench)
     learner, _ = learn(own, bench, attribution, folder)
-    circuit = bench.cut(learner.scores(), facts | {"task": plain(prompt.cfg.task)})
+    own_facts: dict[str, object] = {**facts, "task": plain(prompt.cfg.task)}
+    circuit = bench.cut(learner.scores(), own_facts)
     if ranks.is_writer():
         folder.mkdir(parents=True, exist_ok=True)
         circuit.save(folder)

@@ -41,7 +41,7 @@ def run(cfg: DictConfig, circuit: Circuit) -> dict[str, Any]:
     folder = run_dir() / "pruned"
     assert whole.tokenizer is not None
     nbytes = save_pruned(whole.model, pruned(whole.model, cut), cut, whole.tokenizer, folder)
-    small = load_pruned(folder).to(whole.device)
+    small = load_pruned(folder).to(whole.device)  # pyright: ignore[reportArgumentType]
     figures = _measured(cfg, whole, small, cut)
     result = {
         "circuit": str(cfg.circuit),

@@ -97,7 +97,7 @@ def boolean(
 
 
 def _split_of(expression: str) -> str:
-    """The split that an expression belongs to whatever the prompt, seed and number of pairs; 3 in 5 are for training."""
+    """The split that an expression belongs to, whatever prompt, seed and number of pairs; 3 in 5 are for training."""
     place = hashlib.blake2b(expression.encode(), digest_size=1).digest()[0] % 5
     return ("test", "val", "train", "train", "train")[place]
 

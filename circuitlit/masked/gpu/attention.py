@@ -4,6 +4,8 @@ One program holds a whole prompt of one head. Backward computes the probabilitie
 with all query heads that share it. The plain twin is `MaskedBlock._attend`.
 """
 
+# pyright: reportArgumentType=false, reportCallIssue=false, reportOperatorIssue=false, reportIndexIssue=false
+# (Triton's language is no Python to a type checker.)
 from __future__ import annotations
 
 import torch

@@ -5,6 +5,8 @@ readers' sums of one stretch of the rows in registers while the writers stream b
 deltas together and makes both gradients of them. Sums are in float32. The plain twins are in `masked/kernels.py`.
 """
 
+# pyright: reportArgumentType=false, reportCallIssue=false, reportOperatorIssue=false, reportIndexIssue=false
+# (Triton's language is no Python to a type checker.)
 from __future__ import annotations
 
 import torch

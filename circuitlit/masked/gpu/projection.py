@@ -5,6 +5,8 @@ the same pass over x. Backward, with g the gradient of out: `dx = s g W'^T - p (
 `p = s^2 sum(g (out - c)) / d`.
 """
 
+# pyright: reportArgumentType=false, reportCallIssue=false, reportOperatorIssue=false, reportIndexIssue=false
+# (Triton's language is no Python to a type checker.)
 from __future__ import annotations
 
 import torch

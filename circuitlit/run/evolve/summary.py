@@ -117,7 +117,8 @@ def _point(cell: dict[str, Any]) -> Point:
 
 def _emergence(rows: list[dict[str, Any]], estimates: list[dict[str, float | None]]) -> dict[str, Any] | None:
     """When something stays above half of its gain: step and tokens, and the interval, in tokens if they are known."""
-    found = emergence(*([one[key] for one in estimates] for key in ("value", "low", "high")))
+    values, lows, highs = ([one[key] for one in estimates] for key in ("value", "low", "high"))
+    found = emergence(values, lows, highs)
     if found is None:
         return None
     axis = "step" if any(row["tokens"] is None for row in rows) else "tokens"
