@@ -1,6 +1,6 @@
 #!/usr/bin/env bash
 # bash launch/gpu_checks.sh [MORE SETTINGS]: on two GPUs, what several GPUs must show: the masks of one GPU under ddp,
-# deepspeed_2 and deepspeed_3, and ddp's speed. DRY=1 prints the commands.
+# deepspeed_2 and deepspeed_3. MODELS="gpt2 smollm2". DRY=1 prints the commands.
 set -euo pipefail
 cd "$(dirname "$0")/.."
 out=${OUT:-runs/gpu_checks}
@@ -9,11 +9,11 @@ train() { # NAME DEVICES ACCUMULATE SETTINGS: 200 steps of the same 16 pairs eac
   local name=$1 devices=$2 accumulate=$3
   shift 3
   ${DRY:+echo} python train.py task=ioi callbacks=headless mask.schedule.steps=200 data.batch_size=8 \
-    callbacks.snapshot_every=1 callbacks.probe_every=0 matmul_precision=highest strategy.options.devices="$devices" \
+    callbacks.checkpoint_every=1 callbacks.probe_every=0 matmul_precision=highest strategy.options.devices="$devices" \
     trainer.accumulate_grad_batches="$accumulate" hydra.run.dir="$out/$name" "$@"
 }
 
-for model in gpt2 smollm2; do
+for model in ${MODELS:-gpt2 smollm2}; do
   train "$model-single" 1 2 model="$model" strategy=single "$@"
   for strategy in ddp deepspeed_2 deepspeed_3; do
     train "$model-$strategy" 2 1 model="$model" strategy="$strategy" "$@"

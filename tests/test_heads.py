@@ -199,16 +199,18 @@ def test_ablating_the_planted_induction_head_undoes_repetition(by_hand: Heads) -
     assert not subject.model.transformer.h[1].attn.c_proj._forward_pre_hooks
 
 
-def test_random_heads_are_of_the_same_layers() -> None:
-    graph = Graph(3, 4, 4)
-    heads = [(0, 1), (2, 0), (2, 3)]
+def test_random_heads_are_of_the_same_layers_or_near_them() -> None:
+    graph = Graph(5, 8, 8)
+    heads = [(0, 1), (4, 0), (4, 3)]
     for drawn in matched_heads(graph, heads, 20, seed=0):
-        assert sorted(layer for layer, _ in drawn) == [0, 2, 2] and not set(drawn) & set(heads)
-    for drawn in matched_heads(graph, heads, 20, seed=0, spared=[(2, 1)]):
-        assert (2, 1) not in drawn and (2, 2) in drawn  # one is left in that layer, the third comes from elsewhere
-    crowded = [(1, 0), (1, 1), (1, 2)]
-    drawn = matched_heads(graph, crowded, 1, seed=0)[0]
-    assert len(set(drawn)) == 3 and (1, 3) in drawn
+        assert sorted(layer for layer, _ in drawn) == [0, 4, 4] and not set(drawn) & set(heads)
+    spared = [(4, h) for h in range(1, 7)]
+    sets = matched_heads(graph, heads, 20, seed=0, spared=spared)
+    for drawn in sets:  # the last layer has one left: the draws are of it and the layer before
+        assert not set(drawn) & {*heads, *spared} and {layer for layer, _ in drawn[1:]} <= {3, 4}
+    assert len({tuple(drawn) for drawn in sets}) > 10
+    crowded = [(2, h) for h in range(7)]
+    assert all(len(set(drawn)) == 7 for drawn in matched_heads(graph, crowded, 5, seed=0))
     with pytest.raises(UserError, match=r"lower heads\.top"):
         matched_heads(Graph(1, 4, 4), [(0, 0), (0, 1), (0, 2)], 1, seed=0)
 

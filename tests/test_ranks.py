@@ -13,6 +13,7 @@ from pathlib import Path
 
 import forked
 import pytest
+import same_masks
 import torch
 from cli import call, failure, settings
 from safetensors.torch import load_file
@@ -65,13 +66,14 @@ def children_of(process: subprocess.Popen[str]) -> list[int]:
 def both(local: Path, tmp_path_factory: pytest.TempPathFactory) -> tuple[Path, Path, str]:
     """One process that accumulates twice, two processes, and what the two printed."""
     one, two, logs = (tmp_path_factory.mktemp(name) for name in ("one", "two", "logs"))
-    call(*settings(local, one, *ONE, "logger=none"))
+    every = "callbacks.checkpoint_every=1"
+    call(*settings(local, one, *ONE, every, "logger=none"))
     common = {"WORLD_SIZE": "2", "LOCAL_WORLD_SIZE": "2", "MASTER_ADDR": "127.0.0.1", "MASTER_PORT": str(free_port())}
     common |= {"TORCHELASTIC_RUN_ID": "two", "CIRCUITLIT_RUN_ID": "two"}  # as torchrun tells its processes
     processes = [
         forked.start(
             logs / rank,
-            *settings(local, two, *TWO, "logger=wandb_offline"),
+            *settings(local, two, *TWO, every, "logger=wandb_offline"),
             environment=common | {"RANK": rank, "LOCAL_RANK": rank},
         )
         for rank in "01"
@@ -83,6 +85,7 @@ def both(local: Path, tmp_path_factory: pytest.TempPathFactory) -> tuple[Path, P
 
 def test_two_processes_learn_the_masks_of_one(both: tuple[Path, Path, str]) -> None:
     one, two, _ = both
+    assert same_masks.main(one, two) == 0
     assert not torch.equal(masks(one), masks(one, 0))
     for step in (4, 8, 12):
         torch.testing.assert_close(masks(two, step), masks(one, step), rtol=1e-6, atol=1e-6)
@@ -110,8 +113,10 @@ def test_deepspeed_learns_the_same_masks(
     strategy: str, both: tuple[Path, Path, str], local: Path, tmp_path: Path
 ) -> None:
     """Stages 1 and 2 on DeepSpeed's CPU accelerator, whose first use compiles for a minute or two."""
-    code, _, errors = end(start(local, tmp_path, *TWO, f"strategy={strategy}", "logger=none"), 500)
+    more = [f"strategy={strategy}", "callbacks.checkpoint_every=1", "logger=none"]
+    code, _, errors = end(start(local, tmp_path, *TWO, *more), 500)
     assert code == 0, errors
+    assert same_masks.main(both[0], tmp_path) == 0
     for step in (4, 8, 12):
         torch.testing.assert_close(masks(tmp_path, step), masks(both[0], step), rtol=1e-5, atol=1e-5)
     assert torch.equal(Circuit.load(both[0]).kept, Circuit.load(tmp_path).kept)

@@ -98,27 +98,36 @@ def causal_check(
 def matched_heads(
     graph: Graph, heads: Sequence[Head], draws: int, seed: int, spared: Sequence[Head] = ()
 ) -> list[list[Head]]:
-    """Random sets with as many heads in every layer as `heads` has, none of them in `heads` or `spared`.
+    """Random sets of as many heads, from the same layers or near them, none of them in `heads` or `spared`.
 
-    Where a layer has too few others, the rest is drawn from the other layers.
+    The heads of a layer are matched by draws from the free heads of that layer; where these are fewer than twice as
+    many, by draws from the nearest layers too, so that a layer full of the role still has a random control.
 
     Raises:
         UserError: too few heads are left for as large a set.
     """
-    left = {
-        layer: [(layer, h) for h in range(graph.n_heads) if (layer, h) not in {*heads, *spared}]
-        for layer in range(graph.n_layers)
-    }
-    if sum(map(len, left.values())) < len(heads):
+    taken = {*heads, *spared}
+    free = [(layer, h) for layer in range(graph.n_layers) for h in range(graph.n_heads) if (layer, h) not in taken]
+    if len(free) < len(heads):
         raise UserError(f"{len(heads)} heads leave too few others for a random control; lower heads.top")
-    draw, sets = random.Random(seed), []
-    for _ in range(draws):
-        drawn: list[Head] = []
-        for layer, count in sorted(Counter(layer for layer, _ in heads).items()):
-            drawn += draw.sample(left[layer], min(count, len(left[layer])))
-        rest = [head for members in left.values() for head in members if head not in drawn]
-        sets.append(sorted(drawn + draw.sample(rest, len(heads) - len(drawn))))
-    return sets
+    draw = random.Random(seed)
+    counts = sorted(Counter(layer for layer, _ in heads).items())
+    return [_matched(free, counts, draw) for _ in range(draws)]
+
+
+def _matched(free: Sequence[Head], counts: Sequence[tuple[int, int]], draw: random.Random) -> list[Head]:
+    """One set: for each layer so many of the free heads nearest to it."""
+    drawn: list[Head] = []
+    for layer, count in counts:
+        left = [head for head in free if head not in drawn]
+        reach = next(r for r in range(len(free) + 1) if r == len(free) or _within(left, layer, r) >= 2 * count)
+        near = [head for head in left if abs(head[0] - layer) <= reach]
+        drawn += draw.sample(near, count)
+    return sorted(drawn)
+
+
+def _within(heads: Sequence[Head], layer: int, reach: int) -> int:
+    return sum(abs(head[0] - layer) <= reach for head in heads)
 
 
 def repeat_loss(

@@ -39,7 +39,7 @@ from circuitlit.heads.causal import Behaviour, metric_of_pairs, repeat_loss
 from circuitlit.heads.effects import head_writers
 from circuitlit.heads.places import NAMES
 from circuitlit.heads.repeats import front_token
-from circuitlit.heads.roles import head_name, heads_of, mark, top_heads
+from circuitlit.heads.roles import Head, head_name, heads_of, mark, top_heads
 from circuitlit.heads.text import read_passages, sample_passages, write_passages
 from circuitlit.masked.ablation import KINDS
 from circuitlit.model import Subject
@@ -230,10 +230,12 @@ def _causal(cfg: DictConfig, bench: _Bench, algorithm: Algorithm | None) -> dict
     settings, graph, top = cfg.heads.causal, bench.bed.graph, cfg.heads.top
     checks: dict[str, CausalCheck] = {}
 
-    def check(role: str, behaviour: Behaviour, grid: Tensor) -> None:
+    def check(role: str, behaviour: Behaviour, grid: Tensor, spared: Sequence[Head] = ()) -> None:
         heads = top_heads(grid, top) if role in settings.roles else []
+        if graph.n_layers * graph.n_heads < len({*heads, *spared}) + 2 * len(heads):
+            spared = ()  # a small model has no others
         if heads:
-            checks[role] = causal_check(behaviour, graph, heads, settings.draws, cfg.seed, watch=watched)
+            checks[role] = causal_check(behaviour, graph, heads, settings.draws, cfg.seed, spared, watched)
 
     if bench.repeats is not None:
         fresh = _repeats(cfg, bench.subject, 1)
@@ -242,10 +244,11 @@ def _causal(cfg: DictConfig, bench: _Bench, algorithm: Algorithm | None) -> dict
             check(role, loss, bench.scores[role])
     if algorithm is not None:
         metric = metric_of_pairs(bench.bed, settings.ablation)
+        with_role = {head for heads in algorithm.roles.values() for head in heads}
         for role, grid in ON_TASK.items():
             if algorithm.roles[role]:
                 here = mark(graph, algorithm.roles[role])
-                check(role, metric, torch.where(here, algorithm.grids[grid].abs(), torch.nan))
+                check(role, metric, torch.where(here, algorithm.grids[grid].abs(), torch.nan), sorted(with_role))
     return checks
 
 
