@@ -17,7 +17,7 @@ from circuitlit.errors import UserError
 
 CHOICES = ("auto", "torch", "triton")
 FUSED = (torch.float32, torch.bfloat16, torch.float16)
-_choice = "torch"
+_choice = "auto"
 
 
 def use(choice: str) -> None:

@@ -29,26 +29,29 @@ PHASES = ("references", "masks", "forward", "backward", "optimizer", "data and c
 
 
 class StepTimer(Callback):
-    """Times every step and, on every second one, its phases; runs `rival` between steps, off the clock.
+    """Times whole steps, and steps by phase with `rival` run between them, off the clock.
 
-    Timing a phase waits for the GPU, so on one the steps with phases do not count as steps. With a captured CUDA graph
-    the gradient is computed in the forward phase.
+    On a GPU whole steps come first, by its own clock from each step's start to the next one's: nothing waits in
+    between, so that the CPU runs ahead as it does in training. Then come as many by phase, each of which waits. On a
+    CPU every step is both. With a captured CUDA graph the gradient is computed in the forward phase.
 
     Args:
         warmup: steps not counted.
-        rival: what the step is compared with, run under the same conditions.
+        repeats: whole steps on a GPU; all further ones are timed by phase.
+        rival: what the step is compared with, run under the same conditions; None times no phases.
     """
 
-    def __init__(self, warmup: int, rival: Callable[[], None]) -> None:
+    def __init__(self, warmup: int, repeats: int, rival: Callable[[], None] | None) -> None:
         self.warmup, self.rival = warmup, rival
-        self.plain = False  # True times no phases
         self.steps: list[float] = []
         self.rivals: list[float] = []
         self.phases: dict[str, list[float]] = defaultdict(list)
+        self._on_gpu = torch.cuda.is_available()
+        self._by_phase_from = warmup + repeats if self._on_gpu else 0
+        self._starts: list[torch.cuda.Event] = []
         self._spent: dict[str, float] = {}
         self._begun = self._mark = self._left = 0.0
         self._number = 0
-        self._detailed = True
 
     def on_train_start(self, trainer: Trainer, pl_module: Any) -> None:
         """Put stopwatches around the learner's parts."""
@@ -57,18 +60,25 @@ class StepTimer(Callback):
 
     def on_train_batch_start(self, trainer: Trainer, pl_module: LightningModule, batch: Any, batch_idx: int) -> None:
         """Run the rival, then start the clock; data and callbacks count for the step before."""
+        step = trainer.global_step
+        if self._on_gpu and self.warmup <= step <= self._by_phase_from:
+            self._starts.append(torch.cuda.Event(enable_timing=True))
+            self._starts[-1].record()
+        if not self._by_phase(step):
+            return
         now = _now()
         if self._left:
             self._finish(now)
         begun = _now()
+        assert self.rival is not None
         self.rival()
         self._begun = self._mark = _now()
-        if trainer.global_step >= self.warmup:
+        if step >= self.warmup:
             self.rivals.append(self._begun - begun)
-        self._spent, self._detailed = (
-            {},
-            not self.plain and (not torch.cuda.is_available() or trainer.global_step % 2 == 1),
-        )
+        self._spent = {}
+
+    def _by_phase(self, step: int) -> bool:
+        return self.rival is not None and step >= self._by_phase_from
 
     def on_before_backward(self, *args: Any) -> None:
         """Everything since the start but references and forward was sampling of masks."""
@@ -80,25 +90,29 @@ class StepTimer(Callback):
 
     def on_train_batch_end(self, trainer: Trainer, *args: Any) -> None:
         """The update is done; other callbacks, loggers and the next batch follow."""
-        self._lap("optimizer")
-        self._left = _now() if self._detailed else time.perf_counter()
         self._number = trainer.global_step - 1
+        if self._by_phase(self._number):
+            self._lap("optimizer")
+            self._left = _now()
 
     def on_train_end(self, *args: Any) -> None:
         """Take the stopwatches off the last step: it has no next batch."""
         self._left = 0.0
+        if self._starts:
+            torch.cuda.synchronize()
+            pairs = zip(self._starts, self._starts[1:], strict=False)
+            self.steps = [before.elapsed_time(after) / 1e3 for before, after in pairs]
 
     def _finish(self, now: float) -> None:
         if self._number < self.warmup:
             return
-        if not (self._detailed and torch.cuda.is_available()):
+        if not self._on_gpu:
             self.steps.append(now - self._begun)
-        if self._detailed:
-            for name, seconds in (self._spent | {"data and callbacks": now - self._left}).items():
-                self.phases[name].append(seconds)
+        for name, seconds in (self._spent | {"data and callbacks": now - self._left}).items():
+            self.phases[name].append(seconds)
 
     def _lap(self, name: str) -> None:
-        if not self._detailed:
+        if not self._mark:
             return
         now = _now()
         self._spent[name] = self._spent.get(name, 0.0) + now - self._mark
@@ -168,15 +182,15 @@ def time_step(cfg: DictConfig, dtype: str) -> dict[str, Any]:
     _reset_peak(subject.device)
     batches = bench.data.train.batches(cfg.data.batch_size, cfg.tokens)
     tokens = next(iter(batches)).to(subject.device)
-    timer = StepTimer(cfg.warmup, lambda: stock_step(subject, tokens))
+    rival = None if cfg.profile and torch.cuda.is_available() else lambda: stock_step(subject, tokens)
+    timer = StepTimer(cfg.warmup, cfg.repeats, rival)
     watchers: list[Callback] = [timer]
     if cfg.profile:
-        timer.rival, timer.plain = (lambda: None), True
         watchers.append(Profile(cfg.warmup, run_dir() / f"profile-{dtype}.txt"))
     learn(cfg, bench, random_scores(bench, cfg.seed), run_dir(), watchers)
     peaks = ranks.gathered(_peak_bytes(subject.device) / 2**30)
     planned = sum(plan(given, meta_subject(given)).values()) / 2**30
-    middle, rival = median(timer.steps), median(timer.rivals)
+    middle, stock = median(timer.steps), median(timer.rivals) if timer.rivals else None
     quarters = quantiles(timer.steps, n=4) if len(timer.steps) > 1 else [middle] * 3
     n_bytes = traffic(subject.graph, cfg.mask.panel, tokens.clean.numel(), subject.model.config.hidden_size)
     n_bytes *= subject.model.dtype.itemsize
@@ -189,8 +203,8 @@ def time_step(cfg: DictConfig, dtype: str) -> dict[str, Any]:
         "step": middle,
         "low": quarters[0],
         "high": quarters[2],
-        "stock": rival,
-        "to_stock": middle / rival,
+        "stock": stock,
+        "to_stock": middle / stock if stock else None,
         "traffic_bytes": n_bytes,
         "to_traffic": middle / floor,
         "devices": len(peaks),

@@ -68,7 +68,6 @@ def run(cfg: DictConfig) -> dict[str, Any]:
     with clock.phase("tuning", f"Tuning for {cfg.tune.steps} steps: {trained_share(tuner.model)}"):
         history = _fit(cfg, subject, data, tuner, steps, watched)
     with clock.phase("after", "Testing the tuned model"):
-        tuner.to(subject.device)
         outcome = held_out.measure(tuner.model)
         change = behaviour_change(held_out.base, outcome)
         reason = change.shortfall(cfg.tune.score)
@@ -176,7 +175,7 @@ def _fit(
                 save_last=True,
             )
         )
-    loggers = build_loggers(cfg)
+    loggers, device = build_loggers(cfg), subject.device
     trainer: Trainer = instantiate(
         cfg.trainer, logger=loggers, callbacks=callbacks, **instantiate(cfg.strategy.options)
     )
@@ -188,6 +187,7 @@ def _fit(
             CONSOLE.print(f"  W&B: {address}", highlight=False)
     if trainer.interrupted:
         raise KeyboardInterrupt
+    tuner.to(device)  # Lightning leaves it on the CPU
     return history
 
 

@@ -9,7 +9,7 @@ import triton.language as tl
 from jaxtyping import Float
 from torch import Tensor
 
-BLOCK = 4096
+BLOCK = 16384
 
 
 @triton.jit(do_not_specialize=["size"])
@@ -46,6 +46,6 @@ def shift(
     """The scalar s with `mean sigmoid((log_alpha + s - threshold) / temperature) = share`."""
     out = log_alpha.new_empty(())
     _shift[(1,)](
-        log_alpha, out, share, threshold, temperature, spread, log_alpha.numel(), ROUNDS=rounds, N=BLOCK, num_warps=16
+        log_alpha, out, share, threshold, temperature, spread, log_alpha.numel(), ROUNDS=rounds, N=BLOCK, num_warps=32
     )
     return out
