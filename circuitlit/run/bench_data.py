@@ -90,7 +90,7 @@ class RandomPairs(PairsModule):
 
         self.train, self.val, self.test = encoded(n_train), encoded(n_val), encoded(0)
         self._batch_size, self._seed, self._num_workers = batch_size, seed, 0
-        self._pad_to, self._multiple = length, 1
+        self._to_longest, self._multiple = True, 1
 
 
 def random_workbench(cfg: DictConfig, subject: Subject, n_train: int) -> Workbench:

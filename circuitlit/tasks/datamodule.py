@@ -65,7 +65,7 @@ class PairsModule(LightningDataModule):
             seed: of the order of the training pairs.
             pad_to: "batch" groups training pairs of similar length and pads to a batch's longest; "bucket" then rounds
                 up to a multiple of 8 tokens, so that a captured step has few shapes; "max" pads every batch to the
-                longest row of all splits, which gives it one.
+                longest row of its split, which gives it one.
             num_workers: processes that collate; 0 does it in the main one.
 
         Raises:
@@ -81,8 +81,7 @@ class PairsModule(LightningDataModule):
             encode(pairs, tokenizer, splits.role_names) for pairs in (splits.train, splits.val, splits.test)
         )
         self._batch_size, self._seed, self._num_workers = batch_size, seed, num_workers
-        every = [*self.train.lengths, *self.val.lengths, *self.test.lengths]
-        self._pad_to = max(every, default=0) if pad_to == "max" else None
+        self._to_longest = pad_to == "max"
         self._multiple = BUCKET if pad_to == "bucket" else 1
 
     def transfer_batch_to_device(self, batch: Batch, device: torch.device, dataloader_idx: int) -> Batch:
@@ -113,7 +112,7 @@ class PairsModule(LightningDataModule):
             world=trainer.world_size if trainer else 1,
             accumulate=accumulate,
             start=trainer.global_step * accumulate if trainer else 0,
-            by_length=self._pad_to is None,
+            by_length=not self._to_longest,
         )
         return self._loader(self.train, batches)
 
@@ -135,9 +134,10 @@ class PairsModule(LightningDataModule):
         return shard(len(encoded), self._batch_size, rank, world)
 
     def _loader(self, encoded: EncodedPairs, batches: MicroBatches | list[list[int]]) -> DataLoader[int]:
+        pad_to = max(encoded.lengths) if self._to_longest else None
         return DataLoader(
             _RowNumbers(len(encoded)),
             batch_sampler=batches,
-            collate_fn=partial(encoded.collate, pad_to=self._pad_to, multiple=self._multiple),
+            collate_fn=partial(encoded.collate, pad_to=pad_to, multiple=self._multiple),
             num_workers=self._num_workers,
         )
