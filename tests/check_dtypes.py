@@ -54,7 +54,7 @@ def main() -> None:
             best = [set(g.abs().topk(len(g) // 20).indices.tolist()) for g in (gradient, found[1])]
             print(
                 f"{dtype} kernels={kernels}: log-probabilities {error[0]:.1e} off (relative), KL {kl:.1e}, "
-                f"mask gradients {error[1]:.1e} off, {len(best[0] & best[1]) / len(best[0]):.3f} of the 5 % largest shared"
+                f"mask gradients {error[1]:.1e} off, {len(best[0] & best[1]) / len(best[0]):.3f} of the top 5 % shared"
             )
     if len(sys.argv) == 3:
         kept = [Circuit.load(run).kept for run in sys.argv[1:]]

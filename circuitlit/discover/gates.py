@@ -21,6 +21,7 @@ from torch import Tensor
 from circuitlit.masked.kernels import fused
 
 BISECTIONS = 50
+ONE_BLOCK = 2**18  # more gates than that are too many for one multiprocessor
 HALVINGS = 34  # after which a search that is all in float32 no longer moves
 SPREAD = 60.0  # noise scales beyond the outermost gates at which the search begins
 Measure = Callable[[Float[Tensor, "mask"]], Float[Tensor, ""]]
@@ -85,7 +86,7 @@ class Gates(ABC):
             measure: from the gates' open probabilities to the expected share of edges kept; the mean, where every gate
                 is one edge.
         """
-        if measure is torch.mean and fused(log_alpha):
+        if measure is torch.mean and log_alpha.numel() <= ONE_BLOCK and fused(log_alpha):
             from circuitlit.masked.gpu.shift import shift
 
             return shift(log_alpha, share, self.threshold, self.softness * scale, SPREAD * scale, HALVINGS)

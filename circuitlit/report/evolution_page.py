@@ -60,24 +60,32 @@ def _table(title: str, headings: list[str], rows: list[list[str]]) -> str:
 
 
 def evolution_figure(result: dict[str, Any]) -> go.Figure:
-    """Five rows on one axis: tokens where all rows know them, else steps; a colour a task or role, a dash a series."""
+    """Five rows on one axis: tokens where all rows know them, else steps; a colour a task or role, a dash a model.
+
+    Seeds of one model share its dash. Intervals are drawn where there is one series.
+    """
     titles = [f"{title}, {result['faithfulness']:.0%} faithful" if "smallest" in title else title for title in _ROWS]
     figure = make_subplots(rows=5, cols=1, shared_xaxes=True, vertical_spacing=0.04, subplot_titles=titles)
     axis = "tokens" if _knows_tokens(result) else "step"
-    for number, series in enumerate(result["series"]):
-        look = {"dash": _DASHES[number % len(_DASHES)], "width": 2}
-        prefix = f"{series['name']}: " if len(result["series"]) > 1 else ""
+    models = list(dict.fromkeys(_model(series) for series in result["series"]))
+    dashes = {model: _DASHES[number % len(_DASHES)] for number, model in enumerate(models)}
+    alone, named = len(result["series"]) == 1, set()
+    for series in result["series"]:
+        look = {"dash": dashes[_model(series)], "width": 2 if alone else 1.2}
         for colour, (task, entry) in zip(_cycle(), series["tasks"].items(), strict=False):
             if entry["rows"]:
-                _task_lines(figure, axis, f"{prefix}{task}", entry, {**look, "color": colour})
+                _task_lines(figure, axis, task, entry, {**look, "color": colour}, task not in named, alone)
+                named.add(task)
         rows = series["heads"]["rows"]
         for colour, role in zip(_cycle(), rows[0]["best"] if rows else (), strict=False):
+            shown = {"legend": "legend2", "legendgroup": role, "showlegend": ("role", role) not in named}
+            shown |= {"name": role.replace("_", " "), "line": {**look, "color": colour}, "mode": "lines"}
             values = [row["best"][role] for row in rows]
-            label = f"{prefix}{role.replace('_', ' ')}"
-            line = go.Scatter(
-                x=_places(rows, axis), y=values, name=label, line={**look, "color": colour}, legend="legend2"
-            )
-            figure.add_trace(line, row=2, col=1)
+            figure.add_trace(go.Scatter(x=_places(rows, axis), y=values, **shown), row=2, col=1)
+            named.add(("role", role))
+    for model in models if len(models) > 1 else ():
+        line = {"color": GREY, "dash": dashes[model], "width": 1.6}
+        figure.add_trace(go.Scatter(x=[None], y=[None], name=model, line=line, mode="lines"), row=1, col=1)
     figure.update_xaxes(type="log")
     figure.update_xaxes(title=f"{axis} (log; the untrained model at the left end)", row=5, col=1)
     figure.update_yaxes(type="log", row=3, col=1)
@@ -86,17 +94,26 @@ def evolution_figure(result: dict[str, Any]) -> go.Figure:
     return finish(figure, 1100)
 
 
-def _task_lines(figure: go.Figure, axis: str, label: str, entry: dict[str, Any], look: dict[str, Any]) -> None:
+def _model(series: dict[str, Any]) -> str:
+    """Name of a series without its seed."""
+    return str(series["name"]).split("-seed")[0]
+
+
+def _task_lines(
+    figure: go.Figure, axis: str, task: str, entry: dict[str, Any], look: dict[str, Any], named: bool, intervals: bool
+) -> None:
     rows = entry["rows"]
     x = _places(rows, axis)
     found = [Metric.of(row["behaviour"]["accuracy"]) for row in rows]
     above = [None if m.high is None or m.value is None else m.high - m.value for m in found]
     below = [None if m.low is None or m.value is None else m.value - m.low for m in found]
-    bars = {"type": "data", "array": above, "arrayminus": below, "thickness": 1}
-    shared: dict[str, Any] = {"legendgroup": label, "name": label, "line": look}
-    figure.add_trace(go.Scatter(x=x, y=[m.value for m in found], error_y=bars, **shared), row=1, col=1)
+    bars = {"type": "data", "array": above, "arrayminus": below, "thickness": 1} if intervals else None
+    mode = "lines+markers" if intervals else "lines"
+    shared: dict[str, Any] = {"legendgroup": task, "name": task, "line": look, "mode": mode}
+    values = [m.value for m in found]
+    figure.add_trace(go.Scatter(x=x, y=values, error_y=bars, showlegend=named, **shared), row=1, col=1)
     sizes = [row["smallest"]["n_edges"] if row["status"] == "OK" else None for row in rows]
-    figure.add_trace(go.Scatter(x=x, y=sizes, showlegend=False, mode="lines+markers", **shared), row=3, col=1)
+    figure.add_trace(go.Scatter(x=x, y=sizes, showlegend=False, **shared), row=3, col=1)
     alike = [row["likeness"]["last"]["corrected_jaccard"] for row in rows]
     figure.add_trace(go.Scatter(x=x, y=alike, showlegend=False, **shared), row=4, col=1)
     step = {"shape": "hv"}

@@ -85,7 +85,7 @@ def _needed(item: dict | None) -> str:
 
 
 def study_figures(study: dict) -> dict[str, go.Figure]:
-    """KL and task performance against the share of edges removed, one column a task, one line a method."""
+    """KL and task performance against the share of edges removed: a column a task, a line a method, masks thick."""
     return {"kl": _figure(study, [("kl", "KL (nats)")]), "performance": _figure(study, _PERFORMANCE)}
 
 
@@ -118,7 +118,8 @@ def _figure(study: dict, metrics: Sequence[tuple[str, str]]) -> go.Figure:
             if rows:
                 figure.add_trace(_line(rows, metric, number, column == 1), row=1, col=column)
         figure.update_xaxes(title="share of edges removed", tickformat=".1%", row=1, col=column)
-        figure.update_yaxes(title=title, row=1, col=column)
+        log = "log" if metric == "kl" else "linear"
+        figure.update_yaxes(title=title if column == 1 or metric != "kl" else None, type=log, row=1, col=column)
     return finish(figure, 420)
 
 
@@ -133,7 +134,12 @@ def _line(rows: list[dict], metric: str, number: int, legend: bool) -> go.Scatte
     y = [value or 0.0 for _, value, _, _ in known]
     above = [(high or 0.0) - value for (_, _, _, high), value in zip(known, y, strict=True)]
     below = [value - (low or 0.0) for (_, _, low, _), value in zip(known, y, strict=True)]
-    look = {"color": _COLOURS[number % len(_COLOURS)], "width": 1.5}
+    learned = rows[0]["kind"] == "learner"
+    look = {
+        "color": _COLOURS[number % len(_COLOURS)],
+        "width": 2.6 if learned else 1.2,
+        "dash": None if learned else "dot",
+    }
     return go.Scatter(
         x=[x for x, *_ in known],
         y=y,

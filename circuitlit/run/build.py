@@ -133,7 +133,7 @@ def build_workbench(cfg: DictConfig, subject: Subject, model: MaskedModel | None
     layout = MaskLayout(subject.graph, roles, cfg.mask.sites)
     model = model or masked_model(cfg, subject)
     constants = _constants(cfg, model, data)
-    budget, together = cfg.mask.cache_gib * 2**30, model.shards is not None
+    budget, together = cfg.mask.cache_gib * 2**30, model.shards is not None and model.shards.costly
     references = References(subject, cfg.ablation.kind, constants, budget, together)
     references.fill(data.train.batches(cfg.data.batch_size, max(data.train.lengths)), len(data.train))
     target = cfg.sparsity.target
