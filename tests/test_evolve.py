@@ -151,9 +151,43 @@ def test_pythia_experiment_runs_on_a_folder_of_revisions(series: Path, tmp_path:
     assert [(row["step"], row["tokens"]) for row in rows] == [(s, s * 2_097_152) for s in (0, 1, 2)]
 
 
+def test_the_ioi_algorithm_over_checkpoints_is_that_of_heads(series: Path, tmp_path: Path) -> None:
+    pairs = [pair | {"split": ("train", "val", "test")[n % 3]} for n, pair in enumerate(mixture_pairs("names", 24, 0))]
+    (tmp_path / "names.jsonl").write_text("\n".join(map(json.dumps, pairs)))
+    task = f"task.build.path={tmp_path}/names.jsonl"
+    more = ["evolve.heads.algorithm=D", "evolve.smallest=false", "evolve.resamples=0", "evolve.schedule=[0,10]"]
+    call(*settings(series, tmp_path / "out", *more, task), verb="evolve")
+    entry = results(tmp_path / "out")["series"][0]["tasks"]["jsonl"]
+    found = entry["rows"][-1]["algorithm"]
+    sizes = ["heads.repeats.sequences=16", "heads.repeats.length=6", "heads.pairs=32", "heads.causal.run=false"]
+    call(
+        "model=local",
+        f"model.path={series}/step10",
+        "task=jsonl",
+        task,
+        *sizes,
+        "heads.algorithm.copy_suppression=false",
+        "heads.top=2",
+        f"hydra.run.dir={tmp_path}/heads",
+        verb="heads",
+    )
+    alone = json.loads((tmp_path / "heads" / "heads.json").read_text())["details"]["ioi_algorithm"]
+    assert found["of"] == "all heads" and 0 < found["shares"]["B"]["share"]["value"] <= 1
+    assert found["roles"] == alone["roles"] and found["shares"] == alone["shares"]
+    assert [row["step"] for row in entry["algorithm_roles"]["name_mover"]["over_steps"]] == [0, 10]
+
+
+def test_pairs_of_names_say_where_they_stand() -> None:
+    for pair in mixture_pairs("names", 20, 0):
+        said = {role: pair["clean"][start:end] for role, (start, end) in pair["roles"].items()}
+        assert said["io"] == pair["answer"].strip() and said["s1"] == said["s2"] == pair["wrong_answer"].strip()
+        assert pair["roles"]["s1"] != pair["roles"]["s2"]
+
+
 @pytest.mark.parametrize(
     "more,says",
     [
+        (["evolve.heads.algorithm=E"], "is none of B, C, D"),
         (["evolve.folder=/nowhere"], "is not a folder"),
         (["evolve.schedule=[0,7]"], "has no step 7"),
         (["evolve.schedule=sometimes"], "none of all, linear"),

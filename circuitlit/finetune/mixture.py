@@ -11,6 +11,7 @@ Every row begins with the token `<s>` and is of one kind:
 from __future__ import annotations
 
 import random
+import re
 from collections.abc import Callable, Sequence
 from itertools import chain, product
 from typing import Any
@@ -154,7 +155,7 @@ def _two(rng: np.random.Generator, words: Sequence[str], count: int) -> Int[np.n
 _MAKERS = {"repeats": _repeats, "names": _names, "agreement": _agreement, "successor": _successor}
 
 
-def mixture_pairs(kind: str, count: int, seed: int, length: int = 12) -> list[dict[str, str]]:
+def mixture_pairs(kind: str, count: int, seed: int, length: int = 12) -> list[dict[str, Any]]:
     """Pairs of prompts that test what a kind teaches, as lines of a jsonl task.
 
     Args:
@@ -162,15 +163,26 @@ def mixture_pairs(kind: str, count: int, seed: int, length: int = 12) -> list[di
         count: pairs; no two have the same clean prompt.
         seed: equal seeds give equal pairs.
         length: words before the repetition in pairs of the kind "repeats".
+
+    Pairs of the kind "names" say where the indirect object and both mentions of the subject stand.
     """
     rng = random.Random(f"{kind}/{seed}")
-    made: dict[str, dict[str, str]] = {}
+    made: dict[str, dict[str, Any]] = {}
     for _ in range(100 * count):
         clean, corrupted, answer, wrong = _pair(kind, rng, length)
-        made.setdefault(clean, {"clean": clean, "corrupted": corrupted, "answer": answer, "wrong_answer": wrong})
+        pair: dict[str, Any] = {"clean": clean, "corrupted": corrupted, "answer": answer, "wrong_answer": wrong}
+        if kind == "names":
+            pair["roles"] = _name_places(clean, answer.strip(), wrong.strip())
+        made.setdefault(clean, pair)
         if len(made) == count:
             return list(made.values())
     raise UserError(f"pretrain.pairs: only {len(made)} different pairs of {kind} exist; ask for fewer than {count}")
+
+
+def _name_places(text: str, other: str, subject: str) -> dict[str, list[int]]:
+    """Characters of the indirect object and of both mentions of the subject."""
+    (io,), (first, second) = ([list(m.span()) for m in re.finditer(rf"\b{name}\b", text)] for name in (other, subject))
+    return {"io": io, "s1": first, "s2": second}
 
 
 def _pair(kind: str, rng: random.Random, length: int) -> tuple[str, str, str, str]:

@@ -3,7 +3,7 @@
 from circuitlit.heads.attention import Heads, heads_replaced
 from circuitlit.heads.causal import CausalCheck, causal_check
 from circuitlit.heads.copy_suppression import copy_suppression_scores
-from circuitlit.heads.copying import copying_scores
+from circuitlit.heads.copying import copying_of_pairs, copying_scores
 from circuitlit.heads.effects import Effects, path_effects
 from circuitlit.heads.greater_than import GreaterThan, greater_than_check
 from circuitlit.heads.ioi_algorithm import Algorithm, Share, Thresholds, effect_share, ioi_algorithm
@@ -27,6 +27,7 @@ __all__ = [
     "Thresholds",
     "causal_check",
     "copy_suppression_scores",
+    "copying_of_pairs",
     "copying_scores",
     "effect_share",
     "greater_than_check",

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+from collections.abc import Sequence
 from operator import attrgetter
 
 import torch
@@ -9,6 +10,21 @@ from jaxtyping import Bool, Float, Int
 from torch import Tensor
 
 from circuitlit.heads.attention import Heads, run_streams
+from circuitlit.heads.path_patching import PatchBed
+from circuitlit.heads.places import NamePlaces
+
+
+def copying_of_pairs(bed: PatchBed, places: Sequence[NamePlaces]) -> dict[str, Float[Tensor, "layer head"]]:
+    """Copying of the names where the task has them, else of every token of the prompts; see `copying_scores`."""
+    sums: dict[str, Tensor] = {}
+    total = sum(len(batch) for batch in bed.batches)
+    for number, batch in enumerate(bed.batches):
+        where = torch.arange(batch.clean.shape[1], device=batch.clean.device) < batch.lengths[:, None]
+        if places:
+            where = places[number].mask(batch)
+        for name, grid in copying_scores(bed.heads, batch.clean, where).items():
+            sums[name] = sums.get(name, torch.zeros_like(grid)) + grid * len(batch) / total
+    return sums
 
 
 @torch.no_grad()

@@ -10,7 +10,7 @@ from typing import Any
 import plotly.graph_objects as go
 from plotly.subplots import make_subplots
 
-from circuitlit.report.evolution_table import causal_lines, stages_text
+from circuitlit.report.evolution_table import algorithm_lines, causal_lines, stages_text
 from circuitlit.report.figures import BLUE, GREEN, GREY, ORANGE, PINK, RED, finish
 from circuitlit.report.scaling_figure import scaling_figure
 from circuitlit.report.size_tables import size_tables
@@ -31,8 +31,15 @@ def write_evolution_page(result: dict[str, Any], path: Path) -> Path:
             html.escape(f"{series['name']}, {task}: {stages_text(entry['stages'])}")
             for task, entry in series["tasks"].items()
         ]
+        lines += [
+            html.escape(f"{series['name']}, {task}: {text}")
+            for task, entry in series["tasks"].items()
+            for text in algorithm_lines(entry)
+        ]
     notes = "".join(f"<li>{line}</li>" for line in lines)
     body = figure.to_html(include_plotlyjs=True, full_html=False)
+    shares = algorithm_figure(result)
+    body += "" if shares is None else shares.to_html(include_plotlyjs=False, full_html=False)
     scaling = scaling_figure(result)
     body += "" if scaling is None else scaling.to_html(include_plotlyjs=False, full_html=False)
     tables = "".join(_table(*table) for table in size_tables(result))
@@ -92,6 +99,28 @@ def evolution_figure(result: dict[str, Any]) -> go.Figure:
     figure.update_yaxes(tickvals=[1, 2, 3, 4], ticktext=[name.replace("_", " ") for name in _STAGES], row=5, col=1)
     figure.update_layout(legend={"y": 1}, legend2={"y": 0.78})
     return finish(figure, 1100)
+
+
+def algorithm_figure(result: dict[str, Any]) -> go.Figure | None:
+    """Shares of the IOI algorithm's three parts over training, those of random heads dotted; None without any."""
+    axis, figure = "tokens" if _knows_tokens(result) else "step", go.Figure()
+    for series in result["series"]:
+        for task, entry in series["tasks"].items():
+            rows = [row for row in entry["rows"] if "algorithm" in row]
+            for colour, part in zip(_cycle(), "BCD", strict=False):
+                known = [row for row in rows if part in row["algorithm"]["shares"]]
+                for key, dash in (("share", "solid"), ("random", "dot")):
+                    values = [row["algorithm"]["shares"][part][key]["value"] for row in known]
+                    look = {"line": {"color": colour, "dash": dash, "width": 2}, "mode": "lines+markers"}
+                    name = f"{series['name']}, {task}: {part}{', random heads' if key == 'random' else ''}"
+                    if known:
+                        figure.add_trace(go.Scatter(x=_places(known, axis), y=values, name=name, **look))
+    if not figure.data:
+        return None
+    figure.update_xaxes(type="log", title=axis)
+    figure.update_yaxes(title="share of effects", range=[0, 1.02])
+    figure.update_layout(title="the IOI algorithm: B name movers, C S-inhibition, D induction and duplicate tokens")
+    return finish(figure, 360)
 
 
 def _model(series: dict[str, Any]) -> str:

@@ -20,6 +20,8 @@ def print_evolution(result: dict[str, Any], console: Console) -> None:
             if entry["rows"]:
                 console.print(_table(series, task, entry, result["faithfulness"], console.width))
                 console.print(Text(f"  {stages_text(entry['stages'])}"), soft_wrap=True)
+                for text in algorithm_lines(entry):
+                    console.print(Text(f"  {text}"), soft_wrap=True)
         if series["heads"]["rows"]:
             console.print(_heads_table(series))
         for text in causal_lines(series):
@@ -77,6 +79,27 @@ def _heads_table(series: dict[str, Any]) -> Table:
             count(row["step"]), tokens_text(row["tokens"]), *scores, _number(row["loss"]), _number(row["accuracy"])
         )
     return table
+
+
+def algorithm_lines(entry: dict[str, Any]) -> list[str]:
+    """The IOI algorithm at the last checkpoint where it was looked for: its shares and heads."""
+    rows = [row for row in entry["rows"] if "algorithm" in row]
+    if not rows:
+        return []
+    last = rows[-1]["algorithm"]
+    lines = [
+        f"IOI algorithm at step {rows[-1]['step']:,}, {part}: {share['heads']} heads have "
+        f"{Metric.of(share['share'])} of the effects of {last['of']}, random ones {Metric.of(share['random'])}"
+        for part, share in last["shares"].items()
+    ]
+    named = [f"{role.replace('_', ' ')} {' '.join(heads)}" for role, heads in last["roles"].items() if heads]
+    lost = [
+        f"{row['head']} was {role.replace('_', ' ')} at step {row['peak']:,}, taken over by "
+        f"{' '.join(row['taken_over_by']) or 'nobody'}"
+        for role, one in entry["algorithm_roles"].items()
+        for row in one["handovers"][:4]
+    ]
+    return [*lines, *(["; ".join(named)] if named else []), *lost]
 
 
 def causal_lines(series: dict[str, Any]) -> list[str]:

@@ -25,7 +25,7 @@ from circuitlit.heads import (
     Thresholds,
     causal_check,
     copy_suppression_scores,
-    copying_scores,
+    copying_of_pairs,
     heads_in_circuit,
     ioi_algorithm,
     path_effects,
@@ -163,7 +163,7 @@ def _score(cfg: DictConfig, bench: _Bench) -> None:
         lists = successor_lists(bench.subject.tokenizer)
         bench.scores["successor"] = successor_scores(heads, lists)
     if "copying" in chosen or ioi:
-        bench.scores |= _copying(bench)
+        bench.scores |= copying_of_pairs(bench.bed, bench.places)
     if "direct_effect" in chosen and not ioi:  # the algorithm begins with it
         through_mlps, logits = settings.algorithm.through_mlps, [bed.graph.n_readers - 1]
         effects = path_effects(bed, head_writers(bed.graph), logits, through_mlps, watched)
@@ -182,19 +182,6 @@ def _repeats(cfg: DictConfig, subject: Subject, repeats: int = 2) -> Int[Tensor,
     length = settings.length if repeats == 2 else 2 * settings.length
     vocabulary = subject.model.config.vocab_size
     return repeated_tokens(vocabulary, settings.sequences, length, cfg.seed + 2 - repeats, bos, repeats)
-
-
-def _copying(bench: _Bench) -> dict[str, Float[Tensor, "layer head"]]:
-    """Copying of the names where the task has them, else of every token of the prompts."""
-    sums: dict[str, Tensor] = {}
-    total = sum(len(batch) for batch in bench.bed.batches)
-    for number, batch in enumerate(bench.bed.batches):
-        where = torch.arange(batch.clean.shape[1], device=batch.clean.device) < batch.lengths[:, None]
-        if bench.places:
-            where = bench.places[number].mask(batch)
-        for name, grid in copying_scores(bench.bed.heads, batch.clean, where).items():
-            sums[name] = sums.get(name, torch.zeros_like(grid)) + grid * len(batch) / total
-    return sums
 
 
 def _passages(cfg: DictConfig, subject: Subject) -> Int[Tensor, "passage pos"]:

@@ -78,6 +78,8 @@ def _check(cfg: DictConfig) -> None:
     for name in ("cold_every", "probe_pairs", "parts"):
         if not isinstance(settings[name], int) or settings[name] < 1:
             raise UserError(f"evolve.{name}={settings[name]} is not a whole number of at least 1")
+    if settings.heads.algorithm not in (None, "B", "C", "D"):
+        raise UserError(f"evolve.heads.algorithm={settings.heads.algorithm} is none of B, C, D; null leaves it out")
     if settings.part not in range(settings.parts):
         raise UserError(f"evolve.part={settings.part} is not one of the parts 0 to {settings.parts - 1}")
     if settings.parts > 1 and settings.circuits == "masks":

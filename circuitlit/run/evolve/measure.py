@@ -30,6 +30,7 @@ from circuitlit.heads.repeats import front_token
 from circuitlit.heads.roles import head_name, heads_of, top_heads
 from circuitlit.model import Subject
 from circuitlit.run.build import Workbench, attribute, build_workbench
+from circuitlit.run.evolve.algorithm import algorithm_part
 from circuitlit.run.learn import learn
 from circuitlit.run.result import validation
 from circuitlit.timeline.series import Noise, nodes_of
@@ -67,6 +68,10 @@ def task_cell(
         "circuit": _described(bed, circuit),
         **_smallest(cfg, bench, scores, bed, folder),
     }
+    found = content["smallest"] if content["status"] == "OK" else None
+    inside = None if found is None else heads_in_circuit(Circuit.load(folder / "smallest"))
+    if inside is None or bool(inside.any()):
+        content |= algorithm_part(cfg, bench, _repeated(cfg, subject)[0], inside)
     if cold is not None:
         content["cold_overlap"] = corrected_jaccard(circuit.kept, bench.cut(cold).kept)
     if noise and cfg.evolve.resamples > 1 and cfg.evolve.circuits == "attribution":

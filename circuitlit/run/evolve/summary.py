@@ -22,7 +22,11 @@ def summarise_series(
     return {
         "name": name,
         "n_parameters": heads[-1]["n_parameters"] if heads else None,
-        "tasks": {task: _task(rows[task]) | {"roles": _roles(rows[task], heads, threshold)} for task in tasks},
+        "tasks": {
+            task: _task(rows[task])
+            | {"roles": _roles(rows[task], heads, threshold), "algorithm_roles": _algorithm_roles(rows[task])}
+            for task in tasks
+        },
         "heads": _heads(heads, threshold),
         "causal": _causal(rows[CAUSAL][-1], heads[0]) if rows[CAUSAL] and heads else None,
     }
@@ -99,6 +103,21 @@ def _roles(cells: list[dict[str, Any]], heads: list[dict[str, Any]], threshold: 
         found[role] = {
             "over_steps": [{"step": step, "heads": names} for step, names in zip(steps, held, strict=True)],
             "handovers": handovers(steps, inside, threshold),
+        }
+    return found
+
+
+def _algorithm_roles(cells: list[dict[str, Any]]) -> dict[str, Any]:
+    """The same of the parts of the IOI algorithm, where it was looked for."""
+    known = [cell for cell in cells if "algorithm" in cell]
+    steps, found = [cell["step"] for cell in known], {}
+    for role in known[-1]["algorithm"]["roles"] if known else ():
+        held = [cell["algorithm"]["roles"].get(role, []) for cell in known]
+        every = sorted({head for heads in held for head in heads})
+        grids = [{head: float(head in heads) for head in every} for heads in held]
+        found[role] = {
+            "over_steps": [{"step": step, "heads": heads} for step, heads in zip(steps, held, strict=True)],
+            "handovers": handovers(steps, grids, 0.5) if every else [],
         }
     return found
 
