@@ -5,7 +5,6 @@ from __future__ import annotations
 import json
 from pathlib import Path
 
-import pytest
 import torch
 from cli import call, settings
 from conftest import tiny_batch
@@ -53,8 +52,6 @@ def test_equal_models_have_no_difference() -> None:
     assert torch.equal(found.base.values, found.tuned.values)
 
 
-@pytest.mark.slow
-@pytest.mark.xfail(strict=True, reason="the shared mask takes the planted head in; the difference mask stays empty")
 def test_a_planted_head_is_the_difference() -> None:
     found = learned((0.0, 250.0))
     own = head_edges(found.base.graph, "a0.h1")

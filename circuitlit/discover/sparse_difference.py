@@ -24,6 +24,7 @@ from circuitlit.graph.select import top_k
 from circuitlit.masked import References
 from circuitlit.tasks.pair import Batch
 
+TESTED = 512  # edges of a circuit that are left out one by one
 _OWN_NOISE = 7919  # keeps the difference gates' noise apart from the masks'
 
 
@@ -49,6 +50,10 @@ class DifferenceLearner(LightningModule):
     The difference starts at nought with its gates half open; the penalty is 0 in the first third of the run (Adam would
     close all gates on ever so small a penalty before there is anything to open them for) and rises in the second. Both
     models see the same noise, so that without a difference they see the same masks.
+
+    An edge that one model needs and the other does not mind costs nothing in the shared mask as long as there is room.
+    So when training has ended, each edge of the tuned circuit is left out of both models in turn: what only one of them
+    misses by the penalty belongs to the difference, too.
 
     Args:
         losses: of the base and of the tuned model, against their own full models.
@@ -124,32 +129,75 @@ class DifferenceLearner(LightningModule):
         """Both circuits' scores, and the difference mask: gates that are open without noise and worth their penalty.
 
         One after the other, smallest shift first, an edge leaves the difference unless the tuned model's loss, under
-        the circuit that is cut, grows by at least the penalty.
+        the circuit that is cut, grows by at least the penalty. Then edges that only one model needs enter it.
         """
         layout = self.losses[0].layout
         gate = self.gates.sample(self.gate_alpha, torch.zeros_like(self.gate_alpha))
         shift, count = gate * self.value, max(1, round((1 - self.target) * layout.n_edges))
         pairs = [batch.to(self.device) for batch in batches]
-        known = [self.references[1](batch) for batch in pairs]
+        base, tuned = (_MeanLoss(*both, pairs) for both in zip(self.losses, self.references, strict=True))
 
-        def loss(moved: Float[Tensor, "mask"]) -> float:
-            kept = top_k((self.log_alpha + moved).view(layout.copies, -1), count).flatten().float()
-            values = [float(self.losses[1](kept, b, r)) * len(b) for b, r in zip(pairs, known, strict=True)]
-            return sum(values) / sum(map(len, pairs))
+        def kept(moved: Float[Tensor, "mask"]) -> Float[Tensor, "mask"]:
+            return top_k((self.log_alpha + moved).view(layout.copies, -1), count).flatten().float()
 
-        best = loss(shift)
+        best = tuned(kept(shift))
         for edge in shift.abs().argsort().tolist():
             if shift[edge] == 0:
                 continue
             without = shift.clone()
             without[edge] = 0
-            other = loss(without)
+            other = tuned(kept(without))
             if other - best < self.penalty:
                 shift, best = without, other
+        needed = _needed_by_one(base, tuned, kept(shift), self.penalty)
+        step = (
+            float((self.log_alpha + shift).max() - self.log_alpha.min()) + 1
+        )  # from one end of the ranking to the other
+        low, high = (needed * step).clamp(max=0), (needed * step).clamp(min=0)
         share, scores = 1 - self.target, []
-        for own in (self.log_alpha, self.log_alpha + shift):
+        for own in (self.log_alpha - high, self.log_alpha + shift + low):
             own = (own + self.gates.shift_to(own, share, 1.0, layout.share)).cpu()
             values = own.reshape(layout.copies, -1).clone()
             scores.append(EdgeScores(layout.graph, values, "sparse_difference", layout.roles))
-        moved = shift.cpu().reshape(layout.copies, -1)
+        moved = (shift + low + high).cpu().reshape(layout.copies, -1)
         return SparseDifference(scores[0], scores[1], moved != 0, moved)
+
+
+@dataclass(frozen=True)
+class _MeanLoss:
+    """A model's mean loss under some masks."""
+
+    loss: MaskedLoss
+    references: References
+    pairs: list[Batch]
+
+    def __call__(self, masks: Float[Tensor, "mask"]) -> float:
+        values = [float(self.loss(masks, batch, self.references(batch))) * len(batch) for batch in self.pairs]
+        return sum(values) / sum(map(len, self.pairs))
+
+    def gradient(self, masks: Float[Tensor, "mask"]) -> Float[Tensor, "mask"]:
+        """Of the first batch's loss."""
+        with torch.enable_grad():
+            own = masks.clone().requires_grad_()
+            (found,) = torch.autograd.grad(self.loss(own, self.pairs[0], self.references(self.pairs[0])), own)
+        return found
+
+
+def _needed_by_one(
+    base: _MeanLoss, tuned: _MeanLoss, kept: Float[Tensor, "mask"], penalty: float
+) -> Float[Tensor, "mask"]:
+    """1 at edges that the tuned model alone misses by the penalty, -1 at those that the base alone does, else 0.
+
+    With more than `TESTED` edges only those are left out whose gradients differ most.
+    """
+    needed = torch.zeros_like(kept)
+    apart = (base.gradient(kept) - tuned.gradient(kept)).abs()
+    edges = kept.nonzero()[:, 0]
+    edges = edges[apart[edges].argsort(descending=True, stable=True)[:TESTED]]
+    whole = (base(kept), tuned(kept))
+    for edge in edges.tolist():
+        without = kept.clone()
+        without[edge] = 0
+        missed = [model(without) - before >= penalty for model, before in zip((base, tuned), whole, strict=True)]
+        needed[edge] = float(missed[1]) - float(missed[0])
+    return needed
