@@ -75,21 +75,30 @@ def _draw(
     clean: set[str],
     corrupted: set[str],
 ) -> list[Pair]:
-    """`count` pairs that share nothing with the prompts of the other splits."""
+    """`count` pairs that share nothing with the prompts of the other splits.
+
+    The keys take turns; one that has given all it can is left out from then on.
+    """
     pairs: list[Pair] = []
     seen: set[str] = set()
+    left, fruitful = list(keys), set()
     failures = 0
     while len(pairs) < count:
-        pair = recipe.make(keys[len(pairs) % len(keys)], rng)
+        key = left[len(pairs) % len(left)]
+        pair = recipe.make(key, rng)
         if pair is None or _known(pair, seen, clean, corrupted):
             failures += 1
-            if failures > TRIES:
+            if failures > TRIES and key in fruitful and len(left) > 1:
+                left.remove(key)
+                failures = 0
+            elif failures > TRIES:
                 raise UserError(
                     f"task {recipe.name}: only {len(pairs)} of {count} pairs could be made for this tokenizer; "
                     "ask for fewer, or take another model"
                 )
             continue
         failures = 0
+        fruitful.add(key)
         seen.add(pair.clean)
         pairs.append(pair)
     return pairs
