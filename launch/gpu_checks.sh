@@ -1,7 +1,6 @@
 #!/usr/bin/env bash
 # bash launch/gpu_checks.sh [MORE SETTINGS]: on two GPUs, what several GPUs must show: the masks of one GPU under ddp,
-# deepspeed_2 and deepspeed_3. MODELS="gpt2 smollm2". NO_TESTS=1 leaves
-# the tests out. DRY=1 prints the commands.
+# deepspeed_2 and deepspeed_3. MODELS: which of "gpt2 smollm2". NO_TESTS=1 leaves the tests out. DRY=1 prints the commands.
 set -euo pipefail
 cd "$(dirname "$0")/.."
 out=${OUT:-runs/gpu_checks} failed=0

@@ -4,7 +4,7 @@
 set -euo pipefail
 cd "$(dirname "$0")/.."
 
-bench() { python -m circuitlit bench mask.kernels=auto callbacks=headless trainer.log_every_n_steps=25 repeats=30 warmup=5 examples=320 "$@"; }
+bench() { python -m circuitlit bench callbacks=headless trainer.log_every_n_steps=25 repeats=30 warmup=5 examples=320 "$@"; }
 
 row() {
   local name=$1
@@ -25,7 +25,7 @@ row() {
     plan) bench plan=true model=codellama_13b data.batch_size=8 tokens=64 mask.recompute=true mask.panel=2 "$out" "$@" ;;
     scaling) bench bench=scaling model=gpt2 data.batch_size=32 tokens=20 'dtypes=[float32]' "$out" "$@" ;;
     eap) bench bench=eap model=gpt2 data.batch_size=8 tokens=15 examples=null "$out" "$@" ;;
-    ioi_200) python -m circuitlit bench bench=run experiment=ioi_gpt2 verb=bench random=true mask.kernels=auto model.dtype=bfloat16 mask.schedule.steps=3000 callbacks=headless "$out" "$@" ;;
+    ioi_200) python -m circuitlit bench bench=run experiment=ioi_gpt2 verb=bench random=true model.dtype=bfloat16 mask.schedule.steps=3000 callbacks=headless "$out" "$@" ;;
     ioi_100000) row_large "$out" "$@" ;;
     cpu_eap) CUDA_VISIBLE_DEVICES='' bench bench=eap model=gpt2 data.batch_size=8 tokens=15 'dtypes=[float32]' repeats=5 examples=null "$out" "$@" ;;
     cpu_smollm2) CUDA_VISIBLE_DEVICES='' bench data.batch_size=16 tokens=16 'dtypes=[float32]' repeats=5 examples=null "$out" "$@" ;;
@@ -42,7 +42,7 @@ two() { # MODEL PAIRS SETTINGS: a step of a sharded model, so many pairs of 64 t
 }
 
 row_large() {
-  python -m circuitlit bench bench=run experiment=ioi_gpt2 verb=bench random=true mask.kernels=auto model.dtype=bfloat16 mask.schedule.steps=3000 callbacks=headless \
+  python -m circuitlit bench bench=run experiment=ioi_gpt2 verb=bench random=true model.dtype=bfloat16 mask.schedule.steps=3000 callbacks=headless \
     task.build.n_train=100000 mask.cache_gib=0 "$@"
 }
 

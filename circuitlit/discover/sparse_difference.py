@@ -21,7 +21,7 @@ from circuitlit.discover.learn import Schedule
 from circuitlit.discover.masked_loss import MaskedLoss
 from circuitlit.graph import EdgeScores
 from circuitlit.graph.select import top_k
-from circuitlit.masked import References
+from circuitlit.masked import Reference, References
 from circuitlit.tasks.pair import Batch
 
 TESTED = 512  # edges of a circuit that are left out one by one
@@ -135,7 +135,10 @@ class DifferenceLearner(LightningModule):
         gate = self.gates.sample(self.gate_alpha, torch.zeros_like(self.gate_alpha))
         shift, count = gate * self.value, max(1, round((1 - self.target) * layout.n_edges))
         pairs = [batch.to(self.device) for batch in batches]
-        base, tuned = (_MeanLoss(*both, pairs) for both in zip(self.losses, self.references, strict=True))
+        base, tuned = (
+            _MeanLoss(loss, [(batch, references(batch)) for batch in pairs])
+            for loss, references in zip(self.losses, self.references, strict=True)
+        )
 
         def kept(moved: Float[Tensor, "mask"]) -> Float[Tensor, "mask"]:
             return top_k((self.log_alpha + moved).view(layout.copies, -1), count).flatten().float()
@@ -150,9 +153,8 @@ class DifferenceLearner(LightningModule):
             if other - best < self.penalty:
                 shift, best = without, other
         needed = _needed_by_one(base, tuned, kept(shift), self.penalty)
-        step = (
-            float((self.log_alpha + shift).max() - self.log_alpha.min()) + 1
-        )  # from one end of the ranking to the other
+        # From one end of the ranking to the other.
+        step = float((self.log_alpha + shift).max() - self.log_alpha.min()) + 1
         low, high = (needed * step).clamp(max=0), (needed * step).clamp(min=0)
         share, scores = 1 - self.target, []
         for own in (self.log_alpha - high, self.log_alpha + shift + low):
@@ -168,18 +170,17 @@ class _MeanLoss:
     """A model's mean loss under some masks."""
 
     loss: MaskedLoss
-    references: References
-    pairs: list[Batch]
+    pairs: list[tuple[Batch, Reference]]
 
     def __call__(self, masks: Float[Tensor, "mask"]) -> float:
-        values = [float(self.loss(masks, batch, self.references(batch))) * len(batch) for batch in self.pairs]
-        return sum(values) / sum(map(len, self.pairs))
+        values = [float(self.loss(masks, batch, reference)) * len(batch) for batch, reference in self.pairs]
+        return sum(values) / sum(len(batch) for batch, _ in self.pairs)
 
     def gradient(self, masks: Float[Tensor, "mask"]) -> Float[Tensor, "mask"]:
         """Of the first batch's loss."""
         with torch.enable_grad():
             own = masks.clone().requires_grad_()
-            (found,) = torch.autograd.grad(self.loss(own, self.pairs[0], self.references(self.pairs[0])), own)
+            (found,) = torch.autograd.grad(self.loss(own, *self.pairs[0]), own)
         return found
 
 

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+from abc import ABC, abstractmethod
 from dataclasses import dataclass
 from typing import Any
 
@@ -62,7 +63,7 @@ def answer_log_probs(model: nn.Module, batch: Batch) -> Float[Tensor, "batch ans
     return log_probs.gather(-1, batch.answer[..., None])[..., 0] * batch.answer_mask
 
 
-class Tuner(LightningModule):
+class Tuner(LightningModule, ABC):
     """Trains the trainable parameters of a causal language model.
 
     The model stays in eval mode, so its own dropout is off: a run resumes exactly, and at the reference weights the
@@ -84,9 +85,9 @@ class Tuner(LightningModule):
         """True where adapters are trained, which can be switched off."""
         return hasattr(self.model, "disable_adapter")
 
+    @abstractmethod
     def figures(self, batch: Preference, micro_batch: int) -> dict[str, Float[Tensor, ""]]:
         """The loss under "loss", and whatever else is to be seen."""
-        raise NotImplementedError
 
     def training_step(self, batch: Preference, batch_idx: int) -> Float[Tensor, ""]:
         """Loss of one micro-batch."""
