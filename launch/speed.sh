@@ -1,6 +1,6 @@
 #!/usr/bin/env bash
 # bash launch/speed.sh ROW [MORE SETTINGS]: one row of the speed table; `all` runs every row for one GPU but the 13B ones.
-# Rows for two GPUs: codellama_zero3, codellama_34b_zero3, ddp_scaling.
+# _small rows take less memory and more time. Rows for two GPUs: codellama_zero3, codellama_34b_zero3, ddp_scaling.
 set -euo pipefail
 cd "$(dirname "$0")/.."
 
@@ -12,6 +12,8 @@ row() {
   local out="hydra.run.dir=runs/speed/$name"
   case $name in
     gpt2_64) bench model=gpt2 data.batch_size=32 tokens=64 mask.panel=3 "$out" "$@" ;;
+    gpt2_64_small) bench model=gpt2 data.batch_size=32 tokens=64 mask.panel=2 mask.recompute=true mask.cache_gib=0 'dtypes=[bfloat16]' "$out" "$@" ;;
+    gpt2_20_small) bench model=gpt2 data.batch_size=32 tokens=20 mask.panel=2 mask.recompute=true mask.cache_gib=0 'dtypes=[bfloat16]' "$out" "$@" ;;
     gpt2_20) bench model=gpt2 data.batch_size=32 tokens=20 mask.panel=3 "$out" "$@" ;;
     smollm2_20) bench model=smollm2 data.batch_size=32 tokens=20 mask.panel=4 "$out" "$@" ;;
     codellama) bench model=codellama_13b data.batch_size=8 tokens=64 'dtypes=[bfloat16]' mask.recompute=true mask.panel=2 "$out" "$@" ;;

@@ -50,9 +50,11 @@ def mixing_errors(
     grad_deltas = torch.randn_like(deltas)
     wide_deltas = grad_deltas.double()
     grad_masks = torch.zeros(readers + 1, writers + 2, device=DEVICE)[1:, 2:]
+    library = kernels.mix_backward(base, masks[None], deltas, grad_deltas.clone())[0]
     expected_masks = kernels.mix_backward(wide[2], wide[0][None], wide[1], wide_deltas)[0]
     mixing.mix_backward(base, masks, deltas, grad_deltas, grad_masks)
     yield "mix_backward masks", off(grad_masks, expected_masks)
+    yield "mix_backward masks, library", off(library, expected_masks)
     yield "mix_backward deltas", off(grad_deltas, wide_deltas)
 
 
@@ -190,7 +192,14 @@ def times() -> None:
         ("gpt2 32x64", 36, 2048, 768, [(37, 13), (37, 39), (1, 12), (74, 66), (111, 118), (185, 131)], 64),
         ("gpt2 32x20", 36, 640, 768, [(37, 13), (37, 39), (1, 12), (74, 66), (111, 118), (185, 131)], 64),
         ("smollm2 32x20", 15, 640, 576, [(16, 10), (16, 40), (1, 9), (80, 101), (80, 251)], 64),
-        ("13B 8x64", 120, 512, 5120, [(121, 41), (1, 40), (121, 820), (242, 1558)], 128),
+        (
+            "13B 8x64",
+            120,
+            512,
+            5120,
+            [(121, 41), (1, 40), (121, 820), (242, 164), (242, 820), (242, 1558), (363, 1476)],
+            128,
+        ),
     ]
     for name, heads, tokens, width, products, outs in shapes:
         for dtype in (torch.bfloat16, torch.float32):

@@ -25,7 +25,7 @@ pytestmark = [pytest.mark.gpu, pytest.mark.skipif(not torch.cuda.is_available(),
 def loss_and_grad(name: str, device: str, capture: bool, seed: int) -> tuple[torch.Tensor, torch.Tensor]:
     subject = Subject(tiny_model(name).to(device))
     loss = MaskedLoss(MaskedModel(subject, panel=2), MaskLayout(subject.graph), kl_divergence, capture)
-    references = References(subject, "interchange")
+    references = References(subject, "interchange", capture=capture)
     for trial in (seed, seed + 1):  # the second call replays the graph on other data
         batch = tiny_batch(seed=trial).to(device)
         generator = torch.Generator().manual_seed(trial)

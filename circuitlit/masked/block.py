@@ -96,9 +96,7 @@ class MaskedBlock(nn.Module):
         token, seen, mlp_seen = ledger.read(token, ablated, row, split + 1, first, self.parallel)
         room = partial(ledger.room, row, split)
         token = self._write_heads(ledger, token, self._attend(seen, ablated_heads, rotary, real, room))
-        added = torch.einsum("thi,hid->td", ablated_heads.reshape(-1, heads, self.head_width), self.out_weight.detach())
-        if self.out_bias is not None:
-            added = added + self.out_bias
+        added = self._put_out(ablated_heads)
         if not self.parallel:
             token, mlp_seen = ledger.read_on(token, mlp_seen, added, row + split, first, heads)
         token = ledger.write(token, first + heads, self._mlp(mlp_seen), ablated_mlp[None])
@@ -107,6 +105,11 @@ class MaskedBlock(nn.Module):
     def _write_heads(self, ledger: Ledger, token: Token, results: Float[Tensor, "head token width"]) -> Token:
         """Enter what the heads' results, less the ablated ones, add to the residual stream."""
         return ledger.write_heads(token, self.first_writer, results, self.out_weight)
+
+    def _put_out(self, results: Float[Tensor, "batch pos width"]) -> Float[Tensor, "token d"]:
+        """What heads' results, side by side, add to the residual stream together, the bias with them."""
+        flat, weight = results.reshape(-1, results.shape[-1]), self.out_weight.detach().flatten(0, 1)
+        return flat @ weight if self.out_bias is None else torch.addmm(self.out_bias, flat, weight)
 
     def _mlp(self, x: Float[Tensor, "one token d"]) -> Float[Tensor, "one token d"]:
         """The MLP's output. On a GPU the library's norms and activations of many launches give way to torch's own."""

@@ -1,8 +1,9 @@
-"""A loss and its mask gradient as one CUDA graph: hundreds of small launches become one."""
+"""A loss and its mask gradient, or a stock forward, as one CUDA graph: hundreds of small launches become one."""
 
 from __future__ import annotations
 
 from collections.abc import Callable
+from functools import partial
 from typing import Any
 
 import torch
@@ -11,11 +12,38 @@ from torch import Tensor
 from torch.autograd import Function
 
 Loss = Callable[..., Float[Tensor, ""]]
+Outputs = tuple[Tensor, ...]
 WARM_UPS = 3
 
 
+class CapturedCall:
+    """Calls `function(*inputs)`; on a GPU it replays a graph captured for these shapes, elsewhere it just calls.
+
+    `function` must not synchronise with the host, takes and returns tensors alone, and must need the same memory each
+    time.
+
+    Args:
+        function: what to call.
+        shapes: how many different shapes are captured before further ones run without a graph.
+    """
+
+    def __init__(self, function: Callable[..., Outputs], shapes: int = 8) -> None:
+        self.function = function
+        self.shapes = shapes
+        self._graphs: dict[tuple, _Graph] = {}
+
+    def __call__(self, *inputs: Tensor) -> Outputs:
+        """The function's value, in tensors that no later call changes."""
+        key = tuple((tuple(t.shape), t.dtype) for t in inputs)
+        if key not in self._graphs:
+            if len(self._graphs) >= self.shapes or not inputs[0].is_cuda:
+                return self.function(*inputs)
+            self._graphs[key] = _Graph(self.function, inputs)
+        return self._graphs[key].replay(inputs)
+
+
 class CapturedLoss:
-    """Calls `loss(masks, *inputs)`; on a GPU it replays a graph captured for these shapes, elsewhere it just calls.
+    """Calls `loss(masks, *inputs)`; on a GPU value and gradient come from a graph captured for these shapes.
 
     The value is differentiable in `masks`. `loss` must not synchronise with the host and its inputs must be tensors.
 
@@ -26,24 +54,25 @@ class CapturedLoss:
 
     def __init__(self, loss: Loss, shapes: int = 8) -> None:
         self.loss = loss
-        self.shapes = shapes
-        self._graphs: dict[tuple, _Graph] = {}
+        self._call = CapturedCall(partial(_value_and_grad, loss), shapes)
 
     def __call__(self, masks: Float[Tensor, "mask"], *inputs: Tensor) -> Float[Tensor, ""]:
         """The loss of these masks and inputs."""
         if not (masks.is_cuda and torch.is_grad_enabled()):
             return self.loss(masks, *inputs)
-        key = tuple((tuple(t.shape), t.dtype) for t in (masks, *inputs))
-        if key not in self._graphs:
-            if len(self._graphs) >= self.shapes:
-                return self.loss(masks, *inputs)
-            self._graphs[key] = _Graph(self.loss, masks, inputs)
-        return _Replay.apply(masks, self._graphs[key], *inputs)  # type: ignore[return-value]
+        return _Replay.apply(masks, self._call, *inputs)  # type: ignore[return-value]
+
+
+def _value_and_grad(loss: Loss, masks: Tensor, *inputs: Tensor) -> Outputs:
+    with torch.enable_grad():
+        masks = masks.detach().requires_grad_()
+        value = loss(masks, *inputs)
+        (grad,) = torch.autograd.grad(value, masks)
+    return value.detach(), grad
 
 
 class _Graph:
-    def __init__(self, loss: Loss, masks: Tensor, inputs: tuple[Tensor, ...]) -> None:
-        self.masks = masks.detach().clone().requires_grad_()
+    def __init__(self, function: Callable[..., Outputs], inputs: tuple[Tensor, ...]) -> None:
         self.inputs = [t.detach().clone() for t in inputs]
         filled = [place for place, value in enumerate(inputs) if value.numel()]
         kinds = {(inputs[place].dtype, inputs[place].device) for place in filled}
@@ -52,31 +81,27 @@ class _Graph:
         side.wait_stream(torch.cuda.current_stream())
         with torch.cuda.stream(side):
             for _ in range(WARM_UPS):
-                torch.autograd.grad(loss(self.masks, *self.inputs), self.masks)
+                function(*self.inputs)
         torch.cuda.current_stream().wait_stream(side)
         torch.cuda.synchronize()
         torch.cuda.empty_cache()  # the graph has memory of its own, as much again
         self.graph = torch.cuda.CUDAGraph()
         with torch.cuda.graph(self.graph):
-            value = loss(self.masks, *self.inputs)
-            (self.grad,) = torch.autograd.grad(value, self.masks)
-            self.value = value.detach()
+            self.outputs = function(*self.inputs)
 
-    def replay(self, masks: Tensor, inputs: tuple[Tensor, ...]) -> tuple[Tensor, Tensor]:
-        self.masks.detach().copy_(masks)
+    def replay(self, inputs: tuple[Tensor, ...]) -> Outputs:
         for places in self.alike:
             torch._foreach_copy_(  # pyright: ignore[reportPrivateImportUsage]
-                [self.inputs[place] for place in places], [inputs[place] for place in places]
+                [self.inputs[place] for place in places], [inputs[place].detach() for place in places]
             )
         self.graph.replay()
-        return self.value.clone(), self.grad.clone()
+        return tuple(output.clone() for output in self.outputs)
 
 
 class _Replay(Function):
     @staticmethod
-    def forward(ctx: Any, masks: Tensor, graph: _Graph, *inputs: Tensor) -> Tensor:
-        with torch.enable_grad():
-            value, grad = graph.replay(masks.detach(), inputs)
+    def forward(ctx: Any, masks: Tensor, call: CapturedCall, *inputs: Tensor) -> Tensor:
+        value, grad = call(masks.detach(), *inputs)
         ctx.save_for_backward(grad)
         return value
 

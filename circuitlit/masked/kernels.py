@@ -17,6 +17,7 @@ from circuitlit.errors import UserError
 
 CHOICES = ("auto", "torch", "triton")
 FUSED = (torch.float32, torch.bfloat16, torch.float16)
+WIDE = 2**14  # edges in a product from which the library's matrix product, bound by arithmetic, beats a kernel
 _choice = "auto"
 
 
@@ -45,6 +46,11 @@ def fused(like: Tensor) -> bool:
     if _choice == "torch" or like.dtype not in FUSED:
         return False
     return _available() and (like.is_cuda or _choice == "triton")
+
+
+def streamed(masks: Float[Tensor, "copies reader writer"]) -> bool:
+    """Whether a product of these masks is so narrow that a kernel which reads each delta once is best."""
+    return masks[0].numel() < WIDE
 
 
 def mix(
@@ -86,7 +92,7 @@ def mix_backward(
     if groups is None:
         grad = grad_out.flatten(1)
         grad_deltas.flatten(1).addmm_(masks[0].t(), grad)
-        return (grad @ deltas.flatten(1).t())[None]
+        return _summed_over_tokens(grad, deltas.flatten(1))[None]
     grad_masks = masks.new_empty(masks.shape)
     for copy, tokens in enumerate(groups):
         grad = grad_out[:, tokens].flatten(1)
@@ -94,6 +100,15 @@ def mix_backward(
         grad_deltas.index_add_(1, tokens, part.view(len(part), len(tokens), -1))
         grad_masks[copy] = grad @ deltas[:, tokens].flatten(1).t()
     return grad_masks
+
+
+def _summed_over_tokens(
+    grad: Float[Tensor, "reader number"], deltas: Float[Tensor, "writer number"]
+) -> Float[Tensor, "reader writer"]:
+    """The masks' gradient; half a million rounded terms are summed, and handed out, in float32 where that is free."""
+    if grad.is_cuda and grad.dtype in (torch.bfloat16, torch.float16):
+        return torch.mm(grad, deltas.t(), out_dtype=torch.float32)
+    return grad @ deltas.t()
 
 
 def rotated(

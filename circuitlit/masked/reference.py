@@ -11,10 +11,13 @@ from jaxtyping import Float
 from torch import Tensor
 
 from circuitlit.masked.ablation import Ablated, Kind, ablated_run, run_and_record
+from circuitlit.masked.captured import CapturedCall, Outputs
 from circuitlit.model.subject import Subject, take_positions
 from circuitlit.tasks.pair import Batch
 
 log = logging.getLogger(__name__)
+
+LAUNCH_BOUND = 2**28  # bytes that a batch's writers put out; above it a graph saves no time and its memory counts
 
 
 @dataclass
@@ -34,13 +37,22 @@ class References:
         mean: the writers' constants, for mean and optimal ablation.
         budget: bytes the cache may take; a larger split is computed batch by batch.
         together: True runs clean and corrupted prompts in one forward, so that sharded weights are gathered once.
+        capture: True replays a CUDA graph for each batch shape on a GPU; the weights must stay where they are.
     """
 
     def __init__(
-        self, subject: Subject, kind: Kind, mean: Ablated | None = None, budget: float = 0, together: bool = False
+        self,
+        subject: Subject,
+        kind: Kind,
+        mean: Ablated | None = None,
+        budget: float = 0,
+        together: bool = False,
+        capture: bool = False,
     ) -> None:
         self.subject, self.mean, self.budget, self.together = subject, mean, budget, together
         self.kind: Kind = kind
+        self._capture = capture
+        self._calls: dict[str, CapturedCall] = {}  # a graph keeps the matmul precision that it was captured with
         self._teacher: Tensor | None = None
         self._ablated: Ablated | None = None
 
@@ -91,9 +103,22 @@ class References:
     def __call__(self, batch: Batch) -> Reference:
         """The references of a batch of the cached split, or new ones."""
         if self._teacher is None or self._ablated is None:
-            return self.compute(batch)
+            return self._anew(batch)
         answers, length = batch.positions.shape[1], batch.clean.shape[1]
         return Reference(self._teacher[batch.index, :answers], self._ablated.rows(batch.index, length))
+
+    def _anew(self, batch: Batch) -> Reference:
+        graph, config = self.subject.graph, self.subject.model.config
+        written = batch.clean.numel() * 2 * graph.n_layers * config.hidden_size * self.subject.model.dtype.itemsize
+        if not (self._capture and self.kind == "interchange" and written <= LAUNCH_BOUND):
+            return self.compute(batch)
+        call = self._calls.setdefault(torch.get_float32_matmul_precision(), CapturedCall(self._tensors))
+        teacher, *ablated = call(*vars(batch).values())
+        return Reference(teacher, Ablated(*ablated))
+
+    def _tensors(self, *batch: Tensor) -> Outputs:
+        made = self.compute(Batch(*batch))
+        return made.teacher, *vars(made.ablated).values()
 
 
 def _room(like: Tensor, rows: int) -> Tensor:

@@ -102,7 +102,8 @@ def random_workbench(cfg: DictConfig, subject: Subject, n_train: int) -> Workben
     layout = MaskLayout(subject.graph)
     model = masked_model(cfg, subject)
     budget, together = cfg.mask.cache_gib * 2**30, model.shards is not None and model.shards.costly
-    references = References(subject, cfg.ablation.kind, budget=budget, together=together)
+    capture = cfg.mask.capture and model.shards is None
+    references = References(subject, cfg.ablation.kind, budget=budget, together=together, capture=capture)
     references.fill(data.train.batches(batch_size, cfg.tokens), n_train)
     return Workbench(subject, data, model, layout, references, edge_budget(cfg.sparsity.target, layout.n_edge_masks))
 

@@ -49,6 +49,7 @@ class StepTimer(Callback):
         self._on_gpu = torch.cuda.is_available()
         self._by_phase_from = warmup + repeats if self._on_gpu else 0
         self._starts: list[torch.cuda.Event] = []
+        self.peak = 0  # bytes, of the whole steps alone
         self._spent: dict[str, float] = {}
         self._begun = self._mark = self._left = 0.0
         self._number = 0
@@ -61,6 +62,8 @@ class StepTimer(Callback):
     def on_train_batch_start(self, trainer: Trainer, pl_module: LightningModule, batch: Any, batch_idx: int) -> None:
         """Run the rival, then start the clock; data and callbacks count for the step before."""
         step = trainer.global_step
+        if self._on_gpu and step == self._by_phase_from:
+            self.peak = _peak_bytes(pl_module.device)
         if self._on_gpu and self.warmup <= step <= self._by_phase_from:
             self._starts.append(torch.cuda.Event(enable_timing=True))
             self._starts[-1].record()
@@ -188,7 +191,7 @@ def time_step(cfg: DictConfig, dtype: str) -> dict[str, Any]:
     if cfg.profile:
         watchers.append(Profile(cfg.warmup, run_dir() / f"profile-{dtype}.txt"))
     learn(cfg, bench, random_scores(bench, cfg.seed), run_dir(), watchers)
-    peaks = ranks.gathered(_peak_bytes(subject.device) / 2**30)
+    peaks = ranks.gathered((timer.peak or _peak_bytes(subject.device)) / 2**30)
     planned = sum(plan(given, meta_subject(given)).values()) / 2**30
     middle, stock = median(timer.steps), median(timer.rivals) if timer.rivals else None
     quarters = quantiles(timer.steps, n=4) if len(timer.steps) > 1 else [middle] * 3

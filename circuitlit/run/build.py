@@ -134,7 +134,8 @@ def build_workbench(cfg: DictConfig, subject: Subject, model: MaskedModel | None
     model = model or masked_model(cfg, subject)
     constants = _constants(cfg, model, data)
     budget, together = cfg.mask.cache_gib * 2**30, model.shards is not None and model.shards.costly
-    references = References(subject, cfg.ablation.kind, constants, budget, together)
+    capture = cfg.mask.capture and model.shards is None
+    references = References(subject, cfg.ablation.kind, constants, budget, together, capture)
     references.fill(data.train.batches(cfg.data.batch_size, max(data.train.lengths)), len(data.train))
     target = cfg.sparsity.target
     count = 0 if target is None else edge_budget(target, layout.n_edges)
