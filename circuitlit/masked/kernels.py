@@ -17,7 +17,6 @@ from circuitlit.errors import UserError
 
 CHOICES = ("auto", "torch", "triton")
 FUSED = (torch.float32, torch.bfloat16, torch.float16)
-WIDE = 2**14  # edges in a product from which the library's matrix product, bound by arithmetic, beats a kernel
 _choice = "auto"
 
 
@@ -48,9 +47,9 @@ def fused(like: Tensor) -> bool:
     return _available() and (like.is_cuda or _choice == "triton")
 
 
-def streamed(masks: Float[Tensor, "copies reader writer"]) -> bool:
-    """Whether a product of these masks is so narrow that a kernel which reads each delta once is best."""
-    return masks[0].numel() < WIDE
+def streamed(like: Tensor) -> bool:
+    """Whether a kernel mixes deltas of this kind faster than the library's product: where they are half as wide."""
+    return like.dtype in (torch.bfloat16, torch.float16)
 
 
 def mix(

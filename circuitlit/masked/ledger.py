@@ -147,7 +147,7 @@ class Ledger:
     def mix(self, out: Tensor, readers: slice, writers: slice, base: Tensor | None, shared: Tensor | None) -> None:
         """Write `base + shared +` the readers' sums of some writers to `out`."""
         masks, deltas = self.masks[:, readers, writers], self.deltas[writers]
-        if self.fused and kernels.streamed(masks):
+        if self.fused and kernels.streamed(deltas):
             from circuitlit.masked.gpu.mixing import mix
 
             mix(out, masks[0], deltas, base, shared)
@@ -163,7 +163,7 @@ class Ledger:
         if not len(deltas):
             return
         room = self.grad_masks[:, readers, writers]
-        if self.fused and kernels.streamed(masks):
+        if self.fused and kernels.streamed(deltas):
             from circuitlit.masked.gpu.mixing import mix_backward
 
             mix_backward(grad, masks[0], deltas, grad_deltas, room[0])

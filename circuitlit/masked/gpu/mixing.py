@@ -19,8 +19,8 @@ from circuitlit.masked.gpu.launch import cdiv, precision, processors
 
 MOST_READERS = 256  # in one launch of `mix_backward`
 # by readers in a block: writers and numbers in a block, warps, stages of the pipeline
-FORWARD = {16: (16, 512, 8, 3), 32: (32, 128, 4, 3), 64: (32, 128, 8, 3), 128: (32, 128, 4, 3)}
-BACKWARD = {16: (16, 256, 4, 3), 32: (32, 128, 4, 3), 64: (16, 128, 4, 3), 128: (64, 64, 4, 3), 256: (64, 64, 8, 2)}
+FORWARD = {16: (16, 512, 8, 3), 32: (32, 128, 4, 3), 64: (32, 128, 8, 3), 128: (64, 256, 8, 3)}
+BACKWARD = {16: (16, 256, 4, 3), 32: (32, 128, 4, 3), 64: (16, 128, 4, 3), 128: (64, 128, 8, 3), 256: (64, 128, 8, 2)}
 
 
 @triton.jit(do_not_specialize=["readers", "writers"], do_not_specialize_on_alignment=["masks"])
