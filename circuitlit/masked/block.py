@@ -114,7 +114,7 @@ class MaskedBlock(nn.Module):
     def _mlp(self, x: Float[Tensor, "one token d"]) -> Float[Tensor, "one token d"]:
         """The MLP's output. On a GPU the library's norms and activations of many launches give way to torch's own."""
         norm = self._mlp_affine
-        if self.sharded or not fused(x):
+        if not fused(x):
             return self.mlp(self.mlp_norm(x))
         rms = norm is not None and not norm.centred
         normed = F.rms_norm(x, x.shape[-1:], norm.gain, norm.eps) if rms and norm else self.mlp_norm(x)

@@ -36,7 +36,6 @@ class References:
         kind: how edges are ablated.
         mean: the writers' constants, for mean and optimal ablation.
         budget: bytes the cache may take; a larger split is computed batch by batch.
-        together: True runs clean and corrupted prompts in one forward, so that sharded weights are gathered once.
         capture: True replays a CUDA graph for each batch shape on a GPU; the weights must stay where they are.
     """
 
@@ -46,10 +45,9 @@ class References:
         kind: Kind,
         mean: Ablated | None = None,
         budget: float = 0,
-        together: bool = False,
         capture: bool = False,
     ) -> None:
-        self.subject, self.mean, self.budget, self.together = subject, mean, budget, together
+        self.subject, self.mean, self.budget = subject, mean, budget
         self.kind: Kind = kind
         self._capture = capture
         self._calls: dict[str, CapturedCall] = {}  # a graph keeps the matmul precision that it was captured with
@@ -68,13 +66,13 @@ class References:
 
     @torch.no_grad()
     def compute(self, batch: Batch) -> Reference:
-        """Two stock forwards, or one of both."""
-        if self.together and self.kind == "interchange":
-            rows = len(batch)
-            ablated, hidden = run_and_record(self.subject, torch.cat([batch.corrupted, batch.clean]), rows)
-            logits = self.subject.unembed(take_positions(hidden[rows:], batch.positions))
-            return Reference(logits.float().log_softmax(-1), ablated)
-        return Reference(self.teacher(batch), ablated_run(self.subject, batch, self.kind, self.mean))
+        """One stock forward of clean and corrupted prompts: half the launches, and weights are gathered once."""
+        if self.kind != "interchange":
+            return Reference(self.teacher(batch), ablated_run(self.subject, batch, self.kind, self.mean))
+        rows = len(batch)
+        ablated, hidden = run_and_record(self.subject, torch.cat([batch.corrupted, batch.clean]), rows)
+        logits = self.subject.unembed(take_positions(hidden[rows:], batch.positions))
+        return Reference(logits.float().log_softmax(-1), ablated)
 
     def fill(self, batches: Iterable[Batch], rows: int) -> bool:
         """Cache a split whose batches come in order, all padded to one length; False if it would not fit."""

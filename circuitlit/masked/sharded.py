@@ -22,7 +22,6 @@ from circuitlit.errors import UserError
 from circuitlit.masked.forward import MaskedModel
 from circuitlit.model.weights import LoadedWeights, WeightSource
 
-COSTLY = 4 * 2**30  # bytes
 ALIGN = 128  # elements: every process's part begins at a round address
 Place = tuple[nn.Module, str, nn.Parameter]
 
@@ -140,14 +139,6 @@ class Shards:
         self._next: dict[tuple[int, bool], int] = {}
         self._last: tuple[int, bool] | None = None
         self._freed: Any = None
-
-    @property
-    def costly(self) -> bool:
-        """True for weights so large that each gathering should serve the corrupted and the clean run at once.
-
-        Below, the two run one after the other as without shards, so that all strategies round alike.
-        """
-        return sum(unit.total * unit.own.itemsize for unit in self.units) > COSTLY
 
     def enter(self, index: int) -> None:
         """Have a unit's weights in place for what is queued from now on."""

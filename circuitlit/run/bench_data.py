@@ -101,9 +101,8 @@ def random_workbench(cfg: DictConfig, subject: Subject, n_train: int) -> Workben
     data = RandomPairs(vocab, n_train, cfg.callbacks.probe_pairs, cfg.tokens, cfg.answers, batch_size, cfg.seed)
     layout = MaskLayout(subject.graph)
     model = masked_model(cfg, subject)
-    budget, together = cfg.mask.cache_gib * 2**30, model.shards is not None and model.shards.costly
-    capture = cfg.mask.capture and model.shards is None
-    references = References(subject, cfg.ablation.kind, budget=budget, together=together, capture=capture)
+    budget, capture = cfg.mask.cache_gib * 2**30, cfg.mask.capture and model.shards is None
+    references = References(subject, cfg.ablation.kind, budget=budget, capture=capture)
     references.fill(data.train.batches(batch_size, cfg.tokens), n_train)
     return Workbench(subject, data, model, layout, references, edge_budget(cfg.sparsity.target, layout.n_edge_masks))
 

@@ -73,7 +73,7 @@ class Workbench:
     def fresh_references(self) -> References:
         """References without the training split's cache, for other splits."""
         known = self.references
-        return References(self.subject, known.kind, known.mean, together=known.together)
+        return References(self.subject, known.kind, known.mean)
 
 
 def own_size(scores: EdgeScores) -> int:
@@ -133,9 +133,8 @@ def build_workbench(cfg: DictConfig, subject: Subject, model: MaskedModel | None
     layout = MaskLayout(subject.graph, roles, cfg.mask.sites)
     model = model or masked_model(cfg, subject)
     constants = _constants(cfg, model, data)
-    budget, together = cfg.mask.cache_gib * 2**30, model.shards is not None and model.shards.costly
-    capture = cfg.mask.capture and model.shards is None
-    references = References(subject, cfg.ablation.kind, constants, budget, together, capture)
+    budget, capture = cfg.mask.cache_gib * 2**30, cfg.mask.capture and model.shards is None
+    references = References(subject, cfg.ablation.kind, constants, budget, capture)
     references.fill(data.train.batches(cfg.data.batch_size, max(data.train.lengths)), len(data.train))
     target = cfg.sparsity.target
     count = 0 if target is None else edge_budget(target, layout.n_edges)

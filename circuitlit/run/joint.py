@@ -13,7 +13,7 @@ from torch import Tensor, nn
 
 from circuitlit.errors import UserError
 from circuitlit.finetune import adapted, save_model
-from circuitlit.masked import MaskedModel, References
+from circuitlit.masked import MaskedModel, Reference, References, ablated_run
 from circuitlit.run.build import Workbench
 from circuitlit.run.checks import run_dir
 from circuitlit.run.ranks import processes
@@ -30,6 +30,10 @@ class BaseAnswers(References):
         """The base model's log-probabilities."""
         with self.adapters.disable_adapter():
             return super().teacher(batch)
+
+    def compute(self, batch: Batch) -> Reference:
+        """Two stock forwards: of the base and of the adapted model."""
+        return Reference(self.teacher(batch), ablated_run(self.subject, batch, self.kind, self.mean))
 
 
 @dataclass(frozen=True)

@@ -5,6 +5,7 @@ from __future__ import annotations
 from bisect import bisect_left, bisect_right
 from collections.abc import Sequence
 
+from tokenizers import Encoding, Tokenizer
 from transformers import PreTrainedTokenizerBase
 
 from circuitlit.errors import UserError
@@ -29,8 +30,7 @@ def tokenise(texts: Sequence[str], tokenizer: PreTrainedTokenizerBase, front: li
 
     A text that itself begins with the `front` tokens (a chat template's output) does not get them twice.
     """
-    encoded = tokenizer(list(texts), add_special_tokens=False, return_attention_mask=False, verbose=False)
-    return [ids if ids[: len(front)] == front else front + ids for ids in encoded["input_ids"]]
+    return [ids if ids[: len(front)] == front else front + ids for ids in (e.ids for e in _encodings(texts, tokenizer))]
 
 
 def tokenise_lists(
@@ -46,14 +46,19 @@ def tokenise_with_offsets(
     texts: Sequence[str], tokenizer: PreTrainedTokenizerBase, front: list[int]
 ) -> list[tuple[list[int], Offsets]]:
     """As `tokenise`, with the characters `[start, end)` of every token; `(-1, -1)` for the added `front` tokens."""
-    encoded = tokenizer(
-        list(texts), add_special_tokens=False, return_attention_mask=False, return_offsets_mapping=True, verbose=False
-    )
     outside = [(-1, -1)] * len(front)
+    encoded = ((encoding.ids, encoding.offsets) for encoding in _encodings(texts, tokenizer))
     return [
-        (ids, offsets) if ids[: len(front)] == front else (front + ids, outside + offsets)
-        for ids, offsets in zip(encoded["input_ids"], encoded["offset_mapping"], strict=True)
+        (ids, offsets) if ids[: len(front)] == front else (front + ids, outside + offsets) for ids, offsets in encoded
     ]
+
+
+def _encodings(texts: Sequence[str], tokenizer: PreTrainedTokenizerBase) -> Sequence[Encoding]:
+    """What the Rust tokenizer makes of each text; the library's wrapper takes longer than that to hand it out."""
+    backend: Tokenizer = tokenizer.backend_tokenizer  # type: ignore[attr-defined]
+    backend.no_truncation()
+    backend.no_padding()
+    return backend.encode_batch(list(texts), add_special_tokens=False)
 
 
 def touched(offsets: Offsets, start: int, end: int) -> range:
