@@ -12,11 +12,11 @@ row() {
   local out="hydra.run.dir=runs/speed/$name"
   case $name in
     gpt2_64) bench model=gpt2 data.batch_size=32 tokens=64 mask.panel=3 "$out" "$@" ;;
-    gpt2_64_small) bench model=gpt2 data.batch_size=32 tokens=64 mask.panel=2 mask.recompute=true mask.cache_gib=0 'dtypes=[bfloat16]' "$out" "$@" ;;
-    gpt2_20_small) bench model=gpt2 data.batch_size=32 tokens=20 mask.panel=2 mask.recompute=true mask.cache_gib=0 'dtypes=[bfloat16]' "$out" "$@" ;;
+    gpt2_64_small) bench model=gpt2 data.batch_size=32 tokens=64 mask.panel=2 mask.recompute=reads mask.cache_gib=0 'dtypes=[bfloat16]' "$out" "$@" ;;
+    gpt2_20_small) bench model=gpt2 data.batch_size=32 tokens=20 mask.panel=2 mask.recompute=reads mask.cache_gib=0 'dtypes=[bfloat16]' "$out" "$@" ;;
     gpt2_20) bench model=gpt2 data.batch_size=32 tokens=20 mask.panel=3 "$out" "$@" ;;
     smollm2_20) bench model=smollm2 data.batch_size=32 tokens=20 mask.panel=4 "$out" "$@" ;;
-    codellama) bench model=codellama_13b data.batch_size=8 tokens=64 'dtypes=[bfloat16]' mask.recompute=true mask.panel=2 "$out" "$@" ;;
+    codellama) bench model=codellama_13b data.batch_size=8 tokens=64 'dtypes=[bfloat16]' mask.recompute=reads mask.panel=2 "$out" "$@" ;;
     codellama_zero3) two codellama_13b 8 "$out" "$@" ;;
     codellama_34b_zero3) two codellama_34b 4 repeats=3 warmup=2 "$out" "$@" ;;
     ddp_scaling)
@@ -24,7 +24,7 @@ row() {
       bench model=gpt2 data.batch_size=256 tokens=20 mask.cache_gib=0 'dtypes=[float32]' repeats=10 strategy=ddp \
         strategy.options.devices=2 "$out-2" "$@"
       ;;
-    plan) bench plan=true model=codellama_13b data.batch_size=8 tokens=64 mask.recompute=true mask.panel=2 "$out" "$@" ;;
+    plan) bench plan=true model=codellama_13b data.batch_size=8 tokens=64 mask.recompute=reads mask.panel=2 "$out" "$@" ;;
     scaling) bench bench=scaling model=gpt2 data.batch_size=32 tokens=20 'dtypes=[float32]' "$out" "$@" ;;
     eap) bench bench=eap model=gpt2 data.batch_size=8 tokens=15 examples=null "$out" "$@" ;;
     ioi_200) python -m circuitlit bench bench=run experiment=ioi_gpt2 verb=bench random=true model.dtype=bfloat16 mask.schedule.steps=3000 callbacks=headless "$out" "$@" ;;

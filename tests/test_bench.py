@@ -14,6 +14,7 @@ from omegaconf import DictConfig
 from circuitlit.discover import MaskedLoss
 from circuitlit.graph import Graph, MaskLayout
 from circuitlit.masked import MaskedModel, References
+from circuitlit.masked.short_attention import rotates_by_halves
 from circuitlit.objective import kl_divergence
 from circuitlit.run.bench_data import RandomPairs, random_subject
 from circuitlit.run.bench_plan import largest_batch, meta_subject, plan, step_bytes
@@ -75,9 +76,9 @@ def peak_bytes(function) -> int:
     return top
 
 
-@pytest.mark.parametrize("recompute", [False, True])
+@pytest.mark.parametrize("recompute", [False, "reads", True])
 @pytest.mark.parametrize("name", SHAPE)
-def test_plan_is_near_the_measured_peak(name: str, recompute: bool) -> None:
+def test_plan_is_near_the_measured_peak(name: str, recompute: object) -> None:
     """Within 30 %: the plan does not know when temporaries come and go."""
     cfg = config(name, f"mask.recompute={recompute}", "mask.panel=2")
     step = step_of(cfg)
@@ -101,6 +102,7 @@ def test_plan_counts_weights_and_scales_with_the_batch() -> None:
 
 
 def test_plan_of_a_large_model_loads_nothing(tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:
+    rotates_by_halves.cache_clear()  # tried on the meta device, where a process that only plans comes by first
     call(
         "plan=true", "model=codellama_13b", "data.batch_size=8", "tokens=64", f"hydra.run.dir={tmp_path}", verb="bench"
     )

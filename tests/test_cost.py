@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 from collections import Counter
+from typing import Literal
 
 import pytest
 import torch
@@ -50,7 +51,7 @@ def model_of(name: str, layers: int, **changes: object) -> Subject:
     return Subject(AutoModelForCausalLM.from_config(config).double())
 
 
-def step(subject: Subject, panel: int, recompute: bool = False) -> tuple[Counting, list[int]]:
+def step(subject: Subject, panel: int, recompute: bool | Literal["reads"] = False) -> tuple[Counting, list[int]]:
     """One forward and backward with cached references: its operators, and the sizes of what it saved."""
     loss = MaskedLoss(MaskedModel(subject, panel, recompute), MaskLayout(subject.graph), kl_divergence)
     batch = tiny_batch()
@@ -105,6 +106,18 @@ def test_streams_are_saved_once(name: str) -> None:
     whole = attention * tiny_batch().clean.numel() * width
     _, saved = step(subject, 2)
     assert sum(size >= whole for size in saved) == layers, sorted(saved)[-8:]
+
+
+@pytest.mark.parametrize("name", MLP)
+def test_reads_made_anew_are_not_saved(name: str) -> None:
+    """They cost a product for each block but the first of its panel, and one for each panel but the last."""
+    subject = model_of(name, 3)
+    graph = subject.graph
+    attention = graph.readers_per_layer - (0 if graph.parallel else 1)
+    plain, _ = step(subject, 2)
+    again, saved = step(subject, 2, "reads")
+    assert max(saved) < attention * tiny_batch().clean.numel() * subject.model.config.hidden_size
+    assert again.products == plain.products + 1 + 1
 
 
 def test_recomputing_saves_less_and_multiplies_more() -> None:

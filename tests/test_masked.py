@@ -2,6 +2,8 @@
 
 from __future__ import annotations
 
+from typing import Any
+
 import pytest
 import torch
 from brute_force import masked_logits
@@ -59,9 +61,9 @@ def test_any_masks_equal_brute_force(subject: Subject, batch: Batch) -> None:
         torch.testing.assert_close(run(subject, batch, flat, panel=panel), expected, **TIGHT)
 
 
-@pytest.mark.parametrize("recompute", [False, True])
+@pytest.mark.parametrize("recompute", [False, True, "reads"])
 @pytest.mark.parametrize("panel", [1, 2])
-def test_gradient_is_the_finite_difference(subject: Subject, batch: Batch, recompute: bool, panel: int) -> None:
+def test_gradient_is_the_finite_difference(subject: Subject, batch: Batch, recompute: Any, panel: int) -> None:
     flat = random_masks(subject).requires_grad_()
     weights = torch.randn(3, 2, 50, dtype=torch.float64, generator=torch.Generator().manual_seed(1))
 

@@ -13,7 +13,7 @@ from circuitlit.graph import Graph
 from circuitlit.masked.activation import fewer_launches
 from circuitlit.masked.kernels import fused
 from circuitlit.masked.ledger import Ledger, Token
-from circuitlit.masked.projection import Projection, Room, recognise
+from circuitlit.masked.projection import Again, Projection, Room, recognise
 from circuitlit.masked.short_attention import LONGEST, Rotary, kernel_attention, rotates_by_halves
 from circuitlit.model.anatomy import BlockParts, HeadMap
 
@@ -28,6 +28,8 @@ class MaskedBlock(nn.Module):
 
     Attributes:
         sharded: True where the weights are there only while this block runs, so that nothing may be kept of them.
+        reread: True keeps nothing of what the attention's readers see, by far the most that a block stores; it is
+            summed anew in the backward pass.
     """
 
     q_weight: Tensor
@@ -51,7 +53,7 @@ class MaskedBlock(nn.Module):
         self._affine = recognise(parts.attn_norm) if alike else None
         self._mlp_affine = recognise(parts.mlp_norm)
         self._projection: Projection | None = None
-        self.sharded = False
+        self.sharded = self.reread = False
         self.q_norm, self.k_norm, self.mlp = parts.q_norm, parts.k_norm, parts.mlp
         self.scale = parts.scale
         self.post_scale, self.softcap = parts.post_scale, parts.softcap
@@ -95,7 +97,8 @@ class MaskedBlock(nn.Module):
         heads, split, first = self.n_heads, self.attention_readers, self.first_writer
         token, seen, mlp_seen = ledger.read(token, ablated, row, split + 1, first, self.parallel)
         room = partial(ledger.room, row, split)
-        token = self._write_heads(ledger, token, self._attend(seen, ablated_heads, rotary, real, room))
+        again = ledger.read_again(ablated, row, split, first) if self.reread else None
+        token = self._write_heads(ledger, token, self._attend(seen, ablated_heads, rotary, real, room, again))
         added = self._put_out(ablated_heads)
         if not self.parallel:
             token, mlp_seen = ledger.read_on(token, mlp_seen, added, row + split, first, heads)
@@ -133,10 +136,11 @@ class MaskedBlock(nn.Module):
         rotary: Rotary | None,
         real: Tensor | None,
         room: Room | None = None,
+        again: Again | None = None,
     ) -> Float[Tensor, "head token out"]:
         """What each head's result is beyond its ablated one."""
         batch, length = ablated_heads.shape[:2]
-        projected = self._project(seen, room)
+        projected = self._project(seen, room, again)
         if isinstance(projected, Tensor) and self._has_kernel(length, rotary, real):
             return kernel_attention(projected, ablated_heads, self.n_heads, self.n_kv_heads, self.scale, rotary)
         if isinstance(projected, Tensor):
@@ -213,16 +217,16 @@ class MaskedBlock(nn.Module):
         }
 
     def _project(
-        self, seen: Float[Tensor, "readers token d"], room: Room | None
+        self, seen: Float[Tensor, "readers token d"], room: Room | None, again: Again | None = None
     ) -> Float[Tensor, "readers token out"] | list[Float[Tensor, "head token out"]]:
         """Queries, keys and values of what the readers see, in one tensor where they are made together."""
         weights, biases = [self.q_weight, self.k_weight, self.v_weight], [self.q_bias, self.k_bias, self.v_bias]
         if self._affine is not None:
             if self.sharded:  # the weights are there for this call only
-                return Projection(self._affine, weights, biases, keep=False)(seen, room)
+                return Projection(self._affine, weights, biases, keep=False)(seen, room, again)
             if self._projection is None:
                 self._projection = Projection(self._affine, weights, biases)
-            return self._projection(seen, room)
+            return self._projection(seen, room, again)
         sizes = [self.n_heads, self.n_kv_heads, self.n_kv_heads]
         parts = zip(self.attn_norm(seen).split(sizes), weights, biases, strict=True)
         return [torch.bmm(x, w) if b is None else torch.baddbmm(b[:, None], x, w) for x, w, b in parts]

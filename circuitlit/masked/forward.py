@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 from operator import attrgetter
-from typing import Any
+from typing import Any, Literal
 
 import torch
 from jaxtyping import Bool, Float, Int
@@ -29,12 +29,15 @@ class MaskedModel(nn.Module):
     Args:
         subject: the frozen model.
         panel: consecutive blocks whose reads share one product; more is faster and takes more memory.
-        recompute: True recomputes each panel in the backward pass instead of storing its activations.
+        recompute: what the backward pass makes anew instead of storing it: "reads", what readers see, by far the most
+            of it, at the cost of one more product a panel; True, all activations of each panel; False, nothing.
         live: True reads the weights anew in every forward, so that the model's LoRA adapters can be trained; without it
             they are folded into the weights once.
     """
 
-    def __init__(self, subject: Subject, panel: int = 5, recompute: bool = False, live: bool = False) -> None:
+    def __init__(
+        self, subject: Subject, panel: int = 5, recompute: bool | Literal["reads"] = False, live: bool = False
+    ) -> None:
         super().__init__()
         self.subject = subject
         self.graph = subject.graph
@@ -47,6 +50,8 @@ class MaskedModel(nn.Module):
             else MaskedBlock(anatomy.parts(block, self.graph), self.graph, layer)
             for layer, block in enumerate(anatomy.blocks(model))
         )
+        for block in self.blocks:
+            block.reread = recompute == "reads"  # type: ignore[assignment]
         self.final_norm = attrgetter(anatomy.final_norm)(model)
         self._window = window_of(model.config)
 
@@ -82,7 +87,7 @@ class MaskedModel(nn.Module):
         rotary, real = self.rotary(embedded, length), self.real_tokens(ids)
         for start in range(0, len(self.blocks), self.panel):
             args = (ledger, token, stream, ablated, start, rotary, real)
-            if self.recompute and torch.is_grad_enabled():
+            if self.recompute is True and torch.is_grad_enabled():
                 token, stream = checkpoint(
                     self._run_panel, *args, use_reentrant=False, preserve_rng_state=False, determinism_check="none"
                 )

@@ -13,7 +13,8 @@ their gradient is put together in place and leaves with the first token.
 
 from __future__ import annotations
 
-from typing import Any
+from collections.abc import Callable
+from typing import Any, NamedTuple
 
 import torch
 from jaxtyping import Float, Int
@@ -23,6 +24,20 @@ from torch.autograd import Function
 from circuitlit.masked import kernels
 
 Token = Float[Tensor, ""]
+
+
+class Panel(NamedTuple):
+    """Consecutive readers whose sums of all writers ahead of them are one product.
+
+    Attributes:
+        reader: the first one's row of the masks.
+        readers: how many.
+        writers: the writers ahead.
+    """
+
+    reader: int
+    readers: int
+    writers: int
 
 
 class Ledger:
@@ -50,7 +65,8 @@ class Ledger:
         self.fused = groups is None and kernels.fused(like)
         self.given = masks
         self.masks = masks.detach() if self.fused else masks.detach().to(like.dtype)
-        self.reader = self.first = 0  # of the open panel
+        self.panel = Panel(0, 0, 0)  # the open one
+        self._summed = self.panel  # whose sums `partial` holds
         self._grads: dict[str, Tensor] = {}
 
     @property
@@ -59,18 +75,13 @@ class Ledger:
         return self._buffer("deltas", self.deltas)
 
     @property
-    def grad_partial(self) -> Float[Tensor, "reader token d"]:
-        """Gradient of the open panel's partial sums; every `read` fills its own rows."""
-        return self._buffer("partial", self.partial, zero=False)
-
-    @property
     def grad_masks(self) -> Float[Tensor, "copies reader writer"]:
         """Gradient of the masks, zero where no reader has run its backward."""
         return self._buffer("masks", self.given.detach())
 
-    def _buffer(self, name: str, like: Tensor, zero: bool = True) -> Tensor:
+    def _buffer(self, name: str, like: Tensor) -> Tensor:
         if name not in self._grads:
-            self._grads[name] = torch.zeros_like(like) if zero else torch.empty_like(like)
+            self._grads[name] = torch.zeros_like(like)
         return self._grads[name]
 
     def start(self) -> Token:
@@ -101,8 +112,8 @@ class Ledger:
 
     def open_panel(self, token: Token, reader: int, readers: int, writers: int) -> Token:
         """Sum the first `writers` writers for all readers of a panel, which begins at row `reader` of the masks."""
-        self.reader, self.first = reader, writers
-        return _OpenPanel.apply(token, self, readers)  # type: ignore[return-value]
+        self.panel = Panel(reader, readers, writers)
+        return _OpenPanel.apply(token, self)  # type: ignore[return-value]
 
     def read(
         self, token: Token, ablated: Float[Tensor, "token d"], row: int, readers: int, writers: int, together: bool
@@ -118,6 +129,37 @@ class Ledger:
             together: True where the MLP sees no more than the attention; else `read_on` adds the block's heads.
         """
         return _Read.apply(token, ablated, self, row, readers, writers, together)  # type: ignore[return-value]
+
+    def read_again(
+        self, ablated: Float[Tensor, "token d"], row: int, readers: int, writers: int
+    ) -> Callable[[], Float[Tensor, "attention token d"]]:
+        """What makes anew, in the backward pass, what `read` gives the attention: it need not be kept.
+
+        The arguments are those of `read`, but `readers` counts those of the attention alone.
+        """
+        panel = self.panel
+
+        def again() -> Tensor:
+            if self._summed != panel:
+                self.sum_up(panel)
+            partial = self.partial[row : row + readers]
+            seen = torch.empty_like(partial)
+            rows = slice(panel.reader + row, panel.reader + row + readers)
+            self.mix(seen, rows, slice(panel.writers, writers), partial, ablated)
+            return seen
+
+        return again
+
+    def sum_up(self, panel: Panel) -> None:
+        """Fill `partial` with a panel's sums of the writers ahead of it."""
+        self.mix(
+            self.partial[: panel.readers],
+            slice(panel.reader, panel.reader + panel.readers),
+            slice(0, panel.writers),
+            None,
+            None,
+        )
+        self._summed = panel
 
     def read_on(
         self,
@@ -171,8 +213,8 @@ class Ledger:
             room.copy_(kernels.mix_backward(grad, masks, deltas, grad_deltas, self.groups))
 
     def room(self, row: int, readers: int) -> Float[Tensor, "reader token d"]:
-        """Where the gradient of these readers of the open panel belongs."""
-        return self.grad_partial[row : row + readers]
+        """Where the gradient of these readers of the open panel belongs: in place of their sums, no longer needed."""
+        return self.partial[row : row + readers]
 
 
 class _Start(Function):
@@ -219,17 +261,16 @@ class _WriteHeads(Function):
 
 class _OpenPanel(Function):
     @staticmethod
-    def forward(ctx: Any, token: Tensor, ledger: Ledger, readers: int) -> Tensor:
-        ctx.ledger = ledger
-        ctx.readers, ctx.writers = slice(ledger.reader, ledger.reader + readers), slice(0, ledger.first)
-        ledger.mix(ledger.partial[:readers], ctx.readers, ctx.writers, None, None)
+    def forward(ctx: Any, token: Tensor, ledger: Ledger) -> Tensor:
+        ctx.ledger, ctx.panel = ledger, ledger.panel
+        ledger.sum_up(ledger.panel)
         return token.view_as(token)
 
     @staticmethod
     def backward(ctx: Any, *grads: Tensor) -> Any:
-        readers = ctx.readers.stop - ctx.readers.start
-        ctx.ledger.mix_backward(ctx.ledger.room(0, readers), ctx.readers, ctx.writers)
-        return grads[0], None, None
+        reader, readers, writers = ctx.panel
+        ctx.ledger.mix_backward(ctx.ledger.room(0, readers), slice(reader, reader + readers), slice(0, writers))
+        return grads[0], None
 
 
 class _Read(Function):
@@ -238,13 +279,15 @@ class _Read(Function):
         ctx: Any, token: Tensor, ablated: Tensor, ledger: Ledger, row: int, readers: int, writers: int, together: bool
     ) -> tuple[Tensor, Tensor, Tensor]:
         ctx.ledger, ctx.row, ctx.together = ledger, row, together
-        ctx.readers = slice(ledger.reader + row, ledger.reader + row + readers)
-        ctx.writers = slice(ledger.first, writers)
+        ctx.readers = slice(ledger.panel.reader + row, ledger.panel.reader + row + readers)
+        ctx.writers = slice(ledger.panel.writers, writers)
         partial = ledger.partial[row : row + readers]
         seen = torch.empty_like(partial)
         ledger.mix(seen, ctx.readers, ctx.writers, partial, ablated)
         attention, mlp = seen[:-1], seen[-1:]
-        if not together:
+        if together:
+            mlp = mlp.clone()  # kept by the MLP's norm, as a view it would keep all of `seen`
+        else:
             ctx.mark_non_differentiable(mlp)
         return token.view_as(token), attention, mlp
 
@@ -267,7 +310,7 @@ class _ReadOn(Function):
         ctx: Any, token: Tensor, seen: Tensor, ablated: Tensor, ledger: Ledger, row: int, writers: slice
     ) -> tuple[Tensor, Tensor]:
         ctx.ledger, ctx.row, ctx.writers = ledger, row, writers
-        ctx.readers = slice(ledger.reader + row, ledger.reader + row + 1)
+        ctx.readers = slice(ledger.panel.reader + row, ledger.panel.reader + row + 1)
         out = torch.empty_like(seen)
         ledger.mix(out, ctx.readers, writers, seen, ablated)
         return token.view_as(token), out

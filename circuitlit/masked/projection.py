@@ -88,6 +88,7 @@ def recognise(module: nn.Module) -> Affine | None:
 
 
 Room = Callable[[], Float[Tensor, "reader token d"]]
+Again = Room  # makes streams anew
 
 
 class Projection:
@@ -115,10 +116,13 @@ class Projection:
         self._known: tuple[tuple[int, ...], Tensor, Tensor | None] | None = None
 
     def __call__(
-        self, x: Float[Tensor, "reader token d"], room: Room | None = None
+        self, x: Float[Tensor, "reader token d"], room: Room | None = None, again: Again | None = None
     ) -> Float[Tensor, "reader token out"]:
-        """Project; the gradient for x is written to `room()`, or to a new tensor."""
-        return _NormedProjection.apply(x, self, room)  # type: ignore[return-value]
+        """Project; the gradient for x is written to `room()`, or to a new tensor.
+
+        With `again`, which gives x anew, x is not kept.
+        """
+        return _NormedProjection.apply(x, self, room, again)  # type: ignore[return-value]
 
     def folded(self) -> tuple[Float[Tensor, "reader d out"], Float[Tensor, "reader one out"] | None]:
         """The weights W' side by side, and what every token gets: b W + c."""
@@ -189,7 +193,7 @@ def plain_project_backward(
 
 class _NormedProjection(Function):
     @staticmethod
-    def forward(ctx: Any, x: Tensor, projection: Projection, room: Room | None) -> Tensor:
+    def forward(ctx: Any, x: Tensor, projection: Projection, room: Room | None, again: Again | None) -> Tensor:
         weight, constant = projection.folded()
         norm = projection.norm
         if fused(x):
@@ -197,14 +201,16 @@ class _NormedProjection(Function):
         else:
             project = plain_project
         out, mean, factor = project(x, weight, constant, norm.eps, norm.centred)
-        ctx.projection, ctx.norm, ctx.room = projection if projection.keep else None, norm, room
+        ctx.projection, ctx.norm = projection if projection.keep else None, norm
+        ctx.room, ctx.again = room, again
         lent = [] if projection.keep else [*projection.weights, *projection.biases]
-        ctx.save_for_backward(x, out, mean, factor, *lent)  # recomputing lets go of what is saved
+        ctx.save_for_backward(None if again else x, out, mean, factor, *lent)  # recomputing lets go of what is saved
         return out
 
     @staticmethod
     def backward(ctx: Any, *grads: Tensor) -> Any:
         x, out, mean, factor, *lent = ctx.saved_tensors
+        x = ctx.again() if x is None else x
         half = len(lent) // 2
         weight, constant = (ctx.projection or Projection(ctx.norm, lent[:half], lent[half:], keep=False)).folded()
         room = torch.empty_like(x) if ctx.room is None else ctx.room()
@@ -213,4 +219,4 @@ class _NormedProjection(Function):
         else:
             project_backward = plain_project_backward
         project_backward(grads[0].contiguous(), out, x, weight, constant, mean, factor, room)
-        return room, None, None
+        return room, None, None, None

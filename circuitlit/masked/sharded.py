@@ -202,12 +202,12 @@ def shard(model: MaskedModel, device: torch.device, source: WeightSource | None 
     """Share out a model's weights, in place; from now on every forward is one of all processes together.
 
     Args:
-        model: with `recompute`; its subject's parameters may be without memory, if there is a source.
+        model: with `recompute=True`; its subject's parameters may be without memory, if there is a source.
         device: this process's.
         source: what the parameters are read from, piece by piece; None takes them from the model.
         offload: True keeps each process's part in the host's memory.
     """
-    assert model.recompute, "what a block stores for its backward would hold on to gathered weights"
+    assert model.recompute is True, "what a block stores for its backward would hold on to gathered weights"
     subject, stock = model.subject, model.subject.model
     names: dict[int, list[str]] = {}
     for name, parameter in stock.named_parameters(remove_duplicate=False):

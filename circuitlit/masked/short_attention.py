@@ -30,8 +30,8 @@ class Rotary:
 def rotates_by_halves(rotate: Rotate) -> bool:
     """Whether a rotation does to random vectors what `kernels.rotated` does."""
     generator = torch.Generator().manual_seed(0)
-    q, k = (torch.randn(1, 2, 3, 8, generator=generator) for _ in "qk")
-    cos, sin = (torch.randn(1, 3, 4, generator=generator).repeat(1, 1, 2) for _ in "cs")
+    q, k = (torch.randn(1, 2, 3, 8, generator=generator, device="cpu") for _ in "qk")
+    cos, sin = (torch.randn(1, 3, 4, generator=generator, device="cpu").repeat(1, 1, 2) for _ in "cs")
     found = rotate(q, k, cos, sin)
     return all(torch.allclose(x, rotated(y, cos, sin), atol=1e-5) for x, y in zip(found, (q, k), strict=True))
 

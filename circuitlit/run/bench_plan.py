@@ -94,7 +94,7 @@ def step_bytes(subject: Subject, cfg: DictConfig) -> int:
         ids = torch.zeros(rows, length, dtype=torch.long)
         positions = torch.zeros(rows, cfg.answers, dtype=torch.long)
         masks = torch.zeros(1, graph.n_readers, graph.n_writers, requires_grad=True)
-        model = MaskedModel(subject, cfg.mask.panel, cfg.mask.recompute or sharded(cfg))
+        model = MaskedModel(subject, cfg.mask.panel, sharded(cfg) or cfg.mask.recompute)
         block = model.blocks[0]
         assert isinstance(block, MaskedBlock)
         layers, width = (rows, graph.n_layers, length), block.head_width * graph.n_heads
@@ -128,7 +128,7 @@ def _ledger(cfg: DictConfig, subject: Subject) -> dict[str, float]:
     return {
         "deltas": graph.n_writers * stream,
         "delta gradients": graph.n_writers * stream,
-        "panel sums": 2 * panel * graph.readers_per_layer * stream,
+        "panel sums": panel * graph.readers_per_layer * stream,
     }
 
 
@@ -187,7 +187,7 @@ def summary(cfg: DictConfig) -> dict[str, Any]:
         "edges": subject.graph.n_edges,
         "batch": cfg.data.batch_size,
         "tokens": cfg.tokens,
-        "recompute": cfg.mask.recompute or sharded(cfg),
+        "recompute": sharded(cfg) or cfg.mask.recompute,
         "strategy": cfg.strategy.name,
         "devices": planned(cfg),
         "gib": parts,

@@ -148,8 +148,14 @@ def shards(cfg: DictConfig) -> bool:
 
 
 def masked_model(cfg: DictConfig, subject: Subject) -> MaskedModel:
-    """The masked forward; its weights are shared out where the strategy says so."""
-    model = MaskedModel(subject, cfg.mask.panel, cfg.mask.recompute or shards(cfg))
+    """The masked forward; its weights are shared out where the strategy says so.
+
+    Raises:
+        UserError: `mask.recompute` is none of its values.
+    """
+    if cfg.mask.recompute not in (True, False, "reads"):
+        raise UserError(f"mask.recompute={cfg.mask.recompute} is not one of false, reads, true")
+    model = MaskedModel(subject, cfg.mask.panel, shards(cfg) or cfg.mask.recompute)
     if shards(cfg):
         device = device_of(cfg)
         join(device)
