@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import json
 from pathlib import Path
+from typing import Any
 
 import pytest
 import torch
@@ -78,7 +79,7 @@ def peak_bytes(function) -> int:
 
 @pytest.mark.parametrize("recompute", [False, "reads", True])
 @pytest.mark.parametrize("name", SHAPE)
-def test_plan_is_near_the_measured_peak(name: str, recompute: object) -> None:
+def test_plan_is_near_the_measured_peak(name: str, recompute: Any) -> None:
     """Within 30 %: the plan does not know when temporaries come and go."""
     cfg = config(name, f"mask.recompute={recompute}", "mask.panel=2")
     step = step_of(cfg)

@@ -117,7 +117,7 @@ def _sweep(held: HeldLoss, threshold: float, chunk: int, seconds: float | None) 
             current, more = _prune(held, reader, row, rises[first : first + visible], current, threshold, chunk)
             tried += more
         held.commit(reader, row)
-    kept = held.masks.flatten()[graph.dense_index.to(held.masks.device)].bool().cpu()
+    kept = held.masks.flatten()[graph.dense_index].bool()
     return Sweep(threshold, rises, kept, current, tried)
 
 

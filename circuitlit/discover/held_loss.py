@@ -47,7 +47,7 @@ class HeldLoss:
 
     @property
     def masks(self) -> Float[Tensor, "reader writer"]:
-        """The masks as they are held; 0 where there is no edge."""
+        """The masks as they are held, on the host; 0 where there is no edge."""
         return self._parts[0][0].masks
 
     def value(self) -> float:
@@ -67,8 +67,8 @@ class HeldLoss:
         """Mean over the pairs of all batches, from each batch's logits of every variant."""
         total, pairs = torch.zeros(len(logits[0]), dtype=torch.float64), 0
         for of_batch, (_, teacher, batch) in zip(logits, self._parts, strict=True):
-            losses = [self.objective(variant, teacher, batch).double().sum() for variant in of_batch]
-            total += torch.stack(losses).cpu()
+            losses = torch.vmap(lambda variant, t=teacher, b=batch: self.objective(variant, t, b))(of_batch)
+            total += losses.double().sum(1).cpu()
             pairs += len(batch)
         return (total / pairs).tolist()
 

@@ -19,6 +19,8 @@ from circuitlit.masked.short_attention import Rotary
 from circuitlit.model.anatomy import layer_kinds, window_of
 from circuitlit.model.subject import Subject
 
+Recompute = bool | Literal["reads"]
+
 
 class MaskedModel(nn.Module):
     """Runs a subject with a mask on every edge; shares the subject's weights.
@@ -35,9 +37,9 @@ class MaskedModel(nn.Module):
             they are folded into the weights once.
     """
 
-    def __init__(
-        self, subject: Subject, panel: int = 5, recompute: bool | Literal["reads"] = False, live: bool = False
-    ) -> None:
+    recompute: Recompute
+
+    def __init__(self, subject: Subject, panel: int = 5, recompute: Recompute = False, live: bool = False) -> None:
         super().__init__()
         self.subject = subject
         self.graph = subject.graph

@@ -54,6 +54,9 @@ class HeldRun:
         ids: clean prompts, padded on the right.
         ablated: outputs of all writers where their edges are cut.
         positions: where logits are wanted.
+
+    Attributes:
+        masks: as they are held, on the host, where it is decided what has to be computed again.
     """
 
     def __init__(
@@ -68,7 +71,7 @@ class HeldRun:
         self.batch, self.length = ids.shape
         self.answer_tokens = (positions + self.length * torch.arange(self.batch, device=ids.device)[:, None]).flatten()
         embedded = model.subject.embed(ids).flatten(0, 1)
-        self.masks = scatter_edges(self.graph, embedded.new_ones(1, self.graph.n_edges))[0]
+        self.masks = scatter_edges(self.graph, torch.ones(1, self.graph.n_edges, dtype=embedded.dtype))[0]
         self.deltas = embedded.new_empty(self.graph.n_writers, *embedded.shape)
         self._rotary = model.rotary(embedded, self.length)
         real = model.real_tokens(ids)
@@ -176,13 +179,13 @@ class HeldRun:
 
     def _moved(self, reader: int, rows: Float[Tensor, "variant writer"]) -> Float[Tensor, "variant token d"]:
         """Change of the varied reader's own input."""
-        difference = rows - self.masks[reader]
+        difference = rows.to(self.masks) - self.masks[reader]
         touched = difference.any(0).nonzero().flatten().tolist()
         span = slice(touched[0], touched[-1] + 1) if touched else slice(0, 1)
         deltas = self.deltas[span]
         if reader == self.graph.n_readers - 1:
             deltas = deltas[:, self.answer_tokens]
-        return (difference[:, span] @ deltas.flatten(1)).unflatten(1, deltas.shape[1:])
+        return (difference[:, span].to(deltas.device) @ deltas.flatten(1)).unflatten(1, deltas.shape[1:])
 
     def _attend(
         self,
@@ -296,12 +299,12 @@ class _Changes:
         if not len(heard):
             return [], [], self._room[:0]
         rows, inverse = block[heard].unique(dim=0, return_inverse=True)
-        change = rows[:, self.writers] @ self.all().flatten(1)
+        change = rows[:, self.writers].to(self._room.device) @ self.all().flatten(1)
         return heard.tolist(), inverse.tolist(), change.unflatten(1, self._room.shape[1:])
 
     def at(self, row: Float[Tensor, "writer"], tokens: Int[Tensor, "kept"]) -> Float[Tensor, "variant kept d"]:
         """What one reader hears at some tokens."""
-        return torch.einsum("w,wvtd->vtd", row[self.writers], self.all()[:, :, tokens])
+        return torch.einsum("w,wvtd->vtd", row[self.writers].to(self._room.device), self.all()[:, :, tokens])
 
 
 def _replaced(
