@@ -8,13 +8,20 @@ from jaxtyping import Float
 from torch import Tensor
 
 from circuitlit.discover.masked_loss import MaskedLoss
-from circuitlit.discover.reader_gradients import ablation_moves, contract, mean_scores, refuse_flat_objective, trace
+from circuitlit.discover.reader_gradients import (
+    Each,
+    ablation_moves,
+    contract,
+    mean_scores,
+    refuse_flat_objective,
+    trace,
+)
 from circuitlit.graph import EdgeScores
 from circuitlit.masked import Reference, References
 from circuitlit.tasks.pair import Batch
 
 
-def eap(loss: MaskedLoss, references: References, batches: Iterable[Batch]) -> EdgeScores:
+def eap(loss: MaskedLoss, references: References, batches: Iterable[Batch], each: Each | None = None) -> EdgeScores:
     """Ablated minus clean output of the writer times the clean run's gradient at the reader.
 
     One stock forward and backward a batch, next to the forwards of the references. The scores equal minus the mask
@@ -24,6 +31,7 @@ def eap(loss: MaskedLoss, references: References, batches: Iterable[Batch]) -> E
         loss: the objective; its gradient at the clean run must not vanish.
         references: teacher and ablated writers.
         batches: training pairs, each seen once.
+        each: is given every batch's pairs and their own scores, for resamples of the pairs.
 
     Returns:
         The estimated increase of the loss as each edge alone is ablated, in the loss's unit, mean over examples; ranked
@@ -37,8 +45,10 @@ def eap(loss: MaskedLoss, references: References, batches: Iterable[Batch]) -> E
     """
     refuse_flat_objective(loss, "eap")
 
-    def of_batch(batch: Batch, reference: Reference) -> Float[Tensor, "copies edge"]:
+    def of_batch(batch: Batch, reference: Reference) -> Float[Tensor, "*pair copies edge"]:
         clean = trace(loss, batch, reference.teacher)
-        return contract(loss, clean.gradients, ablation_moves(clean.writers, reference.ablated), batch)
+        return contract(
+            loss, clean.gradients, ablation_moves(clean.writers, reference.ablated), batch, each is not None
+        )
 
-    return mean_scores(loss, references, batches, of_batch, "eap")
+    return mean_scores(loss, references, batches, of_batch, "eap", each)

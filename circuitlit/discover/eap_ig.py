@@ -8,7 +8,7 @@ from jaxtyping import Float
 from torch import Tensor
 
 from circuitlit.discover.masked_loss import MaskedLoss
-from circuitlit.discover.reader_gradients import ablation_moves, contract, mean_scores, trace
+from circuitlit.discover.reader_gradients import Each, ablation_moves, contract, mean_scores, trace
 from circuitlit.errors import UserError
 from circuitlit.graph import EdgeScores
 from circuitlit.masked import Reference, References, run_writers
@@ -23,6 +23,7 @@ def eap_ig(
     batches: Iterable[Batch],
     steps: int = 5,
     rule: str = "midpoint",
+    each: Each | None = None,
 ) -> EdgeScores:
     """EAP with the mean of the gradients along a straight path of input embeddings.
 
@@ -37,6 +38,7 @@ def eap_ig(
         rule: the shares of the clean embedding. "left" takes k/steps for k = 0..steps-1 (the ablated end, not the clean
             one), "right" k = 1..steps (the clean end, not the ablated one), "midpoint" k + 1/2, whose error falls with
             the square of the steps.
+        each: is given every batch's pairs and their own scores, for resamples of the pairs.
 
     Returns:
         Scores in the loss's unit, mean over examples; ranked by magnitude.
@@ -49,10 +51,10 @@ def eap_ig(
     """
     points = path_points(steps, rule)
 
-    def of_batch(batch: Batch, reference: Reference) -> Float[Tensor, "copies edge"]:
-        return path_scores(loss, batch, reference, points)
+    def of_batch(batch: Batch, reference: Reference) -> Float[Tensor, "*pair copies edge"]:
+        return path_scores(loss, batch, reference, points, each is not None)
 
-    return mean_scores(loss, references, batches, of_batch, "eap_ig", steps=steps, rule=rule)
+    return mean_scores(loss, references, batches, of_batch, "eap_ig", each, steps=steps, rule=rule)
 
 
 def path_points(steps: int, rule: str) -> list[float]:
@@ -69,9 +71,9 @@ def path_points(steps: int, rule: str) -> list[float]:
 
 
 def path_scores(
-    loss: MaskedLoss, batch: Batch, reference: Reference, points: Sequence[float]
-) -> Float[Tensor, "copies edge"]:
-    """Summed scores of a batch by the mean gradient over some points between ablated (0) and clean (1) embeddings."""
+    loss: MaskedLoss, batch: Batch, reference: Reference, points: Sequence[float], by_pair: bool = False
+) -> Float[Tensor, "*pair copies edge"]:
+    """Summed scores of a batch, or of each pair, by the mean gradient over points between ablated (0) and clean (1)."""
     clean = run_writers(loss.model.subject, batch.clean)
     moves = ablation_moves(clean, reference.ablated)
     mean: Tensor | None = None
@@ -79,4 +81,4 @@ def path_scores(
         gradients = trace(loss, batch, reference.teacher, clean.embed + (1 - point) * moves.embed).gradients
         mean = gradients if mean is None else mean.add_(gradients)
     assert mean is not None
-    return contract(loss, mean.div_(len(points)), moves, batch)
+    return contract(loss, mean.div_(len(points)), moves, batch, by_pair)

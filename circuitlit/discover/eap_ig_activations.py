@@ -11,7 +11,7 @@ from torch import Tensor
 
 from circuitlit.discover.eap_ig import path_points
 from circuitlit.discover.masked_loss import MaskedLoss
-from circuitlit.discover.reader_gradients import ablation_moves, contract, mean_scores, trace
+from circuitlit.discover.reader_gradients import Each, ablation_moves, contract, mean_scores, trace
 from circuitlit.graph import EdgeScores
 from circuitlit.masked import Ablated, Reference, References, run_writers
 from circuitlit.tasks.pair import Batch
@@ -26,6 +26,7 @@ def eap_ig_activations(
     steps: int = 5,
     rule: str = "midpoint",
     own_paths: bool = False,
+    each: Each | None = None,
 ) -> EdgeScores:
     """EAP with the mean of the gradients as one group of writers after another goes from ablated to clean.
 
@@ -46,6 +47,7 @@ def eap_ig_activations(
         own_paths: False scores every edge by the mean over all groups' paths, as EAP-IG does. True scores an edge by
             the path of its writer's group alone; as the steps grow, the scores out of each group then add up to
             `loss(group ablated) - loss(clean)`.
+        each: is given every batch's pairs and their own scores, for resamples of the pairs.
 
     Returns:
         Scores in the loss's unit, mean over examples; ranked by magnitude.
@@ -62,12 +64,18 @@ def eap_ig_activations(
         groups.append(("heads", layer))
         groups.append(("mlp", layer))
 
-    def of_batch(batch: Batch, reference: Reference) -> Float[Tensor, "copies edge"]:
+    def of_batch(batch: Batch, reference: Reference) -> Float[Tensor, "*pair copies edge"]:
         clean = run_writers(loss.model.subject, batch.clean)
         moves = ablation_moves(clean, reference.ablated)
         if own_paths:
             terms = [
-                contract(loss, group_gradients(loss, batch, reference, g, clean, moves, points), only(moves, g), batch)
+                contract(
+                    loss,
+                    group_gradients(loss, batch, reference, g, clean, moves, points),
+                    only(moves, g),
+                    batch,
+                    each is not None,
+                )
                 for g in groups
             ]
             return torch.stack(terms).sum(0)
@@ -76,10 +84,10 @@ def eap_ig_activations(
             gradients = group_gradients(loss, batch, reference, group, clean, moves, points) / len(groups)
             mean = gradients if mean is None else mean.add_(gradients)
         assert mean is not None
-        return contract(loss, mean, moves, batch)
+        return contract(loss, mean, moves, batch, each is not None)
 
     return mean_scores(
-        loss, references, batches, of_batch, "eap_ig_activations", steps=steps, rule=rule, own_paths=own_paths
+        loss, references, batches, of_batch, "eap_ig_activations", each, steps=steps, rule=rule, own_paths=own_paths
     )
 
 

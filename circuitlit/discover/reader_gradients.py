@@ -25,6 +25,7 @@ from circuitlit.objective import kl_divergence, logit_difference_error
 from circuitlit.tasks.pair import Batch
 
 LEAST_AT_CLEAN = (kl_divergence, logit_difference_error)
+Each = Callable[[Int[Tensor, "pair"], Float[Tensor, "pair copies edge"]], None]  # is given pairs and their own scores
 
 
 @dataclass(frozen=True)
@@ -150,8 +151,8 @@ def through_norm(
 
 
 def contract(
-    loss: MaskedLoss, gradients: Float[Tensor, "reader token d"], moves: Ablated, batch: Batch
-) -> Float[Tensor, "copies edge"]:
+    loss: MaskedLoss, gradients: Float[Tensor, "reader token d"], moves: Ablated, batch: Batch, by_pair: bool = False
+) -> Float[Tensor, "*pair copies edge"]:
     """Products of what ablation adds to each writer's output with the gradients at its readers, summed over the batch.
 
     Args:
@@ -159,22 +160,38 @@ def contract(
         gradients: at the readers' inputs, real tokens only.
         moves: the ablated minus the clean output of every writer.
         batch: the pairs.
+        by_pair: True sums over the tokens of each pair alone.
 
     Returns:
         The first-order increase of the batch's summed objective as each edge is ablated, one row per token role.
     """
-    graph, layout = loss.layout.graph, loss.layout
+    graph, copies = loss.layout.graph, loss.layout.copies
     tokens = real_tokens(batch)
-    roles = batch.roles.flatten()[tokens]
-    every = slice(None)
-    groups = [every] if layout.copies == 1 else [(roles == copy).nonzero()[:, 0] for copy in range(layout.copies)]
+    groups = [members for part in _parts(batch, by_pair) for members in _by_role(part, batch, tokens, copies)]
     dense = gradients.new_zeros(len(groups), graph.n_readers, graph.n_writers)
     for columns, first, outputs in writer_chunks(loss, moves, tokens):
         outputs = outputs.to(gradients.dtype)
-        for copy, members in enumerate(groups):
+        for number, members in enumerate(groups):
             seen = gradients[first:, members].flatten(1)
-            dense[copy, first:, columns] = seen @ outputs[:, members].flatten(1).t()
-    return dense.flatten(1)[:, graph.placed("dense_index", dense.device)]
+            dense[number, first:, columns] = seen @ outputs[:, members].flatten(1).t()
+    scores = dense.flatten(1)[:, graph.placed("dense_index", dense.device)]
+    return scores.unflatten(0, (-1, copies)) if by_pair else scores
+
+
+def _parts(batch: Batch, by_pair: bool) -> list[slice]:
+    """Real tokens of each pair, or of all."""
+    if not by_pair:
+        return [slice(None)]
+    ends = batch.lengths.cumsum(0).tolist()
+    return [slice(start, stop) for start, stop in zip([0, *ends], ends, strict=False)]
+
+
+def _by_role(part: slice, batch: Batch, tokens: Int[Tensor, "token"], copies: int) -> list[slice | Tensor]:
+    """The real tokens of a part that have each role."""
+    if copies == 1:
+        return [part]
+    roles, first = batch.roles.flatten()[tokens][part], part.start or 0
+    return [(roles == copy).nonzero()[:, 0] + first for copy in range(copies)]
 
 
 def writer_chunks(
@@ -209,8 +226,9 @@ def mean_scores(
     loss: MaskedLoss,
     references: References,
     batches: Iterable[Batch],
-    of_batch: Callable[[Batch, Reference], Float[Tensor, "copies edge"]],
+    of_batch: Callable[[Batch, Reference], Float[Tensor, "*pair copies edge"]],
     method: str,
+    each: Each | None = None,
     **details: object,
 ) -> EdgeScores:
     """Edge scores as a mean over all examples, whatever their batches.
@@ -219,8 +237,9 @@ def mean_scores(
         loss: the layout of the scores.
         references: teacher and ablated writers.
         batches: training pairs.
-        of_batch: scores summed over a batch's examples.
+        of_batch: scores summed over a batch's examples; with `each`, those of every example.
         method: name for the result.
+        each: is given every batch's examples and their scores.
         details: settings of the method.
 
     Raises:
@@ -230,7 +249,11 @@ def mean_scores(
     total, count = torch.zeros(loss.layout.copies, loss.layout.graph.n_edges, dtype=torch.float64), 0
     for batch in batches:
         batch = batch.to(device)
-        total += of_batch(batch, references(batch)).double().cpu()
+        found = of_batch(batch, references(batch))
+        if each is not None:
+            each(batch.index.cpu(), found.cpu())
+            found = found.sum(0)
+        total += found.double().cpu()
         count += len(batch)
     if count == 0:
         raise ValueError(f"{method} needs at least one batch of pairs")

@@ -9,6 +9,7 @@ from torch import Tensor
 
 from circuitlit.discover.masked_loss import MaskedLoss
 from circuitlit.discover.reader_gradients import (
+    Each,
     ablation_moves,
     contract,
     mean_scores,
@@ -23,7 +24,11 @@ from circuitlit.tasks.pair import Batch
 
 
 def relp(
-    loss: MaskedLoss, references: References, batches: Iterable[Batch], constant_patterns: bool = False
+    loss: MaskedLoss,
+    references: References,
+    batches: Iterable[Batch],
+    constant_patterns: bool = False,
+    each: Each | None = None,
 ) -> EdgeScores:
     """Ablated minus clean output of the writer times the relevance coefficient at the reader; as cheap as EAP.
 
@@ -37,6 +42,7 @@ def relp(
         batches: training pairs, each seen once.
         constant_patterns: True takes attention patterns as constants, as LRP has it; all edges into queries and keys
             then score 0. False, as in the authors' published example, leaves the attention's gradient alone.
+        each: is given every batch's pairs and their own scores, for resamples of the pairs.
 
     Returns:
         Scores in the loss's unit, mean over examples; ranked by magnitude.
@@ -49,9 +55,11 @@ def relp(
     refuse_flat_objective(loss, "relp")
     refuse_unusual_writers(loss, coupled=True)
 
-    def of_batch(batch: Batch, reference: Reference) -> Float[Tensor, "copies edge"]:
+    def of_batch(batch: Batch, reference: Reference) -> Float[Tensor, "*pair copies edge"]:
         with relevance_rules(loss.model.subject, constant_patterns):
             clean = trace(loss, batch, reference.teacher)
-        return contract(loss, clean.gradients, ablation_moves(clean.writers, reference.ablated), batch)
+        return contract(
+            loss, clean.gradients, ablation_moves(clean.writers, reference.ablated), batch, each is not None
+        )
 
-    return mean_scores(loss, references, batches, of_batch, "relp", constant_patterns=constant_patterns)
+    return mean_scores(loss, references, batches, of_batch, "relp", each, constant_patterns=constant_patterns)

@@ -17,6 +17,7 @@ from hydra.utils import instantiate
 from omegaconf import DictConfig, OmegaConf
 
 from circuitlit.discover import MaskedLoss, optimal_writers
+from circuitlit.discover.reader_gradients import Each
 from circuitlit.errors import UserError
 from circuitlit.graph import Circuit, EdgeScores, MaskLayout
 from circuitlit.graph.select import Select, edge_budget
@@ -172,7 +173,13 @@ def encoded(cfg: DictConfig, splits: Splits, subject: Subject) -> PairsModule:
     return PairsModule(splits, subject.tokenizer, settings.batch_size, cfg.seed, settings.pad_to, settings.num_workers)
 
 
-def attribute(cfg: DictConfig, bench: Workbench, rows: Sequence[int] | None = None, shared: bool = False) -> EdgeScores:
+def attribute(
+    cfg: DictConfig,
+    bench: Workbench,
+    rows: Sequence[int] | None = None,
+    shared: bool = False,
+    each: Each | None = None,
+) -> EdgeScores:
     """Scores of the configured method on the training pairs, or on some of them, in batches of similar length.
 
     Args:
@@ -181,6 +188,7 @@ def attribute(cfg: DictConfig, bench: Workbench, rows: Sequence[int] | None = No
         rows: which training pairs; None takes all.
         shared: True gives each process its share of the batches and all of them the mean; the same scores, but for
             rounding.
+        each: is given each pair's own scores, by a method that has them.
 
     Raises:
         UserError: sharded weights, and a method that reads weights while they are not gathered.
@@ -196,7 +204,7 @@ def attribute(cfg: DictConfig, bench: Workbench, rows: Sequence[int] | None = No
     loss = bench.loss(cfg.method.objective, edges, cfg.mask.capture)
     score, batches = instantiate(cfg.method.score), train.batches(size, pad, order)
     if numbers is None:
-        return score(loss, bench.references, batches)
+        return score(loss, bench.references, batches, **({} if each is None else {"each": each}))
     own = islice(batches, numbers.start, None, numbers.step)
     more = {"numbers": numbers} if "numbers" in signature(score).parameters else {}
     pairs = sum(len(order[size * number : size * (number + 1)]) for number in numbers)

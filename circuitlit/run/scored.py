@@ -11,7 +11,8 @@ from circuitlit.compare import Resampled
 from circuitlit.evaluate import TestBed, summarise
 from circuitlit.graph import Circuit, EdgeScores
 from circuitlit.graph.select import edge_budget
-from circuitlit.run.build import Workbench, attribute
+from circuitlit.run.build import Workbench
+from circuitlit.run.resampled import Resampler
 
 
 @dataclass(frozen=True)
@@ -37,13 +38,11 @@ class Side:
 
 def score_side(cfg: DictConfig, bench: Workbench) -> Side:
     """Scores on all training pairs and on resamples; the same resamples for every model of the run."""
-    count = len(bench.data.train)
+    score, count = Resampler(cfg, bench), len(bench.data.train)
     generator = torch.Generator().manual_seed(cfg.compare.seed)
     rows = [torch.randint(count, (count,), generator=generator).tolist() for _ in range(cfg.compare.resamples)]
-    scores = attribute(cfg, bench)
-    resamples = [attribute(cfg, bench, picked) for picked in rows]
-    matched, faithfulness = _smallest(cfg, bench, scores)
-    return Side(scores, resamples, matched, faithfulness)
+    matched, faithfulness = _smallest(cfg, bench, score.scores)
+    return Side(score.scores, [score(picked) for picked in rows], matched, faithfulness)
 
 
 def _smallest(cfg: DictConfig, bench: Workbench, scores: EdgeScores) -> tuple[int | None, dict[int, float | None]]:

@@ -32,6 +32,7 @@ from circuitlit.model import Subject
 from circuitlit.run.build import Workbench, attribute, build_workbench
 from circuitlit.run.evolve.algorithm import algorithm_part
 from circuitlit.run.learn import learn
+from circuitlit.run.resampled import Resampler
 from circuitlit.run.result import validation
 from circuitlit.timeline.series import Noise, nodes_of
 
@@ -55,7 +56,8 @@ def task_cell(
     bench = build_workbench(cfg, subject)
     test = bench.data.test
     behaviour = Behaviour.measure(subject, test.batches(cfg.data.eval_batch_size))
-    scores, cold = _scores(cfg, bench, folder, start, cold_too)
+    score = Resampler(cfg, bench) if noise and cfg.evolve.resamples > 1 and _attributes(cfg) else None
+    scores, cold = _scores(cfg, bench, folder, start, cold_too) if score is None else (score.scores, None)
     circuit = bench.cut(scores)
     folder.mkdir(parents=True, exist_ok=True)
     circuit.save(folder)
@@ -74,19 +76,21 @@ def task_cell(
         content |= algorithm_part(cfg, bench, _repeated(cfg, subject)[0], inside)
     if cold is not None:
         content["cold_overlap"] = corrected_jaccard(circuit.kept, bench.cut(cold).kept)
-    if noise and cfg.evolve.resamples > 1 and cfg.evolve.circuits == "attribution":
-        found = noise_floor(
-            lambda rows: attribute(cfg, bench, rows), bench.cut, len(bench.data.train), cfg.evolve.resamples, cfg.seed
-        )
-        content["noise"] = asdict(Noise.of(*found))
+    if score is not None:
+        floor = noise_floor(score, bench.cut, len(bench.data.train), cfg.evolve.resamples, cfg.seed)
+        content["noise"] = asdict(Noise.of(*floor))
     return content
+
+
+def _attributes(cfg: DictConfig) -> bool:
+    return cfg.evolve.circuits == "attribution"
 
 
 def _scores(
     cfg: DictConfig, bench: Workbench, folder: Path, start: Path | None, cold_too: bool
 ) -> tuple[EdgeScores, EdgeScores | None]:
     """The circuit's scores and, where asked for, those of masks learned without the checkpoint before."""
-    if cfg.evolve.circuits == "attribution":
+    if _attributes(cfg):
         return attribute(cfg, bench), None
     attribution = attribute(cfg, bench) if start is None or cold_too else None
     cold = learn(cfg, bench, attribution, folder / "cold")[0].scores() if attribution is not None else None

@@ -21,6 +21,7 @@ from circuitlit.objective import Outcome
 from circuitlit.run.ability import inability, measure_behaviour
 from circuitlit.run.build import Workbench, attribute, build_workbench, encoded, plain, provenance
 from circuitlit.run.learn import learn
+from circuitlit.run.resampled import Resampler
 from circuitlit.run.result import held_out, signed_or_absolute, validation
 from circuitlit.run.study.cells import Cell
 
@@ -176,7 +177,7 @@ def _resampled(cfg: DictConfig, bench: Workbench) -> list[EdgeScores]:
     if cfg.study.resamples < 2:
         return []
     n_pairs = len(bench.data.train)
-    _, circuits = noise_floor(lambda rows: attribute(cfg, bench, rows), bench.cut, n_pairs, cfg.study.resamples)
+    _, circuits = noise_floor(Resampler(cfg, bench), bench.cut, n_pairs, cfg.study.resamples)
     return [circuit.scores for circuit in circuits]
 
 

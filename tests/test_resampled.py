@@ -1,0 +1,47 @@
+"""Scores of resampled pairs from one pass are those of a pass over the resample."""
+
+from __future__ import annotations
+
+from pathlib import Path
+
+import pytest
+import torch
+from cli import settings
+from hydra import compose, initialize_config_dir
+
+from circuitlit.run import resampled
+from circuitlit.run.build import attribute, build_subject, build_workbench
+from circuitlit.run.resampled import Resampler
+
+CONF = str(Path(__file__).parent.parent / "conf")
+ROWS = [0, 0, 3, 5, 5, 5, 2, 7]
+
+
+@pytest.mark.parametrize("roles", [False, True])
+@pytest.mark.parametrize("method", ["eap", "eap_ig", "clean_corrupted", "relp", "eap_ig_activations"])
+def test_one_pass_gives_every_resample(
+    local: Path, tmp_path: Path, method: str, roles: bool, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    more = [f"method={method}", f"mask.roles={roles}", "data.batch_size=3", "method.max_batches=null"]
+    with initialize_config_dir(CONF, version_base="1.3"):
+        cfg = compose("attribute", [*settings(local, tmp_path), *more])
+    bench = build_workbench(cfg, build_subject(cfg))
+    expected = attribute(cfg, bench, ROWS), attribute(cfg, bench)
+    passes = []
+    monkeypatch.setattr(resampled, "attribute", lambda *a, **k: passes.append(1) or attribute(*a, **k))
+    score = Resampler(cfg, bench)
+    for found, one in zip((score(ROWS), score.scores), expected, strict=True):
+        assert found.values.shape == one.values.shape
+        torch.testing.assert_close(found.values, one.values, rtol=1e-3, atol=1e-6)
+        assert found.details == one.details
+        assert found.method == one.method
+    assert not torch.allclose(expected[0].values, expected[1].values)
+    assert len(passes) == 1
+
+
+@pytest.mark.parametrize("more", [["method=mask_gradients"], ["method=eap", "method.max_batches=1"]])
+def test_other_methods_and_fewer_batches_are_run_again(local: Path, tmp_path: Path, more: list[str]) -> None:
+    with initialize_config_dir(CONF, version_base="1.3"):
+        cfg = compose("attribute", [*settings(local, tmp_path), "data.batch_size=3", *more])
+    bench = build_workbench(cfg, build_subject(cfg))
+    torch.testing.assert_close(Resampler(cfg, bench)(ROWS).values, attribute(cfg, bench, ROWS).values)
