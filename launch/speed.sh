@@ -14,7 +14,7 @@ row() {
     gpt2_64) bench model=gpt2 data.batch_size=32 tokens=64 mask.panel=3 "$out" "$@" ;;
     gpt2_64_small) bench model=gpt2 data.batch_size=32 tokens=64 mask.panel=2 mask.recompute=reads mask.cache_gib=0 'dtypes=[bfloat16]' "$out" "$@" ;;
     gpt2_20_small) bench model=gpt2 data.batch_size=32 tokens=20 mask.panel=2 mask.recompute=reads mask.cache_gib=0 'dtypes=[bfloat16]' "$out" "$@" ;;
-    gpt2_20) bench model=gpt2 data.batch_size=32 tokens=20 mask.panel=3 "$out" "$@" ;;
+    gpt2_20) bench model=gpt2 data.batch_size=32 tokens=20 mask.panel=4 "$out" "$@" ;;
     smollm2_20) bench model=smollm2 data.batch_size=32 tokens=20 mask.panel=4 "$out" "$@" ;;
     codellama) bench model=codellama_13b data.batch_size=8 tokens=64 'dtypes=[bfloat16]' mask.recompute=reads mask.panel=2 "$out" "$@" ;;
     codellama_zero3) two codellama_13b 8 "$out" "$@" ;;
@@ -26,10 +26,10 @@ row() {
       ;;
     plan) bench plan=true model=codellama_13b data.batch_size=8 tokens=64 mask.recompute=reads mask.panel=2 "$out" "$@" ;;
     scaling) bench bench=scaling model=gpt2 data.batch_size=32 tokens=20 'dtypes=[float32]' "$out" "$@" ;;
-    eap) bench bench=eap model=gpt2 data.batch_size=8 tokens=15 examples=null "$out" "$@" ;;
+    eap) bench bench=eap method=eap model=gpt2 data.batch_size=8 tokens=15 examples=null "$out" "$@" ;;
     ioi_200) python -m circuitlit bench bench=run experiment=ioi_gpt2 verb=bench random=true model.dtype=bfloat16 mask.schedule.steps=3000 callbacks=headless "$out" "$@" ;;
     ioi_100000) row_large "$out" "$@" ;;
-    cpu_eap) CUDA_VISIBLE_DEVICES='' bench bench=eap model=gpt2 data.batch_size=8 tokens=15 'dtypes=[float32]' repeats=5 examples=null "$out" "$@" ;;
+    cpu_eap) CUDA_VISIBLE_DEVICES='' bench bench=eap method=eap model=gpt2 data.batch_size=8 tokens=15 'dtypes=[float32]' repeats=5 examples=null "$out" "$@" ;;
     cpu_smollm2) CUDA_VISIBLE_DEVICES='' bench data.batch_size=16 tokens=16 'dtypes=[float32]' repeats=5 examples=null "$out" "$@" ;;
     *) echo "no row '$name'; see the cases of launch/speed.sh" >&2 && exit 1 ;;
   esac
