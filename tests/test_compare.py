@@ -30,6 +30,7 @@ from circuitlit.compare import (
     node_modes,
     weight_changes,
 )
+from circuitlit.compare.matrices import right_singular_vectors
 from circuitlit.compare.weights import node_changes
 from circuitlit.discover import MaskedLoss, mask_gradients
 from circuitlit.errors import UserError
@@ -143,6 +144,14 @@ def test_low_rank_values_by_hand() -> None:
         torch.tensor([[2.0, 0], [0, 3], [0, 0]]), torch.tensor([[1.0, 0, 0, 0], [0, 0, 5, 0]])
     ).singular_values()
     torch.testing.assert_close(values, torch.tensor([15.0, 2.0], dtype=torch.float64))
+
+
+@pytest.mark.parametrize("shape", [(7, 5), (5, 7), (6, 6)])
+def test_singular_vectors_are_those_of_the_svd(shape: tuple[int, int]) -> None:
+    matrix = torch.randn(shape, generator=torch.Generator().manual_seed(0), dtype=torch.float64)
+    expected = torch.linalg.svd(matrix, full_matrices=False).Vh
+    cosines = (right_singular_vectors(matrix) * expected).sum(1).abs()
+    torch.testing.assert_close(cosines, torch.ones(5 + (shape == (6, 6)), dtype=torch.float64), rtol=1e-9, atol=1e-9)
 
 
 def test_an_intruder_is_counted() -> None:

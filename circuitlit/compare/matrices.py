@@ -7,6 +7,7 @@ from collections.abc import Iterator, Sequence
 from dataclasses import dataclass
 
 import torch
+import torch.nn.functional as F
 from jaxtyping import Float
 from torch import Tensor
 
@@ -122,6 +123,17 @@ def singular_values(matrix: Delta) -> Float[Tensor, "_"]:
     return torch.linalg.eigvalsh(thin.T @ thin).clamp(min=0).sqrt().flip(0)
 
 
+def right_singular_vectors(matrix: Float[Tensor, "into out"]) -> Float[Tensor, "rank out"]:
+    """Right singular vectors in float64, largest singular value first, by the eigenvectors of the smaller Gram matrix.
+
+    Those of singular values below a millionth of the largest are not exact.
+    """
+    wide = matrix.double()
+    if wide.shape[0] >= wide.shape[1]:
+        return torch.linalg.eigh(wide.T @ wide).eigenvectors.T.flip(0)
+    return F.normalize(torch.linalg.eigh(wide @ wide.T).eigenvectors.T.flip(0) @ wide, dim=1)
+
+
 @torch.no_grad()
 def intruder_dimensions(
     before: Float[Tensor, "into out"], after: Float[Tensor, "into out"], top: int, thresholds: Sequence[float]
@@ -132,8 +144,7 @@ def intruder_dimensions(
 
     Source: Shuttleworth et al., arXiv 2410.21228, section 3. Theirs are the left singular vectors of `[out, in]`.
     """
-    old = torch.linalg.svd(before.float(), full_matrices=False).Vh
-    new = torch.linalg.svd(after.float(), full_matrices=False).Vh[:top]
+    old, new = right_singular_vectors(before), right_singular_vectors(after)[:top]
     nearest = (new @ old.T).abs().max(-1).values
     return [int((nearest < threshold).sum()) for threshold in thresholds]
 
