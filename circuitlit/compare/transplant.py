@@ -50,6 +50,7 @@ class Transplant:
         self.host, self.donor, self.graph = host, donor, host.graph
         self._writers = Writers(host), Writers(donor)
         self._plain: tuple[Subject, Subject] | None = None
+        self._warned = False
 
     @torch.no_grad()
     def logits(
@@ -89,14 +90,16 @@ class Transplant:
         """A copy of the host with the donor's weights in some nodes, valid inside the block.
 
         Keys and values of grouped-query attention belong to all heads of their group: unless the whole group is among
-        the nodes they stay the host's, with a warning; `withheld` names them.
+        the nodes they stay the host's, with a warning the first time; `withheld` names them.
         """
         known_nodes(self.graph, nodes, (READOUT,))
         if self._plain is None:
             self._plain = plain_copy(self.host), plain_copy(self.donor)
         left = withheld(self.graph, nodes)
         if left:
-            log.warning("keys and values stay as they are, for only a part of their heads is moved: %s", " ".join(left))
+            message = "keys and values stay as they are, for only a part of their heads is moved: %s"
+            log.log(logging.INFO if self._warned else logging.WARNING, message, " ".join(left))
+            self._warned = True
         host, donor = (slices(subject, nodes) for subject in self._plain)
         kept = [target.clone() for target in host]
         try:
