@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 from collections import Counter
-from typing import Literal
 
 import pytest
 import torch
@@ -14,6 +13,7 @@ from transformers import AutoConfig, AutoModelForCausalLM
 from circuitlit.discover import MaskedLoss
 from circuitlit.graph import MaskLayout
 from circuitlit.masked import MaskedModel, References
+from circuitlit.masked.forward import Recompute
 from circuitlit.masked.projection import Projection, recognise
 from circuitlit.model import Subject
 from circuitlit.objective import kl_divergence
@@ -51,7 +51,7 @@ def model_of(name: str, layers: int, **changes: object) -> Subject:
     return Subject(AutoModelForCausalLM.from_config(config).double())
 
 
-def step(subject: Subject, panel: int, recompute: bool | Literal["reads"] = False) -> tuple[Counting, list[int]]:
+def step(subject: Subject, panel: int, recompute: Recompute = False) -> tuple[Counting, list[int]]:
     """One forward and backward with cached references: its operators, and the sizes of what it saved."""
     loss = MaskedLoss(MaskedModel(subject, panel, recompute), MaskLayout(subject.graph), kl_divergence)
     batch = tiny_batch()

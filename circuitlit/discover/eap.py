@@ -47,8 +47,7 @@ def eap(loss: MaskedLoss, references: References, batches: Iterable[Batch], each
 
     def of_batch(batch: Batch, reference: Reference) -> Float[Tensor, "*pair copies edge"]:
         clean = trace(loss, batch, reference.teacher)
-        return contract(
-            loss, clean.gradients, ablation_moves(clean.writers, reference.ablated), batch, each is not None
-        )
+        moves = ablation_moves(clean.writers, reference.ablated)
+        return contract(loss, clean.gradients, moves, batch, each is not None)
 
     return mean_scores(loss, references, batches, of_batch, "eap", each)

@@ -58,8 +58,7 @@ def relp(
     def of_batch(batch: Batch, reference: Reference) -> Float[Tensor, "*pair copies edge"]:
         with relevance_rules(loss.model.subject, constant_patterns):
             clean = trace(loss, batch, reference.teacher)
-        return contract(
-            loss, clean.gradients, ablation_moves(clean.writers, reference.ablated), batch, each is not None
-        )
+        moves = ablation_moves(clean.writers, reference.ablated)
+        return contract(loss, clean.gradients, moves, batch, each is not None)
 
     return mean_scores(loss, references, batches, of_batch, "relp", each, constant_patterns=constant_patterns)

@@ -91,7 +91,7 @@ def mix_backward(
     if groups is None:
         grad = grad_out.flatten(1)
         grad_deltas.flatten(1).addmm_(masks[0].t(), grad)
-        return summed_over_tokens(grad, deltas.flatten(1))[None]
+        return _summed_over_tokens(grad, deltas.flatten(1))[None]
     grad_masks = masks.new_empty(masks.shape)
     for copy, tokens in enumerate(groups):
         grad = grad_out[:, tokens].flatten(1)
@@ -101,7 +101,7 @@ def mix_backward(
     return grad_masks
 
 
-def summed_over_tokens(
+def _summed_over_tokens(
     grad: Float[Tensor, "reader number"], deltas: Float[Tensor, "writer number"]
 ) -> Float[Tensor, "reader writer"]:
     """The masks' gradient; half a million rounded terms are summed, and handed out, in float32 where that is free."""

@@ -16,11 +16,8 @@ from jaxtyping import Float
 from torch import Tensor
 
 from circuitlit.masked.gpu.launch import cdiv, precision, processors
-from circuitlit.masked.kernels import summed_over_tokens
 
 MOST_READERS = 256  # in one launch of `mix_backward`
-WIDE = 2**13  # masks of a product from which a copy in the deltas' type, padded to whole blocks, pays off
-SPLIT = 2**40  # and from which two products, one of them the library's, beat a kernel that makes both gradients
 # by readers in a block: writers and numbers in a block, warps, stages of the pipeline
 FORWARD = {16: (16, 512, 8, 3), 32: (32, 128, 4, 3), 64: (32, 128, 8, 3), 128: (64, 256, 8, 3)}
 BACKWARD = {16: (16, 256, 4, 3), 32: (32, 128, 4, 3), 64: (16, 128, 4, 3), 128: (64, 128, 8, 3), 256: (64, 128, 8, 2)}
@@ -42,14 +39,11 @@ def _mix(
     delta_stride,
     HAS_BASE: tl.constexpr,
     HAS_SHARED: tl.constexpr,
-    PADDED: tl.constexpr,
     PRECISION: tl.constexpr,
     R: tl.constexpr,
     W: tl.constexpr,
     N: tl.constexpr,
 ):
-    if PADDED:
-        masks = tl.multiple_of(masks, 16)
     row_blocks = tl.cdiv(readers, R)
     rows = tl.program_id(0) % row_blocks * R + tl.arange(0, R)
     cols = (tl.program_id(0) // row_blocks).to(tl.int64) * N + tl.arange(0, N)
@@ -68,8 +62,7 @@ def _mix(
             mask=w_in[:, None] & col_in[None, :],
             other=0.0,
         )
-        place = masks + rows[:, None] * mask_stride + ws[None, :]
-        z = tl.load(place) if PADDED else tl.load(place, mask=row_in[:, None] & w_in[None, :], other=0.0)
+        z = tl.load(masks + rows[:, None] * mask_stride + ws[None, :], mask=row_in[:, None] & w_in[None, :], other=0.0)
         sums += tl.dot(z.to(d.dtype), d, input_precision=PRECISION)
     tl.store(out + rows.to(tl.int64)[:, None] * out_stride + cols[None, :], sums.to(out.dtype.element_ty), mask=inside)
 
@@ -84,11 +77,8 @@ def mix(
     """Write `base[r] + shared + sum_w masks[r, w] * deltas[w]` to `out`; `base` may be `out` itself."""
     readers, writers = masks.shape
     size = out[0].numel()
-    r = min(max(FORWARD), max(16, triton.next_power_of_2(readers)))
+    r = min(128, max(16, triton.next_power_of_2(readers)))
     w, n, warps, stages = FORWARD[r]
-    padded = readers * writers >= WIDE
-    if padded:
-        masks = _padded(masks, r, w, deltas.dtype)
     grid = (cdiv(size, n) * cdiv(readers, r),)
     _mix[grid](
         out,
@@ -105,7 +95,6 @@ def mix(
         deltas.stride(0),
         HAS_BASE=base is not None,
         HAS_SHARED=shared is not None,
-        PADDED=padded,
         PRECISION=precision(deltas.dtype),
         R=r,
         W=w,
@@ -113,14 +102,6 @@ def mix(
         num_warps=warps,
         num_stages=stages,
     )
-
-
-def _padded(masks: Tensor, rows: int, columns: int, dtype: torch.dtype) -> Tensor:
-    """The masks in whole blocks, zeros behind them: loads of these need no conditions and are as wide as can be."""
-    shape = (cdiv(masks.shape[0], rows) * rows, cdiv(masks.shape[1], columns) * columns)
-    padded = masks.new_zeros(shape, dtype=dtype)
-    padded[: masks.shape[0], : masks.shape[1]] = masks
-    return padded
 
 
 @triton.jit(do_not_specialize=["readers", "writers", "steps"], do_not_specialize_on_alignment=["masks"])
@@ -173,10 +154,6 @@ def mix_backward(
     grad_masks: Float[Tensor, "reader writer"],
 ) -> None:
     """Write the masks' gradient to `grad_masks` and add that of the deltas to `grad_deltas`, in place."""
-    if masks.numel() >= SPLIT:
-        mix(grad_deltas, masks.t(), grad, grad_deltas)
-        grad_masks.copy_(summed_over_tokens(grad.flatten(1), deltas.flatten(1)))
-        return
     for first in range(0, len(masks), MOST_READERS):
         some = slice(first, first + MOST_READERS)
         _backward_of_some(grad[some], masks[some], deltas, grad_deltas, grad_masks[some])
