@@ -38,24 +38,27 @@ def off(found: Tensor, expected: Tensor) -> float:
 def mixing_errors(
     dtype: torch.dtype, readers: int, writers: int, tokens: int, width: int
 ) -> Iterator[tuple[str, float]]:
-    masks = torch.rand(readers + 3, writers + 5, device=DEVICE)[2 : 2 + readers, 4 : 4 + writers]
-    deltas = torch.randn(writers, tokens, width, device=DEVICE).to(dtype)
+    every = torch.rand(readers + 3, writers + 5, device=DEVICE)
+    some, of = slice(2, 2 + readers), slice(5, 5 + writers)
+    masks, laid_out = every[some, of].to(dtype), mixing.laid_out(every, dtype)
+    deltas = torch.randn(writers + 5, tokens, width, device=DEVICE).to(dtype)
     base, shared = torch.randn(readers, tokens, width, device=DEVICE).to(dtype), deltas.new_ones(tokens, width)
-    wide = [t.double() for t in (masks.to(dtype), deltas, base, shared)]
+    wide = [t.double() for t in (masks, deltas[of], base, shared)]
     expected = wide[2] + wide[3]
     kernels.mix(expected, wide[0][None], wide[1])
     found = torch.empty_like(base)
-    mixing.mix(found, masks, deltas, base, shared)
+    mixing.mix(found, laid_out, some, of, deltas, base, shared)
     yield "mix", off(found, expected)
     grad_deltas = torch.randn_like(deltas)
-    wide_deltas = grad_deltas.double()
+    untouched, wide_deltas = grad_deltas[:5].clone(), grad_deltas[of].double()
     grad_masks = torch.zeros(readers + 1, writers + 2, device=DEVICE)[1:, 2:]
-    library = kernels.mix_backward(base, masks[None], deltas, grad_deltas.clone())[0]
+    library = kernels.mix_backward(base, masks[None], deltas[of], grad_deltas[of].clone())[0]
     expected_masks = kernels.mix_backward(wide[2], wide[0][None], wide[1], wide_deltas)[0]
-    mixing.mix_backward(base, masks, deltas, grad_deltas, grad_masks)
+    mixing.mix_backward(base, laid_out, some, of, deltas, grad_deltas, grad_masks)
     yield "mix_backward masks", off(grad_masks, expected_masks)
     yield "mix_backward masks, library", off(library, expected_masks)
-    yield "mix_backward deltas", off(grad_deltas, wide_deltas)
+    yield "mix_backward deltas", off(grad_deltas[of], wide_deltas)
+    assert torch.equal(grad_deltas[:5], untouched)
 
 
 def projection_errors(
@@ -117,7 +120,8 @@ def shift_errors(size: int) -> Iterator[tuple[str, float]]:
 def cases() -> Iterator[tuple[str, torch.dtype, Iterator[tuple[str, float]]]]:
     """Few combinations on a GPU, where each compiles its own kernel."""
     on_gpu = DEVICE == "cuda"
-    for dtype in (torch.bfloat16, torch.float32):
+    # Triton's interpreter holds numbers in numpy, which has no bfloat16.
+    for dtype in (torch.bfloat16 if on_gpu else torch.float16, torch.float32):
         readers = (1, 37, 111, 200, 300) if on_gpu else (1, 19, 40)
         sizes = [(640, 768), (35, 576)] if on_gpu else [(7, 24), (5, 72)]
         if dtype == torch.float32:
@@ -209,13 +213,21 @@ def times() -> None:
                 deltas = torch.randn(writers, tokens, width, device=DEVICE).to(dtype)
                 grads, out = torch.randn_like(deltas), torch.randn(readers, tokens, width, device=DEVICE).to(dtype)
                 masks = torch.rand(readers, writers, device=DEVICE)
-                cast, grad_masks = masks.to(dtype)[None], torch.empty_like(masks)
+                cast, laid_out, grad_masks = (
+                    masks.to(dtype)[None],
+                    mixing.laid_out(masks, dtype),
+                    torch.empty_like(masks),
+                )
+                rows, of = slice(0, readers), slice(0, writers)
                 forward = (readers + writers) * deltas[0].nbytes
                 backward = (readers + 3 * writers) * deltas[0].nbytes
                 row = {
-                    "mix": (forward, lambda: mixing.mix(out, masks, deltas)),
+                    "mix": (forward, lambda: mixing.mix(out, laid_out, rows, of, deltas)),
                     "mix cuBLAS": (forward, lambda: kernels.mix(out, cast, deltas, add=False)),
-                    "back": (backward, lambda: mixing.mix_backward(out, masks, deltas, grads, grad_masks)),
+                    "back": (
+                        backward,
+                        lambda: mixing.mix_backward(out, laid_out, rows, of, deltas, grads, grad_masks),
+                    ),
                     "back cuBLAS": (backward, lambda: kernels.mix_backward(out, cast, deltas, grads)),
                 }
                 report(f"{name} {str(dtype)[6:]} {readers} x {writers}", row)
@@ -242,16 +254,27 @@ def times() -> None:
 
 
 FORWARD = {
-    16: [(32, 256, 4, 3), (16, 256, 4, 3), (16, 512, 8, 3), (16, 1024, 8, 2), (32, 128, 4, 3)],
-    64: [(32, 128, 4, 3), (32, 128, 8, 3), (32, 64, 4, 4), (16, 256, 8, 3), (64, 128, 8, 2), (32, 64, 4, 2)],
-    128: [(32, 128, 8, 3), (32, 64, 4, 4), (32, 64, 8, 3), (64, 64, 8, 3), (64, 128, 8, 2), (32, 128, 4, 3)],
+    16: [(16, 512, 8, 3), (16, 256, 4, 3), (32, 256, 4, 3), (16, 512, 4, 3), (32, 512, 8, 3)],
+    32: [(32, 128, 4, 3), (32, 256, 8, 3), (64, 128, 4, 3), (32, 256, 4, 3)],
+    64: [(32, 128, 8, 3), (32, 128, 4, 4), (64, 128, 4, 3), (32, 256, 8, 3), (64, 256, 8, 3)],
+    128: [(64, 256, 8, 3), (64, 256, 8, 4), (32, 256, 8, 4), (64, 128, 4, 4), (64, 128, 8, 4), (32, 128, 4, 4)],
+    256: [(64, 128, 8, 3), (64, 128, 8, 4), (32, 128, 8, 4), (128, 128, 8, 2)],
 }
 BACKWARD = {
-    16: [(32, 128, 4, 3), (16, 128, 4, 4), (16, 256, 4, 3), (32, 256, 8, 3), (16, 512, 8, 2)],
-    64: [(32, 64, 4, 3), (32, 128, 4, 2), (32, 128, 8, 3), (64, 64, 8, 3), (16, 128, 4, 3), (32, 64, 4, 4)],
-    128: [(64, 64, 8, 3), (32, 64, 8, 3), (64, 64, 4, 3), (64, 128, 8, 2), (128, 64, 8, 2), (32, 128, 8, 2)],
+    16: [(16, 256, 4, 3), (32, 128, 4, 3), (16, 128, 4, 4), (32, 256, 8, 3), (16, 512, 8, 2)],
+    32: [(32, 128, 4, 3), (16, 256, 4, 3), (32, 64, 4, 4), (64, 64, 4, 3)],
+    64: [(16, 128, 4, 3), (32, 64, 4, 3), (32, 128, 4, 3), (64, 64, 4, 3), (64, 128, 8, 2), (128, 64, 8, 2)],
+    128: [(64, 128, 8, 3), (64, 64, 8, 3), (64, 64, 4, 3), (128, 64, 8, 2), (128, 64, 8, 3), (128, 32, 8, 3)],
+    256: [(64, 128, 8, 2), (64, 64, 8, 3), (64, 64, 8, 2), (128, 64, 8, 2), (128, 64, 8, 3), (128, 32, 8, 3)],
 }
-SWEPT = {16: [(1, 12), (16, 20)], 64: [(37, 26), (64, 120)], 128: [(111, 79), (80, 151)]}
+GPT2, CODELLAMA = (2048, 768), (512, 5120)
+SWEPT = {
+    16: [(1, 12, *GPT2), (16, 20, *GPT2)],
+    32: [(27, 60, *GPT2)],
+    64: [(37, 26, *GPT2), (64, 120, *GPT2)],
+    128: [(111, 79, *GPT2), (121, 820, *CODELLAMA)],
+    256: [(185, 131, *GPT2), (242, 820, *CODELLAMA)],
+}
 
 
 def sweep() -> None:
@@ -259,36 +282,51 @@ def sweep() -> None:
     path = Path(mixing.__file__)
     text = path.read_text()
     for name, table, choices in (("FORWARD", mixing.FORWARD, FORWARD), ("BACKWARD", mixing.BACKWARD, BACKWARD)):
+        calls = {block: [_call(name, *shape) for shape in shapes] for block, shapes in SWEPT.items()}
+        fastest: dict[int, float] = {}
         for block, configs in choices.items():
             spent: dict[tuple[int, ...], float] = {}
-            calls = [_call(name, *shape) for shape in SWEPT[block]]
             for config in configs:
                 table[block] = config
                 try:
-                    each = [seconds(call, 5) for call, _ in calls]
+                    each = [seconds(call, 5) for call, _, _ in calls[block]]
                 except Exception as problem:
                     print(f"{name} {block} {config}: {type(problem).__name__}", flush=True)
                     continue
                 spent[config] = sum(each)
-                rates = [f"{n_bytes / s / 1e9:.0f}" for s, (_, n_bytes) in zip(each, calls, strict=True)]
-                print(f"{name} {block} {config}: {' and '.join(rates)} GB/s at {SWEPT[block]}", flush=True)
+                rates = [
+                    f"{n_bytes / s / 1e9:.0f} GB/s {n_sums / s / 1e12:.0f} TFLOP/s"
+                    for s, (_, n_bytes, n_sums) in zip(each, calls[block], strict=True)
+                ]
+                print(f"{name} {block} {config}: {' and '.join(rates)} at {SWEPT[block]}", flush=True)
             table[block] = min(spent, key=spent.__getitem__)
+            fastest[block] = spent[table[block]]
+        if name == "FORWARD":  # wide panels in blocks of 128 rows, if that is as fast
+            wide = table.pop(256)
+            if fastest[256] < sum(seconds(call, 5) for call, _, _ in calls[256]):
+                table[256] = wide
         text = re.sub(rf"^{name} = .*$", f"{name} = {table}", text, flags=re.MULTILINE)
         print(f"{name} = {table}", flush=True)
     if "write" in sys.argv:
         path.write_text(text)
 
 
-def _call(name: str, readers: int, writers: int) -> tuple[Callable[[], object], int]:
-    """A mixing product at GPT-2's 32 x 64 tokens, and the bytes it moves."""
-    deltas = torch.randn(writers, 2048, 768, device=DEVICE).to(torch.bfloat16)
-    out, masks = torch.randn(readers, 2048, 768, device=DEVICE).to(torch.bfloat16), torch.rand(readers, writers)
-    masks = masks.to(DEVICE)
+def _call(name: str, readers: int, writers: int, tokens: int, width: int) -> tuple[Callable[[], object], int, int]:
+    """A mixing product, the bytes it moves, and its multiplications and additions."""
+    deltas = torch.randn(writers, tokens, width, device=DEVICE).to(torch.bfloat16)
+    out = torch.randn(readers, tokens, width, device=DEVICE).to(torch.bfloat16)
+    laid_out, of = mixing.laid_out(torch.rand(readers, writers, device=DEVICE), torch.bfloat16), slice(0, writers)
+    one, n_sums = deltas[0].nbytes, 2 * readers * writers * deltas[0].numel()
     if name == "FORWARD":
-        return lambda: mixing.mix(out, masks, deltas, out, out[0]), (2 * readers + writers + 1) * deltas[0].nbytes
-    grads, grad_masks = torch.randn_like(deltas), torch.empty_like(masks)
-    moved = (readers + 3 * writers) * deltas[0].nbytes
-    return lambda: mixing.mix_backward(out, masks, deltas, grads, grad_masks), moved
+        moved = (readers + writers) * one
+        return lambda: mixing.mix(out, laid_out, slice(0, readers), of, deltas), moved, n_sums
+    grads, grad_masks = torch.randn_like(deltas), torch.empty(readers, writers, device=DEVICE)
+    moved = (readers + 3 * writers) * one
+    return (
+        lambda: mixing.mix_backward(out, laid_out, slice(0, readers), of, deltas, grads, grad_masks),
+        moved,
+        2 * n_sums,
+    )
 
 
 def report(title: str, row: dict[str, tuple[int, Callable[[], object]]]) -> None:

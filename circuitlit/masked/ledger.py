@@ -65,9 +65,15 @@ class Ledger:
         self.fused = groups is None and kernels.fused(like)
         self.given = masks
         self.masks = masks.detach() if self.fused else masks.detach().to(like.dtype)
+        self._laid_out = self._for_kernels(like) if self.fused and kernels.streamed(like) else None
         self.panel = Panel(0, 0, 0)  # the open one
         self._summed = self.panel  # whose sums `partial` holds
         self._grads: dict[str, Tensor] = {}
+
+    def _for_kernels(self, like: Tensor) -> Tensor:
+        from circuitlit.masked.gpu.mixing import laid_out
+
+        return laid_out(self.masks[0], like.dtype)
 
     @property
     def grad_deltas(self) -> Float[Tensor, "writer token d"]:
@@ -188,12 +194,12 @@ class Ledger:
 
     def mix(self, out: Tensor, readers: slice, writers: slice, base: Tensor | None, shared: Tensor | None) -> None:
         """Write `base + shared +` the readers' sums of some writers to `out`."""
-        masks, deltas = self.masks[:, readers, writers], self.deltas[writers]
-        if self.fused and kernels.streamed(deltas):
+        if self._laid_out is not None:
             from circuitlit.masked.gpu.mixing import mix
 
-            mix(out, masks[0], deltas, base, shared)
+            mix(out, self._laid_out, readers, writers, self.deltas, base, shared)
             return
+        masks, deltas = self.masks[:, readers, writers], self.deltas[writers]
         if base is not None and shared is not None:
             torch.add(base, shared, out=out)
         if len(deltas):
@@ -201,15 +207,19 @@ class Ledger:
 
     def mix_backward(self, grad: Float[Tensor, "reader token d"], readers: slice, writers: slice) -> None:
         """Add to the writers' gradients, and write these readers' masks'."""
-        masks, deltas, grad_deltas = self.masks[:, readers, writers], self.deltas[writers], self.grad_deltas[writers]
-        if not len(deltas):
+        if writers.start == writers.stop:
             return
         room = self.grad_masks[:, readers, writers]
-        if self.fused and kernels.streamed(deltas):
+        if self._laid_out is not None:
             from circuitlit.masked.gpu.mixing import mix_backward
 
-            mix_backward(grad, masks[0], deltas, grad_deltas, room[0])
+            mix_backward(grad, self._laid_out, readers, writers, self.deltas, self.grad_deltas, room[0])
         else:
+            masks, deltas, grad_deltas = (
+                self.masks[:, readers, writers],
+                self.deltas[writers],
+                self.grad_deltas[writers],
+            )
             room.copy_(kernels.mix_backward(grad, masks, deltas, grad_deltas, self.groups))
 
     def room(self, row: int, readers: int) -> Float[Tensor, "reader token d"]:

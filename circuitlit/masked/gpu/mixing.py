@@ -3,6 +3,9 @@
 With few readers and half a million numbers in a writer's row the products are bound by memory traffic. `mix` keeps the
 readers' sums of one stretch of the rows in registers while the writers stream by; `mix_backward` reads gradients and
 deltas together and makes both gradients of them. Sums are in float32. The plain twins are in `masked/kernels.py`.
+
+The masks come in the deltas' precision, in rows that begin at multiples of 16 bytes and with room on both sides
+(`laid_out`): only so can whole tiles of them be fetched ahead, without bounds, while the products run.
 """
 
 # pyright: reportArgumentType=false, reportCallIssue=false, reportOperatorIssue=false, reportIndexIssue=false
@@ -18,12 +21,28 @@ from torch import Tensor
 from circuitlit.masked.gpu.launch import cdiv, precision, processors
 
 MOST_READERS = 256  # in one launch of `mix_backward`
+ALIGNED = 8  # masks: a slice of writers is read from such a multiple on
+MARGIN = 128  # writers in the largest block
 # by readers in a block: writers and numbers in a block, warps, stages of the pipeline
 FORWARD = {16: (16, 512, 8, 3), 32: (32, 128, 4, 3), 64: (32, 128, 8, 3), 128: (64, 256, 8, 3)}
 BACKWARD = {16: (16, 256, 4, 3), 32: (32, 128, 4, 3), 64: (16, 128, 4, 3), 128: (64, 128, 8, 3), 256: (64, 128, 8, 2)}
 
 
-@triton.jit(do_not_specialize=["readers", "writers"], do_not_specialize_on_alignment=["masks"])
+def laid_out(masks: Float[Tensor, "reader writer"], dtype: torch.dtype) -> Float[Tensor, "more_readers more_writers"]:
+    """The masks as the kernels want them: cast, with `MOST_READERS` rows and at least `MARGIN` columns more."""
+    readers, writers = masks.shape
+    out = masks.new_zeros(readers + MOST_READERS, cdiv(writers, MARGIN) * MARGIN + MARGIN, dtype=dtype)
+    out[:readers, :writers] = masks
+    return out
+
+
+def _from_aligned(masks: Tensor, readers: slice, writers: slice) -> tuple[Tensor, int, int]:
+    """The first mask to read, its writer, and how many writers from there on are not meant."""
+    first = writers.start // ALIGNED * ALIGNED
+    return masks[readers.start :, first:], first, writers.start - first
+
+
+@triton.jit(do_not_specialize=["readers", "skip", "writers"])
 def _mix(
     out,
     base,
@@ -31,6 +50,7 @@ def _mix(
     masks,
     deltas,
     readers,
+    skip,
     writers,
     size,
     out_stride,
@@ -56,38 +76,52 @@ def _mix(
         sums += tl.load(shared + cols, mask=col_in, other=0.0)[None, :]
     for first in range(0, writers, W):
         ws = first + tl.arange(0, W)
-        w_in = ws < writers
+        w_in = (ws >= skip) & (ws < writers)
         d = tl.load(
             deltas + ws.to(tl.int64)[:, None] * delta_stride + cols[None, :],
             mask=w_in[:, None] & col_in[None, :],
             other=0.0,
         )
-        z = tl.load(masks + rows[:, None] * mask_stride + ws[None, :], mask=row_in[:, None] & w_in[None, :], other=0.0)
-        sums += tl.dot(z.to(d.dtype), d, input_precision=PRECISION)
+        z = tl.load(masks + rows[:, None] * mask_stride + ws[None, :])
+        sums += tl.dot(z, d, input_precision=PRECISION)
     tl.store(out + rows.to(tl.int64)[:, None] * out_stride + cols[None, :], sums.to(out.dtype.element_ty), mask=inside)
 
 
 def mix(
     out: Float[Tensor, "reader token d"],
-    masks: Float[Tensor, "reader writer"],
-    deltas: Float[Tensor, "writer token d"],
+    masks: Float[Tensor, "more_readers more_writers"],
+    readers: slice,
+    writers: slice,
+    deltas: Float[Tensor, "all_writers token d"],
     base: Float[Tensor, "reader token d"] | None = None,
     shared: Float[Tensor, "token d"] | None = None,
 ) -> None:
-    """Write `base[r] + shared + sum_w masks[r, w] * deltas[w]` to `out`; `base` may be `out` itself."""
-    readers, writers = masks.shape
-    size = out[0].numel()
-    r = min(128, max(16, triton.next_power_of_2(readers)))
+    """Write `base[r] + shared + sum_w masks[r, w] * deltas[w]`, of some readers and writers, to `out`.
+
+    Args:
+        out: of these readers.
+        masks: of all readers and writers, from `laid_out`.
+        readers: those of `out`.
+        writers: whose deltas are summed.
+        deltas: of all writers.
+        base: may be `out` itself.
+        shared: the same for all readers.
+    """
+    masks, first, skip = _from_aligned(masks, readers, writers)
+    size, count = out[0].numel(), len(out)
+    stop = writers.stop - first if writers.stop > writers.start else 0
+    r = min(max(FORWARD), max(16, triton.next_power_of_2(count)))
     w, n, warps, stages = FORWARD[r]
-    grid = (cdiv(size, n) * cdiv(readers, r),)
+    grid = (cdiv(size, n) * cdiv(count, r),)
     _mix[grid](
         out,
         out if base is None else base,
         out if shared is None else shared,
         masks,
-        deltas,
-        readers,
-        writers,
+        deltas[first:],
+        count,
+        skip,
+        stop,
         size,
         out.stride(0),
         0 if base is None else base.stride(0),
@@ -104,7 +138,7 @@ def mix(
     )
 
 
-@triton.jit(do_not_specialize=["readers", "writers", "steps"], do_not_specialize_on_alignment=["masks"])
+@triton.jit(do_not_specialize=["readers", "skip", "writers", "steps"])
 def _mix_backward(
     grad,
     masks,
@@ -112,6 +146,7 @@ def _mix_backward(
     grad_deltas,
     parts,
     readers,
+    skip,
     writers,
     size,
     grad_stride,
@@ -125,9 +160,8 @@ def _mix_backward(
     N: tl.constexpr,
 ):
     rows, ws = tl.arange(0, R), tl.program_id(0) * W + tl.arange(0, W)
-    row_in, w_in = rows < readers, ws < writers
-    z = tl.load(masks + rows[:, None] * mask_stride + ws[None, :], mask=row_in[:, None] & w_in[None, :], other=0.0)
-    z = tl.trans(z.to(deltas.dtype.element_ty))
+    row_in, w_in = rows < readers, (ws >= skip) & (ws < writers)
+    z = tl.trans(tl.load(masks + rows[:, None] * mask_stride + ws[None, :]))
     sums = tl.zeros((R, W), tl.float32)
     begin = tl.program_id(1).to(tl.int64) * steps * N
     row_offsets, w_offsets = rows.to(tl.int64)[:, None], ws.to(tl.int64)[:, None]
@@ -148,34 +182,52 @@ def _mix_backward(
 
 def mix_backward(
     grad: Float[Tensor, "reader token d"],
-    masks: Float[Tensor, "reader writer"],
-    deltas: Float[Tensor, "writer token d"],
-    grad_deltas: Float[Tensor, "writer token d"],
+    masks: Float[Tensor, "more_readers more_writers"],
+    readers: slice,
+    writers: slice,
+    deltas: Float[Tensor, "all_writers token d"],
+    grad_deltas: Float[Tensor, "all_writers token d"],
     grad_masks: Float[Tensor, "reader writer"],
 ) -> None:
-    """Write the masks' gradient to `grad_masks` and add that of the deltas to `grad_deltas`, in place."""
-    for first in range(0, len(masks), MOST_READERS):
+    """Write the gradient of some masks to `grad_masks` and add that of the deltas to `grad_deltas`, in place.
+
+    The arguments are those of `mix`; `grad` and `grad_masks` are of these readers and writers alone.
+    """
+    for first in range(0, len(grad), MOST_READERS):
         some = slice(first, first + MOST_READERS)
-        _backward_of_some(grad[some], masks[some], deltas, grad_deltas, grad_masks[some])
+        rows = slice(readers.start + first, readers.stop)
+        _backward_of_some(
+            grad[some], *_from_aligned(masks, rows, writers), writers, deltas, grad_deltas, grad_masks[some]
+        )
 
 
-def _backward_of_some(grad: Tensor, masks: Tensor, deltas: Tensor, grad_deltas: Tensor, grad_masks: Tensor) -> None:
-    readers, writers = masks.shape
+def _backward_of_some(
+    grad: Tensor,
+    masks: Tensor,
+    first: int,
+    skip: int,
+    writers: slice,
+    deltas: Tensor,
+    grad_deltas: Tensor,
+    grad_masks: Tensor,
+) -> None:
+    readers, stop = len(grad), writers.stop - first
     size = grad[0].numel()
     r = max(16, triton.next_power_of_2(readers))
     w, n, warps, stages = BACKWARD[r]
-    blocks = cdiv(writers, w)
+    blocks = cdiv(stop, w)
     steps = max(1, cdiv(size, n * max(1, cdiv(4 * processors(grad.device), blocks))))
     splits = cdiv(size, n * steps)
-    parts = grad.new_empty(splits, readers, writers, dtype=torch.float32)
+    parts = grad.new_empty(splits, readers, stop, dtype=torch.float32)
     _mix_backward[(blocks, splits)](
         grad,
         masks,
-        deltas,
-        grad_deltas,
+        deltas[first:],
+        grad_deltas[first:],
         parts,
         readers,
-        writers,
+        skip,
+        stop,
         size,
         grad.stride(0),
         masks.stride(0),
@@ -189,4 +241,4 @@ def _backward_of_some(grad: Tensor, masks: Tensor, deltas: Tensor, grad_deltas: 
         num_warps=warps,
         num_stages=stages,
     )
-    torch.sum(parts, 0, out=grad_masks) if grad_masks.dtype == parts.dtype else grad_masks.copy_(parts.sum(0))
+    torch.sum(parts[..., skip:], 0, dtype=grad_masks.dtype, out=grad_masks)
