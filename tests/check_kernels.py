@@ -126,7 +126,8 @@ def cases() -> Iterator[tuple[str, torch.dtype, Iterator[tuple[str, float]]]]:
         sizes = [(640, 768), (35, 576)] if on_gpu else [(7, 24), (5, 72)]
         if dtype == torch.float32:
             sizes.append((7, 25))
-        for (tokens, width), r, w in itertools.product(sizes, readers, (1, 12, 39, 157) if on_gpu else (1, 18, 33)):
+        mixed = [] if on_gpu and dtype == torch.float32 else sizes  # there the library mixes float32
+        for (tokens, width), r, w in itertools.product(mixed, readers, (1, 12, 39, 157) if on_gpu else (1, 18, 33)):
             yield f"{r} x {w}, {tokens} x {width}", dtype, mixing_errors(dtype, r, w, tokens, width)
         for (tokens, width), outs in itertools.product(sizes[:2], (6, 64) if on_gpu else (6, 16)):
             for centred, biased in ((True, True), (False, False), (False, True))[

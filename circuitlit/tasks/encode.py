@@ -2,7 +2,12 @@
 
 from __future__ import annotations
 
-from collections.abc import Iterable, Sequence
+import gc
+import multiprocessing
+import os
+from collections.abc import Iterable, Iterator, Sequence
+from contextlib import contextmanager
+from functools import partial
 from typing import NamedTuple
 
 from transformers import PreTrainedTokenizerBase
@@ -14,6 +19,7 @@ from circuitlit.tasks.splits import END
 from circuitlit.tasks.tokens import Offsets, front_tokens, tokenise, tokenise_lists, tokenise_with_offsets, touched
 
 _CHUNK = 1024  # pairs tokenised at once: tokens with their offsets are many small objects
+_MANY = 20_000  # pairs from which on several processes share them
 
 
 class _Texts(NamedTuple):
@@ -43,22 +49,68 @@ def encode(pairs: Sequence[Pair], tokenizer: PreTrainedTokenizerBase, role_names
             unknown role, or has an answer that is not separate from the prompt or from the wrong answer.
     """
     _check_texts(pairs)
-    front = front_tokens(tokenizer)
     numbers = {name: number for number, name in enumerate(role_names)}
-    rows: list[Row] = []
-    for begin in range(0, len(pairs), _CHUNK):
-        chunk = pairs[begin : begin + _CHUNK]
-        for pair, texts in zip(chunk, _tokenised(chunk, tokenizer, front), strict=True):
-            try:
-                row = _row(pair, texts, numbers)
-                if len(row.clean) > tokenizer.model_max_length:
-                    raise UserError(
-                        f"{len(row.clean)} tokens, the model takes {tokenizer.model_max_length}; shorten it"
-                    )
-            except UserError as error:
-                raise UserError(f"{_name(len(rows), pair)}: {error}") from None
-            rows.append(row)
+    work = partial(_rows, pairs, tokenizer, front_tokens(tokenizer), numbers)
+    begins = range(0, len(pairs), _CHUNK)
+    with _no_collector():
+        chunks = _shared_out(work, begins) if len(pairs) >= _MANY else map(work, begins)
+        rows = [row for chunk in chunks for row in chunk]
     return EncodedPairs(rows, tuple(role_names))
+
+
+def _rows(
+    pairs: Sequence[Pair], tokenizer: PreTrainedTokenizerBase, front: list[int], numbers: dict[str, int], begin: int
+) -> list[Row]:
+    """The rows of one chunk of pairs, which begins at number `begin`."""
+    chunk, rows = pairs[begin : begin + _CHUNK], []
+    for number, (pair, texts) in enumerate(zip(chunk, _tokenised(chunk, tokenizer, front), strict=True), begin):
+        try:
+            row = _row(pair, texts, numbers)
+            if len(row.clean) > tokenizer.model_max_length:
+                raise UserError(f"{len(row.clean)} tokens, the model takes {tokenizer.model_max_length}; shorten it")
+        except UserError as error:
+            raise UserError(f"{_name(number, pair)}: {error}") from None
+        rows.append(row)
+    return rows
+
+
+_work: partial[list[Row]] | None = None  # what the processes of a pool inherit
+
+
+def _shared_out(work: partial[list[Row]], begins: range) -> Iterator[list[Row]]:
+    """The chunks in order, made by as many processes as there are cores; they inherit the pairs."""
+    cores = len(os.sched_getaffinity(0)) if hasattr(os, "sched_getaffinity") else 1
+    if cores < 2:
+        yield from map(work, begins)
+        return
+    global _work
+    _work, known = work, os.environ.get("TOKENIZERS_PARALLELISM")
+    os.environ["TOKENIZERS_PARALLELISM"] = "false"  # each process is one thread
+    try:
+        with multiprocessing.get_context("fork").Pool(min(cores, len(begins))) as pool:
+            yield from pool.imap(_inherited, begins)
+    finally:
+        _work = None
+        os.environ.pop("TOKENIZERS_PARALLELISM")
+        if known is not None:
+            os.environ["TOKENIZERS_PARALLELISM"] = known
+
+
+def _inherited(begin: int) -> list[Row]:
+    assert _work is not None
+    return _work(begin)
+
+
+@contextmanager
+def _no_collector() -> Iterator[None]:
+    """Without the search for reference cycles: there are none among a hundred thousand rows, which it visits often."""
+    active = gc.isenabled()
+    gc.disable()
+    try:
+        yield
+    finally:
+        if active:
+            gc.enable()
 
 
 def _tokenised(pairs: Sequence[Pair], tokenizer: PreTrainedTokenizerBase, front: list[int]) -> list[_Texts]:

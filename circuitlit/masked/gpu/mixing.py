@@ -24,8 +24,8 @@ MOST_READERS = 256  # in one launch of `mix_backward`
 ALIGNED = 8  # masks: a slice of writers is read from such a multiple on
 MARGIN = 128  # writers in the largest block
 # by readers in a block: writers and numbers in a block, warps, stages of the pipeline
-FORWARD = {16: (16, 512, 8, 3), 32: (32, 128, 4, 3), 64: (32, 128, 8, 3), 128: (64, 256, 8, 3)}
-BACKWARD = {16: (16, 256, 4, 3), 32: (32, 128, 4, 3), 64: (16, 128, 4, 3), 128: (64, 128, 8, 3), 256: (64, 128, 8, 2)}
+FORWARD = {16: (16, 512, 4, 3), 32: (32, 128, 4, 3), 64: (32, 128, 8, 3), 128: (32, 128, 4, 4), 256: (64, 128, 8, 4)}
+BACKWARD = {16: (16, 256, 4, 3), 32: (32, 128, 4, 3), 64: (16, 128, 4, 3), 128: (64, 128, 8, 3), 256: (128, 64, 8, 3)}
 
 
 def laid_out(masks: Float[Tensor, "reader writer"], dtype: torch.dtype) -> Float[Tensor, "more_readers more_writers"]:

@@ -38,7 +38,7 @@ def run(cfg: DictConfig) -> dict[str, Any]:
     torch.set_float32_matmul_precision("highest")
     jobs = part_of(plan(tasks, attributions, learners), cfg.study.part, cfg.study.parts)
     if cfg.study.finished_only:
-        there = {task: [job for job in own if job.cell.read().get("status") == "OK"] for task, own in jobs.items()}
+        there = {task: [job for job in own if _finished(job)] for task, own in jobs.items()}
         jobs = {task: own for task, own in there.items() if own}
     clock = Clock()
     with clock.phase("load", f"Loading {cfg.model.name}"):
@@ -82,6 +82,14 @@ def _check(cfg: DictConfig, attributions: list[Entry], learners: list[Entry]) ->
         raise UserError(f"study.match: {rival.method} at {rival.sparsity} is not among the attributions and sparsities")
     if rival is not None and settings.curve_pairs < 1:
         raise UserError("study.match compares on the curves' pairs; set study.curve_pairs to at least 1")
+
+
+def _finished(job: Job) -> bool:
+    """Whether a cell is there, made with the settings that this study would make it with."""
+    try:
+        return bool(job.cell.known(composed(*job.settings)))
+    except Exception:  # a preset that does not exist
+        return False
 
 
 def _task(task: Entry, jobs: list[Job], subject: Subject) -> Finished:

@@ -117,14 +117,21 @@ class Cell:
 
         A mistake or a defect ends this cell alone: it is written down, and the cell is tried again by the next run.
         """
-        settings = fingerprint(cfg, cfg.study.sparsities if self.sparsity is None else [self.sparsity])
-        known = self.read()
-        if known.get("status") == "OK" and known.get("settings") == settings:
+        known = self.known(cfg)
+        if known:
             return known
         try:
-            return self._write({"status": "OK", "settings": settings, **work()})
+            return self._write({"status": "OK", "settings": self._settings(cfg), **work()})
         except Exception as error:  # whatever goes wrong in a cell, the others go on
             return self.fail(error)
+
+    def known(self, cfg: DictConfig) -> dict[str, Any]:
+        """The file's content if it was finished with these settings; else nothing."""
+        found = self.read()
+        return found if found.get("status") == "OK" and found.get("settings") == self._settings(cfg) else {}
+
+    def _settings(self, cfg: DictConfig) -> str:
+        return fingerprint(cfg, cfg.study.sparsities if self.sparsity is None else [self.sparsity])
 
     def fail(self, error: Exception) -> dict[str, Any]:
         """Write down what went wrong."""
