@@ -39,6 +39,8 @@ def run(cfg: DictConfig) -> dict[str, Any]:
     """
     if not cfg.difference.penalty > 0:
         raise UserError(f"difference.penalty={cfg.difference.penalty} must be above 0; without it any edge may differ")
+    if cfg.difference.pairs < 1:
+        raise UserError(f"difference.pairs={cfg.difference.pairs} must be at least 1")
     if cfg.mask.sites != "edges" or cfg.mask.roles or cfg.sparsity.target is None:
         raise UserError(
             "difference needs masks on edges alone (mask.sites=edges mask.roles=false) and a sparsity.target"
@@ -55,7 +57,9 @@ def run(cfg: DictConfig) -> dict[str, Any]:
     with clock.phase("training", f"Training masks and their difference for {cfg.mask.schedule.steps} steps"):
         learner, history = _learned(cfg, benches, start)
         train = benches[0].data.train
-        found = learner.found(train.batches(cfg.data.eval_batch_size))
+    with clock.phase("leaving out", f"Leaving edges out one by one, on {cfg.difference.pairs} pairs"):
+        order = range(min(cfg.difference.pairs, len(train)))
+        found = learner.found(train.batches(cfg.data.eval_batch_size, order=order))
     with clock.phase("evaluation", f"Evaluating both circuits on {len(benches[0].data.test)} held-out pairs"):
         measured = _measured(cfg, benches, found)
     graph, edges = benches[0].subject.graph, found.open.any(0).nonzero()[:, 0].tolist()
