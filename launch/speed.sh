@@ -14,7 +14,7 @@ row() {
     gpt2_64) bench model=gpt2 data.batch_size=32 tokens=64 mask.panel=3 "$out" "$@" ;;
     gpt2_64_small) bench model=gpt2 data.batch_size=32 tokens=64 mask.panel=2 mask.recompute=reads mask.cache_gib=0 'dtypes=[bfloat16]' "$out" "$@" ;;
     gpt2_20_small) bench model=gpt2 data.batch_size=32 tokens=20 mask.panel=2 mask.recompute=reads mask.cache_gib=0 'dtypes=[bfloat16]' "$out" "$@" ;;
-    gpt2_20) bench model=gpt2 data.batch_size=32 tokens=20 mask.panel=4 "$out" "$@" ;;
+    gpt2_20) bench model=gpt2 data.batch_size=32 tokens=20 mask.panel=3 "$out" "$@" ;;
     smollm2_20) bench model=smollm2 data.batch_size=32 tokens=20 mask.panel=4 "$out" "$@" ;;
     codellama) bench model=codellama_13b data.batch_size=8 tokens=64 'dtypes=[bfloat16]' mask.recompute=reads mask.panel=2 "$out" "$@" ;;
     codellama_zero3) two codellama_13b 8 "$out" "$@" ;;

@@ -67,6 +67,12 @@ def test_a_story_is_told(local: Path, tmp_path: Path) -> None:
     page = (tmp_path / "story.html").read_text()
     assert all(heading in page for heading, _ in suggestions(story)) and "What to freeze" in page
     assert (story["status"] == "FAILED") == any(told["tuning"]["reason"] for told in story["ways"].values())
+    # A story that was stopped goes on: what is there is not made again.
+    (tmp_path / "parts" / "full_nodes.json").unlink()
+    call(*settings(local, tmp_path, *STORY), verb="finetune")
+    again = json.loads((tmp_path / "story.json").read_text())
+    assert list(again["seconds_by_phase"]) == ["full_nodes"]
+    assert again["ways"] == story["ways"] and again["between"] == story["between"]
 
 
 def test_suggestions_say_when_nothing_is_shown() -> None:

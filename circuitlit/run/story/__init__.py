@@ -20,6 +20,7 @@ from circuitlit.run.build import plain
 from circuitlit.run.checks import run_dir, writing_to
 from circuitlit.run.clock import CONSOLE, Clock
 from circuitlit.run.story.measure import Answers, carried_by_layers
+from circuitlit.run.story.parts import Parts
 from circuitlit.run.story.settings import Way, verb_settings, ways_of
 
 
@@ -31,19 +32,22 @@ def run(cfg: DictConfig) -> dict[str, Any]:
     """
     _check(cfg)
     ways, clock, folder = ways_of(cfg), Clock(), run_dir()
+    parts = Parts(cfg, folder / "parts", clock)
     told: dict[str, dict[str, Any]] = {}
     for way in ways:
-        with clock.phase(f"{way.name}_tuning", f"{way.name}: tuning"), writing_to(folder / way.name / "tune"):
-            told[way.name] = {"tuning": finetune.run(way.cfg)}
-    with clock.phase("answers", "Testing all ways on the same held-out pairs and on other text"):
-        answers = Answers(cfg)
-        for way in ways:
-            told[way.name] |= answers.measure(way.name, folder / way.name / "tune")
-        between = answers.between([way.name for way in ways])
-        answers.free()
+        tune, own = folder / way.name / "tune", way.cfg
+        told[way.name] = {
+            "tuning": parts.made(f"{way.name}_tuning", f"{way.name}: tuning", lambda c=own: finetune.run(c), tune)
+        }
+    answers = parts.made(
+        "answers", "Testing all ways on the same held-out pairs and on other text", lambda: _answers(cfg, ways)
+    )
+    for way in ways:
+        told[way.name] |= answers["ways"][way.name]
+    between = answers["between"]
     sides: dict[str, compare.Side] = {}
     for way in ways:
-        told[way.name] |= _followed(cfg, way, folder / way.name, sides, clock)
+        told[way.name] |= _followed(cfg, way, folder / way.name, sides, parts)
     result = _result(cfg, ways, told, between, clock)
     write_json(folder / "story.json", result)
     page = write_story(folder)
@@ -62,27 +66,41 @@ def _check(cfg: DictConfig) -> None:
         raise UserError("ckpt_path is for one tuning run; a story begins anew")
 
 
-def _followed(cfg: DictConfig, way: Way, folder: Path, sides: dict[str, compare.Side], clock: Clock) -> dict[str, Any]:
+def _answers(cfg: DictConfig, ways: list[Way]) -> dict[str, Any]:
+    """What every way's model answers, and how the first two differ in it."""
+    answers = Answers(cfg)
+    measured = {way.name: answers.measure(way.name, run_dir() / way.name / "tune") for way in ways}
+    return {"ways": measured, "between": answers.between([way.name for way in ways])}
+
+
+def _followed(cfg: DictConfig, way: Way, folder: Path, sides: dict[str, compare.Side], parts: Parts) -> dict[str, Any]:
     """One way's circuits over its checkpoints, the difference at the end, and what its nodes and layers carry."""
     name, tuned = way.name, str(folder / "tune")
-    with clock.phase(f"{name}_timeline", f"{name}: following the circuit"), writing_to(folder / "evolve"):
-        timeline = evolve.run(verb_settings(cfg, "evolve", {"evolve": {"folder": tuned}}))
-    last = max((folder / "evolve" / "circuits").iterdir(), key=_step)
-    sides.pop("tuned", None)
-    with clock.phase(f"{name}_difference", f"{name}: comparing"), writing_to(folder / "compare"):
-        difference = compare.run(verb_settings(cfg, "compare", {"tuned": tuned}), sides)
-    changes = {"base": tuned, "tuned": str(folder.parent / "base"), "circuit": str(last)}
-    with clock.phase(f"{name}_nodes", f"{name}: intervening"), writing_to(folder / "intervene"):
-        nodes = intervene.run(verb_settings(cfg, "intervene", changes))
-    seed_everything(cfg.seed, verbose=False)
-    with clock.phase(f"{name}_layers", f"{name}: moving layers into the base model"):
-        layers = carried_by_layers(cfg, folder / "tune", sides, difference)
-    return {
-        "timeline": timeline["series"][0]["tasks"][cfg.task.name],
-        "difference": _short(difference),
-        "nodes": {key: nodes[key] for key in ("chosen", "ablation", "enhancement", "transfer", "full_metric")},
-        "layers": layers,
-    }
+
+    def timeline() -> dict[str, Any]:
+        made = evolve.run(verb_settings(cfg, "evolve", {"evolve": {"folder": tuned}}))
+        return made["series"][0]["tasks"][cfg.task.name]
+
+    def nodes() -> dict[str, Any]:
+        last = max((folder / "evolve" / "circuits").iterdir(), key=_step)
+        changes = {"base": tuned, "tuned": str(folder.parent / "base"), "circuit": str(last)}
+        made = intervene.run(verb_settings(cfg, "intervene", changes))
+        return {key: made[key] for key in ("chosen", "ablation", "enhancement", "transfer", "full_metric")}
+
+    def difference_and_layers() -> dict[str, Any]:
+        sides.pop("tuned", None)
+        with writing_to(folder / "compare"):
+            difference = compare.run(verb_settings(cfg, "compare", {"tuned": tuned}), sides)
+        seed_everything(cfg.seed, verbose=False)
+        return {
+            "difference": _short(difference),
+            "layers": carried_by_layers(cfg, folder / "tune", sides, difference),
+        }
+
+    told = {"timeline": parts.made(f"{name}_timeline", f"{name}: following the circuit", timeline, folder / "evolve")}
+    text = f"{name}: comparing, and moving layers into the base model"
+    told |= parts.made(f"{name}_difference", text, difference_and_layers)
+    return told | {"nodes": parts.made(f"{name}_nodes", f"{name}: intervening", nodes, folder / "intervene")}
 
 
 def _step(folder: Path) -> int:

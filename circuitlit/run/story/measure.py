@@ -65,10 +65,6 @@ class Answers:
             "text_kl": as_dict(paired_difference(text, other_text)),
         }
 
-    def free(self) -> None:
-        """Let the base model go."""
-        del self._base, self._pairs
-
 
 def carried_by_layers(
     cfg: DictConfig, folder: Path, sides: dict[str, Side], difference: dict[str, Any]
