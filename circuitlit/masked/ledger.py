@@ -14,14 +14,14 @@ their gradient is put together in place and leaves with the first token.
 from __future__ import annotations
 
 from collections.abc import Callable
-from typing import Any, NamedTuple
+from typing import NamedTuple
 
 import torch
 from jaxtyping import Float, Int
 from torch import Tensor
-from torch.autograd import Function
 
 from circuitlit.masked import kernels
+from circuitlit.masked.ledger_calls import OpenPanel, Read, ReadAt, ReadOn, Start, Write, WriteHeads
 
 Token = Float[Tensor, ""]
 
@@ -94,7 +94,7 @@ class Ledger:
         """The first token: its backward, the last of all, hands out the masks' gradient."""
         if torch.is_grad_enabled() and not self.given.requires_grad:
             return self.deltas.new_zeros((), requires_grad=True)
-        return _Start.apply(self.given, self)  # type: ignore[return-value]
+        return Start.apply(self.given, self)  # type: ignore[return-value]
 
     def write(
         self,
@@ -104,7 +104,7 @@ class Ledger:
         ablated: Float[Tensor, "writers token d"] | None = None,
     ) -> Token:
         """Enter what consecutive writers put out beyond their ablated output, from row `first`."""
-        return _Write.apply(token, value, ablated, self, first)  # type: ignore[return-value]
+        return Write.apply(token, value, ablated, self, first)  # type: ignore[return-value]
 
     def write_heads(
         self,
@@ -114,12 +114,12 @@ class Ledger:
         weight: Float[Tensor, "head width d"],
     ) -> Token:
         """Enter heads' results (less the ablated ones) through their frozen output maps."""
-        return _WriteHeads.apply(token, results, weight, self, first)  # type: ignore[return-value]
+        return WriteHeads.apply(token, results, weight, self, first)  # type: ignore[return-value]
 
     def open_panel(self, token: Token, reader: int, readers: int, writers: int) -> Token:
         """Sum the first `writers` writers for all readers of a panel, which begins at row `reader` of the masks."""
         self.panel = Panel(reader, readers, writers)
-        return _OpenPanel.apply(token, self)  # type: ignore[return-value]
+        return OpenPanel.apply(token, self)  # type: ignore[return-value]
 
     def read(
         self, token: Token, ablated: Float[Tensor, "token d"], row: int, readers: int, writers: int, together: bool
@@ -134,7 +134,7 @@ class Ledger:
             writers: of the whole model that they see.
             together: True where the MLP sees no more than the attention; else `read_on` adds the block's heads.
         """
-        return _Read.apply(token, ablated, self, row, readers, writers, together)  # type: ignore[return-value]
+        return Read.apply(token, ablated, self, row, readers, writers, together)  # type: ignore[return-value]
 
     def read_again(
         self, ablated: Float[Tensor, "token d"], row: int, readers: int, writers: int
@@ -186,11 +186,11 @@ class Ledger:
             first: the first of these heads.
             writers: how many.
         """
-        return _ReadOn.apply(token, seen, ablated, self, row, slice(first, first + writers))  # type: ignore[return-value]
+        return ReadOn.apply(token, seen, ablated, self, row, slice(first, first + writers))  # type: ignore[return-value]
 
     def read_at(self, token: Token, ablated: Float[Tensor, "kept d"], tokens: Tensor) -> Float[Tensor, "kept d"]:
         """What the last reader sees at some tokens, from all writers; its backward starts everyone else's."""
-        return _ReadAt.apply(token, ablated, self, tokens)  # type: ignore[return-value]
+        return ReadAt.apply(token, ablated, self, tokens)  # type: ignore[return-value]
 
     def mix(self, out: Tensor, readers: slice, writers: slice, base: Tensor | None, shared: Tensor | None) -> None:
         """Write `base + shared +` the readers' sums of some writers to `out`."""
@@ -225,143 +225,3 @@ class Ledger:
     def room(self, row: int, readers: int) -> Float[Tensor, "reader token d"]:
         """Where the gradient of these readers of the open panel belongs: in place of their sums, no longer needed."""
         return self.partial[row : row + readers]
-
-
-class _Start(Function):
-    @staticmethod
-    def forward(ctx: Any, masks: Tensor, ledger: Ledger) -> Tensor:
-        ctx.ledger = ledger
-        return ledger.deltas.new_zeros(())
-
-    @staticmethod
-    def backward(ctx: Any, *grads: Tensor) -> Any:
-        return ctx.ledger.grad_masks, None
-
-
-class _Write(Function):
-    @staticmethod
-    def forward(ctx: Any, token: Tensor, value: Tensor, ablated: Tensor | None, ledger: Ledger, first: int) -> Tensor:
-        ctx.ledger, ctx.rows = ledger, slice(first, first + len(value))
-        if ablated is None:
-            ledger.deltas[ctx.rows] = value
-        else:
-            torch.sub(value, ablated, out=ledger.deltas[ctx.rows])
-        return token.view_as(token)
-
-    @staticmethod
-    def backward(ctx: Any, *grads: Tensor) -> Any:
-        grad = ctx.ledger.grad_deltas[ctx.rows]
-        return grads[0], grad, -grad if ctx.needs_input_grad[2] else None, None, None
-
-
-class _WriteHeads(Function):
-    @staticmethod
-    def forward(ctx: Any, token: Tensor, results: Tensor, weight: Tensor, ledger: Ledger, first: int) -> Tensor:
-        ctx.ledger, ctx.rows = ledger, slice(first, first + len(results))
-        ctx.save_for_backward(weight)  # not as an attribute: recomputing lets go of what is saved
-        torch.bmm(results, weight, out=ledger.deltas[ctx.rows])
-        return token.view_as(token)
-
-    @staticmethod
-    def backward(ctx: Any, *grads: Tensor) -> Any:
-        (weight,) = ctx.saved_tensors
-        grad = torch.bmm(ctx.ledger.grad_deltas[ctx.rows], weight.transpose(1, 2))
-        return grads[0], grad, None, None, None
-
-
-class _OpenPanel(Function):
-    @staticmethod
-    def forward(ctx: Any, token: Tensor, ledger: Ledger) -> Tensor:
-        ctx.ledger, ctx.panel = ledger, ledger.panel
-        ledger.sum_up(ledger.panel)
-        return token.view_as(token)
-
-    @staticmethod
-    def backward(ctx: Any, *grads: Tensor) -> Any:
-        reader, readers, writers = ctx.panel
-        ctx.ledger.mix_backward(ctx.ledger.room(0, readers), slice(reader, reader + readers), slice(0, writers))
-        return grads[0], None
-
-
-class _Read(Function):
-    @staticmethod
-    def forward(
-        ctx: Any, token: Tensor, ablated: Tensor, ledger: Ledger, row: int, readers: int, writers: int, together: bool
-    ) -> tuple[Tensor, Tensor, Tensor]:
-        ctx.ledger, ctx.row, ctx.together = ledger, row, together
-        ctx.readers = slice(ledger.panel.reader + row, ledger.panel.reader + row + readers)
-        ctx.writers = slice(ledger.panel.writers, writers)
-        partial = ledger.partial[row : row + readers]
-        seen = torch.empty_like(partial)
-        ledger.mix(seen, ctx.readers, ctx.writers, partial, ablated)
-        attention, mlp = seen[:-1], seen[-1:]
-        if together:
-            mlp = mlp.clone()  # kept by the MLP's norm, as a view it would keep all of `seen`
-        else:
-            ctx.mark_non_differentiable(mlp)
-        return token.view_as(token), attention, mlp
-
-    @staticmethod
-    def backward(ctx: Any, *grads: Tensor) -> Any:
-        ledger: Ledger = ctx.ledger
-        room = ledger.room(ctx.row, ctx.readers.stop - ctx.readers.start)
-        if grads[1].data_ptr() != room.data_ptr() or not grads[1].is_contiguous():
-            room[:-1] = grads[1]
-        if ctx.together:
-            room[-1:] = grads[2]
-        ledger.mix_backward(room, ctx.readers, ctx.writers)
-        grad_ablated = room.sum(0) if ctx.needs_input_grad[1] else None
-        return grads[0], grad_ablated, None, None, None, None, None
-
-
-class _ReadOn(Function):
-    @staticmethod
-    def forward(
-        ctx: Any, token: Tensor, seen: Tensor, ablated: Tensor, ledger: Ledger, row: int, writers: slice
-    ) -> tuple[Tensor, Tensor]:
-        ctx.ledger, ctx.row, ctx.writers = ledger, row, writers
-        ctx.readers = slice(ledger.panel.reader + row, ledger.panel.reader + row + 1)
-        out = torch.empty_like(seen)
-        ledger.mix(out, ctx.readers, writers, seen, ablated)
-        return token.view_as(token), out
-
-    @staticmethod
-    def backward(ctx: Any, *grads: Tensor) -> Any:
-        room = ctx.ledger.room(ctx.row, 1)
-        room.copy_(grads[1])
-        ctx.ledger.mix_backward(room, ctx.readers, ctx.writers)
-        return grads[0], None, grads[1][0] if ctx.needs_input_grad[2] else None, None, None, None
-
-
-class _ReadAt(Function):
-    @staticmethod
-    def forward(ctx: Any, token: Tensor, ablated: Tensor, ledger: Ledger, tokens: Tensor) -> Tensor:
-        ctx.ledger = ledger
-        ctx.save_for_backward(tokens)
-        per_token = _last(ledger)[_copy_of(ledger, tokens)]
-        return ablated + torch.einsum("tw,wtd->td", per_token, ledger.deltas[:, tokens])
-
-    @staticmethod
-    def backward(ctx: Any, *grads: Tensor) -> Any:
-        ledger, (tokens,) = ctx.ledger, ctx.saved_tensors
-        copy = _copy_of(ledger, tokens)
-        grad_per_token = torch.einsum("td,wtd->tw", grads[0], ledger.deltas[:, tokens])
-        room = ledger.grad_masks
-        room[:, -1] = torch.zeros_like(room[:, -1]).index_add_(0, copy, grad_per_token.to(room.dtype))
-        ledger.grad_deltas.index_add_(1, tokens, torch.einsum("tw,td->wtd", _last(ledger)[copy], grads[0]))
-        return grads[0].new_zeros(()), grads[0], None, None
-
-
-def _last(ledger: Ledger) -> Float[Tensor, "copies writer"]:
-    """Masks of the last reader."""
-    return ledger.masks[:, -1].to(ledger.deltas.dtype)
-
-
-def _copy_of(ledger: Ledger, tokens: Int[Tensor, "kept"]) -> Int[Tensor, "kept"]:
-    """Which copy of the masks holds at each token."""
-    if ledger.groups is None:
-        return torch.zeros_like(tokens)
-    copies = torch.zeros(ledger.deltas.shape[1], dtype=torch.long, device=tokens.device)
-    for copy, members in enumerate(ledger.groups):
-        copies[members] = copy
-    return copies[tokens]

@@ -22,6 +22,7 @@ from torch import Tensor
 from circuitlit.graph.layout import scatter_edges
 from circuitlit.masked.ablation import Ablated
 from circuitlit.masked.block import MaskedBlock
+from circuitlit.masked.changes import Changes
 from circuitlit.masked.forward import MaskedModel
 
 KINDS = ("q", "k", "v")
@@ -152,7 +153,7 @@ class HeldRun:
         moved = self._moved(reader, rows)
         if start == graph.n_layers:
             return moved
-        changes = _Changes(self._workspace(variants))
+        changes = Changes(self._workspace(variants))
         for layer in range(start, graph.n_layers):
             block, held = self._blocks[layer], self._layers[layer]
             first = graph.reader_rows(layer).start
@@ -193,7 +194,7 @@ class HeldRun:
         readers: list[int],
         unique: list[int],
         shift: Float[Tensor, "input variant token d"],
-        changes: _Changes,
+        changes: Changes,
         keep: bool,
     ) -> None:
         """Compute again the heads of which some readers see a changed input.
@@ -267,44 +268,6 @@ class HeldRun:
         if len(self._room) < size:
             self._room = self.deltas.new_empty(size)
         return self._room[:size].view(len(self.deltas), variants, *self.deltas.shape[1:])
-
-
-class _Changes:
-    """Writers that put out something else than in the held run, in the order in which they were computed."""
-
-    def __init__(self, room: Float[Tensor, "writer variant token d"]) -> None:
-        self._room = room
-        self.writers: list[int] = []
-
-    def add(self, writers: list[int], change: Float[Tensor, "_ variant token d"]) -> None:
-        """Enter some writers' changes."""
-        self._room[len(self.writers) : len(self.writers) + len(writers)] = change
-        self.writers += writers
-
-    def all(self) -> Float[Tensor, "_ variant token d"]:
-        """The changes, one row a changed writer."""
-        return self._room[: len(self.writers)]
-
-    def reach(
-        self, masks: Float[Tensor, "reader writer"], readers: range
-    ) -> tuple[list[int], list[int], Float[Tensor, "input variant token d"]]:
-        """Which readers hear a change (counted from the first of `readers`), and what they hear.
-
-        Returns:
-            The readers; for each the number of its distinct input; the distinct inputs' changes. Two readers share an
-            input where all their masks agree.
-        """
-        block = masks[readers.start : readers.stop]
-        heard = block[:, self.writers].any(1).nonzero().flatten()
-        if not len(heard):
-            return [], [], self._room[:0]
-        rows, inverse = block[heard].unique(dim=0, return_inverse=True)
-        change = rows[:, self.writers].to(self._room.device) @ self.all().flatten(1)
-        return heard.tolist(), inverse.tolist(), change.unflatten(1, self._room.shape[1:])
-
-    def at(self, row: Float[Tensor, "writer"], tokens: Int[Tensor, "kept"]) -> Float[Tensor, "variant kept d"]:
-        """What one reader hears at some tokens."""
-        return torch.einsum("w,wvtd->vtd", row[self.writers].to(self._room.device), self.all()[:, :, tokens])
 
 
 def _replaced(
