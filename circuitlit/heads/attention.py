@@ -16,7 +16,8 @@ from torch import Tensor, nn
 
 from circuitlit.errors import UserError
 from circuitlit.model import BlockParts, Subject
-from circuitlit.model.anatomy import HeadMap, window_of
+from circuitlit.model.anatomy import HeadMap
+from circuitlit.model.families import window_of
 
 Stream = Float[Tensor, "batch pos d"]
 

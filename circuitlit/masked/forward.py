@@ -16,7 +16,7 @@ from circuitlit.masked.block import MaskedBlock
 from circuitlit.masked.ledger import Ledger, Token
 from circuitlit.masked.live import LiveBlock
 from circuitlit.masked.short_attention import Rotary
-from circuitlit.model.anatomy import layer_kinds, window_of
+from circuitlit.model.families import layer_kinds, window_of
 from circuitlit.model.subject import Subject
 
 Recompute = bool | Literal["reads"]

@@ -1,6 +1,7 @@
 """The frozen model under study: where it comes from, how it is built, what its writers put out."""
 
-from circuitlit.model.anatomy import Anatomy, BlockParts, anatomy_of, graph_of, unwrap
+from circuitlit.model.anatomy import Anatomy, BlockParts, unwrap
+from circuitlit.model.families import anatomy_of, graph_of
 from circuitlit.model.record import Reads, Recording, record, record_reads, replace_writers
 from circuitlit.model.subject import Subject, take_positions
 

@@ -18,7 +18,8 @@ from transformers import AutoConfig, AutoModelForCausalLM, AutoTokenizer, Pretra
 from transformers.utils import logging as hf_logging
 
 from circuitlit.errors import UserError
-from circuitlit.model.anatomy import anatomy_of, unwrap
+from circuitlit.model.anatomy import unwrap
+from circuitlit.model.families import anatomy_of
 from circuitlit.model.subject import Subject
 from circuitlit.model.weights import CheckpointWeights, empty_model
 

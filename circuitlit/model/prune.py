@@ -22,7 +22,7 @@ from transformers import AutoConfig, AutoModelForCausalLM, PreTrainedModel, PreT
 from circuitlit.errors import UserError
 from circuitlit.files import save_tensors, write_json
 from circuitlit.graph import Graph
-from circuitlit.model.anatomy import anatomy_of, graph_of
+from circuitlit.model.families import anatomy_of, graph_of
 
 FORMAT = 1
 

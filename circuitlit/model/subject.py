@@ -12,7 +12,8 @@ from torch import Tensor, nn
 from transformers import PreTrainedModel, PreTrainedTokenizerBase
 
 from circuitlit.graph import Graph
-from circuitlit.model.anatomy import Anatomy, anatomy_of, final_softcap, graph_of
+from circuitlit.model.anatomy import Anatomy
+from circuitlit.model.families import anatomy_of, final_softcap, graph_of
 from circuitlit.model.weights import WeightSource
 
 
