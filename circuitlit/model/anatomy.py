@@ -1,7 +1,7 @@
 """Where an architecture reads and writes the residual stream, and its blocks in parts.
 
-`model/families.py` fills in an `Anatomy` for each architecture. Everything else sees `BlockParts`: weights per head in one
-canonical shape, and the model's own norm and MLP modules.
+`model/families.py` fills in an `Anatomy` for each architecture. Everything else sees `BlockParts`: weights per head in
+one canonical shape, and the model's own norm and MLP modules.
 """
 
 from __future__ import annotations
