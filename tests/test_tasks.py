@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import json
+import sys
 from dataclasses import replace
 from pathlib import Path
 
@@ -113,6 +114,18 @@ BAD_PAIRS = {
 def test_encode_says_what_is_wrong_with_a_pair(message, byte_bpe):
     with pytest.raises(UserError, match=message):
         encode(BAD_PAIRS[message], byte_bpe, ("other", "end"))
+
+
+def test_many_pairs_are_shared_out_in_order(byte_bpe, monkeypatch):
+    pairs = [pair(clean=f"{number} {CLEAN}", corrupted=f"{number} {CORRUPTED}") for number in range(50)]
+    alone = encode(pairs, byte_bpe, ("other", "end"))
+    modules = vars(sys.modules["circuitlit.tasks.encode"])
+    monkeypatch.setitem(modules, "_MANY", 40)
+    monkeypatch.setitem(modules, "_CHUNK", 8)
+    monkeypatch.setattr("os.sched_getaffinity", lambda process: {0, 1, 2}, raising=False)
+    assert encode(pairs, byte_bpe, ("other", "end")).rows == alone.rows
+    with pytest.raises(UserError, match=r"pair 50 \(.*: clean has"):
+        encode([*pairs, pair(corrupted=CORRUPTED + " and more")], byte_bpe, ("other", "end"))
 
 
 def test_encode_refuses_long_prompts_and_slow_tokenizers(byte_bpe, monkeypatch):

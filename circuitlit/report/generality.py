@@ -76,6 +76,9 @@ def prevention_sentences(found: dict | None) -> list[str]:
     made: list[str] = []
     if found is None:
         return made
+    made.append(
+        f"Frozen while tuning on {found['on']}: {' '.join(found['nodes'])}; beside them equally many random nodes."
+    )
     for name in found["loss_before"]:
         change = {arm: _cell(own[name]) for arm, own in found["loss_change"].items()}
         role = "tuned on" if name == found["on"] else "held"
@@ -83,8 +86,8 @@ def prevention_sentences(found: dict | None) -> list[str]:
         sure = gap.low is not None and gap.high is not None and (gap.low > 0 or gap.high < 0)
         made.append(
             f"{name} ({role}): loss {_cell(found['loss_before'][name])} nats changes by {change['nothing']} with "
-            f"nothing frozen, {change['conflict']} with {' '.join(found['nodes'])}, {change['random']} with random "
-            f"nodes; less by {gap} than with random ones, {'a difference' if sure else 'no difference shown'}."
+            f"nothing frozen, {change['conflict']} with the named nodes, {change['random']} with random ones; spared "
+            f"by naming them: {gap} nats, {'beyond' if sure else 'not beyond'} chance."
         )
     return made
 

@@ -130,5 +130,5 @@ def reach_figure(result: dict) -> go.Figure:
             x=[run["weights"]["relative"]], y=[value], error_y=error, mode="markers", name=name, marker={"size": 10}
         )
     figure.update_xaxes(title_text="|dW| / |W|", type="log", exponentformat="power")
-    figure.update_yaxes(title_text="edge overlap with the base, over that within a model")
+    figure.update_yaxes(title_text="edges kept, of the base's")
     return finish(figure, 340)
