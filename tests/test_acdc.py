@@ -99,6 +99,14 @@ def test_held_run_follows_any_change(subject: Subject, batch: Batch) -> None:
         torch.testing.assert_close(held.logits(reader, rows), torch.stack(expected), rtol=1e-10, atol=1e-10)
         held.commit(reader, rows[1])
         torch.testing.assert_close(held.logits()[0], expected[1], rtol=1e-10, atol=1e-10)
+    # One that begins with the masks of that end is the same run.
+    other = HeldRun(model, batch.clean, ablated, batch.positions, held.masks)
+    torch.testing.assert_close(other.logits(), held.logits(), rtol=1e-10, atol=1e-10)
+    torch.testing.assert_close(other.deltas, held.deltas, rtol=1e-9, atol=1e-9)
+    for reader in readers[:4]:
+        rows = 1 - held.masks[reader][None]
+        rows[:, int(graph.visible[reader]) :] = 0
+        torch.testing.assert_close(other.logits(reader, rows), held.logits(reader, rows), rtol=1e-9, atol=1e-9)
 
 
 @pytest.mark.parametrize("name", SMALL)

@@ -6,11 +6,12 @@ import os
 from collections.abc import Iterable
 
 import torch
-from jaxtyping import Float
+from jaxtyping import Bool, Float
 from torch import Tensor
 
 from circuitlit.discover.masked_loss import MaskedLoss
 from circuitlit.errors import UserError
+from circuitlit.graph.layout import scatter_edges
 from circuitlit.masked import References
 from circuitlit.masked.resume import HeldRun
 from circuitlit.objective import Objective
@@ -18,28 +19,40 @@ from circuitlit.tasks.pair import Batch
 
 
 class HeldLoss:
-    """Mean objective over all pairs under masks of 0 and 1, of which one reader's vary at a time. Starts with all kept.
+    """Mean objective over all pairs under masks of 0 and 1, of which one reader's vary at a time.
 
     Args:
         loss: the objective under masks.
         references: teacher and ablated writers.
         batches: the pairs; all of them stay in memory, about `(readers + writers) * tokens * width` numbers.
+        kept: the edges of the circuit to begin with; None keeps all.
 
     Raises:
         UserError: the masks differ by token role, there are no pairs, or more than the memory can hold.
     """
 
-    def __init__(self, loss: MaskedLoss, references: References, batches: Iterable[Batch]) -> None:
+    def __init__(
+        self,
+        loss: MaskedLoss,
+        references: References,
+        batches: Iterable[Batch],
+        kept: Bool[Tensor, "edge"] | None = None,
+    ) -> None:
         if loss.layout.copies > 1 or loss.layout.sites != "edges":
             raise UserError("edges are cut one by one at all positions; set mask.roles=false for this method")
         batches = list(batches)
         _refuse_too_many(loss, references, batches)
         self.objective: Objective = loss.objective
+        masks = (
+            None
+            if kept is None
+            else scatter_edges(loss.layout.graph, kept[None].to("cpu", loss.model.subject.model.dtype))[0]
+        )
         self._parts: list[tuple[HeldRun, Tensor, Batch]] = []
         for batch in batches:
             batch = batch.to(references.subject.device)
             reference = references(batch)
-            run = HeldRun(loss.model, batch.clean, reference.ablated, batch.positions)
+            run = HeldRun(loss.model, batch.clean, reference.ablated, batch.positions, masks)
             self._parts.append((run, reference.teacher, batch))
         if not self._parts:
             raise UserError("no pairs to score edges on; raise method.max_batches")

@@ -21,12 +21,11 @@ from circuitlit.discover.held_loss import HeldLoss
 from circuitlit.discover.learn import Schedule
 from circuitlit.discover.masked_loss import MaskedLoss
 from circuitlit.graph import EdgeScores
-from circuitlit.graph.layout import scatter_edges
 from circuitlit.graph.select import top_k
 from circuitlit.masked import Reference, References
 from circuitlit.tasks.pair import Batch
 
-TESTED = 512  # edges of a circuit that are left out one by one
+TESTED = 128  # edges of a circuit that are left out one by one
 VARIANTS = 8  # of them, into one reader, at once; speed only
 _OWN_NOISE = 7919  # keeps the difference gates' noise apart from the masks'
 
@@ -180,7 +179,7 @@ class DifferenceLearner(LightningModule):
         edges = kept.nonzero()[:, 0]
         edges = edges[apart[edges].argsort(descending=True, stable=True)[:TESTED]].cpu()
         missed = [
-            _rises(HeldLoss(loss, references, batches), kept.cpu(), edges) >= self.penalty
+            _rises(HeldLoss(loss, references, batches, kept.bool()), edges) >= self.penalty
             for loss, references in zip(self.losses, self.references, strict=True)
         ]
         needed = torch.zeros_like(kept)
@@ -207,18 +206,15 @@ class _MeanLoss:
         return found
 
 
-def _rises(held: HeldLoss, kept: Float[Tensor, "edge"], edges: Int[Tensor, "tried"]) -> Float[Tensor, "tried"]:
+def _rises(held: HeldLoss, edges: Int[Tensor, "tried"]) -> Float[Tensor, "tried"]:
     """By how much the loss of a circuit rises without each of some edges."""
     graph = held.graph
-    rows = scatter_edges(graph, kept[None].to(held.masks))[0]
-    for reader in reversed(range(graph.n_readers)):  # from the logits up: what hears nothing is not computed again
-        held.commit(reader, rows[reader])
     before, rises = held.value(), torch.zeros(len(edges), dtype=torch.float64)
     places = graph.dense_index[edges]
     readers, writers = places // graph.n_writers, places % graph.n_writers
     for reader in readers.unique().tolist():
         for some in (readers == reader).nonzero()[:, 0].split(VARIANTS):
-            without = rows[reader].repeat(len(some), 1)
+            without = held.masks[reader].repeat(len(some), 1)
             without[torch.arange(len(some)), writers[some]] = 0
             rises[some] = torch.tensor(held.values(reader, without), dtype=torch.float64) - before
     return rises

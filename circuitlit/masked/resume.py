@@ -48,13 +48,14 @@ class _Layer:
 
 
 class HeldRun:
-    """The masked model's run on one batch under masks of 0 and 1, open to changes. Starts with all edges kept.
+    """The masked model's run on one batch under masks of 0 and 1, open to changes.
 
     Args:
         model: the masked forward.
         ids: clean prompts, padded on the right.
         ablated: outputs of all writers where their edges are cut.
         positions: where logits are wanted.
+        masks: to begin with; None keeps all edges.
 
     Attributes:
         masks: as they are held, on the host, where it is decided what has to be computed again.
@@ -66,51 +67,65 @@ class HeldRun:
         ids: Int[Tensor, "batch pos"],
         ablated: Ablated,
         positions: Int[Tensor, "batch answer"],
+        masks: Float[Tensor, "reader writer"] | None = None,
     ) -> None:
         model.check_length(ids.shape[1])
         self.model, self.graph, self.positions = model, model.graph, positions
         self.batch, self.length = ids.shape
         self.answer_tokens = (positions + self.length * torch.arange(self.batch, device=ids.device)[:, None]).flatten()
         embedded = model.subject.embed(ids).flatten(0, 1)
-        self.masks = scatter_edges(self.graph, torch.ones(1, self.graph.n_edges, dtype=embedded.dtype))[0]
+        every = scatter_edges(self.graph, torch.ones(1, self.graph.n_edges, dtype=embedded.dtype))[0]
+        self.masks = every if masks is None else masks.to(every).clone()
         self.deltas = embedded.new_empty(self.graph.n_writers, *embedded.shape)
         self._rotary = model.rotary(embedded, self.length)
         real = model.real_tokens(ids)
         self._real = None if real is None else real.transpose(0, 1)  # heads come first here
         self._room = embedded.new_empty(0)
         with torch.no_grad():
-            self._start(embedded, ablated)
+            self._start(embedded, ablated, cut=masks is not None)
 
-    def _start(self, embedded: Float[Tensor, "token d"], ablated: Ablated) -> None:
-        """Run the full model, block by block."""
+    def _start(self, embedded: Float[Tensor, "token d"], ablated: Ablated, cut: bool) -> None:
+        """Run the model block by block; without cut edges all readers at one depth see the same stream."""
+        fixed = self.model.position_embeddings(self.batch, self.length)
+        stream = (ablated.embed.flatten(0, 1) if cut else embedded) + fixed  # the ablated run's, where edges are cut
         self.deltas[0] = embedded - ablated.embed.flatten(0, 1)
-        stream = embedded + self.model.position_embeddings(self.batch, self.length)
         if self.graph.inputs > 1:
-            written = self.model.written_positions(self.batch, self.length)
-            self.deltas[1] = written - ablated.positions.flatten(0, 2)
-            stream = stream + written
+            written, without = self.model.written_positions(self.batch, self.length), ablated.positions.flatten(0, 2)
+            self.deltas[1] = written - without
+            stream = stream + (without if cut else written)
+
+        def hears(rows: Float[Tensor, "reader writer"], writers: int) -> Float[Tensor, "seen token d"]:
+            if not cut:
+                return stream[None]
+            sums = rows[:, :writers].to(stream.device) @ self.deltas[:writers].flatten(1)
+            return stream + sums.unflatten(1, stream.shape)
+
         self._layers: list[_Layer] = []
         for layer, block in enumerate(self._blocks):
             first, heads = self.graph.writers_before(layer), self.graph.n_heads
-            normed = block.attn_norm(stream)[None]
-            vectors = {
-                kind: self._project(block, kind, normed, range(count), layer) for kind, count in self._heads.items()
-            }
+            rows, split = self.masks[self.graph.reader_rows(layer)], block.attention_readers
+            seen = hears(rows[:split], first)
+            normed, vectors, offset = block.attn_norm(seen), {}, 0
+            for kind, count in self._heads.items():
+                inputs = normed[offset : offset + count] if cut else normed
+                vectors[kind] = self._project(block, kind, inputs, range(count), layer)
+                offset += count
             group = heads // self.graph.n_kv_heads
             key, value = (vectors[kind].repeat_interleave(group, 0) for kind in "kv")
             results = block.scaled(block.attention(vectors["q"], key, value, self._real))
-            cut = ablated.heads[:, layer].unflatten(-1, (heads, -1)).permute(2, 0, 1, 3)
-            self.deltas[first : first + heads] = torch.bmm((results - cut).flatten(1, 2), block.out_weight)
-            after = stream + torch.bmm(results.flatten(1, 2), block.out_weight).sum(0)
+            without = ablated.heads[:, layer].unflatten(-1, (heads, -1)).permute(2, 0, 1, 3)
+            self.deltas[first : first + heads] = torch.bmm((results - without).flatten(1, 2), block.out_weight)
+            mlp_seen = hears(rows[split:], first)[0] if block.parallel else None
+            stream = stream + torch.bmm((without if cut else results).flatten(1, 2), block.out_weight).sum(0)
             if block.out_bias is not None:
-                after = after + block.out_bias
-            mlp_seen = stream if block.parallel else after
+                stream = stream + block.out_bias
+            if mlp_seen is None:
+                mlp_seen = hears(rows[split:], first + heads)[0]
             mlp = block.mlp(block.mlp_norm(mlp_seen))
             self.deltas[first + heads] = mlp - ablated.mlps[:, layer].flatten(0, 1)
-            seen = stream.expand(block.attention_readers, -1, -1)
-            self._layers.append(_Layer(seen, mlp_seen, vectors, results, mlp))
-            stream = after + mlp
-        self._final = stream[self.answer_tokens]
+            self._layers.append(_Layer(seen.expand(split, -1, -1), mlp_seen, vectors, results, mlp))
+            stream = stream + (ablated.mlps[:, layer].flatten(0, 1) if cut else mlp)
+        self._final = hears(self.masks[-1:], self.graph.n_writers)[0][self.answer_tokens]
 
     @torch.no_grad()
     def logits(
