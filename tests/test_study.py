@@ -147,6 +147,9 @@ def test_a_stopped_study_goes_on(done: Path, local: Path, tmp_path: Path, capsys
         "ranked",
     }
     assert before == {file.name: file.stat().st_mtime_ns for file in cells.iterdir()}
+    message = failure(capsys, *small(local, folder, "study.finished_only=true", "study.curve_pairs=5"), verb="study")
+    assert "none is finished" in message  # of cells made with other settings
+    assert before == {file.name: file.stat().st_mtime_ns for file in cells.iterdir()}
     call(*small(local, folder), verb="study")
     again = {file.name for file in cells.iterdir() if before.get(file.name) != file.stat().st_mtime_ns}
     assert again == {

@@ -43,11 +43,7 @@ class HeldLoss:
         batches = list(batches)
         _refuse_too_many(loss, references, batches)
         self.objective: Objective = loss.objective
-        masks = (
-            None
-            if kept is None
-            else scatter_edges(loss.layout.graph, kept[None].to("cpu", loss.model.subject.model.dtype))[0]
-        )
+        masks = None if kept is None else scatter_edges(loss.layout.graph, kept[None].cpu())[0]
         self._parts: list[tuple[HeldRun, Tensor, Batch]] = []
         for batch in batches:
             batch = batch.to(references.subject.device)

@@ -43,3 +43,21 @@ class Changes:
     def at(self, row: Float[Tensor, "writer"], tokens: Int[Tensor, "kept"]) -> Float[Tensor, "variant kept d"]:
         """What one reader hears at some tokens."""
         return torch.einsum("w,wvtd->vtd", row[self.writers].to(self._room.device), self.all()[:, :, tokens])
+
+
+def replaced(
+    held: Float[Tensor, "head batch pos width"],
+    wanted: list[int],
+    heads: list[int],
+    new: Float[Tensor, "_ rows pos width"] | None,
+    variants: int,
+) -> Float[Tensor, "_ rows pos width"]:
+    """Vectors of the wanted heads for every variant: new ones where there are any, else the held ones."""
+    if new is not None and heads == wanted:
+        return new
+    out = held[wanted][:, None].repeat(1, variants, 1, 1, 1).flatten(1, 2)
+    if new is not None:
+        source = {head: number for number, head in enumerate(heads)}
+        places = [number for number, head in enumerate(wanted) if head in source]
+        out[places] = new[[source[wanted[number]] for number in places]]
+    return out

@@ -22,7 +22,7 @@ from torch import Tensor
 from circuitlit.graph.layout import scatter_edges
 from circuitlit.masked.ablation import Ablated
 from circuitlit.masked.block import MaskedBlock
-from circuitlit.masked.changes import Changes
+from circuitlit.masked.changes import Changes, replaced
 from circuitlit.masked.forward import MaskedModel
 
 KINDS = ("q", "k", "v")
@@ -243,7 +243,7 @@ class HeldRun:
         vectors = {}
         for kind in KINDS:
             places = heads if kind == "q" else [head // group for head in heads]
-            vectors[kind] = _replaced(held.vectors[kind], places, *new.get(kind, ([], None)), variants=variants)
+            vectors[kind] = replaced(held.vectors[kind], places, *new.get(kind, ([], None)), variants=variants)
         real = None if self._real is None else self._real.repeat(1, variants, 1, 1)
         results = block.scaled(block.attention(vectors["q"], vectors["k"], vectors["v"], real))
         shape = (len(heads), variants, *held.results.shape[1:])
@@ -283,21 +283,3 @@ class HeldRun:
         if len(self._room) < size:
             self._room = self.deltas.new_empty(size)
         return self._room[:size].view(len(self.deltas), variants, *self.deltas.shape[1:])
-
-
-def _replaced(
-    held: Float[Tensor, "head batch pos width"],
-    wanted: list[int],
-    heads: list[int],
-    new: Float[Tensor, "_ rows pos width"] | None,
-    variants: int,
-) -> Float[Tensor, "_ rows pos width"]:
-    """Vectors of the wanted heads for every variant: new ones where there are any, else the held ones."""
-    if new is not None and heads == wanted:
-        return new
-    out = held[wanted][:, None].repeat(1, variants, 1, 1, 1).flatten(1, 2)
-    if new is not None:
-        source = {head: number for number, head in enumerate(heads)}
-        places = [number for number, head in enumerate(wanted) if head in source]
-        out[places] = new[[source[wanted[number]] for number in places]]
-    return out

@@ -88,21 +88,12 @@ _OPT = Anatomy(
     mlp="fc2",
     mlp_chain=("fc1", "activation_fn", "fc2"),
 )
-_GEMMA3 = Anatomy(
-    layers="model.layers",
-    final_norm="model.norm",
-    attn_norm="input_layernorm",
+_GEMMA3 = replace(
+    _LLAMA,
     mlp_norm="pre_feedforward_layernorm",
-    attention="self_attn",
-    projections=("q_proj", "k_proj", "v_proj"),
-    split=_separate,
-    out="o_proj",
-    activation="act_fn",
-    gated="up_proj",
     mlp="post_feedforward_layernorm",
     mlp_chain=("mlp", "post_feedforward_layernorm"),
     post_norm="post_attention_layernorm",
-    rotary="model.rotary_emb",
     rotate=rotate_gemma,
     rotary_by_layer=True,
 )

@@ -16,7 +16,7 @@ from circuitlit.report.evolution_table import print_evolution
 from circuitlit.run.build import PACKAGES, plain, version
 from circuitlit.run.checks import run_dir
 from circuitlit.run.clock import CONSOLE, Clock
-from circuitlit.run.evolve.cells import CAUSAL, HEADS, Cell, fingerprint
+from circuitlit.run.evolve.cells import CAUSAL, HEADS, Cell, cell_settings
 from circuitlit.run.evolve.measure import causal_cell, heads_cell, task_cell
 from circuitlit.run.evolve.panels import log_panels
 from circuitlit.run.evolve.series import Loader, Series, configured, find_series, parted
@@ -148,17 +148,17 @@ def _jobs(
             start = before[task.name].folder / "circuit.safetensors"
         cold = by_masks and number % cfg.evolve.cold_every == 0
         earlier = before[task.name].settings if start is not None else None
-        cell = Cell(one.name, task.name, checkpoint, fingerprint(task.cfg, checkpoint, earlier, cold, final))
+        cell = Cell(one.name, task.name, checkpoint, cell_settings(task.cfg, checkpoint, earlier, cold, final))
 
         def work(subject, cell, own=own, start=start, cold=cold):
             return task_cell(own, subject, cell.folder, start, cold, final)
 
         jobs.append((cell, work))
     if cfg.evolve.heads.run:
-        cell = Cell(one.name, HEADS, checkpoint, fingerprint(cfg, checkpoint))
+        cell = Cell(one.name, HEADS, checkpoint, cell_settings(cfg, checkpoint))
         jobs.append((cell, lambda subject, _: heads_cell(cfg, subject)))
     if cfg.evolve.heads.run and cfg.evolve.heads.draws and final:
-        cell = Cell(one.name, CAUSAL, checkpoint, fingerprint(cfg, checkpoint))
+        cell = Cell(one.name, CAUSAL, checkpoint, cell_settings(cfg, checkpoint))
         jobs.append((cell, lambda subject, _: causal_cell(cfg, subject)))
     return jobs
 

@@ -2,8 +2,6 @@
 
 from __future__ import annotations
 
-import hashlib
-import json
 import logging
 import re
 from collections.abc import Callable
@@ -16,6 +14,7 @@ from omegaconf import DictConfig
 from circuitlit.files import write_json
 from circuitlit.run.build import plain
 from circuitlit.run.checks import run_dir
+from circuitlit.run.kept import fingerprint, read_kept, settings_of
 from circuitlit.run.mistakes import explain
 from circuitlit.timeline.checkpoints import Checkpoint
 
@@ -58,12 +57,9 @@ class Cell:
 
     def finished(self) -> dict[str, Any] | None:
         """The content, if the file is there, with these settings and without an error."""
-        try:
-            content = json.loads(self.file.read_text())
-        except (OSError, ValueError):
-            return None
-        known = isinstance(content, dict) and content.get("settings") == self.settings
-        return content if known and content.get("status") != "ERROR" else None
+        content = read_kept(self.file)
+        known = content.get("settings") == self.settings and content.get("status") != "ERROR"
+        return content if known else None
 
     def make(self, work: Callable[[], dict[str, Any]]) -> dict[str, Any]:
         """Do the work and write its content.
@@ -79,7 +75,7 @@ class Cell:
         header = {"series": self.series, "task": self.task, "settings": self.settings, **asdict(self.checkpoint)}
         self.file.parent.mkdir(parents=True, exist_ok=True)
         write_json(self.file, {**header, **content})
-        return json.loads(self.file.read_text())
+        return read_kept(self.file)
 
 
 def cell_name(series: str, task: str, step: int) -> str:
@@ -88,10 +84,8 @@ def cell_name(series: str, task: str, step: int) -> str:
     return "--".join(re.sub(r"[^\w.=+]+", "_", part).strip("_") for part in parts)
 
 
-def fingerprint(cfg: DictConfig, checkpoint: Checkpoint, *more: object) -> str:
+def cell_settings(cfg: DictConfig, checkpoint: Checkpoint, *more: object) -> str:
     """A short hash of all settings that a cell's content depends on."""
-    chosen: dict[str, Any] = {group: plain(cfg[group]) for group in _GROUPS}
     own = plain(cfg.evolve)
-    chosen |= {"seed": cfg.seed, "evolve": {key: own[key] for key in _OWN}, "checkpoint": asdict(checkpoint)}
-    text = json.dumps([chosen, *more], sort_keys=True, default=str)
-    return hashlib.sha256(text.encode()).hexdigest()[:16]
+    chosen = {"evolve": {key: own[key] for key in _OWN}, "checkpoint": asdict(checkpoint)}
+    return fingerprint([settings_of(cfg, _GROUPS) | chosen, *more])

@@ -63,7 +63,7 @@ def _check(cfg: DictConfig) -> None:
     if cfg.tune.data:
         raise UserError("a story needs a task with corrupted prompts; leave tune.data out and choose a task")
     if cfg.ckpt_path is not None:
-        raise UserError("ckpt_path is for one tuning run; a story begins anew")
+        raise UserError("ckpt_path is for one tuning run; a story that was stopped goes on in the same hydra.run.dir")
 
 
 def _answers(cfg: DictConfig, ways: list[Way]) -> dict[str, Any]:

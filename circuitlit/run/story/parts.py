@@ -2,8 +2,6 @@
 
 from __future__ import annotations
 
-import hashlib
-import json
 from collections.abc import Callable
 from contextlib import nullcontext
 from pathlib import Path
@@ -12,9 +10,9 @@ from typing import Any
 from omegaconf import DictConfig
 
 from circuitlit.files import write_json
-from circuitlit.run.build import plain
 from circuitlit.run.checks import writing_to
 from circuitlit.run.clock import Clock
+from circuitlit.run.kept import fingerprint, read_kept, settings_of
 
 _GROUPS = ("task", "model", "adapter", "tune", "method", "ablation", "sparsity", "mask", "data", "evaluate", "story")
 
@@ -30,8 +28,7 @@ class Parts:
 
     def __init__(self, cfg: DictConfig, folder: Path, clock: Clock) -> None:
         self._folder, self._clock = folder, clock
-        settings = {group: plain(cfg[group]) for group in _GROUPS} | {"seed": cfg.seed}
-        self._settings = hashlib.sha256(json.dumps(settings, sort_keys=True).encode()).hexdigest()[:16]
+        self._settings = fingerprint(settings_of(cfg, _GROUPS))
 
     def made(
         self, name: str, text: str, work: Callable[[], dict[str, Any]], writes_to: Path | None = None
@@ -56,8 +53,5 @@ class Parts:
         return found
 
     def _read(self, file: Path) -> dict[str, Any] | None:
-        try:
-            known = json.loads(file.read_text())
-        except (OSError, ValueError):
-            return None
-        return known["content"] if known["settings"] == self._settings else None
+        known = read_kept(file)
+        return known["content"] if known.get("settings") == self._settings else None

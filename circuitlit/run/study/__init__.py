@@ -38,8 +38,7 @@ def run(cfg: DictConfig) -> dict[str, Any]:
     torch.set_float32_matmul_precision("highest")
     jobs = part_of(plan(tasks, attributions, learners), cfg.study.part, cfg.study.parts)
     if cfg.study.finished_only:
-        there = {task: [job for job in own if _finished(job)] for task, own in jobs.items()}
-        jobs = {task: own for task, own in there.items() if own}
+        jobs = _finished(tasks, jobs)
     clock = Clock()
     with clock.phase("load", f"Loading {cfg.model.name}"):
         subject = build_subject(cfg)
@@ -84,12 +83,18 @@ def _check(cfg: DictConfig, attributions: list[Entry], learners: list[Entry]) ->
         raise UserError("study.match compares on the curves' pairs; set study.curve_pairs to at least 1")
 
 
-def _finished(job: Job) -> bool:
-    """Whether a cell is there, made with the settings that this study would make it with."""
-    try:
-        return bool(job.cell.known(composed(*job.settings)))
-    except Exception:  # a preset that does not exist
-        return False
+def _finished(tasks: list[Entry], jobs: dict[str, list[Job]]) -> dict[str, list[Job]]:
+    """The jobs whose cells, and their task's, are there and were made with this study's settings."""
+
+    def there(cell: Cell, settings: tuple[str, ...]) -> bool:
+        try:
+            return bool(cell.known(composed(*settings)))
+        except Exception:  # a preset that does not exist
+            return False
+
+    own = {task.name for task in tasks if there(Cell(task.name, "task"), task.settings)}
+    found = {task: [job for job in of_task if there(job.cell, job.settings)] for task, of_task in jobs.items()}
+    return {task: of_task for task, of_task in found.items() if of_task and task in own}
 
 
 def _task(task: Entry, jobs: list[Job], subject: Subject) -> Finished:

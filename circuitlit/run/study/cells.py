@@ -2,11 +2,9 @@
 
 from __future__ import annotations
 
-import hashlib
-import json
 import logging
 import re
-from collections.abc import Callable, Sequence
+from collections.abc import Callable
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
@@ -17,8 +15,8 @@ from omegaconf import DictConfig, ListConfig
 
 from circuitlit.errors import UserError
 from circuitlit.files import write_json
-from circuitlit.run.build import plain
 from circuitlit.run.checks import run_dir
+from circuitlit.run.kept import fingerprint, read_kept, settings_of
 from circuitlit.run.mistakes import explain
 
 log = logging.getLogger(__name__)
@@ -131,7 +129,9 @@ class Cell:
         return found if found.get("status") == "OK" and found.get("settings") == self._settings(cfg) else {}
 
     def _settings(self, cfg: DictConfig) -> str:
-        return fingerprint(cfg, cfg.study.sparsities if self.sparsity is None else [self.sparsity])
+        sparsities = list(cfg.study.sparsities) if self.sparsity is None else [self.sparsity]
+        study = {key: cfg.study[key] for key in ("resamples", "curve_pairs")}
+        return fingerprint(settings_of(cfg, _GROUPS) | {"sparsities": sparsities, **study})
 
     def fail(self, error: Exception) -> dict[str, Any]:
         """Write down what went wrong."""
@@ -145,19 +145,7 @@ class Cell:
 
     def read(self) -> dict[str, Any]:
         """The file's content; empty if it is missing or damaged."""
-        try:
-            content = json.loads(self.file.read_text())
-        except (OSError, ValueError):
-            return {}
-        return content if isinstance(content, dict) else {}
-
-
-def fingerprint(cfg: DictConfig, sparsities: Sequence[float]) -> str:
-    """A short hash of all settings that a cell's content depends on; `sparsities` are those that it holds."""
-    chosen: dict[str, Any] = {group: plain(cfg[group]) for group in _GROUPS}
-    study = {key: cfg.study[key] for key in ("resamples", "curve_pairs")}
-    chosen |= {"seed": cfg.seed, "sparsities": list(sparsities), **study}
-    return hashlib.sha256(json.dumps(chosen, sort_keys=True).encode()).hexdigest()[:16]
+        return read_kept(self.file)
 
 
 def _file_name(label: str) -> str:
