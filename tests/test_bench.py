@@ -149,6 +149,18 @@ def test_step_table(tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:
     assert "step / stock" in capsys.readouterr().out
 
 
+def test_step_of_micro_batches(tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:
+    """A step is all its micro-batches, and so is what it is compared with."""
+    rows = []
+    for pairs, micro_batches in ((4, 1), (2, 2)):
+        settings = (f"data.batch_size={pairs}", f"trainer.accumulate_grad_batches={micro_batches}")
+        call(*SHAPE["gpt2"], *QUICK, *settings, f"hydra.run.dir={tmp_path / str(pairs)}", verb="bench")
+        rows += json.loads((tmp_path / str(pairs) / "bench.json").read_text())["rows"]
+    assert rows[0]["traffic_bytes"] == rows[1]["traffic_bytes"]
+    assert sum(rows[1]["phases"].values()) == pytest.approx(rows[1]["step"], rel=0.5)
+    assert "2 micro-batches of 2 x" in capsys.readouterr().out
+
+
 def test_attribution_table(tmp_path: Path) -> None:
     call(*SHAPE["llama"], *QUICK, "bench=eap", f"hydra.run.dir={tmp_path}", verb="bench")
     (row,) = json.loads((tmp_path / "bench.json").read_text())["rows"]

@@ -132,7 +132,9 @@ def _now() -> float:
 
 
 def _title(cfg: DictConfig) -> str:
-    return f"{cfg.model.name}, {cfg.data.batch_size} x {cfg.tokens} tokens, random weights"
+    micro = cfg.trainer.accumulate_grad_batches
+    times = f"{micro} micro-batches of " if micro > 1 else ""
+    return f"{cfg.model.name}, {times}{cfg.data.batch_size} x {cfg.tokens} tokens, random weights"
 
 
 def _step_row(row: dict[str, Any]) -> dict[str, str]:

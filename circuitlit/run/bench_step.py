@@ -61,6 +61,9 @@ class StepTimer(Callback):
 
     def on_train_batch_start(self, trainer: Trainer, pl_module: LightningModule, batch: Any, batch_idx: int) -> None:
         """Run the rival, then start the clock; data and callbacks count for the step before."""
+        if batch_idx % trainer.accumulate_grad_batches:
+            self._lap(PHASES[-1])
+            return
         step = trainer.global_step
         if self._on_gpu and step == self._by_phase_from:
             self.peak = _peak_bytes(pl_module.device)
@@ -93,7 +96,7 @@ class StepTimer(Callback):
 
     def on_train_batch_end(self, trainer: Trainer, *args: Any) -> None:
         """The update is done; other callbacks, loggers and the next batch follow."""
-        self._number = trainer.global_step - 1
+        self._number = max(0, trainer.global_step - 1)
         if self._by_phase(self._number):
             self._lap("optimizer")
             self._left = _now()
@@ -111,7 +114,8 @@ class StepTimer(Callback):
             return
         if not self._on_gpu:
             self.steps.append(now - self._begun)
-        for name, seconds in (self._spent | {"data and callbacks": now - self._left}).items():
+        self._spent[PHASES[-1]] = self._spent.get(PHASES[-1], 0.0) + now - self._left
+        for name, seconds in self._spent.items():
             self.phases[name].append(seconds)
 
     def _lap(self, name: str) -> None:
@@ -179,14 +183,19 @@ def time_step(cfg: DictConfig, dtype: str) -> dict[str, Any]:
     cfg.mask.schedule.steps = steps
     gc.collect()
     given = cfg.copy()
-    given.model.dtype, given.examples = dtype, cfg.examples or steps * cfg.data.batch_size
+    micro_batches = cfg.trainer.accumulate_grad_batches
+    given.model.dtype, given.examples = dtype, cfg.examples or steps * micro_batches * cfg.data.batch_size
     subject = random_subject(cfg, dtype)
     bench = random_workbench(cfg, subject, given.examples)
     _reset_peak(subject.device)
     batches = bench.data.train.batches(cfg.data.batch_size, cfg.tokens)
     tokens = next(iter(batches)).to(subject.device)
-    rival = None if cfg.profile and torch.cuda.is_available() else lambda: stock_step(subject, tokens)
-    timer = StepTimer(cfg.warmup, cfg.repeats, rival)
+
+    def rival() -> None:
+        for _ in range(micro_batches):
+            stock_step(subject, tokens)
+
+    timer = StepTimer(cfg.warmup, cfg.repeats, None if cfg.profile and torch.cuda.is_available() else rival)
     watchers: list[Callback] = [timer]
     if cfg.profile:
         watchers.append(Profile(cfg.warmup, run_dir() / f"profile-{dtype}.txt"))
@@ -196,12 +205,13 @@ def time_step(cfg: DictConfig, dtype: str) -> dict[str, Any]:
     middle, stock = median(timer.steps), median(timer.rivals) if timer.rivals else None
     quarters = quantiles(timer.steps, n=4) if len(timer.steps) > 1 else [middle] * 3
     n_bytes = traffic(subject.graph, cfg.mask.panel, tokens.clean.numel(), subject.model.config.hidden_size)
-    n_bytes *= subject.model.dtype.itemsize
+    n_bytes *= micro_batches * subject.model.dtype.itemsize
     floor = n_bytes / bandwidth(subject.device)
     result = {
         "dtype": dtype,
         "edges": subject.graph.n_edges,
         "batch": cfg.data.batch_size,
+        "micro_batches": micro_batches,
         "tokens": cfg.tokens,
         "step": middle,
         "low": quarters[0],
