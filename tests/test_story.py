@@ -93,7 +93,8 @@ def test_suggestions_say_when_nothing_is_shown() -> None:
     story |= {"between": {"ways": ["a", "b"], "accuracy": nought, "text_kl": nought}, "story": {"draws": 20}}
     said = dict(suggestions(story))
     assert "no reason to prefer either" in said["Which method"]
-    assert "no better than random" in said["Which layers (a)"] and "no better than random" in said["Which nodes (b)"]
+    assert "No better than random: 1 by base circuit (p = 0.5)" in said["Which layers (a)"]
+    assert "no better than random" in said["Which nodes (b)"]
     assert "nothing can be frozen" in said["What to freeze (a)"]
     row |= {"rank_p": 0.04, "gain_share": {"value": 0.95, "low": 0.9, "high": 1.0}}
     story["between"] |= {"accuracy": {"value": 0.2, "low": 0.1, "high": 0.3}}

@@ -134,8 +134,9 @@ def layer_figure(story: dict[str, Any]) -> go.Figure:
         rows = told["layers"]
         _points(figure, name, rows, [Metric.of(row["gain_share"]) for row in rows], colour, "circle")
         beside = [row for row in rows if "random" in row]
-        _points(figure, f"{name}, random", beside, [Metric.of(row["random"]) for row in beside], GREY, "x")
+        _points(figure, f"{name}, random", beside, [Metric.of(row["random"]) for row in beside], colour, "x-thin-open")
     figure.update_yaxes(title_text="share of the gain")
+    figure.update_layout(scattermode="group", scattergap=0.5)
     return finish(figure, 380)
 
 
@@ -167,15 +168,16 @@ def _answers(story: dict[str, Any]) -> tuple[list[str], list[list[str]]]:
 
 
 def _changes(story: dict[str, Any]) -> tuple[list[str], list[list[str]]]:
-    head = ["way", *_EDGES, "distance", "noise floor", "verdict", "|dW| / |W|"]
-    rows = []
-    for name, told in story["ways"].items():
+    columns = []
+    for told in story["ways"].values():
         size, weights = told["difference"]["at_size"], told["difference"]["weights"]
         verdict = "changed" if size["changed"] else "no more than resampling"
         counts = [count(size["counts"][label]) for label in _EDGES]
         numbers = [f"{size['distance']:.3f}", f"{size['floor']:.3f}"]
-        rows.append([name, *counts, *numbers, verdict, f"{weights['relative']:.3g}"])
-    return head, rows
+        columns.append([*counts, *numbers, verdict, f"{weights['relative']:.3g}"])
+    names = [f"edges {label}" for label in _EDGES]
+    names += ["distance of the circuits", "noise floor of resampling", "verdict", "change of the weights, |dW| / |W|"]
+    return ["", *story["ways"]], [list(row) for row in zip(names, *columns, strict=True)]
 
 
 def _carried(story: dict[str, Any]) -> tuple[list[str], list[list[str]]]:

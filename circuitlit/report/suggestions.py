@@ -44,15 +44,17 @@ def _method(story: dict[str, Any]) -> tuple[str | None, str]:
 
 def _layers(rows: list[dict[str, Any]]) -> str:
     """Rankings whose layers carry more of the gain than random ones, and those that do not."""
-    parts = []
+    better, others = [], []
     for row in rows[1:]:
-        share, random = Metric.of(row["gain_share"]), Metric.of(row["random"])
-        verdict = "more than random layers" if _beats(row) else "no better than random"
-        parts.append(
-            f"{row['n_layers']} by {row['ranking']} ({_list(row['layers'])}): {share} of the gain, random {random}, "
-            f"p = {_p(row['rank_p'])}: {verdict}"
-        )
-    return "Weights moved from the tuned model into the base. " + "; ".join(parts) + "."
+        what = f"{row['n_layers']} by {row['ranking']}"
+        if _beats(row):
+            share, random = Metric.of(row["gain_share"]), Metric.of(row["random"])
+            better.append(f"{what} ({_list(row['layers'])}) {share}, random {random}, p = {_p(row['rank_p'])}")
+        else:
+            others.append(f"{what} (p = {_p(row['rank_p'])})")
+    text = "Weights moved from the tuned model into the base, share of the gain. "
+    text += f"More than random layers: {'; '.join(better) or 'none'}. "
+    return text + f"No better than random: {', '.join(others) or 'none'}."
 
 
 def _freeze(rows: list[dict[str, Any]]) -> str:
