@@ -12,9 +12,9 @@ row() {
   local out="hydra.run.dir=runs/speed/$name"
   case $name in
     gpt2_64) bench model=gpt2 data.batch_size=32 tokens=64 mask.panel=3 "$out" "$@" ;;
-    gpt2_64_small) bench model=gpt2 data.batch_size=32 tokens=64 mask.panel=2 mask.recompute=reads mask.cache_gib=0 'dtypes=[bfloat16]' "$out" "$@" ;;
-    gpt2_20_small) bench model=gpt2 data.batch_size=32 tokens=20 mask.panel=2 mask.recompute=reads mask.cache_gib=0 'dtypes=[bfloat16]' "$out" "$@" ;;
-    gpt2_20) bench model=gpt2 data.batch_size=32 tokens=20 mask.panel=3 "$out" "$@" ;;
+    gpt2_64_small) small tokens=64 "$out" "$@" ;;
+    gpt2_20_small) small tokens=20 "$out" "$@" ;;
+    gpt2_20) bench model=gpt2 data.batch_size=32 tokens=20 mask.panel=6 "$out" "$@" ;;
     smollm2_20) bench model=smollm2 data.batch_size=32 tokens=20 mask.panel=4 "$out" "$@" ;;
     codellama) bench model=codellama_13b data.batch_size=8 tokens=64 'dtypes=[bfloat16]' mask.recompute=reads mask.panel=2 "$out" "$@" ;;
     codellama_zero3) two codellama_13b 8 "$out" "$@" ;;
@@ -33,6 +33,11 @@ row() {
     cpu_smollm2) CUDA_VISIBLE_DEVICES='' bench data.batch_size=16 tokens=16 'dtypes=[float32]' repeats=5 examples=null "$out" "$@" ;;
     *) echo "no row '$name'; see the cases of launch/speed.sh" >&2 && exit 1 ;;
   esac
+}
+
+small() { # SETTINGS: 32 pairs of 200 as two micro-batches, what readers see summed anew in the backward pass
+  bench model=gpt2 data.batch_size=16 trainer.accumulate_grad_batches=2 examples=200 mask.panel=3 mask.recompute=reads \
+    'dtypes=[bfloat16]' "$@"
 }
 
 two() { # MODEL PAIRS SETTINGS: a step of a sharded model, so many pairs of 64 tokens on each of two GPUs

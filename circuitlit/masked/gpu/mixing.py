@@ -23,6 +23,7 @@ from circuitlit.masked.gpu.launch import cdiv, precision, processors
 MOST_READERS = 256  # in one launch of `mix_backward`
 ALIGNED = 8  # masks: a slice of writers is read from such a multiple on
 MARGIN = 128  # writers in the largest block
+WAVES = 4  # blocks of `mix_backward` that follow each other on a multiprocessor, about
 # by readers in a block: writers and numbers in a block, warps, stages of the pipeline
 FORWARD = {16: (16, 512, 4, 3), 32: (32, 128, 4, 3), 64: (32, 128, 8, 3), 128: (32, 128, 4, 4), 256: (64, 128, 8, 4)}
 BACKWARD = {16: (16, 256, 4, 3), 32: (32, 128, 4, 3), 64: (16, 128, 4, 3), 128: (64, 128, 8, 3), 256: (128, 64, 8, 3)}
@@ -216,7 +217,7 @@ def _backward_of_some(
     r = max(16, triton.next_power_of_2(readers))
     w, n, warps, stages = BACKWARD[r]
     blocks = cdiv(stop, w)
-    steps = max(1, cdiv(size, n * max(1, cdiv(4 * processors(grad.device), blocks))))
+    steps = max(1, cdiv(size, n * max(1, cdiv(WAVES * processors(grad.device), blocks))))
     splits = cdiv(size, n * steps)
     parts = grad.new_empty(splits, readers, stop, dtype=torch.float32)
     _mix_backward[(blocks, splits)](

@@ -23,13 +23,14 @@ def _shift(log_alpha, out, share, threshold, temperature, spread, size, ROUNDS: 
         most = tl.maximum(most, tl.where(inside, a, float("-inf")))
     low = threshold - tl.max(most, 0) - spread
     high = threshold - tl.min(least, 0) + spread
+    sharpness = 1.0 / temperature
     for _ in range(ROUNDS):
         middle = (low + high) / 2
         sums = tl.zeros((N,), tl.float32)
         for first in range(0, size, N):
             inside = first + places < size
             a = tl.load(log_alpha + first + places, mask=inside, other=0.0)
-            sums += tl.where(inside, 1.0 / (1.0 + tl.exp((threshold - a - middle) / temperature)), 0.0)
+            sums += tl.where(inside, 1.0 / (1.0 + tl.exp((threshold - middle - a) * sharpness)), 0.0)
         too_many = tl.sum(sums, 0) / size > share
         low, high = tl.where(too_many, low, middle), tl.where(too_many, middle, high)
     tl.store(out, (low + high) / 2)
