@@ -164,7 +164,7 @@ class Profile(Callback):
         elif step == self.last and self._profiler is not None:
             _now()
             self._profiler.stop()
-            averages = self._profiler.key_averages()
+            averages, self._profiler = self._profiler.key_averages(), None
             orders = ("self_cuda_time_total", "self_cpu_time_total") if on_gpu else ("self_cpu_time_total",)
             tables = [averages.table(sort_by=order, row_limit=25, max_name_column_width=90) for order in orders]
             self.path.write_text("\n".join(tables))
