@@ -173,19 +173,7 @@ def circuit_difference(
     flipped &= torch.tensor(base.scores.ranks_by_magnitude)
     places = torch.tensor([graph.writers.index(node) for node in altered], dtype=torch.long)
     flipped |= torch.isin(graph.writer_of, places)
-    retained = (before >= sure) & (after >= sure)
-    rules = {
-        "absent": (before <= 1 - sure) & (after <= 1 - sure),
-        "added": (before <= 1 - sure) & (after >= sure),
-        "removed": (before >= sure) & (after <= 1 - sure),
-        "reused": retained,
-        "strengthened": retained & (ratio > delta) & (low > 0),
-        "weakened": retained & (ratio < -delta) & (high < 0),
-        "modified": retained & flipped,
-    }
-    labels = torch.full((graph.n_edges,), LABELS.index("uncertain"))
-    for label, where in rules.items():
-        labels[where] = LABELS.index(label)
+    labels = _labels(before, after, (ratio, low, high), flipped, delta, sure)
     within = [
         corrected_jaccard(one, other) for model in (base, tuned) for one, other in combinations(model.circuits, 2)
     ]
@@ -204,6 +192,32 @@ def circuit_difference(
         effect=distance / median if median else math.nan,
         overlap_floor=float(torch.quantile(overlaps, 0.05)),
     )
+
+
+def _labels(
+    before: Float[Tensor, "edge"],
+    after: Float[Tensor, "edge"],
+    change: tuple[Float[Tensor, "edge"], Float[Tensor, "edge"], Float[Tensor, "edge"]],
+    flipped: Bool[Tensor, "edge"],
+    delta: float,
+    sure: float,
+) -> Int[Tensor, "edge"]:
+    """Numbers of the labels from both inclusions and from a share's change in logarithm with its interval."""
+    ratio, low, high = change
+    retained = (before >= sure) & (after >= sure)
+    rules = {
+        "absent": (before <= 1 - sure) & (after <= 1 - sure),
+        "added": (before <= 1 - sure) & (after >= sure),
+        "removed": (before >= sure) & (after <= 1 - sure),
+        "reused": retained,
+        "strengthened": retained & (ratio > delta) & (low > 0),
+        "weakened": retained & (ratio < -delta) & (high < 0),
+        "modified": retained & flipped,
+    }
+    labels = torch.full((len(before),), LABELS.index("uncertain"))
+    for label, where in rules.items():
+        labels[where] = LABELS.index(label)
+    return labels
 
 
 def change_rates(circuits: list[Bool[Tensor, "edge"]]) -> list[dict[str, float]]:

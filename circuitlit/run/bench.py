@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 import platform
-import time
 from collections.abc import Callable
 from statistics import median
 from typing import Any
@@ -22,6 +21,7 @@ from circuitlit.run.bench_data import random_subject, random_workbench
 from circuitlit.run.bench_plan import summary
 from circuitlit.run.bench_run import whole_run
 from circuitlit.run.bench_step import stock_step, time_step
+from circuitlit.run.bench_timer import now
 from circuitlit.run.build import PACKAGES, device_of, version
 from circuitlit.run.checks import run_dir
 from circuitlit.run.clock import CONSOLE
@@ -111,24 +111,18 @@ def attribution(cfg: DictConfig) -> list[dict[str, Any]]:
         batches = [b.to(subject.device) for b in bench.data.train.batches(cfg.data.batch_size, cfg.tokens)]
         fresh, ours, stock = bench.fresh_references(), [], []
         for number, batch in enumerate([batches[0], *batches]):
-            begun = _now()
+            begun = now()
             stock_step(subject, batch)
-            middle = _now()
+            middle = now()
             score(loss, fresh, [batch])
             if number:  # the first one warms up
                 stock.append(middle - begun)
-                ours.append(_now() - middle)
+                ours.append(now() - middle)
         row = {"method": cfg.method.name, "dtype": dtype, "edges": subject.graph.n_edges, "batches": len(batches)}
         row |= {"batch_seconds": median(ours), "stock": median(stock), "to_stock": median(ours) / median(stock)}
         rows.append(row)
     _print(f"Scores of all edges of {_title(cfg)}", [{k: _figure(v) for k, v in row.items()} for row in rows])
     return rows
-
-
-def _now() -> float:
-    if torch.cuda.is_available():
-        torch.cuda.synchronize()
-    return time.perf_counter()
 
 
 def _title(cfg: DictConfig) -> str:

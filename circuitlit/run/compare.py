@@ -66,11 +66,7 @@ def run(cfg: DictConfig, sides: dict[str, Side] | None = None) -> dict[str, Any]
         held_out = HeldOut(base.model, bench.data.test, cfg.data.eval_batch_size, base.device)
         behaviour = behaviour_change(held_out.base, held_out.measure(tuned.model))
     sides = {} if sides is None else sides
-    for name, subject in (("base", base), ("tuned", tuned)):
-        if name in sides:
-            continue
-        with clock.phase(f"scores_{name}", f"Scoring the {name} model on {settings.resamples} resamples"):
-            sides[name] = score_side(cfg, bench if subject is base else build_workbench(cfg, subject))
+    _score(cfg, bench, tuned, sides, clock)
     with clock.phase("weights", "Measuring the weights' change"):
         changes = list(weight_changes(base, tuned))
         moved = node_changes(changes)
@@ -109,6 +105,14 @@ def run(cfg: DictConfig, sides: dict[str, Side] | None = None) -> dict[str, Any]
     for path in (folder / "compare.json", page):
         CONSOLE.print(f"{path}", highlight=False, soft_wrap=True)
     return result
+
+
+def _score(cfg: DictConfig, bench: Workbench, tuned: Subject, sides: dict[str, Side], clock: Clock) -> None:
+    """Add the scores of the models that are not in `sides` yet; `bench` is the base model's."""
+    for name, subject in (("base", bench.subject), ("tuned", tuned)):
+        if name not in sides:
+            with clock.phase(f"scores_{name}", f"Scoring the {name} model on {cfg.compare.resamples} resamples"):
+                sides[name] = score_side(cfg, bench if name == "base" else build_workbench(cfg, subject))
 
 
 def _reuse(

@@ -10,6 +10,7 @@ from typing import Any
 
 import torch
 from omegaconf import DictConfig, ListConfig
+from torch import Tensor
 
 from circuitlit.compare import Resampled, weight_changes
 from circuitlit.compare.difference import kept_edges
@@ -21,12 +22,14 @@ from circuitlit.errors import UserError
 from circuitlit.evaluate.statistics import mean_estimate
 from circuitlit.files import write_json
 from circuitlit.finetune import HeldOut, behaviour_change
+from circuitlit.model import Subject
 from circuitlit.report.tunings import print_tunings, write_tunings
 from circuitlit.run.build import build_workbench, provenance
 from circuitlit.run.checks import run_dir
 from circuitlit.run.clock import CONSOLE, Clock
 from circuitlit.run.scored import score_side
 from circuitlit.run.sides import load_base, load_side, passages
+from circuitlit.tasks.pair import Batch
 
 
 def run_tunings(cfg: DictConfig) -> dict[str, Any]:
@@ -60,15 +63,12 @@ def run_tunings(cfg: DictConfig) -> dict[str, Any]:
                 raise UserError(f"run {name} is of another graph than the base; only models of one can be compared")
             own = build_workbench(cfg, tuned)
             circuits[name] = score_side(cfg, own).at(own.count)
-            batches = list(own.data.test.batches(cfg.data.eval_batch_size))
             rows[name] = {
                 "run": path,
                 "step": steps[name],
                 "matched_score": series[name][steps[name]],
                 "held_out": behaviour_change(held_out.base, held_out.measure(tuned.model)).to_dict(),
-                "weights": change_figures(list(weight_changes(base, tuned))),
-                "attention": _estimate(attention_change(base, tuned, batches)),
-                "text_kl": _estimate(text_kl(base, text, lambda t=tuned: t.unembed(t.hidden(text)))),
+                **_changes(base, tuned, list(own.data.test.batches(cfg.data.eval_batch_size)), text),
                 "scores": score_figures(circuits[name].scores),
                 "from_base": turnover(before, circuits[name], settings.seed).to_dict(),
             }
@@ -99,6 +99,15 @@ def run_tunings(cfg: DictConfig) -> dict[str, Any]:
     for path in (run_dir() / "tunings.json", page):
         CONSOLE.print(f"{path}", highlight=False, soft_wrap=True)
     return result
+
+
+def _changes(base: Subject, tuned: Subject, batches: list[Batch], text: Tensor) -> dict[str, Any]:
+    """How far a tuned model's weights, attention and answers to other text are from the base's."""
+    return {
+        "weights": change_figures(list(weight_changes(base, tuned))),
+        "attention": _estimate(attention_change(base, tuned, batches)),
+        "text_kl": _estimate(text_kl(base, text, lambda: tuned.unembed(tuned.hidden(text)))),
+    }
 
 
 def _named(paths: list[str]) -> dict[str, str]:
