@@ -267,6 +267,8 @@ def test_paired_tests_by_hand() -> None:
     assert change.shortfall("accuracy") is None and change.shortfall("metric") is None
     back = behaviour_change(tuned, base)
     assert "no significant rise" in (back.shortfall("accuracy") or "") and back.shortfall("metric")
+    more_certain = behaviour_change(base, Outcome(zeros, ones, ones * torch.nan, base.accuracy, zeros))
+    assert "tune.score=metric" in (more_certain.shortfall("accuracy") or "")
     same = behaviour_change(base, base)
     assert same.mcnemar_p == 1 and same.accuracy_change.value == 0 and same.shortfall("accuracy")
 

@@ -113,14 +113,16 @@ class BehaviourChange:
         Raises:
             UserError: there is no metric.
         """
+        change = self.metric_change
         if score == "accuracy":
             if self.gained > self.lost and self.mcnemar_p < LEVEL:
                 return None
-            return (
+            reason = (
                 f"held-out accuracy went from {self.accuracy_base.value:.3f} to {self.accuracy_tuned.value:.3f}, "
                 f"which is no significant rise (McNemar p = {self.mcnemar_p:.2g})"
             )
-        change = self.metric_change
+            rose = change.low is not None and change.low > 0
+            return f"{reason}; the metric rose by {change}, tune.score=metric judges by that" if rose else reason
         if change.low is None:
             raise UserError("tune.score=metric needs pairs with wrong answers; use tune.score=accuracy")
         if change.low > 0:
