@@ -24,7 +24,7 @@ from circuitlit.finetune.guided_ranks import gradient_probe, rank_patterns, spre
 from circuitlit.graph import EdgeScores
 from circuitlit.model import Subject
 from circuitlit.report.guided import print_guided, write_guided
-from circuitlit.run import finetune
+from circuitlit.run import tune
 from circuitlit.run.build import attribute, build_subject, build_workbench, plain, provenance
 from circuitlit.run.checks import run_dir, writing_to
 from circuitlit.run.clock import CONSOLE, Clock
@@ -139,7 +139,7 @@ def _tuned(cfg: DictConfig, name: str, seed: int, ranks: dict[str, list[int]]) -
     known = _known(folder, chosen, cfg.tune.steps)
     if known is None:
         with writing_to(folder):
-            result = finetune.run(own)
+            result = tune.run(own)
         write_json(folder / "guided.json", {"ranks": chosen, "n_trained": result["n_parameters_trained"]})
         known = _known(folder, chosen, cfg.tune.steps)
     assert known is not None

@@ -28,8 +28,8 @@ from circuitlit.report.injection import print_injection, write_injection
 from circuitlit.run.build import plain, provenance
 from circuitlit.run.checks import run_dir
 from circuitlit.run.clock import CONSOLE, Clock
-from circuitlit.run.finetune import run as tune
 from circuitlit.run.sides import load_base, load_side
+from circuitlit.run.tune import run as tune
 from circuitlit.tasks import EncodedPairs
 from circuitlit.tasks.injected import KINDS, Fact, new_facts, revised_facts, true_facts
 

@@ -28,7 +28,7 @@ from circuitlit.masked import MaskedModel
 from circuitlit.model import Subject
 from circuitlit.objective import Outcome
 from circuitlit.report.prompts import print_prompts, write_prompts
-from circuitlit.run import finetune, ranks
+from circuitlit.run import ranks, tune
 from circuitlit.run.ability import inability, measure_behaviour
 from circuitlit.run.build import Workbench, attribute, build_subject, build_workbench, plain, provenance
 from circuitlit.run.checks import run_dir
@@ -151,7 +151,7 @@ def _tune(cfg: DictConfig) -> None:
     settings.seed, settings.callbacks.progress_bar = cfg.seed, cfg.callbacks.progress_bar
     settings.callbacks.checkpoint_every, settings.trainer.accelerator = 0, cfg.trainer.accelerator
     settings.trainer.enable_checkpointing = False
-    finetune.run(settings)
+    tune.run(settings)
     for name in ("result", "history"):
         (run_dir() / f"{name}.json").replace(run_dir() / f"tuning_{name}.json")
 

@@ -15,7 +15,7 @@ from omegaconf import DictConfig
 from circuitlit.errors import UserError
 from circuitlit.files import write_json
 from circuitlit.report.story import print_story, write_story
-from circuitlit.run import compare, evolve, finetune, intervene
+from circuitlit.run import compare, evolve, intervene, tune
 from circuitlit.run.build import plain
 from circuitlit.run.checks import run_dir, writing_to
 from circuitlit.run.clock import CONSOLE, Clock
@@ -35,9 +35,9 @@ def run(cfg: DictConfig) -> dict[str, Any]:
     parts = Parts(cfg, folder / "parts", clock)
     told: dict[str, dict[str, Any]] = {}
     for way in ways:
-        tune, own = folder / way.name / "tune", way.cfg
+        own, place = way.cfg, folder / way.name / "tune"
         told[way.name] = {
-            "tuning": parts.made(f"{way.name}_tuning", f"{way.name}: tuning", lambda c=own: finetune.run(c), tune)
+            "tuning": parts.made(f"{way.name}_tuning", f"{way.name}: tuning", lambda c=own: tune.run(c), place)
         }
     answers = parts.made(
         "answers", "Testing all ways on the same held-out pairs and on other text", lambda: _answers(cfg, ways)
