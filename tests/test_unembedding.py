@@ -6,7 +6,7 @@ import pytest
 import torch
 from torch import nn
 
-from circuitlit.model.subject import unembedded, uneven
+from circuitlit.model.logits import unembedded, uneven
 
 
 @pytest.mark.parametrize("vocab", [1, 7, 8, 9, 50])

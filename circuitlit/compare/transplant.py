@@ -16,7 +16,7 @@ from circuitlit.compare.writes import Writers, inner_nodes, known_nodes, node_na
 from circuitlit.errors import UserError
 from circuitlit.graph import Graph
 from circuitlit.model import Subject
-from circuitlit.model.subject import take_positions
+from circuitlit.model.logits import final_norm, take_positions, unembedder
 
 log = logging.getLogger(__name__)
 READOUT = "logits"
@@ -69,7 +69,7 @@ class Transplant:
         moved += [f"a{layer}.bias" for layer in whole_layers(self.graph, nodes)]
         moved += ["positions"] if "input" in nodes else []
         host, donor = self.host, self.donor
-        norm, other = (attrgetter(s.anatomy.final_norm)(s.model) for s in (host, donor))
+        norm, other = (final_norm(s.model) for s in (host, donor))
         readout = READOUT in nodes
 
         def replace(_module: nn.Module, args: tuple, output: Tensor) -> Tensor:
@@ -149,11 +149,8 @@ def slices(subject: Subject, nodes: Collection[str]) -> list[Tensor]:
             if anatomy.positions is not None:
                 found += list(attrgetter(anatomy.positions)(model).parameters())
         elif node == READOUT:
-            found += list(attrgetter(anatomy.final_norm)(model).parameters())
-            head = model.get_output_embeddings()
-            assert head is not None
-            tied = getattr(head, "weight", None) is getattr(subject.embed, "weight", None)
-            found += [] if tied else list(head.parameters())
+            own = {id(p) for p in subject.embed.parameters()}
+            found += [p for m in (final_norm(model), unembedder(model)) for p in m.parameters() if id(p) not in own]
         else:
             layer, head = place_of(node)
             if head is None:

@@ -24,6 +24,7 @@ from circuitlit.errors import UserError
 from circuitlit.graph import Graph
 from circuitlit.model import Subject
 from circuitlit.model.anatomy import affine
+from circuitlit.model.logits import final_norm, is_tied, unembedder
 
 
 @dataclass(frozen=True)
@@ -117,10 +118,12 @@ def _parts(subject: Subject) -> Iterator[_Part]:
         }
         for name, norm in norms.items():
             yield from _norm(f"{layer}.{name}", layer, norm)
-    yield from _norm("final_norm", None, attrgetter(anatomy.final_norm)(model))
-    head = model.get_output_embeddings()
-    if head is not None and not _tied(subject):
-        yield _Part("unembed", "unembed", None, (), affine(head)[0])
+    yield from _norm("final_norm", None, final_norm(model))
+    weight, bias = affine(unembedder(model))
+    if not is_tied(model):
+        yield _Part("unembed", "unembed", None, (), weight)
+    if bias is not None:
+        yield _Part("unembed.bias", "bias", None, (), bias[None])
 
 
 def _adapter_factors(subject: Subject) -> dict[str, LowRank]:
@@ -219,11 +222,6 @@ def _plain(module: nn.Module) -> Float[Tensor, "into out"]:
     weight = getattr(module, "weight", None)
     assert isinstance(weight, Tensor)
     return weight.detach()
-
-
-def _tied(subject: Subject) -> bool:
-    head = subject.model.get_output_embeddings()
-    return getattr(head, "weight", None) is getattr(subject.embed, "weight", None)
 
 
 def distribution(changes: list[PartChange]) -> dict[str, dict[str, Any]]:

@@ -20,7 +20,7 @@ from circuitlit.errors import UserError
 from circuitlit.graph import EdgeScores
 from circuitlit.masked import Ablated, Reference, References
 from circuitlit.masked.block import MaskedBlock
-from circuitlit.model import Reads, record, record_reads, replace_writers, take_positions
+from circuitlit.model import Reads, record, record_reads, replace_writers
 from circuitlit.objective import kl_divergence, logit_difference_error
 from circuitlit.tasks.pair import Batch
 
@@ -70,7 +70,7 @@ def trace(
         record(subject) as writers,
         record_reads(subject) as reads,
     ):
-        logits = subject.unembed(take_positions(subject.hidden(batch.clean), batch.positions))
+        logits = subject.logits(batch.clean, batch.positions)
         value = loss.objective(logits, teacher, batch).sum()
         if not bool(value.isfinite()):
             raise UserError(

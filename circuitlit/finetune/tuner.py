@@ -14,7 +14,7 @@ from torch import Tensor, nn
 from circuitlit.errors import UserError
 from circuitlit.finetune.adapters import allocate_ranks, allocation_state, orthogonality, restore_allocation
 from circuitlit.finetune.examples import Preference
-from circuitlit.model import take_positions, unwrap
+from circuitlit.model.logits import logits_at
 from circuitlit.tasks import Batch
 
 
@@ -50,11 +50,7 @@ def answer_logits(
     model: nn.Module, ids: Int[Tensor, "batch pos"], positions: Int[Tensor, "batch answer"]
 ) -> Float[Tensor, "batch answer vocab"]:
     """Logits where answers are predicted, in float32; rows are padded on the right, so causality hides pads."""
-    base = unwrap(model)
-    hidden = base.base_model(input_ids=ids, use_cache=False).last_hidden_state
-    head = base.get_output_embeddings()
-    assert head is not None
-    return head(take_positions(hidden, positions)).float()
+    return logits_at(model, ids, positions).float()
 
 
 def answer_log_probs(model: nn.Module, batch: Batch) -> Float[Tensor, "batch answer"]:

@@ -18,6 +18,7 @@ from circuitlit.errors import UserError
 from circuitlit.model import BlockParts, Subject
 from circuitlit.model.anatomy import HeadMap
 from circuitlit.model.families import window_of
+from circuitlit.model.logits import final_norm
 
 Stream = Float[Tensor, "batch pos d"]
 
@@ -33,7 +34,7 @@ def record_streams(subject: Subject) -> Iterator[list[Stream]]:
     anatomy = subject.anatomy
     norms = [getattr(block, anatomy.attn_norm) for block in anatomy.blocks(subject.model)]
     with ExitStack() as hooks:
-        for norm in (*norms, attrgetter(anatomy.final_norm)(subject.model)):
+        for norm in (*norms, final_norm(subject.model)):
             hooks.callback(norm.register_forward_pre_hook(keep).remove)
         yield streams
 
@@ -69,6 +70,8 @@ class Heads:
             )
         anatomy = subject.anatomy
         self.parts: list[BlockParts] = [anatomy.parts(block, self.graph) for block in anatomy.blocks(subject.model)]
+        if any(parts.softcap is not None for parts in self.parts):
+            raise UserError("this model bounds the scores of its attention, which head scores leave out; take another")
         self.group = self.graph.n_heads // self.graph.n_kv_heads
 
     @torch.no_grad()

@@ -6,7 +6,6 @@ import random
 from collections import Counter
 from collections.abc import Callable, Sequence
 from dataclasses import dataclass
-from operator import attrgetter
 from typing import Literal
 
 import torch
@@ -168,7 +167,7 @@ def repeat_score(
     @torch.no_grad()
     def measure(heads: Sequence[Head]) -> Tensor:
         final = _ablated_stream(every, streams, _results(source, heads, kind))
-        logits = _logits(subject, final[:, start:-1]).float()
+        logits = subject.read_out(final[:, start:-1]).float()
         if score == "accuracy":
             return (logits.argmax(-1) == target).float().mean(1).cpu()
         return F.cross_entropy(logits.transpose(1, 2), target, reduction="none").mean(1).cpu()
@@ -188,7 +187,7 @@ def metric_of_pairs(bed: PatchBed, kind: Kind) -> Behaviour:
         parts = []
         for batch, streams, source in zip(bed.batches, bed.streams, sources, strict=True):
             final = _ablated_stream(bed.heads, streams, _results(source, heads, kind))
-            parts.append(task_metric(_logits(bed.subject, take_positions(final, batch.positions)), batch))
+            parts.append(task_metric(bed.subject.read_out(take_positions(final, batch.positions)), batch))
         return torch.cat(parts).cpu()
 
     return metric
@@ -198,10 +197,6 @@ def _ablated_stream(heads: Heads, streams: Sequence[Stream], results: dict[Head,
     """The stream ahead of the final norm; blocks ahead of the first ablated head are known."""
     first = min((layer for layer, _ in results), default=len(heads.parts))
     return run_tail(heads, first, streams[first], replaced=results)
-
-
-def _logits(subject: Subject, stream: Float[Tensor, "*rows d"]) -> Float[Tensor, "*rows vocab"]:
-    return subject.unembed(attrgetter(subject.anatomy.final_norm)(subject.model)(stream))
 
 
 def _by_head(writers: Ablated, graph: Graph) -> Float[Tensor, "rows layer pos head width"]:

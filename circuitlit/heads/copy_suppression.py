@@ -4,7 +4,6 @@ from __future__ import annotations
 
 from collections.abc import Iterable, Iterator
 from math import ceil
-from operator import attrgetter
 
 import torch
 from jaxtyping import Bool, Float, Int
@@ -16,6 +15,7 @@ from circuitlit.heads.tail import run_tail
 from circuitlit.heads.watch import Watch, unwatched
 from circuitlit.model import Subject
 from circuitlit.model.anatomy import affine
+from circuitlit.model.logits import final_norm, unembedder
 
 NOTHING = 1e-9  # nats: a head whose mean-ablation changes less has no copy suppression to speak of
 
@@ -95,10 +95,8 @@ def suppressed_part(
 
 def unembedding_directions(subject: Subject, ids: Int[Tensor, "batch pos"]) -> Float[Tensor, "batch pos d"]:
     """For every token the direction of the residual stream that raises its logit, ahead of the final norm."""
-    output = subject.model.get_output_embeddings()
-    assert output is not None
-    rows = affine(output)[0].t()[ids]
-    norm = attrgetter(subject.anatomy.final_norm)(subject.model)
+    rows, norm = affine(unembedder(subject.model))[0].t()[ids], final_norm(subject.model)
+    assert isinstance(norm.weight, Tensor)
     rows = rows * norm.weight
     return rows - rows.mean(-1, keepdim=True) if isinstance(norm, nn.LayerNorm) else rows
 
@@ -107,11 +105,10 @@ def predicted_sources(
     subject: Subject, stream: Float[Tensor, "batch pos d"], ids: Int[Tensor, "batch pos"], share: float
 ) -> Bool[Tensor, "batch pos key"]:
     """For each position, the earlier ones (and itself) whose tokens a logit lens on the stream predicts most."""
-    norm = attrgetter(subject.anatomy.final_norm)(subject.model)
     length = ids.shape[1]
     rows = []
     for row, tokens in zip(stream, ids, strict=True):
-        predicted = subject.unembed(norm(row))[:, tokens].float()
+        predicted = subject.read_out(row, tokens).float()
         rows.append(predicted.masked_fill(torch.ones_like(predicted, dtype=torch.bool).triu(1), -torch.inf))
     rank = torch.stack(rows).argsort(dim=-1, descending=True, stable=True).argsort(dim=-1)
     allowed = torch.tensor([ceil(share * (place + 1)) for place in range(length)], device=ids.device)
@@ -119,5 +116,4 @@ def predicted_sources(
 
 
 def _log_probabilities(heads: Heads, stream: Float[Tensor, "passage pos d"]) -> Float[Tensor, "passage pos vocab"]:
-    norm = attrgetter(heads.subject.anatomy.final_norm)(heads.subject.model)
-    return heads.subject.unembed(norm(stream)).float().log_softmax(-1)
+    return heads.subject.read_out(stream).float().log_softmax(-1)

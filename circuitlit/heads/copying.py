@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 from collections.abc import Sequence
-from operator import attrgetter
 
 import torch
 from jaxtyping import Bool, Float, Int
@@ -12,6 +11,7 @@ from torch import Tensor
 from circuitlit.heads.attention import Heads, run_streams
 from circuitlit.heads.path_patching import PatchBed
 from circuitlit.heads.places import NamePlaces
+from circuitlit.model.logits import final_norm, unembedder
 
 
 def copying_of_pairs(bed: PatchBed, places: Sequence[NamePlaces]) -> dict[str, Float[Tensor, "layer head"]]:
@@ -46,17 +46,16 @@ def copying_scores(
     Source: Wang et al. (arXiv 2211.00593) section 3.1, copy score of name movers, there with names and top 5.
     """
     subject, graph = heads.subject, heads.graph
-    final_norm = attrgetter(subject.anatomy.final_norm)(subject.model)
     after = run_streams(subject, ids)[1][places]
     tokens = ids[places][:, None]
-    odd = all(getattr(module, "bias", None) is None for module in (final_norm, subject.model.get_output_embeddings()))
+    odd = all(getattr(m, "bias", None) is None for m in (final_norm(subject.model), unembedder(subject.model)))
     scores = {name: torch.zeros(graph.n_layers, graph.n_heads) for name in ("copying", "negative_copying")}
     for layer, parts in enumerate(heads.parts):
         values = heads.values(layer, parts.attn_norm(after))
         for head in range(graph.n_heads):
             written = values[head] @ parts.out[head]
-            logits = subject.unembed(final_norm(written)).float()
-            negated = -logits if odd else subject.unembed(final_norm(-written)).float()
+            logits = subject.read_out(written).float()
+            negated = -logits if odd else subject.read_out(-written).float()
             for name, said in (("copying", logits), ("negative_copying", negated)):
                 rank = (said >= said.gather(1, tokens)).sum(1)  # ties count against the token
                 scores[name][layer, head] = (rank <= top).float().mean()

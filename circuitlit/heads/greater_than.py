@@ -4,7 +4,6 @@ from __future__ import annotations
 
 from collections.abc import Sequence
 from dataclasses import dataclass
-from operator import attrgetter
 
 import torch
 from jaxtyping import Bool, Float, Int
@@ -116,7 +115,7 @@ def _written(heads: Heads, run: Ablated, layer: int, head: int, end: Tensor) -> 
 
 def _lens(subject: Subject, written: Float[Tensor, "batch d"]) -> Float[Tensor, "batch vocab"]:
     """Logits of one writer's output alone, through the final norm."""
-    return subject.unembed(attrgetter(subject.anatomy.final_norm)(subject.model)(written)).float()
+    return subject.read_out(written).float()
 
 
 def _says_year(logits: Float[Tensor, "batch vocab"], batch: Batch) -> Bool[Tensor, "batch"]:

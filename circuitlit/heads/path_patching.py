@@ -10,7 +10,6 @@ from __future__ import annotations
 
 from collections.abc import Iterable, Sequence
 from dataclasses import dataclass, replace
-from operator import attrgetter
 
 import torch
 from jaxtyping import Float, Int
@@ -110,7 +109,6 @@ def path_patch_logits(
 
     Source: Wang et al. (arXiv 2211.00593) section 3.1; `through_mlps=True` is theirs. Tested against hooks.
     """
-    final = attrgetter(bed.subject.anatomy.final_norm)(bed.subject.model)
     first = min(receiver // bed.graph.readers_per_layer for receiver in receivers)  # the logits: the number of blocks
     logits = []
     for number, batch in enumerate(bed.batches):
@@ -120,7 +118,7 @@ def path_patch_logits(
         else:
             seen = _seen(bed, number, deltas, receivers)
             stream = run_tail(bed.heads, first, bed.streams[number][first], seen)
-        logits.append(bed.subject.unembed(final(take_positions(stream, batch.positions))))
+        logits.append(bed.subject.read_out(take_positions(stream, batch.positions)))
     return logits
 
 

@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 from collections.abc import Sequence
-from operator import attrgetter
 
 import torch
 from jaxtyping import Float
@@ -11,7 +10,6 @@ from torch import Tensor
 from transformers import PreTrainedTokenizerBase
 
 from circuitlit.heads.attention import Heads
-from circuitlit.model.anatomy import affine
 
 ROMAN = "I II III IV V VI VII VIII IX X XI XII XIII XIV XV XVI XVII XVIII XIX XX"
 SEQUENCES: dict[str, Sequence[str]] = {
@@ -77,10 +75,6 @@ def successor_scores(heads: Heads, lists: list[TokenList]) -> Float[Tensor, "lay
     Source: Gould et al., Successor Heads (arXiv 2312.09230) section 3; lists as in arXiv 2407.10827.
     """
     subject, graph = heads.subject, heads.graph
-    final_norm = attrgetter(subject.anatomy.final_norm)(subject.model)
-    output = subject.model.get_output_embeddings()
-    assert output is not None
-    unembedding, _ = affine(output)
     right, count = torch.zeros(graph.n_layers, graph.n_heads), 0
     for tokens, pairs in lists:
         ids = torch.tensor(tokens, device=subject.device)
@@ -90,7 +84,7 @@ def successor_scores(heads: Heads, lists: list[TokenList]) -> Float[Tensor, "lay
         for layer, parts in enumerate(heads.parts):
             values = heads.values(layer, parts.attn_norm(effective[source]))
             written = torch.bmm(values, parts.out)
-            said = (final_norm(written) @ unembedding[:, ids]).argmax(-1)
+            said = subject.read_out(written, ids).argmax(-1)
             right[layer] += (said == target).sum(1).float().cpu()
         count += len(pairs)
     return right / count if count else right.fill_(torch.nan)

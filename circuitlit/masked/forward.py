@@ -17,6 +17,7 @@ from circuitlit.masked.ledger import Ledger, Token
 from circuitlit.masked.live import LiveBlock
 from circuitlit.masked.short_attention import Rotary
 from circuitlit.model.families import layer_kinds, window_of
+from circuitlit.model.logits import final_norm
 from circuitlit.model.subject import Subject
 
 Recompute = bool | Literal["reads"]
@@ -54,7 +55,7 @@ class MaskedModel(nn.Module):
         )
         for block in self.blocks:
             block.reread = recompute == "reads"  # type: ignore[assignment]
-        self.final_norm = attrgetter(anatomy.final_norm)(model)
+        self.final_norm = final_norm(model)
         self._window = window_of(model.config)
 
     def forward(

@@ -12,7 +12,8 @@ from torch import Tensor
 
 from circuitlit.masked.ablation import Ablated, Kind, ablated_run, run_and_record
 from circuitlit.masked.captured import CapturedCall, Outputs
-from circuitlit.model.subject import Subject, take_positions
+from circuitlit.model.logits import take_positions
+from circuitlit.model.subject import Subject
 from circuitlit.tasks.pair import Batch
 
 log = logging.getLogger(__name__)

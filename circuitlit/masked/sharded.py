@@ -11,7 +11,6 @@ from __future__ import annotations
 
 from collections.abc import Iterable
 from math import ceil
-from operator import attrgetter
 from typing import Any
 
 import torch
@@ -20,6 +19,7 @@ from torch import Tensor, nn
 
 from circuitlit.errors import UserError
 from circuitlit.masked.forward import MaskedModel
+from circuitlit.model.logits import final_norm, unembedder
 from circuitlit.model.weights import LoadedWeights, WeightSource
 
 ALIGN = 128  # elements: every process's part begins at a round address
@@ -215,9 +215,7 @@ def shard(model: MaskedModel, device: torch.device, source: WeightSource | None 
     source = source or LoadedWeights(dict(stock.named_parameters(remove_duplicate=False)))
     blocks = [[block, masked] for block, masked in zip(subject.anatomy.blocks(stock), model.blocks, strict=True)]
     inside = {id(module) for pair in blocks for module in _all(pair)}
-    head = stock.get_output_embeddings()
-    assert head is not None
-    behind = [attrgetter(subject.anatomy.final_norm)(stock), head]
+    behind = [final_norm(stock), unembedder(stock)]
     ahead = [m for m in stock.modules() if m._parameters and id(m) not in inside and m not in _all(behind)]
     tied = {id(p) for m in ahead for p in m.parameters()} & {id(p) for m in _all(behind) for p in m.parameters()}
     groups = [[*ahead, *behind] if tied else ahead, *blocks, [] if tied else behind]

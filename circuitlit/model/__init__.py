@@ -2,8 +2,9 @@
 
 from circuitlit.model.anatomy import Anatomy, BlockParts, unwrap
 from circuitlit.model.families import anatomy_of, graph_of
+from circuitlit.model.logits import take_positions
 from circuitlit.model.record import Reads, Recording, record, record_reads, replace_writers
-from circuitlit.model.subject import Subject, take_positions
+from circuitlit.model.subject import Subject
 
 __all__ = [
     "Anatomy",

@@ -165,6 +165,15 @@ def final_softcap(config: PretrainedConfig) -> float | None:
     return getattr(config, "final_logit_softcapping", None)
 
 
+def logit_factor(config: PretrainedConfig) -> float:
+    """Factor on the logits ahead of their bound; 1 without."""
+    if config.model_type in ("cohere", "cohere2"):
+        return config.logit_scale
+    if config.model_type in ("granite", "granitemoe"):
+        return 1 / config.logits_scaling
+    return config.logits_scaling if config.model_type == "hyperclovax" else 1.0
+
+
 def layer_kinds(config: PretrainedConfig) -> list[str]:
     """The kind of each layer, where a configuration tells them apart."""
     return list(getattr(config, "layer_types", None) or ["full_attention"] * config.num_hidden_layers)

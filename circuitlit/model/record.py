@@ -5,12 +5,12 @@ from __future__ import annotations
 from collections.abc import Callable, Iterator, Mapping
 from contextlib import ExitStack, contextmanager
 from dataclasses import dataclass, field
-from operator import attrgetter
 
 from jaxtyping import Float
 from torch import Tensor, nn
 
 from circuitlit.model.anatomy import PostScale
+from circuitlit.model.logits import final_norm
 from circuitlit.model.subject import Subject
 
 
@@ -102,7 +102,7 @@ def record_reads(subject: Subject) -> Iterator[Reads]:
                 projection = getattr(getattr(block, anatomy.attention), name)
                 watch(projection, None, reads.projected[-1], first=True)  # ahead of hooks that change its gradient
             watch(getattr(block, anatomy.mlp_norm), reads.mlp, reads.mlp_normed)
-        watch(attrgetter(anatomy.final_norm)(subject.model), reads.final, reads.final_normed)
+        watch(final_norm(subject.model), reads.final, reads.final_normed)
         yield reads
 
 

@@ -4,7 +4,6 @@ from __future__ import annotations
 
 from collections.abc import Callable, Iterator
 from contextlib import ExitStack, contextmanager
-from operator import attrgetter
 
 import torch
 from jaxtyping import Float
@@ -12,6 +11,7 @@ from torch import Tensor, nn
 
 from circuitlit.errors import UserError
 from circuitlit.model.anatomy import affine
+from circuitlit.model.logits import final_norm
 from circuitlit.model.subject import Subject
 
 
@@ -36,7 +36,7 @@ def relevance_rules(subject: Subject, constant_patterns: bool) -> Iterator[None]
         def change(module: nn.Module, hook: Callable) -> None:
             hooks.callback(module.register_forward_hook(hook).remove)
 
-        change(attrgetter(anatomy.final_norm)(model), _fixed_scale)
+        change(final_norm(model), _fixed_scale)
         for block in anatomy.blocks(model):
             attention, mlp = getattr(block, anatomy.attention), getattr(block, anatomy.mlp)
             norms = [getattr(block, anatomy.attn_norm), getattr(block, anatomy.mlp_norm)]

@@ -7,17 +7,15 @@ from operator import attrgetter
 from typing import Any
 
 import torch
-import torch.nn.functional as F
 from jaxtyping import Bool, Float, Int
 from torch import Tensor, nn
 from transformers import PreTrainedModel, PreTrainedTokenizerBase
 
 from circuitlit.graph import Graph
 from circuitlit.model.anatomy import Anatomy
-from circuitlit.model.families import anatomy_of, final_softcap, graph_of
+from circuitlit.model.families import anatomy_of, graph_of
+from circuitlit.model.logits import final_hidden, logits_at, read_out, unembed
 from circuitlit.model.weights import WeightSource
-
-MULTIPLE = 8
 
 
 @dataclass
@@ -63,42 +61,20 @@ class Subject:
 
     def hidden(self, ids: Int[Tensor, "batch pos"]) -> Float[Tensor, "batch pos d"]:
         """Final normed residual stream of the stock forward. Rows are padded on the right, so causality hides pads."""
-        return self.model.base_model(input_ids=ids, use_cache=False).last_hidden_state
+        return final_hidden(self.model, ids)
 
-    def unembed(self, hidden: Float[Tensor, "*rows d"]) -> Float[Tensor, "*rows vocab"]:
+    def unembed(self, normed: Float[Tensor, "*rows d"]) -> Float[Tensor, "*rows vocab"]:
         """Logits of normed residual vectors."""
-        head = self.model.get_output_embeddings()
-        assert head is not None
-        logits = unembedded(hidden, head) if uneven(hidden, head) else head(hidden)
-        cap = final_softcap(self.model.config)
-        return logits if cap is None else cap * torch.tanh(logits / cap)
+        return unembed(self.model, normed)
+
+    def read_out(
+        self, stream: Float[Tensor, "*rows d"], tokens: Int[Tensor, "token"] | None = None
+    ) -> Float[Tensor, "*rows said"]:
+        """Logits (of some tokens) of residual vectors ahead of the final norm."""
+        return read_out(self.model, stream, tokens)
 
     def logits(
         self, ids: Int[Tensor, "batch pos"], positions: Int[Tensor, "batch answer"]
     ) -> Float[Tensor, "batch answer vocab"]:
         """Stock logits at some positions only."""
-        return self.unembed(take_positions(self.hidden(ids), positions))
-
-
-def uneven(hidden: Tensor, head: nn.Module) -> bool:
-    """Whether a GPU's fast products refuse the logits' rows: in half precision these must be multiples of 16 bytes."""
-    plain = type(head) is nn.Linear and head.bias is None and not head._forward_pre_hooks
-    return hidden.is_cuda and hidden.element_size() == 2 and plain and len(head.weight) % MULTIPLE > 0  # type: ignore[arg-type]
-
-
-def unembedded(hidden: Float[Tensor, "*rows d"], head: nn.Module) -> Float[Tensor, "*rows vocab"]:
-    """The logits by two products, of the tokens up to a multiple of 8 and of the few others."""
-    weight = head.weight
-    assert isinstance(weight, Tensor)
-    even = len(weight) // MULTIPLE * MULTIPLE
-    most, rest = F.linear(hidden, weight[:even]), F.linear(hidden, weight[even:])
-    if most.requires_grad:
-        most.register_hook(torch.Tensor.contiguous)  # of a row's gradient it would get a part, uneven again
-    return torch.cat([most, rest], -1)
-
-
-def take_positions(
-    stream: Float[Tensor, "batch pos d"], positions: Int[Tensor, "batch answer"]
-) -> Float[Tensor, "batch answer d"]:
-    """The vectors at each row's own positions."""
-    return torch.take_along_dim(stream, positions[..., None], 1)
+        return logits_at(self.model, ids, positions)

@@ -15,7 +15,8 @@ from torch import Tensor
 
 from circuitlit.graph import Graph
 from circuitlit.graph.select import reachable_edges
-from circuitlit.model.anatomy import BlockParts
+from circuitlit.model.anatomy import BlockParts, affine
+from circuitlit.model.logits import unembedder
 from circuitlit.model.subject import Subject
 
 TOLERANCE = 1e-6
@@ -46,8 +47,7 @@ def true_edges(subject: Subject, prompts: list[Int[Tensor, "_ _"]]) -> Bool[Tens
         values = block.v.weight[0] @ block.out[0]
         for reader, writers in enumerate((*decided, _meeting(outputs, values), _meeting(outputs, _mlp_in(block)))):
             _mark(true, graph, first + reader, writers)
-    head = model.get_output_embeddings()
-    _mark(true, graph, graph.n_readers - 1, _meeting(outputs, head.weight.t()))  # type: ignore[union-attr]
+    _mark(true, graph, graph.n_readers - 1, _meeting(outputs, affine(unembedder(model))[0]))
     return reachable_edges(graph, true[None])[0]
 
 

@@ -18,6 +18,7 @@ from circuitlit.finetune import behaviour_change
 from circuitlit.graph import Circuit, MaskLayout
 from circuitlit.masked import MaskedModel, References
 from circuitlit.model import Subject
+from circuitlit.model.logits import logits_at
 from circuitlit.model.prune import cut_nodes, load_pruned, pruned, save_pruned
 from circuitlit.report.table import Metric
 from circuitlit.run.build import encoded, provenance
@@ -65,9 +66,7 @@ def _measured(cfg: DictConfig, whole: Subject, small: Any, cut: list[str]) -> di
     bed = PairBed(whole, test.batches(cfg.data.eval_batch_size))
 
     def logits(batch: Batch) -> torch.Tensor:
-        hidden = small.base_model(input_ids=batch.clean, use_cache=False).last_hidden_state
-        picked = torch.take_along_dim(hidden, batch.positions[..., None], 1)
-        return small.get_output_embeddings()(picked)
+        return logits_at(small, batch.clean, batch.positions)
 
     outcome = bed.measure(logits)
     ids = passages(cfg, whole, cfg.passages.count, cfg.passages.length)
