@@ -113,6 +113,7 @@ class Outcome:
         prob_diff: right choices minus wrong ones, summed probabilities; NaN for pairs without choices.
         accuracy: 1 where it says the answer, else 0.
         exact_match: 1 where it says what the full model says, else 0.
+        group: number of the sentence (or other item) that pairs share; not given, each pair stands alone.
     """
 
     kl: Float[Tensor, "pair"]
@@ -120,6 +121,11 @@ class Outcome:
     prob_diff: Float[Tensor, "pair"]
     accuracy: Float[Tensor, "pair"]
     exact_match: Float[Tensor, "pair"]
+    group: Int[Tensor, "pair"] = None  # type: ignore[assignment]
+
+    def __post_init__(self) -> None:
+        if self.group is None:
+            object.__setattr__(self, "group", torch.arange(len(self.kl)))
 
     @classmethod
     def of(
@@ -135,6 +141,7 @@ class Outcome:
             probability_difference(logits, batch).cpu(),
             says_answer(logits, batch).float().cpu(),
             says(logits, teacher.argmax(-1), batch.answer_mask).float().cpu(),
+            batch.group.cpu(),
         )
 
     @classmethod

@@ -122,6 +122,7 @@ def tiny_batch(rows: int = 3, length: int = 7, answers: int = 2, seed: int = 0) 
 
     return Batch(
         index=torch.arange(rows),
+        group=torch.arange(rows),
         clean=draw(rows, length),
         corrupted=draw(rows, length),
         lengths=torch.full((rows,), length),

@@ -112,6 +112,7 @@ def pairs(circuit: str, rows: int, seed: int) -> Batch:
         ids[1][:, -1] = torch.tensor(strangers)
     return Batch(
         index=index,
+        group=index,
         clean=ids[0],
         corrupted=ids[1],
         lengths=torch.full((rows,), length + place + 1),

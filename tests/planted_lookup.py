@@ -89,6 +89,7 @@ def lookups() -> Batch:
     count = len(rows)
     return Batch(
         index=torch.arange(count),
+        group=torch.arange(count),
         clean=prompts(1),
         corrupted=prompts(2),
         lengths=torch.full((count,), 3),

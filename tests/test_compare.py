@@ -324,7 +324,7 @@ def test_the_verb_takes_runs_and_folders_and_sees_no_change_in_the_same(local: P
     assert reused["swapped"] == sum(reused["verdicts"].values()) > 0 and reused["compared"] == 6
     page = (tmp_path / "out" / "compare.html").read_text()
     assert "Reuse of nodes" in page and "Nodes stay, edges change?" in page
-    assert result["held_out"]["mcnemar_p"] == 1 and result["held_out"]["kl"]["value"] == pytest.approx(0, abs=1e-6)
+    assert result["held_out"]["accuracy_p"] == 1 and result["held_out"]["kl"]["value"] == pytest.approx(0, abs=1e-6)
 
 
 def test_mistakes_get_one_sentence(local: Path, tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:

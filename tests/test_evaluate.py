@@ -122,7 +122,7 @@ def test_no_wrong_answer_means_no_faithfulness() -> None:
 
 
 def test_paired_difference_by_hand() -> None:
-    difference = paired_difference(torch.tensor([3.0, 4.0]), torch.tensor([1.0, 2.0]))
+    difference = paired_difference(torch.tensor([3.0, 4.0]), torch.tensor([1.0, 2.0]), None)
     assert (difference.value, difference.low, difference.high) == (2.0, 2.0, 2.0)
 
 

@@ -262,7 +262,7 @@ def test_paired_tests_by_hand() -> None:
     tuned = Outcome(zeros + 0.1, ones, ones * torch.nan, torch.tensor([0.0] + [1.0] * 11 + [0.0] * 8), zeros)
     change = behaviour_change(base, tuned)
     assert (change.gained, change.lost) == (8, 1)
-    assert change.mcnemar_p == pytest.approx(2 * (1 + 9) / 2**9)
+    assert change.accuracy_p == pytest.approx(2 * (1 + 9) / 2**9)
     assert change.accuracy_change.value == pytest.approx(7 / 20)
     assert change.shortfall("accuracy") is None and change.shortfall("metric") is None
     back = behaviour_change(tuned, base)
@@ -270,7 +270,7 @@ def test_paired_tests_by_hand() -> None:
     more_certain = behaviour_change(base, Outcome(zeros, ones, ones * torch.nan, base.accuracy, zeros))
     assert "tune.score=metric" in (more_certain.shortfall("accuracy") or "")
     same = behaviour_change(base, base)
-    assert same.mcnemar_p == 1 and same.accuracy_change.value == 0 and same.shortfall("accuracy")
+    assert same.accuracy_p == 1 and same.accuracy_change.value == 0 and same.shortfall("accuracy")
 
 
 def test_a_model_behaves_like_itself(model, examples) -> None:

@@ -120,7 +120,7 @@ def check_boolean(pair: Pair) -> None:
 
 def check_arithmetic(pair: Pair) -> None:
     numbers = [int(n) for n in re.findall(r"\d+", pair.clean)]
-    answer, kind, different = int(pair.answer), pair.group, changed(pair)
+    answer, kind, different = int(pair.answer), pair.template, changed(pair)
     if kind == "sequence":
         terms = [*numbers, answer]
         neighbours = list(pairwise(terms))

@@ -8,6 +8,7 @@ from conftest import CONFIGS, tiny_batch, tiny_model
 from path_patching import patched_logits
 
 from circuitlit.errors import UserError
+from circuitlit.evaluate.statistics import ratio_estimate
 from circuitlit.heads import (
     Heads,
     PatchBed,
@@ -16,7 +17,6 @@ from circuitlit.heads import (
 )
 from circuitlit.heads.attention import run_streams
 from circuitlit.heads.effects import head_reader, head_writers
-from circuitlit.heads.intervals import ratio_estimate
 from circuitlit.heads.path_patching import path_patch_logits
 from circuitlit.heads.tail import run_tail
 from circuitlit.model import Subject
@@ -108,5 +108,5 @@ def test_effects_are_normalised_and_leave_out_what_receivers_do_not_see() -> Non
 
 def test_a_constant_ratio_has_no_interval() -> None:
     values = torch.tensor([1.0, 2.0, 5.0])
-    estimate = ratio_estimate(-0.5 * values, values)
+    estimate = ratio_estimate(-0.5 * values, values, None)
     assert (estimate.value, estimate.low, estimate.high) == pytest.approx((-0.5, -0.5, -0.5))

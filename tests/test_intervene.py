@@ -25,11 +25,11 @@ from circuitlit.compare.generality import (
     shuffled_conflict,
 )
 from circuitlit.compare.matched import matched_edges, matched_nodes, mean_overlap
-from circuitlit.compare.testing import benjamini_hochberg, holm, monotonicity, paired_p, rank_p, slope
 from circuitlit.compare.transplant import Transplant, everything, withheld
 from circuitlit.compare.writes import Writers, inner_nodes
 from circuitlit.errors import UserError
 from circuitlit.evaluate import TestBed
+from circuitlit.evaluate.testing import benjamini_hochberg, holm, monotonicity, paired_p, rank_p, slope
 from circuitlit.graph import EdgeScores, Graph
 from circuitlit.masked import MaskedModel, References
 from circuitlit.model import Subject, unwrap
@@ -181,8 +181,8 @@ def test_corrections_by_hand() -> None:
     assert holm(p) == pytest.approx([0.03, 0.06, 0.06, 0.02])
     assert benjamini_hochberg(p) == pytest.approx([0.02, 0.04, 0.04, 0.02])
     assert holm([0.6, 0.9]) == [1.0, 1.0] and holm([]) == benjamini_hochberg([]) == []
-    assert paired_p(torch.zeros(5)) == 1.0 and paired_p(torch.ones(5)) == 0.0
-    assert paired_p(torch.tensor([1.0, 2.0, 3.0])) == pytest.approx(0.0742, abs=1e-4)  # t = 2 sqrt 3, 2 degrees
+    assert paired_p(torch.zeros(5), None) == 1.0 and paired_p(torch.ones(5), None) == 2**-4  # signs alone
+    assert paired_p(torch.tensor([1.0, 2.0, 3.0]), None) == pytest.approx(0.0742, abs=1e-4)  # t = 2 sqrt 3, 2 degrees
     assert rank_p(3.0, [1.0, 2.0, 3.0, 4.0]) == pytest.approx(3 / 5)
     assert slope([0, 1, 2], [1, 3, 5]) == pytest.approx(2) and monotonicity([0, 1, 2], [0, 1, 9]) == pytest.approx(1)
     assert monotonicity([0, 1, 2], [1, 1, 1]) == 0 and monotonicity([0, 1, 2], [3, 2, 1]) == pytest.approx(-1)

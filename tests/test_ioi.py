@@ -34,10 +34,10 @@ def test_ioi_splits_share_neither_pairs_nor_test_templates(tokenizer):
     assert [len(s) for s in (splits.train, splits.val, splits.test)] == [300, 64, 100]
     everything = splits.train + splits.val + splits.test
     assert len(keys(everything)) == 464
-    in_test = {p.group for p in splits.test}
+    in_test = {p.template for p in splits.test}
     assert in_test == {f"{key}/{order}" for key in HELD_OUT for order in ("ABBA", "BABA")} and len(in_test) == 6
-    assert len({p.group for p in splits.train}) == 38
-    assert not in_test & {p.group for p in splits.train + splits.val}
+    assert len({p.template for p in splits.train}) == 38
+    assert not in_test & {p.template for p in splits.train + splits.val}
 
 
 def test_ioi_corrupts_the_three_names_and_nothing_else(byte_bpe):
@@ -71,7 +71,7 @@ def test_ioi_is_seeded_and_test_pairs_do_not_depend_on_the_training_size(byte_bp
 
 def test_ioi_single_has_one_template(byte_bpe):
     splits = ioi_single(byte_bpe, 30, 10, 10, seed=0)
-    assert {p.group for p in splits.train + splits.test} == {"went/ABBA"}
+    assert {p.template for p in splits.train + splits.test} == {"went/ABBA"}
     assert len(keys(splits.train + splits.val + splits.test)) == 50
     assert all(p.clean.startswith(f"Then,{p.answer} and{p.wrong_answer} went") for p in splits.test)
 

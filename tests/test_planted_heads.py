@@ -115,7 +115,7 @@ def test_ablating_all_heads_of_pairs_is_a_run_with_those_heads() -> None:
 
 def test_shares_by_hand() -> None:
     deltas = torch.tensor([[-2.0, -4.0], [1.0, 1.0], [0.5, -0.5], [-9.0, -9.0]])  # means -3, 1, 0, -9
-    effects = Effects((5, 6, 7, 8), deltas, torch.ones(2))
+    effects = Effects((5, 6, 7, 8), deltas, torch.ones(2), torch.arange(2))
     share = effect_share(effects, chosen=[5, 8], pool=[5, 6, 7])
     assert share.heads == 1 and share.share.value == pytest.approx(3 / 4)
     assert share.share.low is not None and share.share.low >= 2 / 3.5 - 1e-9  # only the first pair: 2 of 2 + 1 + .5
@@ -131,6 +131,7 @@ def test_greater_than_on_planted_heads(by_hand: Heads) -> None:
     rest = {"contrast": torch.zeros(2).long(), "wrong": -torch.ones(2).long(), "roles": torch.zeros(2, 5).long()}
     batch = Batch(
         index=torch.arange(2),
+        group=torch.arange(2),
         clean=clean,
         corrupted=clean,
         lengths=torch.tensor([5, 5]),

@@ -7,9 +7,9 @@ from dataclasses import asdict, dataclass
 from typing import Any
 
 from circuitlit.compare.effects import gain_share
-from circuitlit.compare.testing import above_chance, holm, paired_p
 from circuitlit.evaluate import Estimate, paired_difference
 from circuitlit.evaluate.statistics import mean_estimate
+from circuitlit.evaluate.testing import above_chance, holm, paired_p
 from circuitlit.finetune.behaviour import behaviour_change
 from circuitlit.objective import Outcome
 
@@ -25,8 +25,8 @@ class Capability:
             "degraded" where it is worse, else "unchanged".
         score: "accuracy", or "metric" where accuracy cannot tell the models apart on this task.
         base, tuned, change: the score, and its paired change.
-        p, p_holm: two-sided paired test of no change (McNemar's exact test, or Student's t for the metric), and the
-            same adjusted for all tasks and both scores.
+        p, p_holm: two-sided paired test of no change on new sentences (see `paired_p`), and the same adjusted for all
+            tasks and both scores.
         base_above_chance, tuned_above_chance: Holm-adjusted one-sided tests of each model against chance.
         metric_change: change of the task's metric, with its own interval.
         n_pairs: pairs.
@@ -65,16 +65,17 @@ def capabilities(
     """
     names = list(outcomes)
     changes = {name: behaviour_change(*outcomes[name]) for name in names}
-    p = [changes[name].mcnemar_p for name in names]
-    p += [paired_p(tuned.metric - base.metric) for base, tuned in outcomes.values()]
+    p = [changes[name].accuracy_p for name in names]
+    p += [paired_p(tuned.metric - base.metric, base.group) for base, tuned in outcomes.values()]
     adjusted = holm(p)
-    levels = holm([above_chance(outcome.accuracy, chance) for pair in outcomes.values() for outcome in pair])
+    every = [outcome for pair in outcomes.values() for outcome in pair]
+    levels = holm([above_chance(outcome.accuracy, chance, outcome.group) for outcome in every])
     found = {}
     for place, name in enumerate(names):
         base, tuned = outcomes[name]
         by_metric = adjusted[place] > alpha and adjusted[len(names) + place] <= alpha
         before, after = (o.metric if by_metric else o.accuracy for o in (base, tuned))
-        change = paired_difference(after, before)
+        change = paired_difference(after, before, base.group)
         at = len(names) + place if by_metric else place
         scale = max(abs(float(before.mean())), abs(float(after.mean()))) if by_metric else 1.0
         real = adjusted[at] <= alpha and abs(change.value or 0.0) > min_effect * scale
@@ -82,8 +83,8 @@ def capabilities(
         found[name] = Capability(
             _verdict(real, change.value or 0.0, able[0] <= alpha, able[1] <= alpha),
             "metric" if by_metric else "accuracy",
-            mean_estimate(before),
-            mean_estimate(after),
+            mean_estimate(before, base.group),
+            mean_estimate(after, base.group),
             change,
             p[at],
             adjusted[at],

@@ -10,10 +10,10 @@ import torch
 from jaxtyping import Bool, Float, Int
 from torch import Tensor
 
-from circuitlit.compare.testing import benjamini_hochberg, paired_p
 from circuitlit.compare.writes import Change, Writers, place_of
 from circuitlit.evaluate import Estimate, TestBed
-from circuitlit.evaluate.statistics import mean_estimate, resamples
+from circuitlit.evaluate.statistics import Statistic, combined, mean_estimate, ratio
+from circuitlit.evaluate.testing import benjamini_hochberg, paired_p
 from circuitlit.graph import EdgeScores, Graph
 from circuitlit.model import Subject
 from circuitlit.objective import Outcome
@@ -108,7 +108,7 @@ class Effect:
 def effects(full: Outcome, found: dict[str, Outcome], kinds: dict[str, str]) -> list[Effect]:
     """Effects of several interventions on the same pairs, largest drop first, corrected for their number."""
     drops = {name: (full.metric - outcome.metric).double() for name, outcome in found.items()}
-    p = {name: paired_p(drop) for name, drop in drops.items()}
+    p = {name: paired_p(drop, full.group) for name, drop in drops.items()}
     q = dict(zip(p, benjamini_hochberg(list(p.values())), strict=True))
     made = []
     for name, drop in drops.items():
@@ -119,7 +119,7 @@ def effects(full: Outcome, found: dict[str, Outcome], kinds: dict[str, str]) -> 
                 name,
                 kinds.get(writer, "unclassified"),
                 layer,
-                mean_estimate(drop),
+                mean_estimate(drop, full.group),
                 float(drop.mean()) / spread if spread else None,
                 float(found[name].kl.mean()),
                 p[name],
@@ -132,18 +132,16 @@ def effects(full: Outcome, found: dict[str, Outcome], kinds: dict[str, str]) -> 
 def mean_over(full: Outcome, found: Sequence[Outcome]) -> Estimate:
     """Mean drop of several random interventions; pairs and interventions are both resampled."""
     drops = torch.stack([full.metric - outcome.metric for outcome in found]).double()
-    pairs, draws = resamples(drops.shape[1], len(drops), 0)
-    return Estimate.of(drops.mean(), drops[draws].mean(1).gather(1, pairs).mean(1))
+    return mean_estimate(drops, full.group)
 
 
-def normalised_loss(bed: TestBed, outcome: Outcome, seed: int = 0) -> tuple[Tensor, Float[Tensor, "resample"]]:
-    """Share of the task's effect that is lost, and its resamples: 0 is the full model, 1 the corrupted run."""
+def normalised_loss(bed: TestBed, outcome: Outcome, seed: int = 0) -> Statistic:
+    """Share of the task's effect that is lost: 0 is the full model, 1 the corrupted run."""
     full, own, low = (o.metric.double() for o in (bed.full, outcome, bed.corrupted))
-    pairs, _ = resamples(len(own), 1, seed)
-    return (full - own).mean() / (full - low).mean(), (full - own)[pairs].mean(1) / (full - low)[pairs].mean(1)
+    return ratio(full - own, full - low, outcome.group, seed)
 
 
-def specificity(own: tuple[Tensor, Tensor], others: Sequence[tuple[Tensor, Tensor]]) -> Estimate:
+def specificity(own: Statistic, others: Sequence[Statistic]) -> Estimate:
     """Own task's loss minus the other tasks' mean loss, in shares of each task's effect.
 
     1 says that only the own task is hurt, 0 that all are alike, below 0 that the others are hurt more.
@@ -154,18 +152,13 @@ def specificity(own: tuple[Tensor, Tensor], others: Sequence[tuple[Tensor, Tenso
 
     Source: arXiv 2605.08348.
     """
-    value = own[0] - torch.stack([other[0] for other in others]).mean()
-    resampled = own[1] - torch.stack([other[1] for other in others]).mean(0)
-    return Estimate.of(value, resampled)
+    return combined([(1.0, own), *((-1 / len(others), other) for other in others)]).estimate()
 
 
 def gain_share(base: Outcome, tuned: Outcome, moved: Outcome) -> Estimate:
     """G = (m(base with S) - m(base)) / (m(tuned) - m(base)): 0 is the base, 1 the tuned model."""
     low, high, own = (o.metric.double() for o in (base, tuned, moved))
-    pairs, _ = resamples(len(own), 1, 0)
-    return Estimate.of(
-        (own - low).mean() / (high - low).mean(), (own - low)[pairs].mean(1) / (high - low)[pairs].mean(1)
-    )
+    return ratio(own - low, high - low, base.group).estimate()
 
 
 @torch.no_grad()
@@ -213,4 +206,4 @@ def scaled(writers: Writers, nodes: Collection[str], dose: float) -> LogitsOf:
 
 def as_dict(estimate: Estimate) -> dict[str, Any]:
     """Plain types."""
-    return {"value": estimate.value, "low": estimate.low, "high": estimate.high}
+    return estimate.to_dict()

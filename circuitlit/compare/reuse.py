@@ -7,13 +7,14 @@ from collections.abc import Callable, Sequence
 from dataclasses import asdict, dataclass
 from typing import Any
 
+import torch
 from torch import Tensor
 
 from circuitlit.compare.effects import PairBed, plain_logits
 from circuitlit.compare.likeness import Likeness, likenesses
 from circuitlit.compare.writes import Write, Writers
 from circuitlit.evaluate import Estimate
-from circuitlit.evaluate.statistics import resamples
+from circuitlit.evaluate.statistics import statistic
 from circuitlit.model import Subject
 from circuitlit.objective import Outcome
 from circuitlit.tasks import Batch
@@ -144,9 +145,8 @@ def _replaced(writers: Writers, records: dict[int, Callable[[str], Write]], node
 def kept_share(full: Outcome, changed: Outcome) -> Estimate:
     """Share of a metric that is left: 1 - (m(full) - m(changed)) / |m(full)|; above 1 where it grew."""
     whole, own = full.metric.double(), changed.metric.double()
-    pairs, _ = resamples(len(own), 1, 0)
-    value = 1 - (whole - own).mean() / whole.mean().abs()
-    return Estimate.of(value, 1 - (whole - own)[pairs].mean(1) / whole[pairs].mean(1).abs())
+    columns = torch.stack([whole - own, whole])
+    return statistic(lambda means: 1 - means[0] / means[1].abs(), columns, full.group).estimate()
 
 
 def summary(found: dict[str, NodeReuse]) -> dict[str, Any]:

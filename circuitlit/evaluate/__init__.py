@@ -8,7 +8,8 @@ from circuitlit.evaluate.ground_truth import edge_auc, load_reference, node_auc
 from circuitlit.evaluate.measure import TestBed
 from circuitlit.evaluate.similarity import consensus, noise_floor, similarity
 from circuitlit.evaluate.smallest import smallest_circuit
-from circuitlit.evaluate.statistics import Estimate, Summary, paired_difference, summarise
+from circuitlit.evaluate.statistics import Estimate, paired_difference
+from circuitlit.evaluate.summary import Summary, summarise
 
 __all__ = [
     "Behaviour",

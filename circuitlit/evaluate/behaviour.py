@@ -50,11 +50,11 @@ class Behaviour:
         full, other = Outcome.join(clean), Outcome.join(corrupted)
         return cls(
             n_pairs=len(full.kl),
-            accuracy=mean_estimate(full.accuracy),
-            metric=mean_estimate(full.metric),
-            corrupted_accuracy=mean_estimate(other.accuracy),
-            corrupted_metric=mean_estimate(other.metric),
-            corrupted_kl=mean_estimate(other.kl),
+            accuracy=mean_estimate(full.accuracy, full.group),
+            metric=mean_estimate(full.metric, full.group),
+            corrupted_accuracy=mean_estimate(other.accuracy, full.group),
+            corrupted_metric=mean_estimate(other.metric, full.group),
+            corrupted_kl=mean_estimate(other.kl, full.group),
         )
 
     def verdict(self, min_accuracy: float) -> str | None:

@@ -6,11 +6,12 @@ import random
 from dataclasses import asdict, dataclass
 
 import torch
-from jaxtyping import Bool, Float
+from jaxtyping import Bool, Float, Int
 from torch import Tensor
 
 from circuitlit.evaluate.measure import TestBed
-from circuitlit.evaluate.statistics import Estimate, Summary, resamples, summarise
+from circuitlit.evaluate.statistics import Estimate, mean_estimate, ratio_estimate, statistic
+from circuitlit.evaluate.summary import Summary, summarise
 from circuitlit.graph import Circuit, Graph
 from circuitlit.objective import Outcome
 
@@ -78,8 +79,8 @@ def completeness(
     """
     outcome = bed.run(~circuit.reachable, pairs)
     complement = summarise([outcome], bed.full, bed.corrupted, seed)
-    f = complement.faithfulness
-    complete = Estimate(*(None if v is None else 1 - v for v in (f.value, f.high, f.low)))
+    top, bottom = (side.metric[: len(outcome.kl)].double() for side in (bed.full, bed.corrupted))
+    complete = ratio_estimate(top - outcome.metric, top - bottom, outcome.group, seed)
     nodes = _nodes(circuit)
     draw = random.Random(seed)
     gaps = []
@@ -87,7 +88,7 @@ def completeness(
         damaged = ~_edges_of(circuit.graph, [node for node in nodes if draw.random() < 0.5])
         ours, theirs = (bed.run(kept & damaged, pairs) for kept in (circuit.kept, torch.ones_like(circuit.kept)))
         gaps.append((ours.metric - theirs.metric).double())
-    gap = _gap(torch.stack(gaps), _effect(bed, gaps[0]), seed) if gaps else None
+    gap = _gap(torch.stack(gaps), _effect(bed, gaps[0]), outcome.group, seed) if gaps else None
     return Completeness(complement, complete, gap, len(gaps), len(outcome.kl))
 
 
@@ -128,18 +129,17 @@ def _minimality(
     whole = bed.run(circuit.kept, pairs)
     count = len(whole.kl)
     if not removed:
-        nothing = Estimate(None, None, None)
+        nothing = Estimate()
         return Minimality(nothing, nothing, 0.0, (), 0, candidates, count)
     without: dict[str, Outcome] = {name: bed.run(circuit.kept & ~cut, pairs) for name, cut in removed.items()}
     kl = torch.stack([outcome.kl - whole.kl for outcome in without.values()]).double()
     lost = torch.stack([whole.metric - outcome.metric for outcome in without.values()]).double()
     by_part = dict(zip(without, kl.mean(1).tolist(), strict=True))
     worst = sorted(by_part.items(), key=lambda item: -item[1])[:10]
-    one = torch.ones(count, dtype=torch.float64)
     idle = sum(increase <= 0 for increase in by_part.values()) / len(by_part)
     return Minimality(
-        _ratio(kl, one, seed),
-        _ratio(lost, _effect(bed, lost[0]), seed),
+        mean_estimate(kl, whole.group, seed),
+        ratio_estimate(lost, _effect(bed, lost[0]), whole.group, seed),
         idle,
         tuple(worst),
         len(by_part),
@@ -171,18 +171,9 @@ def _effect(bed: TestBed, like: Float[Tensor, "pair"]) -> Float[Tensor, "pair"]:
     return (bed.full.metric[:count] - bed.corrupted.metric[:count]).double()
 
 
-def _ratio(values: Float[Tensor, "part pair"], scale: Float[Tensor, "pair"], seed: int) -> Estimate:
-    """Mean over parts and pairs over the scale's mean; parts and pairs are both resampled."""
-    rows, parts = resamples(values.shape[1], len(values), seed)
-    weights = torch.zeros(len(parts), len(values), dtype=torch.float64)
-    weights.scatter_add_(1, parts, torch.full(parts.shape, 1 / len(values), dtype=torch.float64))
-    resampled = (weights @ values).gather(1, rows).mean(1)
-    return Estimate.of(values.mean() / scale.mean(), resampled / scale[rows].mean(1))
-
-
-def _gap(gaps: Float[Tensor, "knockout pair"], scale: Float[Tensor, "pair"], seed: int) -> Estimate:
+def _gap(
+    gaps: Float[Tensor, "knockout pair"], scale: Float[Tensor, "pair"], groups: Int[Tensor, "pair"], seed: int
+) -> Estimate:
     """Mean over knockouts of the absolute difference in faithfulness, means over pairs first."""
-    rows, draws = resamples(gaps.shape[1], len(gaps), seed)
-    value = (gaps.mean(1) / scale.mean()).abs().mean()
-    by_draw = (gaps[:, rows].mean(2) / scale[rows].mean(1)).abs()
-    return Estimate.of(value, by_draw.T.gather(1, draws).mean(1))
+    columns = torch.cat([gaps, scale[None]])
+    return statistic(lambda means: (means[:-1] / means[-1]).abs().mean(0), columns, groups, seed).estimate()

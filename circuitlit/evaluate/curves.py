@@ -10,7 +10,8 @@ from jaxtyping import Float
 from torch import Tensor
 
 from circuitlit.evaluate.measure import TestBed
-from circuitlit.evaluate.statistics import Estimate, Summary, resamples, summarise
+from circuitlit.evaluate.statistics import Estimate, Function, statistic
+from circuitlit.evaluate.summary import Summary, summarise
 from circuitlit.graph import Circuit, EdgeScores
 from circuitlit.graph.select import Select
 
@@ -89,32 +90,28 @@ def size_curve(
     circuits = [Circuit.cut(scores, int(size * total), select=select) for size in sizes]
     outcomes = [bed.run(circuit.kept, pairs) for circuit in circuits]
     count = len(outcomes[0].kl)
-    value, resampled = _faithfulness(bed, torch.stack([outcome.metric for outcome in outcomes]).double(), seed)
+    ends = [side.metric[:count] for side in (bed.full, bed.corrupted)]
+    columns = torch.stack([*(outcome.metric for outcome in outcomes), *ends]).double()
     nominal = torch.tensor(sizes, dtype=torch.float64)
     actual = torch.tensor([0.0, *(circuit.n_reachable / total for circuit in circuits), 1.0], dtype=torch.float64)
+
+    def area(of_curve: Function) -> Estimate:
+        """A figure of the whole curve, from the means of every size's metric and of both ends'."""
+        return statistic(
+            lambda means: of_curve((means[:-2] - means[-1]) / (means[-2] - means[-1])), columns, outcomes[0].group, seed
+        ).estimate()
+
     return Curve(
         sizes=tuple(sizes),
         n_edges=tuple(circuit.n_edges for circuit in circuits),
         n_edges_reachable=tuple(circuit.n_reachable for circuit in circuits),
         points=tuple(summarise([outcome], bed.full, bed.corrupted, seed) for outcome in outcomes),
-        cpr=Estimate.of(cpr(value, nominal), cpr(resampled, nominal)),
-        cmd=Estimate.of(cmd(value, nominal), cmd(resampled, nominal)),
-        cpr_anchored=Estimate.of(cpr(anchored(value), actual), cpr(anchored(resampled), actual)),
-        cmd_anchored=Estimate.of(cmd(anchored(value), actual), cmd(anchored(resampled), actual)),
-        average=Estimate.of(value.mean(), resampled.mean(0)),
+        cpr=area(lambda f: cpr(f, nominal)),
+        cmd=area(lambda f: cmd(f, nominal)),
+        cpr_anchored=area(lambda f: cpr(anchored(f), actual)),
+        cmd_anchored=area(lambda f: cmd(anchored(f), actual)),
+        average=area(lambda f: f.mean(0)),
         ranking="absolute" if scores.ranks_by_magnitude else "signed",
         select=select,
         n_pairs=count,
     )
-
-
-def _faithfulness(
-    bed: TestBed, own: Float[Tensor, "size pair"], seed: int
-) -> tuple[Float[Tensor, "size"], Float[Tensor, "size resample"]]:
-    """Faithfulness at each size, of all pairs and of each resample of them."""
-    count = own.shape[1]
-    rows, _ = resamples(count, 1, seed)
-    full, corrupted = bed.full.metric[:count].double(), bed.corrupted.metric[:count].double()
-    value = (own.mean(1) - corrupted.mean()) / (full.mean() - corrupted.mean())
-    bottom = corrupted[rows].mean(1)
-    return value, (own[:, rows].mean(2) - bottom) / (full[rows].mean(1) - bottom)

@@ -8,12 +8,14 @@ from dataclasses import asdict, dataclass
 from typing import Any, Literal
 
 import torch
-from jaxtyping import Float
+from jaxtyping import Float, Int
 from scipy.stats import binomtest
 from torch import Tensor, nn
 
 from circuitlit.errors import UserError
 from circuitlit.evaluate import Estimate, paired_difference
+from circuitlit.evaluate.statistics import mean_estimate
+from circuitlit.evaluate.testing import paired_p
 from circuitlit.finetune.tuner import answer_logits
 from circuitlit.objective import Outcome
 from circuitlit.tasks import EncodedPairs
@@ -76,19 +78,20 @@ def without_dropout(model: nn.Module) -> Iterator[None]:
 
 @dataclass(frozen=True)
 class BehaviourChange:
-    """Base against tuned on the same pairs, with 95 % bootstrap intervals over pairs.
+    """Base against tuned on the same pairs, with both 95 % intervals.
 
     Attributes:
         n_pairs: how many.
         accuracy_base, accuracy_tuned: share of pairs on which each says the answer.
         accuracy_change: tuned minus base.
         gained, lost: pairs that only the tuned, only the base model gets right.
-        mcnemar_p: two-sided exact test of `gained` against `lost`; 1 is no evidence of a change.
+        accuracy_p: two-sided test of `accuracy_change`: McNemar's exact test of `gained` against `lost` where pairs
+            stand alone, t on the groups' means where they share sentences; 1 is no evidence of a change.
         metric_base, metric_tuned, metric_change: the same for the task's metric (logit or probability difference); do
             not exist without wrong answers.
         kl: KL(base || tuned) at the answers, nats.
 
-    Source: McNemar's exact test; a metric's change is a paired bootstrap.
+    Source: McNemar, Psychometrika 12 (1947), for pairs that stand alone.
     """
 
     n_pairs: int
@@ -97,7 +100,7 @@ class BehaviourChange:
     accuracy_change: Estimate
     gained: int
     lost: int
-    mcnemar_p: float
+    accuracy_p: float
     metric_base: Estimate
     metric_tuned: Estimate
     metric_change: Estimate
@@ -115,17 +118,17 @@ class BehaviourChange:
         """
         change = self.metric_change
         if score == "accuracy":
-            if self.gained > self.lost and self.mcnemar_p < LEVEL:
+            if self.gained > self.lost and self.accuracy_p < LEVEL:
                 return None
             reason = (
                 f"held-out accuracy went from {self.accuracy_base.value:.3f} to {self.accuracy_tuned.value:.3f}, "
-                f"which is no significant rise (McNemar p = {self.mcnemar_p:.2g})"
+                f"which is no significant rise (p = {self.accuracy_p:.2g})"
             )
-            rose = change.low is not None and change.low > 0
+            rose = change.bounds is not None and change.bounds[0] > 0
             return f"{reason}; the metric rose by {change}, tune.score=metric judges by that" if rose else reason
-        if change.low is None:
+        if change.bounds is None:
             raise UserError("tune.score=metric needs pairs with wrong answers; use tune.score=accuracy")
-        if change.low > 0:
+        if change.bounds[0] > 0:
             return None
         return f"the held-out metric changed by {change}, which is no significant rise"
 
@@ -136,18 +139,21 @@ def behaviour_change(base: Outcome, tuned: Outcome) -> BehaviourChange:
     lost = int(((tuned.accuracy == 0) & (base.accuracy == 1)).sum())
     return BehaviourChange(
         n_pairs=len(base.accuracy),
-        accuracy_base=_mean(base.accuracy),
-        accuracy_tuned=_mean(tuned.accuracy),
-        accuracy_change=paired_difference(tuned.accuracy, base.accuracy),
+        accuracy_base=mean_estimate(base.accuracy, base.group),
+        accuracy_tuned=mean_estimate(tuned.accuracy, base.group),
+        accuracy_change=paired_difference(tuned.accuracy, base.accuracy, base.group),
         gained=gained,
         lost=lost,
-        mcnemar_p=float(binomtest(gained, gained + lost, 0.5).pvalue) if gained + lost else 1.0,
-        metric_base=_mean(base.metric),
-        metric_tuned=_mean(tuned.metric),
-        metric_change=paired_difference(tuned.metric, base.metric),
-        kl=_mean(tuned.kl),
+        accuracy_p=_accuracy_p(gained, lost, tuned.accuracy - base.accuracy, base.group),
+        metric_base=mean_estimate(base.metric, base.group),
+        metric_tuned=mean_estimate(tuned.metric, base.group),
+        metric_change=paired_difference(tuned.metric, base.metric, base.group),
+        kl=mean_estimate(tuned.kl, base.group),
     )
 
 
-def _mean(values: Float[Tensor, "pair"]) -> Estimate:
-    return paired_difference(values, torch.zeros_like(values))
+def _accuracy_p(gained: int, lost: int, change: Float[Tensor, "pair"], groups: Int[Tensor, "pair"]) -> float:
+    """McNemar's exact test where every pair stands alone, else a paired test on the groups."""
+    if len(groups.unique()) < len(groups):
+        return paired_p(change, groups)
+    return float(binomtest(gained, gained + lost, 0.5).pvalue) if gained + lost else 1.0

@@ -14,10 +14,9 @@ from jaxtyping import Float, Int
 from torch import Tensor
 
 from circuitlit.errors import UserError
-from circuitlit.evaluate.statistics import Estimate
+from circuitlit.evaluate.statistics import Estimate, Groups, mean_estimate
 from circuitlit.graph import Graph
 from circuitlit.heads.attention import Heads, Stream, run_streams
-from circuitlit.heads.intervals import draws_estimate, mean_estimate
 from circuitlit.heads.path_patching import PatchBed
 from circuitlit.heads.roles import Head
 from circuitlit.heads.tail import run_tail
@@ -62,6 +61,7 @@ def causal_check(
     seed: int = 0,
     spared: Sequence[Head] = (),
     watch: Watch = unwatched,
+    groups: Groups = None,
 ) -> CausalCheck:
     """Ablate some heads, and layer-matched random ones `draws` times.
 
@@ -73,6 +73,7 @@ def causal_check(
         seed: of the sets.
         spared: heads that no random set may hold either, such as further ones of the role.
         watch: sees the sets go by.
+        groups: which examples share a sentence; None where each stands alone.
 
     Raises:
         UserError: fewer other heads in the model than random sets need.
@@ -85,10 +86,10 @@ def causal_check(
     as_far = int(((others.mean(1) * direction) >= changed.mean() * direction).sum())
     return CausalCheck(
         tuple(heads),
-        mean_estimate(intact),
-        mean_estimate(changed),
-        draws_estimate(others),
-        draws_estimate(changed - others),
+        mean_estimate(intact, groups),
+        mean_estimate(changed, groups),
+        mean_estimate(others, groups),
+        mean_estimate(changed - others, groups),
         (1 + as_far) / (1 + draws),
         draws,
     )

@@ -6,12 +6,11 @@ from collections.abc import Iterable, Sequence
 from dataclasses import dataclass
 
 import torch
-from jaxtyping import Float
+from jaxtyping import Float, Int
 from torch import Tensor
 
-from circuitlit.evaluate.statistics import Estimate
+from circuitlit.evaluate.statistics import Estimate, ratio_estimate
 from circuitlit.graph import Graph
-from circuitlit.heads.intervals import ratio_estimate
 from circuitlit.heads.path_patching import PatchBed, path_patch
 from circuitlit.heads.watch import Watch, unwatched
 
@@ -27,6 +26,7 @@ class Effects:
         writers: the senders, one path patch each.
         deltas: metric of the patched minus that of the clean run.
         scale: metric of the clean minus that of the corrupted run.
+        groups: which pairs share a sentence.
 
     Source: arXiv 2407.10827, metrics of the IOI algorithm.
     """
@@ -34,6 +34,7 @@ class Effects:
     writers: tuple[int, ...]
     deltas: Float[Tensor, "sender pair"]
     scale: Float[Tensor, "pair"]
+    groups: Int[Tensor, "pair"]
 
     def means(self) -> Float[Tensor, "sender"]:
         """Normalised effect of every sender."""
@@ -41,7 +42,7 @@ class Effects:
 
     def estimate(self, writer: int) -> Estimate:
         """Normalised effect of one sender with its interval over pairs."""
-        return ratio_estimate(self.deltas[self.writers.index(writer)], self.scale)
+        return ratio_estimate(self.deltas[self.writers.index(writer)], self.scale, self.groups)
 
     def grid(self, graph: Graph) -> Float[Tensor, "layer head"]:
         """Normalised effects of heads; NaN for heads that were not patched."""
@@ -67,7 +68,7 @@ def path_effects(
         path_patch(bed, [writer], receivers, through_mlps) - bed.metric for writer in watch(able, "path patching")
     ]
     deltas = torch.stack(patched) if patched else torch.empty(0, len(bed.metric))
-    return Effects(able, deltas, bed.scale)
+    return Effects(able, deltas, bed.scale, bed.groups)
 
 
 def head_writers(graph: Graph) -> list[int]:

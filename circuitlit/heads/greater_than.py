@@ -9,10 +9,9 @@ import torch
 from jaxtyping import Bool, Float, Int
 from torch import Tensor
 
-from circuitlit.evaluate.statistics import Estimate
+from circuitlit.evaluate.statistics import Estimate, mean_estimate
 from circuitlit.graph import Circuit
 from circuitlit.heads.attention import Heads, run_streams
-from circuitlit.heads.intervals import draws_estimate, mean_estimate
 from circuitlit.heads.roles import Head
 from circuitlit.masked import Ablated, run_writers
 from circuitlit.model import Subject
@@ -92,18 +91,22 @@ def greater_than_check(
             says[layer, head] = _says_year(_lens(subject, _written(taken, run, layer, head, end)), batch).cpu()
     later = [_later(_lens(subject, run.mlps[rows, layer, end]), batch).cpu() for layer in mlps]
     sets = _random_heads(graph.n_layers * graph.n_heads, len(heads), draws, seed)
-    none = Estimate(None, None, None)
+    none, groups = Estimate(), batch.group.cpu()
     chosen = [layer * graph.n_heads + head for layer, head in heads]
 
     def pair_of(values: Float[Tensor, "layer head pair"]) -> tuple[Estimate, Estimate]:
         flat = values.flatten(0, 1)
         if not chosen:
             return none, none
-        return mean_estimate(flat[chosen].mean(0)), draws_estimate(flat[sets].mean(1))
+        return mean_estimate(flat[chosen].mean(0), groups), mean_estimate(flat[sets].mean(1), groups)
 
     (looks_, random_looks), (says_, random_says) = pair_of(looks), pair_of(says)
     return GreaterThan(
-        looks_, says_, mean_estimate(torch.stack(later).mean(0)) if later else none, random_looks, random_says
+        looks_,
+        says_,
+        mean_estimate(torch.stack(later).mean(0), groups) if later else none,
+        random_looks,
+        random_says,
     )
 
 

@@ -9,10 +9,9 @@ import torch
 from jaxtyping import Bool, Float
 from torch import Tensor
 
-from circuitlit.evaluate.statistics import Estimate
+from circuitlit.evaluate.statistics import Estimate, statistic
 from circuitlit.heads.copy_suppression import copy_suppression_scores
 from circuitlit.heads.effects import Effects, head_reader, head_writers, path_effects
-from circuitlit.heads.intervals import resampled_means
 from circuitlit.heads.path_patching import PatchBed
 from circuitlit.heads.places import NamePlaces
 from circuitlit.heads.roles import Head, heads_of, mark, top_heads
@@ -86,13 +85,14 @@ def effect_share(effects: Effects, chosen: Sequence[int], pool: Sequence[int], s
     kept = [place for place, writer in enumerate(effects.writers) if writer in set(pool)]
     inside = torch.tensor([effects.writers[place] in set(chosen) for place in kept], dtype=torch.bool)
     deltas = effects.deltas[kept].double()
-    size, resampled = deltas.mean(1).abs(), resampled_means(deltas).abs()
     count = int(inside.sum())
-    share = Estimate.of(size[inside].sum() / size.sum(), resampled[inside].sum(0) / resampled.sum(0))
+    share = statistic(lambda m: m[inside].abs().sum(0) / m.abs().sum(0), deltas, effects.groups).estimate()
+    size = deltas.mean(1).abs()
     generator = torch.Generator().manual_seed(seed)
     sets = torch.stack([torch.randperm(len(kept), generator=generator)[:count] for _ in range(RANDOM_SETS)])
     drawn = size[sets].sum(1) / size.sum()
-    return Share(count, share, Estimate.of(drawn.mean(), drawn))
+    low, high = torch.quantile(drawn, torch.tensor([0.025, 0.975], dtype=torch.float64)).tolist()
+    return Share(count, share, Estimate(float(drawn.mean()), low, high))
 
 
 def ioi_algorithm(

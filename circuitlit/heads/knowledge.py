@@ -17,10 +17,10 @@ from torch import Tensor, nn
 
 from circuitlit.errors import UserError
 from circuitlit.evaluate import Estimate
+from circuitlit.evaluate.statistics import mean_estimate
 from circuitlit.heads.attention import Heads
 from circuitlit.heads.causal import Behaviour
 from circuitlit.heads.effects import head_writers, path_effects
-from circuitlit.heads.intervals import mean_estimate
 from circuitlit.heads.path_patching import PatchBed
 from circuitlit.heads.roles import Head, head_name
 from circuitlit.objective import task_metric
@@ -132,12 +132,14 @@ class RoleHead:
     Attributes:
         head: layer and number.
         drop: of the metric, over pairs; positive is needed.
+        groups: which pairs share a fact.
         share: mean drop over the mean of the metric on clean less corrupted prompts.
         attention: share of its attention on the role's tokens; None for retrieval.
     """
 
     head: Head
     drop: Float[Tensor, "pair"]
+    groups: Int[Tensor, "pair"]
     share: float
     attention: float | None
 
@@ -149,7 +151,7 @@ class RoleHead:
     @property
     def estimate(self) -> Estimate:
         """Mean drop with its interval over pairs."""
-        return mean_estimate(self.drop)
+        return mean_estimate(self.drop, self.groups)
 
 
 def role_effects(bed: PatchBed, role_names: Sequence[str], role: str, candidates: int) -> list[RoleHead]:
@@ -168,7 +170,8 @@ def role_effects(bed: PatchBed, role_names: Sequence[str], role: str, candidates
         found = path_effects(bed, head_writers(graph), [graph.n_readers - 1])
         heads = [divmod(writer - 1, graph.writers_per_layer) for writer in found.writers]
         made = [
-            RoleHead(h, -d, -float(d.double().mean()) / scale, None) for h, d in zip(heads, found.deltas, strict=True)
+            RoleHead(h, -d, bed.groups, -float(d.double().mean()) / scale, None)
+            for h, d in zip(heads, found.deltas, strict=True)
         ]
     else:
         mass = attention_mass(bed.heads, bed.batches, role_names, READ[role])
@@ -178,5 +181,5 @@ def role_effects(bed: PatchBed, role_names: Sequence[str], role: str, candidates
         for place in order:
             head = divmod(place, bed.graph.n_heads)
             drop = bed.metric - metric([head])
-            made.append(RoleHead(head, drop, float(drop.double().mean()) / scale, float(mass[head])))
+            made.append(RoleHead(head, drop, bed.groups, float(drop.double().mean()) / scale, float(mass[head])))
     return sorted(made, key=lambda entry: -entry.share)

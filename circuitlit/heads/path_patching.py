@@ -69,6 +69,11 @@ class PatchBed:
         return replace(self, other=[run_writers(self.subject, ids.to(self.subject.device)) for ids in prompts])
 
     @property
+    def groups(self) -> Int[Tensor, "pair"]:
+        """Which pairs share a sentence."""
+        return torch.cat([batch.group for batch in self.batches]).cpu()
+
+    @property
     def subject(self) -> Subject:
         """The frozen model."""
         return self.heads.subject

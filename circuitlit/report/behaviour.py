@@ -16,7 +16,7 @@ def behaviour_table(held_out: dict, title: str) -> Table:
     for heading in ("held-out", "base", "tuned", "change", "paired test"):
         table.add_column(heading)
     tests = {
-        "accuracy": f"McNemar p = {held_out['mcnemar_p']:.2g} (+{held_out['gained']} -{held_out['lost']})",
+        "accuracy": f"p = {held_out['accuracy_p']:.2g} (+{held_out['gained']} -{held_out['lost']})",
         "metric": "bootstrap interval",
     }
     for name, test in tests.items():

@@ -120,7 +120,7 @@ padding: 0 1rem }} td, th {{ padding: .2rem .8rem .2rem 0; text-align: left }}</
 <h2>Weights</h2>{parts[1]}
 <h2>Answers on {held["n_pairs"]} held-out pairs</h2>
 <table><tr><th><th>base<th>tuned<th>change{answers}</table>
-<p>McNemar p = {held["mcnemar_p"]:.2g}: {held["gained"]} pairs gained, {held["lost"]} lost.</p>
+<p>p = {held["accuracy_p"]:.2g}: {held["gained"]} pairs gained, {held["lost"]} lost.</p>
 </body></html>"""
     path = folder / "compare.html"
     partial = folder / "compare.html.part"

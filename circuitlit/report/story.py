@@ -163,7 +163,7 @@ def _answers(story: dict[str, Any]) -> tuple[list[str], list[list[str]]]:
         held, share = told["held_out"], told["tuning"]["n_parameters_trained"] / told["tuning"]["n_parameters"]
         cells = [str(Metric.of(held[f"accuracy_{which}"])) for which in ("base", "tuned", "change")]
         moved = [str(Metric.of(held["metric_change"])), str(Metric.of(told["text_kl"]))]
-        rows.append([name, f"{share:.1%}", *cells, f"{held['mcnemar_p']:.2g}", *moved])
+        rows.append([name, f"{share:.1%}", *cells, f"{held['accuracy_p']:.2g}", *moved])
     return head, rows
 
 

@@ -26,10 +26,10 @@ from circuitlit.compare.effects import (
     without_nodes,
 )
 from circuitlit.compare.matched import matched_edges, matched_nodes, mean_overlap
-from circuitlit.compare.testing import rank_p
 from circuitlit.compare.writes import Writers
 from circuitlit.evaluate import TestBed
-from circuitlit.evaluate.statistics import mean_estimate
+from circuitlit.evaluate.statistics import mean_estimate, mean_of
+from circuitlit.evaluate.testing import rank_p
 from circuitlit.graph import EdgeScores
 from circuitlit.model import Subject
 from circuitlit.objective import Outcome
@@ -99,7 +99,7 @@ def _cumulative(stage: Stage, order: list[str]) -> list[dict[str, Any]]:
             {
                 "nodes": size,
                 "added": order[size - 1],
-                "drop": as_dict(mean_estimate(bed.full.metric - outcome.metric)),
+                "drop": as_dict(mean_estimate(bed.full.metric - outcome.metric, outcome.group)),
                 "kl": float(outcome.kl.mean()),
                 "random": _random(stage, [without_nodes(graph, members) for members in sets]),
                 "overlap": mean_overlap(order[:size], sets),
@@ -123,13 +123,13 @@ def _set_ablated(stage: Stage) -> dict[str, Any]:
 
     found: dict[str, Any] = {
         "nodes": stage.chosen,
-        "drop": as_dict(mean_estimate(bed.full.metric - outcome.metric)),
+        "drop": as_dict(mean_estimate(bed.full.metric - outcome.metric, outcome.group)),
         "random": _random(stage, [without_nodes(graph, members) for members in sets]),
         "rank_p": rank_p(own, drops),
         "overlap": mean_overlap(stage.chosen, sets),
         "text_ablated_by": on_text,
-        "collateral_kl": as_dict(mean_estimate(collateral(stage.chosen))),
-        "random_collateral_kl": as_dict(mean_estimate(torch.stack([collateral(s).mean() for s in sets]))),
+        "collateral_kl": as_dict(mean_estimate(collateral(stage.chosen), None)),
+        "random_collateral_kl": as_dict(mean_estimate(torch.stack([collateral(s).mean() for s in sets]), None)),
     }
     return found | _specificity(stage, cut, outcome, sets)
 
@@ -143,11 +143,11 @@ def _specificity(stage: Stage, cut: Tensor, outcome: Outcome, sets: list[list[st
     random = []
     for members in sets:
         other = without_nodes(graph, members)
-        shares = [float(normalised_loss(bed, bed.run(other))[0]) for bed in (stage.bed, *stage.others.values())]
+        shares = [float(normalised_loss(bed, bed.run(other)).value) for bed in (stage.bed, *stage.others.values())]
         random.append(shares[0] - sum(shares[1:]) / len(stage.others))
     return {
         "specificity": as_dict(specificity(own, losses)),
-        "random_specificity": as_dict(mean_estimate(torch.tensor(random))),
-        "own_loss": float(own[0]),
-        "other_tasks": {name: float(loss[0]) for name, loss in zip(stage.others, losses, strict=True)},
+        "random_specificity": as_dict(mean_of(random)),
+        "own_loss": float(own.value),
+        "other_tasks": {name: float(loss.value) for name, loss in zip(stage.others, losses, strict=True)},
     }

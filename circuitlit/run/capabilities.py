@@ -13,10 +13,10 @@ from omegaconf import DictConfig
 from circuitlit.compare.capability import capabilities, greedy_order, smallest_prefix
 from circuitlit.compare.effects import PairBed, as_dict, gain_share, plain_logits
 from circuitlit.compare.matched import matched_nodes, mean_overlap
-from circuitlit.compare.testing import rank_p
 from circuitlit.compare.transplant import READOUT, Transplant, everything
 from circuitlit.errors import UserError
-from circuitlit.evaluate.statistics import mean_estimate
+from circuitlit.evaluate.statistics import mean_estimate, mean_of
+from circuitlit.evaluate.testing import rank_p
 from circuitlit.files import write_json
 from circuitlit.objective import Outcome
 from circuitlit.report.capabilities import print_capabilities, write_capabilities
@@ -97,7 +97,7 @@ def _acquisition(cfg: DictConfig, data: PairsModule, move: Transplant) -> dict[s
         with move.weights(nodes) as copy:
             return bed.measure(lambda batch: plain_logits(copy, batch))
 
-    gap = mean_estimate(target.metric - choose.full.metric)
+    gap = mean_estimate(target.metric - choose.full.metric, target.group)
     single = {node: moved(choose, [node]) for node in everything(graph)}
     order = greedy_order(choose.full, single, 1.0 if (gap.value or 0.0) >= 0 else -1.0)
     nodes, tried = smallest_prefix(order, choose.full, target, lambda s: moved(choose, s), settings.share)
@@ -112,7 +112,7 @@ def _acquisition(cfg: DictConfig, data: PairsModule, move: Transplant) -> dict[s
     own = gain_share(test.full, donor, moved(test, nodes))
     return found | {
         "gain_share": as_dict(own),
-        "random_gain_share": as_dict(mean_estimate(torch.tensor(known))) if known else None,
+        "random_gain_share": as_dict(mean_of(known)) if known else None,
         "rank_p": rank_p(own.value, known) if own.value is not None else None,
         "overlap": mean_overlap([node for node in nodes if node not in fixed], sets),
         "fixed": fixed,

@@ -25,12 +25,12 @@ from circuitlit.compare.generality import (
     shuffled_conflict,
 )
 from circuitlit.compare.matched import matched_nodes, mean_overlap
-from circuitlit.compare.testing import rank_p
 from circuitlit.compare.transplant import Transplant, withheld
 from circuitlit.compare.weights import node_changes, weight_changes
 from circuitlit.errors import UserError
 from circuitlit.evaluate import TestBed, random_circuit, summarise
-from circuitlit.evaluate.statistics import mean_estimate
+from circuitlit.evaluate.statistics import mean_of
+from circuitlit.evaluate.testing import rank_p
 from circuitlit.files import write_json
 from circuitlit.graph import Circuit, EdgeScores, load_circuit
 from circuitlit.model import Subject
@@ -192,7 +192,11 @@ def _conflict(cfg: DictConfig, task: _Task, moved: dict[str, float]) -> dict[str
     importance = node_scores(task.scores)
     own = conflict_index(importance, moved)
     chance = shuffled_conflict(importance, moved, max(200, cfg.generality.draws), cfg.seed)
-    return {"index": own, "by_chance": as_dict(mean_estimate(torch.tensor(chance))), "rank_p": rank_p(own, chance)}
+    return {
+        "index": own,
+        "by_chance": as_dict(mean_of(chance)),
+        "rank_p": rank_p(own, chance),
+    }
 
 
 def _revert(
@@ -226,11 +230,9 @@ def _revert(
         "nodes": nodes,
         "withheld": withheld(back.graph, nodes),
         "recovered": as_dict(own[name]),
-        "random_recovered": as_dict(mean_estimate(torch.tensor(recovered))) if recovered else None,
+        "random_recovered": as_dict(mean_of(recovered)) if recovered else None,
         "rank_p": rank_p(own[name].value, recovered) if own[name].value is not None else None,
         "overlap": mean_overlap(nodes, sets),
         "gain_lost": {other: as_dict(own[other]) for other in gained},
-        "random_gain_lost": {
-            other: as_dict(mean_estimate(torch.tensor([found[other].value for found in others]))) for other in gained
-        },
+        "random_gain_lost": {other: as_dict(mean_of([found[other].value for found in others])) for other in gained},
     }

@@ -16,8 +16,7 @@ from torch import Tensor
 from circuitlit.compare.effects import as_dict
 from circuitlit.compare.layers import changed_layers, circuit_layers
 from circuitlit.errors import UserError
-from circuitlit.evaluate import Estimate
-from circuitlit.evaluate.statistics import resamples
+from circuitlit.evaluate.statistics import mean_estimate
 from circuitlit.files import write_json
 from circuitlit.finetune import examples_of_task
 from circuitlit.finetune.guided_ranks import gradient_probe, rank_patterns, spread_ranks
@@ -166,21 +165,21 @@ def _summary(cfg: DictConfig, rows: dict[str, list[dict[str, Any]]], name: str) 
             f"{name} trains {trained:,} parameters, uniform {reference:,}; the adapted modules differ by layer"
         )
     values = torch.tensor([row[score] for row in own], dtype=torch.float64)
+    groups = torch.tensor(own[0]["group"])
     beside = {other: torch.tensor([row[score] for row in rows[other]]).double() for other in rows}
-    against = {other: as_dict(_mean(values - beside[other])) for other in ("uniform", "random_layers") if other in rows}
+    against = {
+        other: mean_estimate(values - beside[other], groups).to_dict()
+        for other in ("uniform", "random_layers")
+        if other in rows
+    }
     against.pop(name, None)
     by_seed = values.mean(1).tolist()
     return {
         "n_trained": trained,
         "of_uniform": trained / reference,
-        "score": as_dict(_mean(values)),
+        "score": as_dict(mean_estimate(values, groups)),
         "minus": against,
     } | {
         "by_seed": by_seed,
         "ranks": [row["ranks"] for row in own] if name == "random_layers" else own[0]["ranks"],
     }
-
-
-def _mean(values: Float[Tensor, "seed pair"]) -> Estimate:
-    pairs, seeds = resamples(values.shape[1], len(values), 0)
-    return Estimate.of(values.mean(), values[seeds].mean(1).gather(1, pairs).mean(1))

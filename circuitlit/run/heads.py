@@ -15,6 +15,7 @@ from omegaconf import DictConfig
 from torch import Tensor
 
 from circuitlit.errors import UserError
+from circuitlit.evaluate.statistics import Groups
 from circuitlit.graph import Circuit
 from circuitlit.heads import (
     Algorithm,
@@ -217,12 +218,14 @@ def _causal(cfg: DictConfig, bench: _Bench, algorithm: Algorithm | None) -> dict
     settings, graph, top = cfg.heads.causal, bench.bed.graph, cfg.heads.top
     checks: dict[str, CausalCheck] = {}
 
-    def check(role: str, behaviour: Behaviour, grid: Tensor, spared: Sequence[Head] = ()) -> None:
+    def check(
+        role: str, behaviour: Behaviour, grid: Tensor, spared: Sequence[Head] = (), groups: Groups = None
+    ) -> None:
         heads = top_heads(grid, top) if role in settings.roles else []
         if graph.n_layers * graph.n_heads < len({*heads, *spared}) + 2 * len(heads):
             spared = ()  # a small model has no others
         if heads:
-            checks[role] = causal_check(behaviour, graph, heads, settings.draws, cfg.seed, spared, watched)
+            checks[role] = causal_check(behaviour, graph, heads, settings.draws, cfg.seed, spared, watched, groups)
 
     if bench.repeats is not None:
         fresh = _repeats(cfg, bench.subject, 1)
@@ -235,7 +238,8 @@ def _causal(cfg: DictConfig, bench: _Bench, algorithm: Algorithm | None) -> dict
         for role, grid in ON_TASK.items():
             if algorithm.roles[role]:
                 here = mark(graph, algorithm.roles[role])
-                check(role, metric, torch.where(here, algorithm.grids[grid].abs(), torch.nan), sorted(with_role))
+                strength = torch.where(here, algorithm.grids[grid].abs(), torch.nan)
+                check(role, metric, strength, sorted(with_role), bench.bed.groups)
     return checks
 
 

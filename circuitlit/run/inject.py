@@ -14,12 +14,11 @@ from omegaconf import DictConfig, open_dict
 from circuitlit.compare.effects import PairBed, as_dict, gain_share, plain_logits
 from circuitlit.compare.injection import reverting_scores
 from circuitlit.compare.matched import matched_nodes, mean_overlap
-from circuitlit.compare.testing import rank_p
 from circuitlit.compare.transplant import Transplant, withheld
 from circuitlit.errors import UserError
-from circuitlit.evaluate import Estimate
 from circuitlit.evaluate.similarity import spearman
-from circuitlit.evaluate.statistics import mean_estimate, resamples
+from circuitlit.evaluate.statistics import combined, mean_estimate, mean_of, ratio
+from circuitlit.evaluate.testing import rank_p
 from circuitlit.files import write_json
 from circuitlit.finetune import examples_of_file
 from circuitlit.model import Subject
@@ -167,24 +166,22 @@ def _reverted(
 
 def _specific(kind: str, beds: dict[str, PairBed], before: dict[str, Outcome], after: dict[str, Outcome]) -> Any:
     """Share that the own kind of fact loses less the share that the other does; both kinds' facts are resampled."""
-    values, drawn = [], []
+    parts = []
     for seed, on in enumerate((kind, next(other for other in KINDS if other != kind))):
         high, low, own = (outcome.metric.double() for outcome in (beds[on].full, before[on], after[on]))
-        rows, _ = resamples(len(own), 1, seed)
-        values.append((high - own).mean() / (high - low).mean())
-        drawn.append((high - own)[rows].mean(1) / (high - low)[rows].mean(1))
-    return Estimate.of(values[0] - values[1], drawn[0] - drawn[1])
+        parts.append(ratio(high - own, high - low, after[on].group, seed))
+    return combined([(1.0, parts[0]), (-1.0, parts[1])]).estimate()
 
 
 def _random(own: float | None, others: list[float | None]) -> dict[str, Any]:
     known = [value for value in others if value is not None]
-    mean = as_dict(mean_estimate(torch.tensor(known))) if known else None
+    mean = as_dict(mean_of(known)) if known else None
     return {"lost": mean, "rank_p": rank_p(own, known) if own is not None and known else None}
 
 
 def _behaviour(before: Outcome, after: Outcome) -> dict[str, Any]:
     return {
-        f"{name}_{when}": as_dict(mean_estimate(getattr(outcome, name)))
+        f"{name}_{when}": as_dict(mean_estimate(getattr(outcome, name), outcome.group))
         for name in ("accuracy", "metric")
         for when, outcome in (("base", before), ("tuned", after))
     }

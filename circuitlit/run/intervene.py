@@ -21,12 +21,12 @@ from circuitlit.compare.effects import (
     scaled,
     text_kl,
 )
-from circuitlit.compare.testing import monotonicity, rank_p, slope
 from circuitlit.compare.transplant import Transplant, withheld
 from circuitlit.compare.writes import Writers, known_nodes
 from circuitlit.errors import UserError
 from circuitlit.evaluate import TestBed
-from circuitlit.evaluate.statistics import mean_estimate
+from circuitlit.evaluate.statistics import mean_estimate, mean_of
+from circuitlit.evaluate.testing import monotonicity, rank_p, slope
 from circuitlit.files import write_json
 from circuitlit.graph import load_circuit
 from circuitlit.objective import Outcome
@@ -75,7 +75,7 @@ def run(cfg: DictConfig) -> dict[str, Any]:
         "chosen": stage.chosen,
         "settings": plain(cfg.intervene),
         "text": cfg.text or "sampled from the model",
-        "full_metric": as_dict(mean_estimate(stage.bed.full.metric)),
+        "full_metric": as_dict(mean_estimate(stage.bed.full.metric, stage.bed.full.group)),
         "ablation": ablated,
         "enhancement": enhancement,
         "transfer": None,
@@ -139,10 +139,10 @@ def _enhancement(stage: Stage) -> dict[str, Any]:
         rows.append(
             {
                 "dose": dose,
-                "metric": as_dict(mean_estimate(outcome.metric)),
-                "change": as_dict(mean_estimate(outcome.metric - bed.full.metric)),
+                "metric": as_dict(mean_estimate(outcome.metric, outcome.group)),
+                "change": as_dict(mean_estimate(outcome.metric - bed.full.metric, outcome.group)),
                 "kl": float(outcome.kl.mean()),
-                "collateral_kl": as_dict(mean_estimate(kl)),
+                "collateral_kl": as_dict(mean_estimate(kl, None)),
             }
         )
     sets = stage.sets()
@@ -160,8 +160,8 @@ def _enhancement(stage: Stage) -> dict[str, Any]:
         "monotonicity": monotonicity(doses, responses),
         "best_dose": max(rows, key=lambda row: row["metric"]["value"])["dose"],
         "random_changes": random,
-        "random_slope": as_dict(mean_estimate(torch.tensor(slopes))),
-        "random_monotonicity": as_dict(mean_estimate(torch.tensor([monotonicity(doses, v) for v in random]))),
+        "random_slope": as_dict(mean_of(slopes)),
+        "random_monotonicity": as_dict(mean_of([monotonicity(doses, v) for v in random])),
         "rank_p": rank_p(abs(own), [abs(value) for value in slopes]),
     }
 
@@ -185,7 +185,7 @@ def _transfer(stage: Stage, move: Transplant) -> dict[str, Any]:
     """The chosen nodes from tuned to base, what they write and their weights, beside random sets."""
     bed = PairBed(stage.subject, stage.bed.batches)
     tuned = bed.measure(lambda batch: plain_logits(move.donor, batch))
-    gap = mean_estimate(tuned.metric - bed.full.metric)
+    gap = mean_estimate(tuned.metric - bed.full.metric, tuned.group)
     sets = stage.sets()
 
     def written(nodes: Sequence[str]) -> tuple[Outcome, Tensor]:
@@ -200,7 +200,7 @@ def _transfer(stage: Stage, move: Transplant) -> dict[str, Any]:
     found: dict[str, Any] = {
         "tuned": {"name": move.donor.name, **move.donor.provenance},
         "metric_gap": as_dict(gap),
-        "gap_is_clear": gap.low is not None and gap.high is not None and gap.low * gap.high > 0,
+        "gap_is_clear": gap.bounds is not None and gap.bounds[0] * gap.bounds[1] > 0,
         "withheld": withheld(stage.subject.graph, stage.chosen),
     }
     for name, way in (("activations", written), ("weights", weighed)):
@@ -211,9 +211,9 @@ def _transfer(stage: Stage, move: Transplant) -> dict[str, Any]:
         known = [share for share in shares if share is not None]
         found[name] = {
             "gain_share": as_dict(own),
-            "random_gain_share": as_dict(mean_estimate(torch.tensor(known))) if known else None,
+            "random_gain_share": as_dict(mean_of(known)) if known else None,
             "rank_p": rank_p(own.value, known) if own.value is not None else None,
-            "collateral_kl": as_dict(mean_estimate(text)),
-            "random_collateral_kl": as_dict(mean_estimate(torch.stack([kl.mean() for _, kl in others]))),
+            "collateral_kl": as_dict(mean_estimate(text, None)),
+            "random_collateral_kl": as_dict(mean_estimate(torch.stack([kl.mean() for _, kl in others]), None)),
         }
     return found

@@ -11,9 +11,9 @@ from hydra.utils import instantiate
 from lightning import seed_everything
 from omegaconf import DictConfig
 
-from circuitlit.compare.testing import benjamini_hochberg, paired_p
 from circuitlit.errors import UserError
 from circuitlit.evaluate.statistics import mean_estimate
+from circuitlit.evaluate.testing import benjamini_hochberg, paired_p
 from circuitlit.files import write_json
 from circuitlit.finetune import HeldOut
 from circuitlit.heads import PatchBed, causal_check
@@ -72,18 +72,19 @@ def _task(cfg: DictConfig, subject: Subject) -> dict[str, Any]:
     """How well the model does a task, by group of pairs; and the heads, where the task has subjects and relations."""
     splits = instantiate(cfg.task.build)(tokenizer=subject.tokenizer)
     data = encoded(cfg, splits, subject)
-    accuracy, kept, groups = [], {}, {}
+    accuracy, shared, kept, groups = [], [], {}, {}
     for name in ("train", "test"):
         pairs: EncodedPairs = getattr(data, name)
         outcome = HeldOut(subject.model, pairs, cfg.data.eval_batch_size, subject.device).base
         right = outcome.accuracy.bool().tolist()
         kept[name] = [place for place, good in enumerate(right) if good]
         accuracy.append(outcome.accuracy)
+        shared.append(outcome.group + sum(map(len, shared)))
         for pair, good in zip(getattr(splits, name), right, strict=True):
-            groups.setdefault(pair.group.split("/")[0] or "all", []).append(good)
+            groups.setdefault(pair.template.split("/")[0] or "all", []).append(good)
     result: dict[str, Any] = {
         "n_pairs": sum(map(len, accuracy)),
-        "accuracy": asdict(mean_estimate(torch.cat(accuracy))),
+        "accuracy": asdict(mean_estimate(torch.cat(accuracy), torch.cat(shared))),
         "answered": {name: len(rows) for name, rows in kept.items()},
         "groups": {name: {"n": len(own), "answered": sum(own)} for name, own in sorted(groups.items())},
         "roles": None,
@@ -107,7 +108,7 @@ def _roles(cfg: DictConfig, bed: PatchBed, test: PatchBed, role_names: Sequence[
     settings, found = cfg.knowledge, {}
     for role in ROLES:
         tried = role_effects(bed, role_names, role, settings.candidates)
-        q = benjamini_hochberg([paired_p(entry.drop) for entry in tried])
+        q = benjamini_hochberg([paired_p(entry.drop, entry.groups) for entry in tried])
         real = [
             (entry, value)
             for entry, value in zip(tried, q, strict=True)
@@ -117,7 +118,11 @@ def _roles(cfg: DictConfig, bed: PatchBed, test: PatchBed, role_names: Sequence[
         if real:
             heads = [entry.head for entry, _ in real]
             check = _checked(
-                asdict(causal_check(_behaviour(test, role_names, role), test.graph, heads, settings.draws))
+                asdict(
+                    causal_check(
+                        _behaviour(test, role_names, role), test.graph, heads, settings.draws, groups=test.groups
+                    )
+                )
             )
         found[role] = {"heads": [_listed(entry, value) for entry, value in real], "tried": len(tried), "check": check}
     return found

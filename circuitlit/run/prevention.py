@@ -4,12 +4,11 @@ from __future__ import annotations
 
 import copy
 from collections.abc import Sequence
-from dataclasses import asdict
 from typing import Any
 
 import torch
 from hydra.utils import instantiate
-from jaxtyping import Float
+from jaxtyping import Float, Int
 from lightning import Trainer
 from omegaconf import DictConfig
 from torch import Tensor
@@ -20,8 +19,7 @@ from circuitlit.compare.injection import expected_changes
 from circuitlit.compare.matched import matched_nodes, mean_overlap
 from circuitlit.compare.transplant import withheld
 from circuitlit.errors import UserError
-from circuitlit.evaluate import Estimate
-from circuitlit.evaluate.statistics import mean_estimate, resamples
+from circuitlit.evaluate.statistics import mean_estimate
 from circuitlit.finetune import Examples, Optimisation, SupervisedTuner, TuningData, answer_log_probs, examples_of_task
 from circuitlit.graph import EdgeScores
 from circuitlit.model import Subject
@@ -62,6 +60,7 @@ def prevention(
     train = list(data[settings.tune_on]["train"].chosen.batches(cfg.data.eval_batch_size))
     importance, moved = _importance([scores[name] for name in others]), expected_changes(base, train)
     nodes = conflicting(importance, moved, settings.nodes)
+    groups = {name: _groups(data[name]["test"]) for name in tasks}
     before = {name: _losses(cfg, base, data[name]["test"]) for name in tasks}
     damage: dict[str, dict[str, list[Tensor]]] = {arm: {name: [] for name in tasks} for arm in ARMS}
     sets = [matched_nodes(base.graph, nodes, 1, int(seed))[0] for seed in settings.seeds]
@@ -70,6 +69,10 @@ def prevention(
             tuned = _tuned(cfg, base, data[settings.tune_on], int(seed), frozen)
             for name in tasks:
                 damage[arm][name].append(_losses(cfg, tuned, data[name]["test"]) - before[name])
+
+    def mean(values: Float[Tensor, "*seed pair"], name: str) -> dict[str, Any]:
+        return mean_estimate(values, groups[name]).to_dict()
+
     stacked = {arm: {name: torch.stack(rows) for name, rows in own.items()} for arm, own in damage.items()}
     return {
         "on": settings.tune_on,
@@ -80,11 +83,11 @@ def prevention(
         "conflict": conflict_index(importance, moved),
         "seeds": list(settings.seeds),
         "steps": cfg.tune.steps,
-        "loss_before": {name: asdict(mean_estimate(values)) for name, values in before.items()},
-        "loss_change": {arm: {name: asdict(_mean(v)) for name, v in own.items()} for arm, own in stacked.items()},
+        "loss_before": {name: mean(values, name) for name, values in before.items()},
+        "loss_change": {arm: {name: mean(v, name) for name, v in own.items()} for arm, own in stacked.items()},
         "by_seed": {arm: {name: v.mean(1).tolist() for name, v in own.items()} for arm, own in stacked.items()},
         "spared": {
-            arm: {name: asdict(_mean(stacked[arm][name] - stacked["conflict"][name])) for name in tasks}
+            arm: {name: mean(stacked[arm][name] - stacked["conflict"][name], name) for name in tasks}
             for arm in ("nothing", "random")
         },
     }
@@ -108,6 +111,11 @@ def _losses(cfg: DictConfig, subject: Subject, examples: Examples) -> Float[Tens
     return torch.cat([-answer_log_probs(subject.model, b.to(subject.device)).sum(-1).cpu() for b in batches])
 
 
+def _groups(examples: Examples) -> Int[Tensor, "pair"]:
+    """Which held-out answers share a sentence."""
+    return torch.cat([batch.group for batch in examples.chosen.batches(len(examples.chosen))])
+
+
 def _tuned(cfg: DictConfig, base: Subject, examples: dict[str, Examples], seed: int, frozen: Sequence[str]) -> Subject:
     """A copy of the base, tuned supervised in all weights but the frozen nodes'."""
     made = Subject(copy.deepcopy(base.model), base.tokenizer, base.name)
@@ -123,10 +131,3 @@ def _tuned(cfg: DictConfig, base: Subject, examples: dict[str, Examples], seed: 
     made.model.requires_grad_(False)
     tuner.to(base.device)
     return made
-
-
-def _mean(values: Float[Tensor, "seed pair"]) -> Estimate:
-    """Mean over seeds and pairs; both are resampled."""
-    pairs, draws = resamples(values.shape[1], len(values), 0)
-    own = values.double()
-    return Estimate.of(own.mean(), own[draws].mean(1).gather(1, pairs).mean(1))

@@ -81,7 +81,7 @@ def _measured(cfg: DictConfig, whole: Subject, small: Any, cut: list[str]) -> di
     change = asdict(behaviour_change(bed.full, outcome))
     return {
         "held_out": change,
-        "text_kl": as_dict(mean_estimate(moved)),
+        "text_kl": as_dict(mean_estimate(moved, None)),
         "beside_ablated": {"max_logit_difference": off, "max_logit": size},
     }
 

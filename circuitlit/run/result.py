@@ -123,7 +123,7 @@ def _rival(bed: TestBed, equal: Circuit, circuit: Circuit, rival: EdgeScores, fo
         | {"label": f"{rival.method}, {ranking}"},
         "attribution_reachable": _entry(bed, [bed.run(reachable)])
         | {"n_edges": int(reachable.sum()), "n_edges_reachable": int(reachable_edges(rival.graph, reachable).sum())},
-        "attribution_minus_circuit_kl": asdict(paired_difference(nominal.kl, found.kl)),
+        "attribution_minus_circuit_kl": asdict(paired_difference(nominal.kl, found.kl, found.group)),
     }
 
 

@@ -86,7 +86,7 @@ def run(cfg: DictConfig) -> dict[str, Any]:
         "provenance": facts,
     }
     write_json(folder / "history.json", {"rows": history.rows})
-    by_pair = {"accuracy": outcome.accuracy.tolist(), "metric": outcome.metric.tolist()}
+    by_pair = {name: getattr(outcome, name).tolist() for name in ("accuracy", "metric", "group")}
     write_json(folder / "held_out.json", by_pair, indent=None)  # for paired tests between runs
     write_json(folder / "result.json", result)
     print_behaviour(result, CONSOLE)

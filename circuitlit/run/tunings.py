@@ -139,7 +139,7 @@ def _scores(path: str, match: str) -> dict[int, float]:
 
 
 def _estimate(values: torch.Tensor | None) -> dict[str, float | None] | None:
-    return None if values is None else asdict(mean_estimate(values))
+    return None if values is None else asdict(mean_estimate(values, None))
 
 
 def _shared(circuits: dict[str, Resampled]) -> dict[str, Any]:

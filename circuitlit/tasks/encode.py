@@ -55,7 +55,13 @@ def encode(pairs: Sequence[Pair], tokenizer: PreTrainedTokenizerBase, role_names
     with _no_collector():
         chunks = _shared_out(work, begins) if len(pairs) >= _MANY else map(work, begins)
         rows = [row for chunk in chunks for row in chunk]
-    return EncodedPairs(rows, tuple(role_names))
+    return EncodedPairs(rows, tuple(role_names), _groups(pairs))
+
+
+def _groups(pairs: Sequence[Pair]) -> tuple[int, ...]:
+    """Numbers of what pairs share, in the order of their first pair; a pair that shares nothing has its own."""
+    numbers: dict[object, int] = {}
+    return tuple(numbers.setdefault(pair.unit or place, len(numbers)) for place, pair in enumerate(pairs))
 
 
 def _rows(
@@ -128,7 +134,7 @@ def _tokenised(pairs: Sequence[Pair], tokenizer: PreTrainedTokenizerBase, front:
 
 
 def _name(number: int, pair: Pair) -> str:
-    origin = pair.source or pair.group
+    origin = pair.source or pair.template
     return f"pair {number} ({origin})" if origin else f"pair {number}"
 
 

@@ -77,10 +77,12 @@ class EncodedPairs:
     Attributes:
         rows: one for each pair, in the split's order.
         role_names: names of the roles in `rows`, from "other" to "end".
+        groups: number of the sentence (or other item) that each pair shares with others; empty where each stands alone.
     """
 
     rows: list[Row]
     role_names: tuple[str, ...]
+    groups: tuple[int, ...] = ()
 
     def __len__(self) -> int:
         return len(self.rows)
@@ -129,6 +131,7 @@ class EncodedPairs:
 
         return Batch(
             index=taken,
+            group=torch.tensor([self.groups[i] for i in indices]) if self.groups else taken.clone(),
             clean=cut(rows.clean, width),
             corrupted=cut(rows.corrupted, width),
             lengths=lengths,

@@ -141,4 +141,4 @@ def _pair(key: str, template: str, names: Sequence[str], place: str, thing: str)
     word = re.compile(r"\w+|[^\w\s]").search(clean, after)
     assert word is not None
     roles = (*spans, ("s1+1", word.start(), word.end()))
-    return Pair(clean, corrupted, f" {io}", f" {subject}", roles, group=key)
+    return Pair(clean, corrupted, f" {io}", f" {subject}", roles, template=key)

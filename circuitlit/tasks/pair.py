@@ -23,8 +23,10 @@ class Pair:
         in_place: True where the answer does not follow the prompt: the model says its tokens, one each, at the prompt's
             last tokens (a sequence is mapped to a sequence).
         roles: `(role, start, end)` character spans of `clean` that name what its tokens are for.
-        group: name of the template that made the pair; splits keep groups apart.
+        template: name of the template that made the pair, with its variant (`went/ABBA`).
         source: where the pair comes from (`pairs.jsonl:17`), for messages.
+        group: the sentence, fact, operands ... that pairs share, so that they are one observation of it; empty takes
+            the template without its variant.
     """
 
     clean: str
@@ -32,11 +34,17 @@ class Pair:
     answer: str
     wrong_answer: str | None = None
     roles: tuple[tuple[str, int, int], ...] = field(default=())
-    group: str = ""
+    template: str = ""
     source: str = ""
     right: tuple[str, ...] = ()
     wrong: tuple[str, ...] = ()
     in_place: bool = False
+    group: str = ""
+
+    @property
+    def unit(self) -> str:
+        """What the pair shares with others, for intervals that speak for new sentences; empty where it stands alone."""
+        return self.group or self.template.split("/")[0]
 
 
 @dataclass
@@ -48,6 +56,7 @@ class Batch:
 
     Attributes:
         index: place of each pair in its split; caches are keyed by it.
+        group: number of the sentence (or other item) that a pair shares with others of its split.
         clean: token ids of the clean prompts.
         corrupted: token ids of the corrupted prompts.
         lengths: real tokens in each row.
@@ -63,6 +72,7 @@ class Batch:
     """
 
     index: Int[Tensor, "batch"]
+    group: Int[Tensor, "batch"]
     clean: Int[Tensor, "batch pos"]
     corrupted: Int[Tensor, "batch pos"]
     lengths: Int[Tensor, "batch"]

@@ -107,8 +107,8 @@ def _smallest(cfg: DictConfig, bench: Workbench, scores: EdgeScores, bed: TestBe
     probe = validation(bench, cfg.evolve.probe_pairs)
     if probe is None:
         raise UserError(f"task {cfg.task.name} has no validation pairs to choose the smallest circuit by")
-    gap = paired_difference(probe.full.metric, probe.corrupted.metric)
-    if gap.low is None or gap.low <= 0:
+    gap = paired_difference(probe.full.metric, probe.corrupted.metric, probe.full.group)
+    if gap.bounds is None or gap.bounds[0] <= 0:
         reason = f"clean prompts are not clearly better than corrupted ones ({gap}), so no circuit explains anything"
         return {"status": "FAILED", "reason": reason, "smallest": None, "smallest_raw": None}
     if not cfg.evolve.smallest:

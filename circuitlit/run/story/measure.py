@@ -15,10 +15,10 @@ from torch import Tensor
 
 from circuitlit.compare.effects import PairBed, as_dict, gain_share, plain_logits, text_kl
 from circuitlit.compare.layers import changed_layers, circuit_layers, layer_nodes, top_layers
-from circuitlit.compare.testing import rank_p
 from circuitlit.compare.transplant import Transplant
 from circuitlit.evaluate import paired_difference
-from circuitlit.evaluate.statistics import mean_estimate
+from circuitlit.evaluate.statistics import mean_estimate, mean_of
+from circuitlit.evaluate.testing import rank_p
 from circuitlit.finetune import HeldOut, behaviour_change, save_model
 from circuitlit.objective import Outcome
 from circuitlit.run.build import build_subject, encoded
@@ -53,16 +53,16 @@ class Answers:
         moved = text_kl(self._base, self._text, lambda: tuned.unembed(tuned.hidden(self._text)))
         self._found[name] = outcome, moved
         change = behaviour_change(self._pairs.base, outcome)
-        return {"held_out": change.to_dict(), "text_kl": as_dict(mean_estimate(moved))}
+        return {"held_out": change.to_dict(), "text_kl": as_dict(mean_estimate(moved, None))}
 
     def between(self, names: list[str]) -> dict[str, Any]:
         """The first way minus the second: accuracy, metric, and KL on other text, pair by pair."""
         (one, text), (other, other_text) = self._found[names[0]], self._found[names[1]]
         return {
             "ways": names[:2],
-            "accuracy": as_dict(paired_difference(one.accuracy, other.accuracy)),
-            "metric": as_dict(paired_difference(one.metric, other.metric)),
-            "text_kl": as_dict(paired_difference(text, other_text)),
+            "accuracy": as_dict(paired_difference(one.accuracy, other.accuracy, one.group)),
+            "metric": as_dict(paired_difference(one.metric, other.metric, one.group)),
+            "text_kl": as_dict(paired_difference(text, other_text, None)),
         }
 
 
@@ -100,8 +100,8 @@ def carried_by_layers(
         chance = [_row(bed, goal, moved, layers) for layers in sets]
         shares = [row["gain_share"]["value"] for row in chance if row["gain_share"]["value"] is not None]
         beside = {
-            "random": as_dict(mean_estimate(torch.tensor(shares))) if shares else None,
-            "random_text_kl": as_dict(mean_estimate(torch.tensor([row["text_kl"] for row in chance]))),
+            "random": as_dict(mean_of(shares)) if shares else None,
+            "random_text_kl": as_dict(mean_of([row["text_kl"] for row in chance])),
         }
         for name, order in rankings.items():
             row = _row(bed, goal, moved, top_layers(order, size))
@@ -116,7 +116,7 @@ def _row(
 ) -> dict[str, Any]:
     outcome, kl = moved(layers)
     share = as_dict(gain_share(bed.full, goal, outcome))
-    accuracy = as_dict(mean_estimate(outcome.accuracy))
+    accuracy = as_dict(mean_estimate(outcome.accuracy, outcome.group))
     return {"layers": layers, "gain_share": share, "accuracy": accuracy, "text_kl": kl}
 
 

@@ -11,9 +11,10 @@ from typing import Any
 import torch
 from omegaconf import DictConfig
 
-from circuitlit.evaluate import consensus, paired_difference, summarise
+from circuitlit.evaluate import Estimate, consensus, summarise
 from circuitlit.evaluate.fewest import fewest_edges
 from circuitlit.evaluate.similarity import Spread
+from circuitlit.evaluate.statistics import INTERVALS, mean_estimate
 from circuitlit.graph import Circuit
 from circuitlit.objective import Outcome
 from circuitlit.run.study.cells import Cell
@@ -108,9 +109,11 @@ def _envelope(estimates: list[dict[str, float | None]]) -> dict[str, float | Non
     """Mean of the seeds' values, and an interval that holds all of theirs."""
     known = [e for e in estimates if None not in e.values()]
     if not known:
-        return {"value": None, "low": None, "high": None}
+        return Estimate().to_dict()
     value = sum(e["value"] for e in known) / len(known)  # type: ignore[misc]
-    return {"value": value, "low": min(e["low"] for e in known), "high": max(e["high"] for e in known)}  # type: ignore[type-var]
+    lows, highs = ("low", "low_sentences"), ("high", "high_sentences")
+    ends = {name: min(e[name] for e in known) for name in lows} | {name: max(e[name] for e in known) for name in highs}  # type: ignore[type-var]
+    return {"value": value, **ends}
 
 
 def _paired(done: Finished) -> list[dict[str, Any]]:
@@ -125,8 +128,9 @@ def _paired(done: Finished) -> list[dict[str, Any]]:
         rivals = {cell: group[0][2] for cell, group in here.items() if cell.kind == "attribution"}
         learners = {cell: group for cell, group in here.items() if cell.kind == "learner"}
         for (learner, group), best in product(learners.items(), _best(rivals)):
-            ours = torch.stack([_outcome(row["by_pair"]).kl for _, _, row in group]).mean(0)
-            difference = paired_difference(ours, _outcome(rivals[best]["by_pair"]).kl)
+            ours = torch.stack([_outcome(row["by_pair"]).kl for _, _, row in group])
+            rival = _outcome(rivals[best]["by_pair"])
+            difference = mean_estimate(ours - rival.kl, rival.group)
             names = {"task": task, "sparsity": sparsity, "learner": learner.method, "attribution": best.method}
             found.append({**names, "n_seeds": len(group), **asdict(difference)})
     return found
@@ -137,7 +141,8 @@ def _wins(paired: list[dict[str, Any]]) -> list[dict[str, Any]]:
     found: dict[tuple[str, float], dict[str, list[str]]] = {}
     for item in paired:
         sides = found.setdefault((item["learner"], item["sparsity"]), {"won": [], "lost": [], "open": []})
-        side = "won" if item["high"] < 0 else "lost" if item["low"] > 0 else "open"
+        low, high = Estimate(**{name: item[name] for name in INTERVALS}).bounds or (-math.inf, math.inf)
+        side = "won" if high < 0 else "lost" if low > 0 else "open"
         sides[side].append(item["task"])
     return [{"learner": learner, "sparsity": sparsity, **sides} for (learner, sparsity), sides in found.items()]
 

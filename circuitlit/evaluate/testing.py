@@ -1,0 +1,95 @@
+"""Tests on pairs that know which of them share a sentence, and their correction where many are made."""
+
+from __future__ import annotations
+
+import math
+from collections.abc import Sequence
+
+import torch
+from jaxtyping import Float
+from scipy.stats import binomtest, false_discovery_control, spearmanr, ttest_1samp
+from torch import Tensor
+
+from circuitlit.evaluate.statistics import Groups, group_means
+
+LEVEL = 0.05
+
+
+def holm(p: Sequence[float]) -> list[float]:
+    """p-values adjusted so that rejecting those up to alpha errs anywhere with a probability of at most alpha.
+
+    Source: Holm, Scandinavian Journal of Statistics 6 (1979).
+    """
+    order = sorted(range(len(p)), key=p.__getitem__)
+    adjusted, largest = [1.0] * len(p), 0.0
+    for rank, place in enumerate(order):
+        largest = max(largest, min(1.0, (len(p) - rank) * p[place]))
+        adjusted[place] = largest
+    return adjusted
+
+
+def benjamini_hochberg(p: Sequence[float]) -> list[float]:
+    """p-values adjusted so that of those up to q an expected share of at most q is false.
+
+    Source: Benjamini and Hochberg, Journal of the Royal Statistical Society B 57 (1995).
+    """
+    return false_discovery_control(list(p)).tolist() if p else []
+
+
+def paired_p(difference: Float[Tensor, "pair"], groups: Groups) -> float:
+    """Two-sided p of a mean difference of 0 on new sentences: Student's t on the groups' means.
+
+    1 where it cannot be tested (a single group, or numbers that are not finite) and where all differences are 0. Group
+    means that are all equal have no t; there it is the least p that signs alone can give, `2 ** (1 - groups)`.
+    """
+    return _t_test(difference, 0.0, groups, "two-sided")
+
+
+def above_chance(right: Float[Tensor, "pair"], chance: float, groups: Groups) -> float:
+    """One-sided p of more right answers than chance gives: t on the groups' means, or exact for pairs that stand alone.
+
+    Args:
+        right: 1 where the answer is right, else 0.
+        chance: probability of a right guess.
+        groups: which pairs share a sentence; None, or all different, where every pair stands alone.
+    """
+    if groups is None or len(groups.unique()) == len(groups):
+        return float(binomtest(int(right.sum()), len(right), chance, alternative="greater").pvalue)
+    return _t_test(right, chance, groups, "greater")
+
+
+def _t_test(values: Float[Tensor, "pair"], null: float, groups: Groups, alternative: str) -> float:
+    means = group_means(values, groups)
+    count, middle = len(means), float(means.mean()) - null
+    if count < 2 or not math.isfinite(middle) or bool((means == null).all()):
+        return 1.0
+    if float(means.std()) == 0:
+        return 1.0 if alternative == "greater" and middle < 0 else 2.0 ** (1 - count)
+    return float(ttest_1samp(means.numpy(), null, alternative=alternative)[1])  # type: ignore[arg-type]
+
+
+def rank_p(value: float, random: Sequence[float]) -> float:
+    """Share of random values at least as large, the value itself counted; in (0, 1]."""
+    return (1 + sum(other >= value for other in random)) / (1 + len(random))
+
+
+def enough_draws(claims: int, level: float = LEVEL) -> int:
+    """Fewest random draws with which each of some claims can fall below a level after Holm's correction.
+
+    The least `rank_p` of k draws is 1 / (k + 1), which has to be below level / claims.
+    """
+    return math.floor(claims / level + 1e-9)
+
+
+def monotonicity(doses: Sequence[float], values: Sequence[float]) -> float:
+    """Spearman's correlation of response with dose; 0 where nothing responds."""
+    if len(set(values)) < 2:
+        return 0.0
+    return float(spearmanr(doses, values)[0])  # type: ignore[arg-type]
+
+
+def slope(doses: Sequence[float], values: Sequence[float]) -> float:
+    """Least-squares slope of response over dose."""
+    x, y = (torch.tensor(v, dtype=torch.float64) for v in (list(doses), list(values)))
+    x = x - x.mean()
+    return float((x * y).sum() / (x * x).sum())
