@@ -9,6 +9,7 @@ import pytest
 import torch
 from cli import call, failure, settings
 
+from circuitlit.evaluate.statistics import INTERVALS
 from circuitlit.graph import Circuit, EdgeScores, Graph, load_circuit
 
 TINY = Graph(2, 2, 2)
@@ -37,7 +38,7 @@ def test_evaluate_repeats_what_the_run_said_and_adds_to_it(
         k: v for k, v in theirs.items() if k not in untimed
     }
     assert ours["circuit"]["provenance"] == Circuit.load(found).provenance
-    assert set(ours["curve"]["cpr"]) == {"value", "low", "high"} and len(ours["curve"]["points"]) == 10
+    assert set(ours["curve"]["cpr"]) == set(INTERVALS) and len(ours["curve"]["points"]) == 10
     assert ours["completeness"]["n_knockouts"] == 2 and ours["minimality"]["edges"]["n_parts"] == 3
     assert ours["smallest"]["faithfulness"]["status"] in ("OK", "FAILED")
     assert {"report.html", "circuit.safetensors"} <= {p.name for p in tmp_path.iterdir()}

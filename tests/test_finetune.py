@@ -16,6 +16,7 @@ from safetensors.torch import load_file
 from transformers import AutoModelForCausalLM, AutoTokenizer
 
 from circuitlit.errors import UserError
+from circuitlit.evaluate.statistics import INTERVALS
 from circuitlit.finetune import (
     HeldOut,
     Optimisation,
@@ -288,7 +289,7 @@ def test_the_verb_leaves_folders_index_and_result(local: Path, tmp_path: Path) -
     result = json.loads((tmp_path / "result.json").read_text())
     assert (result["tune"], result["adapter"], result["steps"]) == ("sft", "lora", 12)
     assert result["status"] in ("OK", "FAILED") and bool(result["reason"]) == (result["status"] == "FAILED")
-    assert set(result["held_out"]["accuracy_change"]) == {"value", "low", "high"}
+    assert set(result["held_out"]["accuracy_change"]) == set(INTERVALS)
     index = json.loads((tmp_path / "checkpoints" / "checkpoints.json").read_text())
     assert index["kind"] == "peft" and [row["step"] for row in index["checkpoints"]] == [0, 3, 12]
     assert [row["examples"] for row in index["checkpoints"]] == [0, 12, 48]

@@ -29,6 +29,7 @@ from circuitlit.compare.transplant import Transplant, everything, withheld
 from circuitlit.compare.writes import Writers, inner_nodes
 from circuitlit.errors import UserError
 from circuitlit.evaluate import TestBed
+from circuitlit.evaluate.statistics import Statistic, ratio
 from circuitlit.evaluate.testing import benjamini_hochberg, holm, monotonicity, paired_p, rank_p, slope
 from circuitlit.graph import EdgeScores, Graph
 from circuitlit.masked import MaskedModel, References
@@ -189,8 +190,8 @@ def test_corrections_by_hand() -> None:
 
 
 def test_specificity_and_generality_by_hand() -> None:
-    def fixed(value: float) -> tuple[torch.Tensor, torch.Tensor]:
-        return torch.tensor(value), torch.full((2000,), value)
+    def fixed(value: float) -> Statistic:
+        return ratio(torch.full((4,), value), torch.ones(4), None)
 
     found = specificity(fixed(0.9), [fixed(0.2), fixed(0.4)])
     assert (found.value, found.low, found.high) == pytest.approx((0.6, 0.6, 0.6))

@@ -83,14 +83,16 @@ def test_facts_are_many_and_well_formed() -> None:
 def test_pairs_swap_the_subject_only(byte_bpe: PreTrainedTokenizerBase) -> None:
     splits = factual(byte_bpe, 60, 10, 30, seed=1)
     for pair in (*splits.train, *splits.val, *splits.test):
-        things = dict(RELATIONS[pair.group.split("/")[0]].items())
+        things = dict(RELATIONS[pair.template.split("/")[0]].items())
         spans = {role: pair.clean[start:end] for role, start, end in pair.roles}
         subject = spans["subject"]
         other = pair.corrupted[len(pair.clean.split(subject)[0]) :][: len(pair.corrupted)]
         assert pair.answer == f" {things[subject]}" != pair.wrong_answer and spans["relation"]
         swapped = next(name for name in things if other.startswith(name) and f" {things[name]}" == pair.wrong_answer)
         assert pair.corrupted == pair.clean.replace(subject, swapped, 1)
-    assert {pair.group[-1] for pair in splits.test} == {"2"} and "2" not in {pair.group[-1] for pair in splits.train}
+    assert {pair.template[-1] for pair in splits.test} == {"2"} and "2" not in {
+        pair.template[-1] for pair in splits.train
+    }
     encode(splits.train, byte_bpe, splits.role_names)
     with pytest.raises(UserError, match="no relation 'colour'"):
         factual(byte_bpe, 1, 1, 1, 0, relations=["colour"])

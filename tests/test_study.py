@@ -11,6 +11,7 @@ from hydra import compose, initialize_config_dir
 
 from circuitlit.evaluate.fewest import fewest_edges
 from circuitlit.evaluate.similarity import corrected_jaccard
+from circuitlit.evaluate.statistics import INTERVALS
 from circuitlit.graph import Circuit
 from circuitlit.report.study import study_figures
 from circuitlit.run.study.cells import Cell
@@ -84,7 +85,7 @@ def test_rows_are_the_circuits_of_their_cells(done: Path) -> None:
     kls = [sum(cell["rows"][0]["by_pair"]["kl"]) / 12 for cell in cells]
     assert row["kl"]["value"] == pytest.approx(sum(kls) / 2)
     attributed = next(r for r in study["rows"] if r["method"] == "mask_gradients")
-    assert len(attributed["noise"]["values"]) == 3 and set(attributed["cpr"]) == {"value", "low", "high"}
+    assert len(attributed["noise"]["values"]) == 3 and set(attributed["cpr"]) == set(INTERVALS)
 
 
 def test_paired_differences_are_with_the_better_attribution(done: Path) -> None:
