@@ -83,6 +83,14 @@ def negative_metric(
     return -task_metric(logits, batch)
 
 
+UNITS: dict[Objective, str] = {
+    kl_divergence: "nats",
+    answer_cross_entropy: "nats",
+    logit_difference_error: "logits",
+    negative_metric: "task metric",
+}
+
+
 def says_answer(logits: Float[Tensor, "batch answer vocab"], batch: Batch) -> Bool[Tensor, "batch"]:
     """True where the most likely token is the answer at every answer position, or is one of the right choices."""
     said = says(logits, batch.answer, batch.answer_mask)

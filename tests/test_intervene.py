@@ -31,7 +31,7 @@ from circuitlit.errors import UserError
 from circuitlit.evaluate import TestBed
 from circuitlit.evaluate.statistics import Statistic, ratio
 from circuitlit.evaluate.testing import benjamini_hochberg, holm, monotonicity, paired_p, rank_p, slope
-from circuitlit.graph import EdgeScores, Graph
+from circuitlit.graph import Circuit, EdgeScores, Graph
 from circuitlit.masked import MaskedModel, References
 from circuitlit.model import Subject, unwrap
 from circuitlit.objective import Outcome
@@ -200,11 +200,11 @@ def test_specificity_and_generality_by_hand() -> None:
     assert generality([[None, 0.4], [0.2, 1.0]]) is None
     graph = Graph(1, 1, 1)
     rest = [0.0] * (graph.n_edges - 4)
-    one = EdgeScores(graph, torch.tensor([[4.0, 3.0, 0.0, 1.0, *rest]]), "by hand")
-    other = EdgeScores(graph, torch.tensor([[0.0, 3.0, 4.0, 1.0, *rest]]), "by hand")
+    one = Circuit.cut(EdgeScores(graph, torch.tensor([[4.0, 3.0, 0.0, 1.0, *rest]]), "by hand"), 2)
+    other = Circuit.cut(EdgeScores(graph, torch.tensor([[0.0, 3.0, 4.0, 1.0, *rest]]), "by hand"), 2)
     sets = composites(one, other, 2)
     assert sets["union"][0, :4].tolist() == [True, False, True, False]
-    assert sets["intersection"][0, :2].tolist() == [False, True] and bool(sets["intersection"][0, 3])
+    assert sets["intersection"][0, :4].tolist() == [True, True, False, False]  # the shared edge, and the strongest
 
 
 def test_conflict_by_hand() -> None:

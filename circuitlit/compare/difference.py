@@ -15,7 +15,8 @@ from jaxtyping import Bool, Float, Int
 from torch import Tensor
 
 from circuitlit.errors import UserError
-from circuitlit.graph import EdgeScores, Graph, top_k
+from circuitlit.graph import Circuit, EdgeScores, Graph, top_k
+from circuitlit.graph.scores import normalised
 
 LABELS = ("absent", "added", "removed", "strengthened", "weakened", "modified", "reused", "uncertain")
 MINIMUM = 10  # resamples
@@ -40,9 +41,15 @@ class Resampled:
             raise UserError(f"{len(self.resamples)} resamples are too few for a noise floor; take at least {MINIMUM}")
 
     @cached_property
+    def circuit(self) -> Circuit:
+        """The circuit of all pairs."""
+        return Circuit.cut(self.scores, self.count)
+
+    @cached_property
     def shares(self) -> Float[Tensor, "resample edge"]:
-        """Each resample's normalised scores, `|s| / sum |s|`."""
-        return torch.stack([normalised(scores) for scores in self.resamples])
+        """Each edge's share of the weight of each resample's circuit; 0 outside of it."""
+        weights = [scores.weight * top_k(scores.order, self.count) for scores in self.resamples]
+        return torch.stack([normalised(weight) for weight in weights])
 
     @cached_property
     def circuits(self) -> Bool[Tensor, "resample edge"]:
@@ -55,15 +62,9 @@ class Resampled:
         return self.circuits.float().mean(0)
 
 
-def normalised(scores: EdgeScores) -> Float[Tensor, "edge"]:
-    """`|s| / sum |s|` in float64; scores of several token roles are added up."""
-    size = scores.values.double().abs().sum(0)
-    return size / size.sum().clamp(min=torch.finfo(torch.float64).tiny)
-
-
 def kept_edges(scores: EdgeScores, count: int) -> Bool[Tensor, "edge"]:
     """The circuit of `count` masks as a set of edges; an edge without any score is in no circuit."""
-    return (top_k(scores.importance(), count) & (scores.values != 0)).any(0)
+    return (top_k(scores.order, count) & (scores.signed != 0)).any(0)
 
 
 def corrected_jaccard(one: Bool[Tensor, "edge"], other: Bool[Tensor, "edge"]) -> float:
@@ -87,8 +88,9 @@ class CircuitDifference:
     Attributes:
         graph: the edges' order.
         labels: index into `LABELS` for each edge.
-        ratio: `log(s1 / s0)` of normalised scores, NaN where one of them is 0.
-        low, high: 95 % interval of `ratio` over paired resamples.
+        ratio: `log(s1 / s0)` of the edge's shares of the circuits' weights, NaN where one of them is 0.
+        low, high: 95 % interval of `ratio` over those paired resamples that have the edge in both circuits.
+        change: of the edge's share, tuned minus base.
         inclusion: share of resamples whose circuit holds the edge, base and tuned.
         distance: 1 - corrected Jaccard of the two circuits; 0 is equal, 1 no more alike than random ones.
         floor: the 95th percentile of that distance within a model, between its resamples: both models', every pair.
@@ -101,6 +103,7 @@ class CircuitDifference:
     ratio: Float[Tensor, "edge"]
     low: Float[Tensor, "edge"]
     high: Float[Tensor, "edge"]
+    change: Float[Tensor, "edge"]
     inclusion: Float[Tensor, "model edge"]
     distance: float
     floor: float
@@ -117,13 +120,12 @@ class CircuitDifference:
         return self.distance > self.floor
 
     def to_dict(self, names: int = 20) -> dict[str, Any]:
-        """Counts, distances, and the names of each label's edges of largest change."""
+        """Counts, distances, and the names of each label's edges whose shares changed most."""
         counts = Counter(LABELS[label] for label in self.labels.tolist())
         listed = {}
         for label in LABELS[1:]:
             edges = self.edges(label).nonzero()[:, 0]
-            size = self.ratio[edges].abs().nan_to_num(nan=math.inf)
-            order = edges[size.argsort(descending=True, stable=True)][:names]
+            order = edges[self.change[edges].abs().argsort(descending=True, stable=True)][:names]
             listed[label] = [self.graph.edge_name(int(edge)) for edge in order]
         return {
             "counts": {label: counts[label] for label in LABELS},
@@ -145,9 +147,10 @@ def circuit_difference(
     """Label every edge.
 
     An edge is added (removed) where at most 0.1 of the base (tuned) resamples hold it and at least 0.9 of the others;
-    retained where 0.9 of both do, absent where 0.1 of both do, and uncertain otherwise. A retained edge whose score
-    changes sign, or whose writer's function changed, is modified; it is strengthened (weakened) where its share of all
-    scores grew (shrank) by more than `delta` in logarithm and the interval excludes no change; else it is reused.
+    retained where 0.9 of both do, absent where 0.1 of both do, and uncertain otherwise. A retained edge whose effect
+    changes sign (gates have none), or whose writer's function changed, is modified; it is strengthened (weakened) where
+    its share of the circuit's weight grew (shrank) by more than `delta` in logarithm and the interval excludes no
+    change; else it is reused.
 
     Args:
         base: of the model before tuning.
@@ -163,14 +166,12 @@ def circuit_difference(
     if tuned.scores.graph != graph:
         raise UserError("the two circuits are of different graphs; compare models of one architecture and size")
     before, after = base.inclusion, tuned.inclusion
-    ratio = (normalised(tuned.scores) / normalised(base.scores)).log()
-    spread = (tuned.shares / base.shares).log() if len(base.shares) == len(tuned.shares) else None
-    if spread is None:
+    if len(base.resamples) != len(tuned.resamples):
         raise UserError("both models need the same resamples of the training pairs")
+    ratio = log_ratio(base.circuit.shares, tuned.circuit.shares)
     quantiles = torch.tensor([0.025, 0.975], dtype=torch.float64)
-    low, high = torch.nanquantile(spread.nan_to_num(posinf=1e9, neginf=-1e9), quantiles, dim=0)
-    flipped = base.scores.values.sum(0).sign() * tuned.scores.values.sum(0).sign() < 0
-    flipped &= torch.tensor(base.scores.ranks_by_magnitude)
+    low, high = torch.nanquantile(log_ratio(base.shares, tuned.shares), quantiles, dim=0)
+    flipped = base.scores.signed.sum(0).sign() * tuned.scores.signed.sum(0).sign() < 0
     places = torch.tensor([graph.writers.index(node) for node in altered], dtype=torch.long)
     flipped |= torch.isin(graph.writer_of, places)
     labels = _labels(before, after, (ratio, low, high), flipped, delta, sure)
@@ -183,15 +184,21 @@ def circuit_difference(
     return CircuitDifference(
         graph=graph,
         labels=labels,
-        ratio=torch.where(ratio.isfinite(), ratio, torch.nan),
+        ratio=ratio,
         low=low,
         high=high,
+        change=tuned.circuit.shares - base.circuit.shares,
         inclusion=torch.stack([before, after]),
         distance=distance,
         floor=float(torch.quantile(1 - overlaps, 0.95)),
         effect=distance / median if median else math.nan,
         overlap_floor=float(torch.quantile(overlaps, 0.05)),
     )
+
+
+def log_ratio(base: Float[Tensor, "*some edge"], tuned: Float[Tensor, "*some edge"]) -> Float[Tensor, "*some edge"]:
+    """`log(tuned / base)`, NaN where one of them is 0."""
+    return torch.where((base > 0) & (tuned > 0), (tuned / base).log(), torch.nan)
 
 
 def _labels(

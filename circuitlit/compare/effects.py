@@ -14,7 +14,7 @@ from circuitlit.compare.writes import Change, Writers, place_of
 from circuitlit.evaluate import Estimate, TestBed
 from circuitlit.evaluate.statistics import Statistic, combined, mean_estimate, ratio
 from circuitlit.evaluate.testing import benjamini_hochberg, paired_p
-from circuitlit.graph import EdgeScores, Graph
+from circuitlit.graph import Circuit, Graph
 from circuitlit.model import Subject
 from circuitlit.objective import Outcome
 from circuitlit.tasks.pair import Batch
@@ -67,18 +67,19 @@ def without_edges(graph: Graph, edges: Collection[int]) -> Bool[Tensor, "copies 
     return kept
 
 
-def node_scores(scores: EdgeScores) -> dict[str, float]:
-    """Score of every node but the input: the sum of its outgoing edges' scores, of all token roles."""
-    graph = scores.graph
-    total = torch.zeros(graph.n_writers, dtype=torch.float64)
-    total.index_add_(0, graph.writer_of, scores.values.double().sum(0).cpu())
-    return {node: float(total[place]) for place, node in enumerate(graph.writers) if place >= graph.inputs}
+def node_weights(circuit: Circuit) -> dict[str, float]:
+    """Weight of every node but the input: of the circuit's reachable edges out of it, summed over token roles.
+
+    For effects that is their sum without signs, in their unit; for gates nearly the number of edges.
+    """
+    graph, weights = circuit.graph, circuit.writer_weights.tolist()
+    return {node: weights[place] for place, node in enumerate(graph.writers) if place >= graph.inputs}
 
 
-def ranked_nodes(scores: EdgeScores) -> list[str]:
-    """Nodes with the largest scores first: by magnitude where the method ranks so."""
-    of = node_scores(scores)
-    return sorted(of, key=lambda node: -abs(of[node]) if scores.ranks_by_magnitude else -of[node])
+def ranked_nodes(circuit: Circuit) -> list[str]:
+    """Nodes with the largest weights first; those that are not in the circuit, which weigh 0, last."""
+    of = node_weights(circuit)
+    return sorted(of, key=lambda node: -of[node])
 
 
 @dataclass(frozen=True)

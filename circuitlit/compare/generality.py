@@ -8,8 +8,7 @@ import torch
 from jaxtyping import Bool, Float
 from torch import Tensor
 
-from circuitlit.compare.difference import normalised
-from circuitlit.graph import EdgeScores, top_k
+from circuitlit.graph import Circuit, top_k
 
 Matrix = Sequence[Sequence[float | None]]
 
@@ -47,17 +46,19 @@ def _mean(values: Sequence[float | None]) -> float | None:
     return sum(known) / len(known) if known and len(known) == len(values) else None
 
 
-def composites(one: EdgeScores, other: EdgeScores, count: int) -> dict[str, Bool[Tensor, "copies edge"]]:
-    """Union and intersection of two tasks' circuits, both with `count` edges.
+def composites(one: Circuit, other: Circuit, count: int) -> dict[str, Bool[Tensor, "copies edge"]]:
+    """Union and intersection of two tasks' circuits, cut or filled to `count` edges: the size they are compared at.
 
-    Edges are ranked by the larger (union) or the smaller (intersection) of their two shares of all scores, so that
-    both have the size of the circuits that they are compared with.
+    Both hold edges of the two circuits alone. The union has those with the largest share of either circuit's weight.
+    The intersection has the edges of both first, the largest smaller share ahead, and is filled up as the union is.
+    Composites of a circuit with itself are the circuit.
     """
-    shares = torch.stack([normalised(one), normalised(other)])
-    return {
-        "union": top_k(shares.max(0).values, count)[None],
-        "intersection": top_k(shares.min(0).values, count)[None],
-    }
+    ours, theirs = one.kept.any(0), other.kept.any(0)
+    either, shares = ours | theirs, torch.stack([one.shares, other.shares])
+    larger = shares.amax(0).masked_fill(~either, -1)
+    shared_first = torch.where(ours & theirs, 2 + shares.amin(0), larger)
+    count = min(count, int(either.sum()))
+    return {"union": top_k(larger, count)[None], "intersection": top_k(shared_first, count)[None]}
 
 
 def conflict_index(importance: Mapping[str, float], change: Mapping[str, float]) -> float:

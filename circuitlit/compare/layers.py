@@ -6,23 +6,22 @@ import torch
 from jaxtyping import Float
 from torch import Tensor
 
-from circuitlit.compare.difference import normalised
-from circuitlit.graph import EdgeScores, Graph
+from circuitlit.graph import Circuit, Graph
 
 
-def circuit_layers(scores: EdgeScores) -> Float[Tensor, "layer"]:
-    """Each layer's share of all scores' magnitude; see `spread_over_layers`."""
-    return spread_over_layers(scores.graph, normalised(scores))
+def circuit_layers(circuit: Circuit) -> Float[Tensor, "layer"]:
+    """Each layer's share of a circuit's weight; see `spread_over_layers`."""
+    return spread_over_layers(circuit.graph, circuit.shares)
 
 
-def changed_layers(base: EdgeScores, tuned: EdgeScores) -> Float[Tensor, "layer"]:
-    """Each layer's share of what changed: absolute differences of the edges' shares of all scores.
+def changed_layers(base: Circuit, tuned: Circuit) -> Float[Tensor, "layer"]:
+    """Each layer's share of what changed: absolute differences of the edges' shares of their circuits' weights.
 
     Source: CircuitLoRA, Wang et al. (arXiv 2502.11812) algorithm 1, where an edge counts for its writer's layer alone
     (and the input's edges for layer 0, which so always leads) and scores are not normalised (so that the layers are
     those of the larger circuit).
     """
-    return spread_over_layers(base.graph, (normalised(base) - normalised(tuned)).abs())
+    return spread_over_layers(base.graph, (base.shares - tuned.shares).abs())
 
 
 def spread_over_layers(graph: Graph, edges: Float[Tensor, "edge"]) -> Float[Tensor, "layer"]:

@@ -9,7 +9,7 @@ import torch
 from jaxtyping import Bool
 from torch import Tensor
 
-from circuitlit.compare.difference import CircuitDifference, Resampled, corrected_jaccard, kept_edges
+from circuitlit.compare.difference import CircuitDifference, Resampled, corrected_jaccard, kept_edges, log_ratio
 from circuitlit.graph import Graph
 
 MODES = ("absent", "new", "lost", "full", "enhanced", "modified", "uncertain")
@@ -27,9 +27,9 @@ def node_modes(
 
     A node is there where 0.9 of the resamples' circuits hold an edge into or out of it. New and lost are as for edges.
     Of a node in both circuits: modified, where its function changed, the edges around it overlap less than resampling
-    explains, or the sum of the scores out of it changes sign; enhanced, where the interval of its strength (its share
-    of all scores) lies above that of the base; full reuse, where neither holds, the base's node does in the tuned
-    model, and its weights moved less than the median of its layer; else modified.
+    explains, or the sum of the effects out of it changes sign; enhanced, where the interval of its strength (its share
+    of the circuit's weight) lies above that of the base; full reuse, where neither holds, the base's node does in the
+    tuned model, and its weights moved less than the median of its layer; else modified.
 
     Args:
         base, tuned, difference: as given to and by `circuit_difference`.
@@ -69,13 +69,13 @@ def _reuse(
     """Mode of a node that is in both circuits."""
     graph = difference.graph
     out = graph.writer_of == writer
-    signed = [m.scores.values.sum(0)[out].sum().sign() for m in (base, tuned)]
-    flips = base.scores.ranks_by_magnitude and float(signed[0] * signed[1]) < 0
+    signed = [m.scores.signed.sum(0)[out].sum().sign() for m in (base, tuned)]
+    flips = float(signed[0] * signed[1]) < 0
     own = [edges[around] for edges in kept]
     if flips or corrected_jaccard(own[0], own[1]) < _own_floor(base, tuned, around):
         return "modified"
     strength = [m.shares[:, out].sum(1) for m in (base, tuned)]
-    low = torch.nanquantile((strength[1] / strength[0]).log(), 0.025)
+    low = torch.nanquantile(log_ratio(strength[0], strength[1]), 0.025)
     if float(low) > 0:
         return "enhanced"
     if moved is None:

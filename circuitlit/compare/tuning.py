@@ -79,15 +79,15 @@ def fewest(shares: Mapping[int, float], enough: float) -> list[int]:
 
 
 def score_figures(scores: EdgeScores) -> dict[str, float]:
-    """How strong and how spread the scores of all edges are.
+    """How strong and how spread the effects of all edges are; of other kinds of scores, their weights.
 
     Returns:
-        `intensity`: mean absolute score, in the method's unit; `entropy`: of the shares of all scores, 1 even and 0 in
-        one edge; `kurtosis`: fourth moment over the squared second, less 3.
+        `intensity`: mean absolute effect, in its unit; `entropy`: of the shares of all of them, 1 even and 0 in one
+        edge; `kurtosis`: fourth moment over the squared second, less 3.
 
     Source: arXiv 2509.21044.
     """
-    values: Float[Tensor, "edge"] = scores.values.double().sum(0)
+    values: Float[Tensor, "edge"] = scores.signed.sum(0)
     size = values.abs()
     share = size / size.sum().clamp(min=torch.finfo(torch.float64).tiny)
     centred = values - values.mean()

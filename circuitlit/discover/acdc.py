@@ -189,4 +189,4 @@ def _scores(loss: MaskedLoss, sweep: Sweep) -> EdgeScores:
         "objective": sweep.final,
         "variants": sweep.tried,
     }
-    return EdgeScores(loss.layout.graph, values[None], "acdc", details=details)
+    return EdgeScores(loss.layout.graph, values[None], "acdc", details=details, unit=loss.unit)

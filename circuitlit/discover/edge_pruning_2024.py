@@ -111,7 +111,8 @@ class EdgePruning2024(MaskLearner):
             "edge_target": self.edge_target,
             "published_count": int(kept.sum()),
         }
-        return EdgeScores(layout.graph, values, "edge_pruning_2024", layout.roles, details=details)
+        name = "edge_pruning_2024"
+        return EdgeScores(layout.graph, values, name, layout.roles, details=details, kind="share", unit="soft mask")
 
     def _tensors(self) -> tuple[Tensor, Tensor]:
         """Which of the published code's tensors each edge mask and each node mask lies in.

@@ -40,4 +40,4 @@ def exact(loss: MaskedLoss, references: References, batches: Iterable[Batch], *,
             rows[torch.arange(len(writers)), writers] = 0
             values[first + writers] = torch.tensor(held.values(reader, rows), dtype=torch.float64) - full
     details: dict[str, object] = {"objective_full": full}
-    return EdgeScores(graph, values.float()[None], "exact", ranks_by_magnitude=True, details=details)
+    return EdgeScores(graph, values.float()[None], "exact", (), True, details, unit=loss.unit)

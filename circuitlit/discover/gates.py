@@ -18,6 +18,7 @@ import torch
 from jaxtyping import Float
 from torch import Tensor
 
+from circuitlit.graph import EdgeScores, MaskLayout
 from circuitlit.masked.kernels import fused
 
 BISECTIONS = 50
@@ -57,6 +58,21 @@ class Gates(ABC):
     def threshold(self) -> float:
         """Log-alpha at which a gate is open with probability one half."""
         return 0.0
+
+    def scores(
+        self, layout: MaskLayout, log_alpha: Float[Tensor, "copies edge"], method: str, details: dict[str, object]
+    ) -> EdgeScores:
+        """Log-alphas of edges as scores, which weigh the probability that a gate of this family is open."""
+        return EdgeScores(
+            layout.graph,
+            log_alpha,
+            method,
+            layout.roles,
+            details=details,
+            kind="gate",
+            threshold=self.threshold,
+            softness=self.softness,
+        )
 
     def held(
         self, log_alpha: Float[Tensor, "mask"], scale: Scale = 1.0, measure: Measure = torch.mean

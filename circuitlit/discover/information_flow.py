@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 from collections.abc import Iterable
+from dataclasses import replace
 
 import torch
 from jaxtyping import Float
@@ -52,7 +53,8 @@ def information_flow(loss: MaskedLoss, references: References, batches: Iterable
         per_reader = torch.stack([shares @ w for w in copies])[:, _stream_of_reader(loss)]
         return per_reader.flatten(1)[:, graph.placed("dense_index", shares.device)]
 
-    return mean_scores(loss, references, batches, of_batch, "information_flow")
+    found = mean_scores(loss, references, batches, of_batch, "information_flow")
+    return replace(found, kind="share", unit="share of the reader's input", ranks_by_magnitude=False)
 
 
 def _shares(

@@ -205,4 +205,4 @@ class MaskLearner(LightningModule):
         layout = self.loss.layout
         values = layout.weakest(self.log_alpha.detach().cpu()).clone()
         details: dict[str, object] = {"steps": self.schedule.steps, "target": self.target, "sites": layout.sites}
-        return EdgeScores(layout.graph, values, self.gates.name, layout.roles, details=details)
+        return self.gates.scores(layout, values, self.gates.name, details)

@@ -57,4 +57,4 @@ def mask_gradients(
     values = (total / weights.sum()).cpu()
     details: dict[str, object] = {"steps": steps, "draws": draws}
     rows = values[: layout.n_edge_masks].view(layout.copies, graph.n_edges)
-    return EdgeScores(graph, rows, "mask_gradients", layout.roles, ranks_by_magnitude=True, details=details)
+    return EdgeScores(graph, rows, "mask_gradients", layout.roles, True, details, unit=loss.unit)

@@ -12,7 +12,7 @@ from torch import Tensor
 from circuitlit.graph import MaskLayout
 from circuitlit.masked import Ablated, MaskedModel, Reference
 from circuitlit.masked.captured import CapturedLoss
-from circuitlit.objective import Objective
+from circuitlit.objective import UNITS, Objective
 from circuitlit.tasks.pair import Batch
 
 Gate = Callable[..., Float[Tensor, "mask"]]
@@ -32,6 +32,11 @@ class MaskedLoss:
         self.model, self.layout, self.objective = model, layout, objective
         self.capture = capture and layout.copies == 1 and model.shards is None  # no gathering inside a graph
         self._calls: dict[Gate | None, Callable[..., Float[Tensor, ""]]] = {}
+
+    @property
+    def unit(self) -> str:
+        """The objective's unit, and so that of effects on it; empty for an objective of your own."""
+        return UNITS.get(self.objective, "")
 
     def __call__(
         self,

@@ -22,4 +22,7 @@ def random_scores(loss: MaskedLoss, references: References, batches: Iterable[Ba
     """
     layout = loss.layout
     values = torch.rand(layout.copies, layout.graph.n_edges, generator=torch.Generator().manual_seed(seed))
-    return EdgeScores(layout.graph, values, "random_scores", layout.roles, details={"seed": seed})
+    details: dict[str, object] = {"seed": seed}
+    return EdgeScores(
+        layout.graph, values, "random_scores", layout.roles, details=details, kind="share", unit="random number"
+    )

@@ -259,7 +259,7 @@ def mean_scores(
         raise ValueError(f"{method} needs at least one batch of pairs")
     values = (total / count).to(torch.promote_types(references.subject.model.dtype, torch.float32))
     facts: dict[str, object] = {"pairs": count, **details}
-    return EdgeScores(loss.layout.graph, values, method, loss.layout.roles, ranks_by_magnitude=True, details=facts)
+    return EdgeScores(loss.layout.graph, values, method, loss.layout.roles, True, facts, unit=loss.unit)
 
 
 def refuse_flat_objective(loss: MaskedLoss, method: str) -> None:

@@ -164,7 +164,7 @@ class DifferenceLearner(LightningModule):
         for own in (self.log_alpha - high, self.log_alpha + shift + low):
             own = (own + self.gates.shift_to(own, share, 1.0, layout.share)).cpu()
             values = own.reshape(layout.copies, -1).clone()
-            scores.append(EdgeScores(layout.graph, values, "sparse_difference", layout.roles))
+            scores.append(self.gates.scores(layout, values, "sparse_difference", {}))
         moved = (shift + low + high).cpu().reshape(layout.copies, -1)
         return SparseDifference(scores[0], scores[1], moved != 0, moved)
 

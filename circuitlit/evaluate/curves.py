@@ -80,13 +80,13 @@ def size_curve(
     pairs: int | None = None,
     seed: int = 0,
 ) -> Curve:
-    """Cut the scores at each size and measure; `scores.ranks_by_magnitude` chooses the ranking.
+    """Cut the scores at each size and measure; `scores.ranks_by_magnitude` chooses the ranking of effects.
 
     Source: MIB (arXiv 2504.13151) section 3 and its evaluation code: n = int(size * edges), means over pairs first and
     then the ratio, trapezoids over the nominal sizes. The anchored areas are ours. Intervals resample pairs together
     for all sizes.
     """
-    total = scores.values.numel()
+    total = scores.size
     circuits = [Circuit.cut(scores, int(size * total), select=select) for size in sizes]
     outcomes = [bed.run(circuit.kept, pairs) for circuit in circuits]
     count = len(outcomes[0].kl)
@@ -111,7 +111,7 @@ def size_curve(
         cpr_anchored=area(lambda f: cpr(anchored(f), actual)),
         cmd_anchored=area(lambda f: cmd(anchored(f), actual)),
         average=area(lambda f: f.mean(0)),
-        ranking="absolute" if scores.ranks_by_magnitude else "signed",
+        ranking=scores.ranking,
         select=select,
         n_pairs=count,
     )

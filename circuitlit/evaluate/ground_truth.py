@@ -80,20 +80,20 @@ def roc_auc(scores: Float[Tensor, "item"], positive: Bool[Tensor, "item"]) -> fl
 
 
 def edge_auc(scores: EdgeScores, edges: Bool[Tensor, "edge"]) -> float:
-    """ROC-AUC of edges by importance, the largest over token roles."""
-    return roc_auc(scores.importance().amax(0), edges)
+    """ROC-AUC of edges by the order in which they are selected, the first over token roles."""
+    return roc_auc(scores.order.amax(0), edges)
 
 
 def node_auc(scores: EdgeScores, nodes: Bool[Tensor, "writer"], candidates: Bool[Tensor, "writer"]) -> float:
-    """ROC-AUC of nodes, each by its most important outgoing edge: the threshold at which it joins the circuit."""
-    return roc_auc(node_importance(scores)[candidates], nodes[candidates])
+    """ROC-AUC of nodes, each by its first outgoing edge to be selected: the threshold at which it joins the circuit."""
+    return roc_auc(node_order(scores)[candidates], nodes[candidates])
 
 
-def node_importance(scores: EdgeScores) -> Float[Tensor, "writer"]:
-    """Importance of each writer's best outgoing edge."""
+def node_order(scores: EdgeScores) -> Float[Tensor, "writer"]:
+    """Order of each writer's best outgoing edge."""
     graph = scores.graph
     best = torch.full((graph.n_writers,), -torch.inf)
-    return best.scatter_reduce(0, graph.writer_of, scores.importance().amax(0).float(), "amax")
+    return best.scatter_reduce(0, graph.writer_of, scores.order.amax(0).float(), "amax")
 
 
 def against(scores: EdgeScores, reference: Reference) -> dict[str, object]:

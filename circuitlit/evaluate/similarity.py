@@ -58,8 +58,12 @@ def overlap_coefficient(ours: Kept, theirs: Kept) -> float:
 
 
 def weighted_jaccard(ours: Values, theirs: Values) -> float:
-    """Sum of minima over sum of maxima of the absolute scores, each normalised to a sum of 1; 1 is proportional."""
-    a, b = (values.double().abs() / values.double().abs().sum() for values in (ours, theirs))
+    """Sum of minima over sum of maxima of weights, each normalised to a sum of 1; 1 is proportional, 0 disjoint.
+
+    Args:
+        ours, theirs: `Circuit.weight` of two circuits, never negative.
+    """
+    a, b = (weight.double() / weight.double().sum() for weight in (ours, theirs))
     return float(torch.minimum(a, b).sum() / torch.maximum(a, b).sum())
 
 
@@ -72,20 +76,22 @@ def spearman(ours: Values, theirs: Values, where: Kept | None = None) -> float:
 
 
 def similarity(ours: Circuit, theirs: Circuit) -> dict[str, float]:
-    """All of the above for two circuits of one graph, on the edges asked for.
+    """All of the above for two circuits of one graph, on the edges asked for; scores off a circuit play no part.
+
+    The rank correlation is of weights, on the edges that either keeps; those that only one keeps weigh 0 in the other.
 
     Raises:
         ValueError: they are of different graphs or token roles.
     """
     if ours.graph != theirs.graph or ours.scores.roles != theirs.scores.roles:
         raise ValueError("circuits of different graphs or token roles have no edges in common")
-    importance = ours.scores.importance(), theirs.scores.importance()
+    weights = ours.weight, theirs.weight
     return {
         "jaccard": jaccard(ours.kept, theirs.kept),
         "corrected_jaccard": corrected_jaccard(ours.kept, theirs.kept),
         "overlap": overlap_coefficient(ours.kept, theirs.kept),
-        "weighted_jaccard": weighted_jaccard(ours.scores.values, theirs.scores.values),
-        "spearman": spearman(*importance, ours.kept | theirs.kept),
+        "weighted_jaccard": weighted_jaccard(*weights),
+        "spearman": spearman(*weights, ours.kept | theirs.kept),
     }
 
 
@@ -154,7 +160,8 @@ def consensus(circuits: Sequence[Circuit], share: float = 0.5) -> Circuit:
     frequency = inclusion([circuit.kept for circuit in circuits])
     details: dict[str, object] = {"circuits": len(circuits), "share": share}
     method = f"consensus of {first.scores.method}"
-    scores = EdgeScores(first.graph, frequency, method, first.scores.roles, details=details)
+    unit = "share of circuits"
+    scores = EdgeScores(first.graph, frequency, method, first.scores.roles, False, details, kind="share", unit=unit)
     return Circuit.of(scores, frequency >= share - 1e-6, first.provenance)
 
 

@@ -67,7 +67,7 @@ def smallest_circuit(
         bottom = torch.zeros_like(corrupted) if raw else corrupted
         return float((own.mean() - bottom) / (full - bottom))
 
-    found = smallest_size(faithfulness, most or scores.values.numel(), target)
+    found = smallest_size(faithfulness, most or scores.size, target)
     return found, Circuit.cut(scores, found.n_edges, select=select)
 
 

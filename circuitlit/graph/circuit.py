@@ -7,17 +7,19 @@ from dataclasses import asdict, dataclass, field
 from pathlib import Path
 
 import torch
-from jaxtyping import Bool
+from jaxtyping import Bool, Float
 from safetensors import SafetensorError, safe_open
 from torch import Tensor
 
 from circuitlit.errors import UserError
 from circuitlit.files import save_tensors, write_json
-from circuitlit.graph.scores import EdgeScores
+from circuitlit.graph.kinds import kind_of
+from circuitlit.graph.layout import sum_by_writer
+from circuitlit.graph.scores import EdgeScores, normalised
 from circuitlit.graph.select import SELECTIONS, Select, greedy, reachable_edges, top_k
 from circuitlit.graph.topology import Graph
 
-FORMAT = 1
+FORMAT = 2  # 1 did not say of what kind the scores are
 
 
 @dataclass(frozen=True)
@@ -50,8 +52,8 @@ class Circuit:
         """
         if select not in SELECTIONS:
             raise ValueError(f"select={select} is none of {SELECTIONS}")
-        importance = scores.importance()
-        kept = greedy(scores.graph, importance, count) if select == "greedy" else top_k(importance, count)
+        order = scores.order
+        kept = greedy(scores.graph, order, count) if select == "greedy" else top_k(order, count)
         return cls.of(scores, kept, provenance)
 
     @classmethod
@@ -81,20 +83,40 @@ class Circuit:
         """Share of the graph's edges removed, unreachable ones counted as kept; 0 is the full model, 1 no edge."""
         return 1 - self.n_edges / self.kept.numel()
 
+    @property
+    def weight(self) -> Float[Tensor, "copies edge"]:
+        """What each edge weighs in this circuit: its score's weight, and 0 where it is not kept."""
+        return self.scores.weight * self.kept
+
+    @property
+    def shares(self) -> Float[Tensor, "edge"]:
+        """Each edge's share of the circuit's whole weight; token roles are added up."""
+        return normalised(self.weight)
+
+    @property
+    def writer_weights(self) -> Float[Tensor, "writer"]:
+        """Weight of the reachable edges out of each writer; for gates nearly their number."""
+        return sum_by_writer(self.graph, (self.weight * self.reachable).sum(0, keepdim=True))[0]
+
     def edge_names(self) -> list[str]:
         """Names of the reachable edges, in graph order."""
         return [self.graph.edge_name(int(edge)) for edge in self.reachable.any(0).nonzero()]
 
     def save(self, folder: Path) -> None:
         """Write `circuit.safetensors` (scores, kept, reachable) and `circuit.json` (names, provenance)."""
-        tensors = {"scores": self.scores.values, "kept": self.kept, "reachable": self.reachable}
+        scores = self.scores
+        tensors = {"scores": scores.values, "kept": self.kept, "reachable": self.reachable}
         header = {
             "format": FORMAT,
             "graph": asdict(self.graph),
-            "method": self.scores.method,
-            "roles": list(self.scores.roles),
-            "ranks_by_magnitude": self.scores.ranks_by_magnitude,
-            "details": self.scores.details,
+            "method": scores.method,
+            "roles": list(scores.roles),
+            "ranks_by_magnitude": scores.ranks_by_magnitude,
+            "kind": scores.kind,
+            "unit": scores.unit,
+            "threshold": scores.threshold,
+            "softness": scores.softness,
+            "details": scores.details,
             "n_edges_total": self.kept.numel(),
             "n_edges": self.n_edges,
             "n_edges_reachable": self.n_reachable,
@@ -123,6 +145,7 @@ class Circuit:
                 tuple(header["roles"]),
                 header["ranks_by_magnitude"],
                 header["details"],
+                **kind_of(header),
             )
         except (OSError, SafetensorError, KeyError, TypeError, ValueError) as error:
             raise UserError(

@@ -2,9 +2,10 @@
 
 A json file maps every edge's name to its score and whether it is in the circuit; a pt file holds the same as matrices,
 one row a writer, one column a reader. These formats know no grouped-query attention: every query head has k and v
-readers of its own. An attribution of a shared k or v reader is shared out evenly, for the scores of its query heads add
-up to it; other scores (log-alphas of gates) are repeated. Read back, they are summed, or taken once. Scores keep our
-direction, which is theirs, too, where they attribute a loss: positive is worth keeping.
+readers of its own. The effect of a shared k or v reader is shared out evenly, for those of its query heads add up to
+it; other scores are repeated. Read back, they are summed, or taken once. Effects keep their sign and our direction,
+which is theirs, too, where they attribute a loss: positive is worth keeping. Gates are written as the probabilities
+that they are open, which rank alike by size and by sign, and read back as such: the kind "share".
 """
 
 from __future__ import annotations
@@ -23,6 +24,7 @@ from torch import Tensor
 from circuitlit.errors import UserError
 from circuitlit.files import write_json
 from circuitlit.graph.circuit import Circuit
+from circuitlit.graph.kinds import kind_of
 from circuitlit.graph.layout import scatter_edges
 from circuitlit.graph.scores import EdgeScores
 from circuitlit.graph.topology import Graph
@@ -49,8 +51,8 @@ def export_circuit(circuit: Circuit, path: Path, format: str, d_model: int) -> N
         raise UserError("these formats have one score an edge, this circuit one a token role; find it without roles")
     graph = circuit.graph
     wide, home = _ungrouped(graph)
-    scores = circuit.scores.values[0].double()[home]
-    if circuit.scores.ranks_by_magnitude:
+    scores = circuit.scores.signed[0][home]
+    if circuit.scores.kind == "effect":
         scores = scores / _members(home)
     kept = circuit.kept[0][home]
     content = {
@@ -64,6 +66,7 @@ def export_circuit(circuit: Circuit, path: Path, format: str, d_model: int) -> N
             "n_kv_heads": graph.n_kv_heads,
             "method": circuit.scores.method,
             "ranks_by_magnitude": circuit.scores.ranks_by_magnitude,
+            **_written_kind(circuit.scores),
             "details": circuit.scores.details,
             "provenance": circuit.provenance,
         },
@@ -99,6 +102,13 @@ def load_circuit(path: Path | str, graph: Graph | None = None) -> Circuit:
             f"{path}: a circuit of {_shape(circuit.graph)}, but the model has {_shape(graph)}; name one of this model"
         )
     return circuit
+
+
+def _written_kind(scores: EdgeScores) -> dict[str, Any]:
+    """The kind of the numbers that go out: of gates it is their weight, a share."""
+    if scores.kind == "gate":
+        return {"kind": "share", "unit": scores.meaning}
+    return {"kind": scores.kind, "unit": scores.unit}
 
 
 def _shape(graph: Graph) -> str:
@@ -164,18 +174,18 @@ def _read(path: Path, graph: Graph | None) -> Circuit:
         own = Graph(layers, heads, int(groups), bool(cfg.get("parallel_attn_mlp", False)))
         wide, home = _ungrouped(own)
         scores, there = _from_matrices(wide, content) if "edges_scores" in content else _from_names(wide, content)
-        gates = bool(ours) and not ours["ranks_by_magnitude"]
+        kind: dict[str, Any] = kind_of(ours) if ours else {"kind": "effect"}
+        repeated = kind["kind"] != "effect" if "kind" in ours else bool(ours) and not ours["ranks_by_magnitude"]
+        values = torch.zeros(own.n_edges, dtype=torch.float64)
+        values.index_add_(0, home, scores / _members(home) if repeated else scores)
+        method, by_magnitude = str(ours.get("method", path.stem)), ours.get("ranks_by_magnitude", True)
+        found = EdgeScores(own, values.float()[None], method, (), by_magnitude, ours.get("details", {}), **kind)
     except (OSError, KeyError, TypeError, ValueError, AttributeError, RuntimeError) as error:
         reason = str(error.args[0]) if isinstance(error, KeyError) and error.args else str(error)
         raise UserError(f"{path}: not a readable circuit of MIB or EAP-IG ({reason}); export it again") from error
-    values = torch.zeros(own.n_edges, dtype=torch.float64)
-    values.index_add_(0, home, scores / _members(home) if gates else scores)
     kept = torch.zeros(own.n_edges, dtype=torch.bool)
     kept[home[there]] = True
-    method, details = str(ours.get("method", path.stem)), ours.get("details", {})
-    found = EdgeScores(own, values.float()[None], method, ranks_by_magnitude=not gates, details=details)
-    provenance = ours.get("provenance", {"file": str(path)})
-    return Circuit.of(found, kept[None], provenance)
+    return Circuit.of(found, kept[None], ours.get("provenance", {"file": str(path)}))
 
 
 def _parse(path: Path) -> dict[str, Any]:

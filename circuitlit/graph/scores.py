@@ -3,30 +3,49 @@
 from __future__ import annotations
 
 from dataclasses import dataclass, field
+from typing import Literal, get_args
 
+import torch
 from jaxtyping import Float
 from torch import Tensor
 
 from circuitlit.errors import UserError
 from circuitlit.graph.topology import Graph
 
+Kind = Literal["effect", "gate", "share"]
+KINDS = get_args(Kind)
+OPEN_PROBABILITY = "open probability"
+
 
 @dataclass(frozen=True)
 class EdgeScores:
-    """One number per edge: the higher, the more the edge is worth keeping.
+    """One number per edge, and what kind of number it is.
 
-    For attributions the number estimates how much keeping the edge, rather than ablating it, improves the objective
-    (nats for KL, logits for a logit difference), so its sign is opposite to EAP's `metric(corrupted) - metric(clean)`
-    convention. For mask learners it is the log-alpha of the gate.
+    The kinds, and what `weight` means for each:
+
+    - "effect": an estimate of how much keeping the edge, rather than ablating it, improves the objective, so that its
+      sign is opposite to EAP's `metric(corrupted) - metric(clean)` convention. It weighs as much as it is large; where
+      edges are ranked by the signed effect, one that makes things worse weighs nothing.
+    - "gate": the log-alpha of a learned gate. It weighs the probability that the gate is open under its full noise,
+      `sigmoid((log-alpha - threshold) / softness)`, between 0 and 1. A log-alpha is no quantity: it cannot be added up.
+    - "share": a number of at least 0 that is its own weight, such as the share of circuits that keep the edge.
+
+    Selection sorts by `order`, and nothing else does. All sums, shares and overlaps are of `weight`, in which an edge
+    that ranks higher never has less. What compares circuits takes `Circuit.weight`, which is 0 outside of the circuit.
+    The raw `values` are for the methods that make them and for files.
 
     Attributes:
         graph: the edges' order.
         values: scores, one row per token role or a single row.
         method: name of the method that made them.
         roles: names of the rows; empty for a single row that holds for all positions.
-        ranks_by_magnitude: True where selection goes by absolute value: an edge that, if kept, makes things worse is
-            part of the mechanism too (negative heads). False for gates.
+        ranks_by_magnitude: of effects alone: True where selection goes by absolute value, for an edge that, if kept,
+            makes things worse is part of the mechanism too (negative heads).
         details: settings and figures of the method, plain types only.
+        kind: one of `KINDS`.
+        unit: of an effect, such as "nats" or "logits"; what a share is a share of; empty where it is not known.
+        threshold: of gates alone, the log-alpha at which one is open with probability one half.
+        softness: of gates alone, the width of the sigmoid from log-alpha to open probability; above 0.
     """
 
     graph: Graph
@@ -35,6 +54,10 @@ class EdgeScores:
     roles: tuple[str, ...] = ()
     ranks_by_magnitude: bool = False
     details: dict[str, object] = field(default_factory=dict)
+    kind: Kind = field(default="effect", kw_only=True)
+    unit: str = field(default="", kw_only=True)
+    threshold: float = field(default=0.0, kw_only=True)
+    softness: float = field(default=1.0, kw_only=True)
 
     def __post_init__(self) -> None:
         expected = (max(1, len(self.roles)), self.graph.n_edges)
@@ -44,7 +67,47 @@ class EdgeScores:
             raise UserError(
                 f"{self.method} gave scores that are not finite; load the model in float32: model.dtype=float32"
             )
+        if self.kind not in KINDS:
+            raise ValueError(f"kind={self.kind} is none of {', '.join(KINDS)}")
+        if self.kind == "share" and bool((self.values < 0).any()):
+            raise ValueError(f"{self.method}: scores of the kind share cannot be negative")
 
-    def importance(self) -> Float[Tensor, "copies edge"]:
-        """The numbers that selection sorts by, largest first."""
-        return self.values.abs() if self.ranks_by_magnitude else self.values
+    @property
+    def size(self) -> int:
+        """Number of scores: edges, counted once a role."""
+        return self.values.numel()
+
+    @property
+    def ranking(self) -> Literal["absolute", "signed"]:
+        """How selection ranks: by the size of the effects, or by the scores as they are."""
+        return "absolute" if self.kind == "effect" and self.ranks_by_magnitude else "signed"
+
+    @property
+    def order(self) -> Float[Tensor, "copies edge"]:
+        """The numbers that selection sorts by, largest first; good for nothing else, for they may be log-alphas."""
+        return self.values.abs() if self.ranking == "absolute" else self.values
+
+    @property
+    def weight(self) -> Float[Tensor, "copies edge"]:
+        """How much each edge counts, float64, never negative; its meaning depends on the kind."""
+        if self.kind == "gate":
+            return torch.sigmoid((self.values.double() - self.threshold) / self.softness)
+        return self.order.double().clamp(min=0)
+
+    @property
+    def signed(self) -> Float[Tensor, "copies edge"]:
+        """Effects with their signs, float64; gates and shares, which have none, as their weights."""
+        return self.values.double() if self.kind == "effect" else self.weight
+
+    @property
+    def meaning(self) -> str:
+        """What `weight` and `signed` are, in a few words: a column's heading."""
+        if self.kind == "gate":
+            return OPEN_PROBABILITY
+        return self.unit or "share" if self.kind == "share" else f"effect ({self.unit})" if self.unit else "effect"
+
+
+def normalised(weight: Float[Tensor, "copies edge"]) -> Float[Tensor, "edge"]:
+    """Each edge's share of the whole weight, float64; token roles are added up. All 0 where nothing weighs anything."""
+    size = weight.double().sum(0)
+    return size / size.sum().clamp(min=torch.finfo(torch.float64).tiny)

@@ -107,7 +107,7 @@ def _read_circuit(folder: Path) -> Circuit:
     path = folder / "circuit.safetensors"
     try:
         circuit = Circuit.load(path)
-        fits = circuit.kept.shape == circuit.reachable.shape == circuit.scores.values.shape
+        fits = circuit.kept.shape == circuit.reachable.shape == circuit.scores.order.shape
     except (KeyError, TypeError, ValueError) as error:
         raise UserError(f"{path}: not a circuit of this version ({error}); write the run again") from error
     if not fits:

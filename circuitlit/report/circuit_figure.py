@@ -24,11 +24,11 @@ Place = tuple[float, float]
 
 
 def circuit_figure(graph: Graph, edges: list[RankedEdge], drawn: int = DRAWN) -> go.Figure:
-    """Draw the strongest edges; nodes are sized by the number of all their edges, drawn or not.
+    """Draw the top edges; nodes are sized by the number of all their edges, drawn or not.
 
     Args:
         graph: shape of the model.
-        edges: all reachable edges, strongest first.
+        edges: all reachable edges, top first.
         drawn: how many of them become lines.
     """
     places = node_places(graph)

@@ -130,21 +130,25 @@ padding: 0 1rem }} td, th {{ padding: .2rem .8rem .2rem 0; text-align: left }}</
 
 
 def edge_figure(result: dict) -> go.Figure:
-    """Each edge's share of all scores before and after, coloured by its label; the diagonal is no change."""
-    figure = go.Figure()
+    """Each edge's share of the circuit's weight before and after, coloured by its label; the diagonal is no change.
+
+    Logarithmic axes have no 0: edges that are in one circuit alone stand on the axis of the other, below all shares.
+    """
+    points, figure = result["at_size"]["points"], go.Figure()
+    outside = min((edge[of] for edge in points for of in ("base", "tuned") if edge[of] > 0), default=1.0) / 3
     for label, colour in COLOURS.items():
-        own = [edge for edge in result["at_size"]["points"] if edge["label"] == label]
+        own = [edge for edge in points if edge["label"] == label]
         figure.add_scatter(
-            x=[edge["base"] for edge in own],
-            y=[edge["tuned"] for edge in own],
+            x=[edge["base"] or outside for edge in own],
+            y=[edge["tuned"] or outside for edge in own],
             text=[edge["edge"] for edge in own],
             mode="markers",
             name=f"{label} ({len(own)})",
             marker={"color": colour, "size": 6, "opacity": 0.7},
             hovertemplate="%{text}<br>base %{x:.2e}<br>tuned %{y:.2e}<extra></extra>",
         )
-    figure.update_xaxes(type="log", title_text="share of all scores, base", exponentformat="power")
-    figure.update_yaxes(type="log", title_text="share of all scores, tuned", exponentformat="power")
+    figure.update_xaxes(type="log", title_text="share of base circuit (lowest: not in it)", exponentformat="power")
+    figure.update_yaxes(type="log", title_text="share of tuned circuit (lowest: not in it)", exponentformat="power")
     return finish(figure, 520)
 
 

@@ -1,4 +1,4 @@
-"""What the page's script needs to draw the circuit anew: places of nodes, the strongest edges, who leads on to whom."""
+"""What the page's script needs to draw the circuit anew: places of nodes, the top edges, who leads on to whom."""
 
 from __future__ import annotations
 
@@ -12,17 +12,17 @@ DRAWABLE = 2000
 
 
 def drawing(graph: Graph, edges: list[RankedEdge], drawn: int) -> dict[str, Any]:
-    """The strongest edges as columns, small enough for a page.
+    """The top edges as columns, small enough for a page.
 
     Args:
         graph: shape of the model.
-        edges: all reachable edges, strongest first.
+        edges: all reachable edges, top first.
         drawn: how many of them are lines at first.
 
     Returns:
         nodes: names; places: x and y of each; next: numbers of the nodes that go on from each, where these are not the
             node itself (a key/value head leads on to its query heads);
-        source, target, kind: numbers, and score, of the `DRAWABLE` strongest edges; role: numbers in `roles`;
+        source, target, kind: numbers, and score, of the `DRAWABLE` top edges; role: numbers in `roles`;
         kinds, colours, roles: names; n_edges: of all; drawn: lines at first.
     """
     places = node_places(graph)

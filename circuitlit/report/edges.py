@@ -1,10 +1,10 @@
-"""The reachable edges of a circuit in order of strength, and the nodes they join as a reader sees them."""
+"""The reachable edges of a circuit in the order of their scores, and the nodes they join as a reader sees them."""
 
 from __future__ import annotations
 
 from dataclasses import dataclass
 
-from circuitlit.graph import Circuit, Graph
+from circuitlit.graph import Circuit, EdgeScores, Graph
 
 KINDS: tuple[str, ...] = ("q", "k", "v", "mlp", "logits")
 
@@ -18,7 +18,7 @@ class RankedEdge:
         source, target: the nodes it joins; with grouped-query attention a key/value head is a node, `a3.kv1`.
         kind: what it feeds, one of `KINDS`.
         source_layer, target_layer: -1 for the input, the number of blocks for the logits.
-        score: as the method gave it (log-alpha of a gate, nats or logits of an attribution).
+        score: its effect with its sign; where scores are of another kind, its weight (see `EdgeScores.meaning`).
         role: the token role that has this score; empty where one mask holds for all positions.
     """
 
@@ -33,12 +33,15 @@ class RankedEdge:
 
 
 def ranked_edges(circuit: Circuit) -> list[RankedEdge]:
-    """All reachable edges, strongest first; of an edge kept at several token roles, its strongest role."""
+    """All reachable edges, those first that selection takes first; of an edge kept at several token roles, its best.
+
+    For effects that is the largest first. Gates come in the order in which ever smaller circuits would keep them.
+    """
     graph, scores = circuit.graph, circuit.scores
     reachable = circuit.reachable.cpu()
-    strength, row = scores.importance().cpu().masked_fill(~reachable, -float("inf")).max(0)
+    strength, row = scores.order.cpu().masked_fill(~reachable, -float("inf")).max(0)
     order = strength.sort(descending=True, stable=True).indices[: int(reachable.any(0).sum())]
-    best = scores.values.cpu().gather(0, row[None])[0]
+    best = scores.signed.cpu().gather(0, row[None])[0]
     ranked = []
     for edge in order.tolist():
         writer, reader = int(graph.writer_of[edge]), int(graph.reader_of[edge])
@@ -56,6 +59,20 @@ def ranked_edges(circuit: Circuit) -> list[RankedEdge]:
             )
         )
     return ranked
+
+
+def ranking_note(scores: EdgeScores) -> str:
+    """What edges are ranked by and what the number beside them is, in a sentence or two."""
+    if scores.kind == "gate":
+        return (
+            "In the order in which ever smaller circuits would keep them. The number is the probability that the "
+            "edge's gate is open under its full noise: how sure the masks are of the edge, not how large its effect is."
+        )
+    if scores.kind == "share":
+        return f"Ranked by the number beside them: {scores.meaning}."
+    by = "its size" if scores.ranking == "absolute" else "it"
+    unit = f", in {scores.unit}" if scores.unit else ""
+    return f"The number is the estimated effect of keeping the edge{unit}; above 0 it helps. Ranked by {by}."
 
 
 def _target(graph: Graph, reader: int) -> tuple[str, str]:

@@ -17,7 +17,7 @@ from circuitlit.errors import UserError
 from circuitlit.report.artefacts import Run, read_run
 from circuitlit.report.circuit_figure import COLOURS, DRAWN, circuit_figure
 from circuitlit.report.drawing import DRAWABLE, drawing
-from circuitlit.report.edges import RankedEdge, ranked_edges
+from circuitlit.report.edges import RankedEdge, ranked_edges, ranking_note
 from circuitlit.report.evolution_figure import flow_figure, kept_figure, stage_rows, timeline_figure
 from circuitlit.report.figures import layer_figure, training_figure
 from circuitlit.report.table import Metric, columns, count, percent, result_rows
@@ -154,7 +154,7 @@ def _render(run: Run) -> str:
         "colours": COLOURS,
         "grouped": graph.n_kv_heads < graph.n_heads,
         "n_reachable": count(len(edges)),
-        "drawn": f"the strongest {DRAWN} of {count(len(edges))}" if len(edges) > DRAWN else f"all {count(len(edges))}",
+        "drawn": f"the top {DRAWN} of {count(len(edges))}" if len(edges) > DRAWN else f"all {count(len(edges))}",
         "drawable": f" Up to {count(DRAWABLE)} can be drawn." if len(edges) > DRAWABLE else "",
         "drawing": picture,
         "drawing_json": safe_json(json.dumps(picture, separators=(",", ":"))),
@@ -164,7 +164,9 @@ def _render(run: Run) -> str:
         "evolution_json": safe_json(json.dumps({key: evolution[key] for key in _EVOLVES} if evolution else None)),
         "stages": stage_rows(evolution) if evolution else [],
         "timeline_note": timeline_note(evolution),
-        "strongest": edges[:LISTED],
+        "top": edges[:LISTED],
+        "score": run.circuit.scores.meaning,
+        "ranking_note": ranking_note(run.circuit.scores),
         "roles": bool(run.circuit.scores.roles),
         "settings": _settings(run),
         "provenance": _provenance(run.result),

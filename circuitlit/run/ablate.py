@@ -17,7 +17,7 @@ from circuitlit.compare.effects import (
     as_dict,
     effects,
     mean_over,
-    node_scores,
+    node_weights,
     normalised_loss,
     ranked_nodes,
     specificity,
@@ -30,7 +30,7 @@ from circuitlit.compare.writes import Writers
 from circuitlit.evaluate import TestBed
 from circuitlit.evaluate.statistics import mean_estimate, mean_of
 from circuitlit.evaluate.testing import rank_p
-from circuitlit.graph import EdgeScores
+from circuitlit.graph import Circuit
 from circuitlit.model import Subject
 from circuitlit.objective import Outcome
 from circuitlit.run.build import Workbench
@@ -43,7 +43,7 @@ class Stage:
     cfg: DictConfig
     bench: Workbench
     bed: TestBed
-    scores: EdgeScores
+    circuit: Circuit
     chosen: list[str]
     kinds: dict[str, str]
     text: Int[Tensor, "passage pos"]
@@ -63,10 +63,11 @@ class Stage:
 def ablation(stage: Stage) -> dict[str, Any]:
     """Nodes and edges one by one, the best ones together, and the chosen set, each beside random ones."""
     settings, bed, graph = stage.cfg.intervene, stage.bed, stage.subject.graph
-    ranked, draws = ranked_nodes(stage.scores), settings.draws
+    ranked, draws = ranked_nodes(stage.circuit), settings.draws
     names = list(dict.fromkeys([*stage.chosen, *ranked[: settings.candidates]]))
     nodes = effects(bed.full, {n: bed.run(without_nodes(graph, [n])) for n in names}, stage.kinds)
-    best = stage.scores.importance().sum(0).argsort(descending=True)[: settings.edges].tolist()
+    shares = stage.circuit.shares
+    best = shares.argsort(descending=True, stable=True)[: min(settings.edges, int((shares > 0).sum()))].tolist()
     edges = effects(bed.full, {graph.edge_name(e): bed.run(without_edges(graph, [e])) for e in best}, stage.kinds)
     single = [matched_nodes(graph, [name], 1, seed)[0][0] for seed, name in zip(range(draws), cycle(names))]
     cuts = [without_nodes(graph, [node]) for node in single]
@@ -78,7 +79,8 @@ def ablation(stage: Stage) -> dict[str, Any]:
         "random_edge": _random(stage, [without_edges(graph, [edge]) for edge in sparse]),
         "cumulative": _cumulative(stage, list(dict.fromkeys([*stage.chosen, *ranked]))),
         "set": _set_ablated(stage),
-        "scores": node_scores(stage.scores),
+        "weights": node_weights(stage.circuit),
+        "weight": stage.circuit.scores.meaning,
         "level": settings.level,
     }
 

@@ -20,7 +20,7 @@ from circuitlit.compare import (
     node_modes,
     weight_changes,
 )
-from circuitlit.compare.difference import kept_edges, normalised
+from circuitlit.compare.difference import kept_edges
 from circuitlit.compare.reuse import NodeReuse, reuse, summary
 from circuitlit.compare.turnover import turnover
 from circuitlit.compare.weights import node_changes
@@ -120,7 +120,7 @@ def _reuse(
 ) -> dict[str, NodeReuse]:
     """Likeness of all nodes on test pairs, and swaps of those that carry most of either circuit."""
     settings, graph = cfg.compare.reuse, base.graph
-    shares = sum(side.at(bench.count).shares.mean(0) * kept_edges(side.scores, bench.count) for side in sides.values())
+    shares = sum(side.at(bench.count).circuit.shares for side in sides.values())
     carried = torch.zeros(graph.n_writers, dtype=torch.float64).index_add_(0, graph.writer_of, torch.as_tensor(shares))
     order = carried.argsort(descending=True, stable=True).tolist()
     nodes = [graph.writers[place] for place in order if place >= graph.inputs and float(carried[place]) > 0]
@@ -152,8 +152,8 @@ def _difference(
 
 
 def _points(base: Resampled, tuned: Resampled, difference: CircuitDifference, most: int = 3000) -> list[dict[str, Any]]:
-    """The edges of either circuit, largest share of all scores first: name, both shares, label."""
-    shares = torch.stack([normalised(side.scores) for side in (base, tuned)])
+    """The edges of either circuit, largest share of its weight first: name, both shares (0 outside), label."""
+    shares = torch.stack([base.circuit.shares, tuned.circuit.shares])
     kept = kept_edges(base.scores, base.count) | kept_edges(tuned.scores, tuned.count)
     chosen = kept.nonzero()[:, 0]
     ranked = chosen[shares[:, chosen].max(0).values.argsort(descending=True)][:most].tolist()

@@ -86,9 +86,9 @@ def run(cfg: DictConfig) -> dict[str, Any]:
 
 
 def _start(scores: list[EdgeScores]) -> EdgeScores:
-    """The mean of both models' scores, each normalised, for a start that favours neither."""
-    values = [one.importance() / one.importance().abs().sum().clamp(min=1e-30) for one in scores]
-    return EdgeScores(scores[0].graph, (values[0] + values[1]) / 2, "mean of both", scores[0].roles)
+    """The mean of both models' weights, each normalised, for a start that favours neither."""
+    mean = sum(one.weight / one.weight.sum().clamp(min=1e-30) for one in scores) / len(scores)
+    return EdgeScores(scores[0].graph, torch.as_tensor(mean), "mean of both", scores[0].roles, kind="share")
 
 
 def _learned(cfg: DictConfig, benches: list[Workbench], start: EdgeScores) -> tuple[DifferenceLearner, History]:

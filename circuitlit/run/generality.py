@@ -15,7 +15,7 @@ from torch import Tensor
 
 from circuitlit.compare.capability import Capability, capabilities
 from circuitlit.compare.difference import corrected_jaccard
-from circuitlit.compare.effects import PairBed, as_dict, gain_share, node_scores, plain_logits
+from circuitlit.compare.effects import PairBed, as_dict, gain_share, node_weights, plain_logits
 from circuitlit.compare.generality import (
     ablation_specificity,
     composites,
@@ -32,7 +32,7 @@ from circuitlit.evaluate import TestBed, random_circuit, summarise
 from circuitlit.evaluate.statistics import mean_of
 from circuitlit.evaluate.testing import rank_p
 from circuitlit.files import write_json
-from circuitlit.graph import Circuit, EdgeScores, load_circuit
+from circuitlit.graph import Circuit, load_circuit
 from circuitlit.model import Subject
 from circuitlit.objective import Outcome
 from circuitlit.report.generality import print_generality, write_generality
@@ -49,9 +49,13 @@ LEAST_DRAWS = 20
 class _Task:
     """One task: its circuit and its held-out pairs."""
 
-    scores: EdgeScores
-    kept: Bool[Tensor, "copies edge"]
+    circuit: Circuit
     bed: TestBed
+
+    @property
+    def kept(self) -> Bool[Tensor, "copies edge"]:
+        """Its edges."""
+        return self.circuit.kept
 
 
 def run(cfg: DictConfig) -> dict[str, Any]:
@@ -97,8 +101,8 @@ def run(cfg: DictConfig) -> dict[str, Any]:
             result["transfer"] = _negative(cfg, made, base, tuned)
     if settings.prevent.tune_on is not None:
         with clock.phase("prevention", f"Tuning on {settings.prevent.tune_on} with nodes frozen, and without"):
-            scores = {name: task.scores for name, task in made.items()}
-            result["prevention"] = prevention(cfg, tasks, scores, base)
+            own = {name: task.circuit for name, task in made.items()}
+            result["prevention"] = prevention(cfg, tasks, own, base)
     result |= {**clock.times(), "provenance": provenance(cfg, base)}
     write_json(run_dir() / "generality.json", result)
     page = write_generality(run_dir())
@@ -120,7 +124,7 @@ def _task(cfg: DictConfig, subject: Subject, path: str | None) -> _Task:
     bed = TestBed.build(bench.model, bench.fresh_references(), batches)
     if not bool(bed.full.metric.isfinite().all()):
         raise UserError(f"task {cfg.task.name} has pairs without wrong answers, so there is no metric to change")
-    return _Task(scores, Circuit.cut(scores, bench.count, select=bench.select).kept, bed)
+    return _Task(bench.cut(scores), bed)
 
 
 def _matrices(cfg: DictConfig, tasks: dict[str, _Task]) -> dict[str, Any]:
@@ -156,12 +160,12 @@ def _composites(cfg: DictConfig, tasks: dict[str, _Task]) -> list[dict[str, Any]
     found = []
     for one, two in combinations(tasks, 2):
         count = max(int(tasks[name].kept.sum()) for name in (one, two))
-        for kind, kept in composites(tasks[one].scores, tasks[two].scores, count).items():
+        for kind, kept in composites(tasks[one].circuit, tasks[two].circuit, count).items():
             on = {}
             for name in (one, two):
                 bed = tasks[name].bed
                 on[name] = as_dict(summarise([bed.run(kept)], bed.full, bed.corrupted).faithfulness)
-            found.append({"of": [one, two], "kind": kind, "n_edges": count, "faithfulness": on})
+            found.append({"of": [one, two], "kind": kind, "n_edges": int(kept.sum()), "faithfulness": on})
     return found
 
 
@@ -189,7 +193,7 @@ def _negative(cfg: DictConfig, tasks: dict[str, _Task], base: Subject, tuned: Su
 
 
 def _conflict(cfg: DictConfig, task: _Task, moved: dict[str, float]) -> dict[str, Any]:
-    importance = node_scores(task.scores)
+    importance = node_weights(task.circuit)
     own = conflict_index(importance, moved)
     chance = shuffled_conflict(importance, moved, max(200, cfg.generality.draws), cfg.seed)
     return {
@@ -211,7 +215,7 @@ def _revert(
 ) -> dict[str, Any]:
     """What a damaged task gets back with its conflicting nodes at base weights, and what that costs the gains."""
     settings = cfg.generality
-    nodes = conflicting(node_scores(task.scores), moved, settings.revert)
+    nodes = conflicting(node_weights(task.circuit), moved, settings.revert)
     gained = [other for other, capability in judged.items() if capability.verdict in ("gained", "improved")]
 
     def reverted(members: Sequence[str]) -> dict[str, Any]:

@@ -20,7 +20,7 @@ from circuitlit.evaluate.statistics import mean_estimate
 from circuitlit.files import write_json
 from circuitlit.finetune import examples_of_task
 from circuitlit.finetune.guided_ranks import gradient_probe, rank_patterns, spread_ranks
-from circuitlit.graph import EdgeScores
+from circuitlit.graph import Circuit
 from circuitlit.model import Subject
 from circuitlit.report.guided import print_guided, write_guided
 from circuitlit.run import tune
@@ -91,19 +91,20 @@ def _ranks(cfg: DictConfig, name: str) -> list[int]:
         return [mean] * base.graph.n_layers
     if name == "gradient_probe":
         return spread_ranks(_probe(cfg, base), mean)
-    scores = _scores(cfg, base)
+    circuit = _circuit(cfg, base)
     if name == "base_circuit":
-        return spread_ranks(circuit_layers(scores), mean)
+        return spread_ranks(circuit_layers(circuit), mean)
     tuned = load_side(cfg, str(run_dir() / f"uniform-seed{cfg.guided.seeds[0]}"), "tuned")
-    return spread_ranks(changed_layers(scores, _scores(cfg, tuned)), mean)
+    return spread_ranks(changed_layers(circuit, _circuit(cfg, tuned)), mean)
 
 
-def _scores(cfg: DictConfig, subject: Subject) -> EdgeScores:
-    """Edges scored on validation pairs."""
+def _circuit(cfg: DictConfig, subject: Subject) -> Circuit:
+    """The circuit of edges scored on validation pairs."""
     own = cfg.copy()
     own.task = circuit_task(cfg.task, cfg.guided.circuit_pairs, 1)
     seed_everything(cfg.seed, verbose=False)
-    return attribute(own, build_workbench(own, subject))
+    bench = build_workbench(own, subject)
+    return bench.cut(attribute(own, bench))
 
 
 def _probe(cfg: DictConfig, base: Subject) -> Float[Tensor, "layer"]:

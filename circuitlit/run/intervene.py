@@ -68,7 +68,7 @@ def run(cfg: DictConfig) -> dict[str, Any]:
     result = {
         "task": cfg.task.name,
         "model": subject.name,
-        "method": stage.scores.method,
+        "method": stage.circuit.scores.method,
         "ablated_by": cfg.ablation.kind,
         "seed": cfg.seed,
         "n_pairs": len(stage.bed.full.kl),
@@ -112,9 +112,10 @@ def _bed(cfg: DictConfig, bench: Workbench, pairs: int) -> TestBed:
 
 def _stage(cfg: DictConfig, bench: Workbench, kinds: dict[str, str]) -> Stage:
     settings, graph = cfg.intervene, bench.subject.graph
-    scores = load_circuit(cfg.circuit, graph).scores if cfg.circuit else attribute(cfg, bench)
+    found = load_circuit(cfg.circuit, graph) if cfg.circuit else None
+    circuit = found if found and found.n_edges else bench.cut(found.scores if found else attribute(cfg, bench))
     if settings.nodes is None:
-        chosen = ranked_nodes(scores)[: settings.size]
+        chosen = ranked_nodes(circuit)[: settings.size]
     else:
         chosen = known_nodes(graph, [str(node) for node in settings.nodes])
         if not chosen or "input" in chosen:
@@ -123,7 +124,7 @@ def _stage(cfg: DictConfig, bench: Workbench, kinds: dict[str, str]) -> Stage:
     bed = _bed(cfg, bench, settings.pairs)
     if not bool(bed.full.metric.isfinite().all()):
         raise UserError(f"task {cfg.task.name} has pairs without wrong answers, so there is no metric to change")
-    return Stage(cfg, bench, bed, scores, chosen, kinds, text, Writers(bench.subject))
+    return Stage(cfg, bench, bed, circuit, chosen, kinds, text, Writers(bench.subject))
 
 
 def _enhancement(stage: Stage) -> dict[str, Any]:

@@ -13,7 +13,7 @@ from lightning import Trainer
 from omegaconf import DictConfig
 from torch import Tensor
 
-from circuitlit.compare.effects import node_scores
+from circuitlit.compare.effects import node_weights
 from circuitlit.compare.generality import conflict_index, conflicting
 from circuitlit.compare.injection import expected_changes
 from circuitlit.compare.matched import matched_nodes, mean_overlap
@@ -21,7 +21,7 @@ from circuitlit.compare.transplant import withheld
 from circuitlit.errors import UserError
 from circuitlit.evaluate.statistics import mean_estimate
 from circuitlit.finetune import Examples, Optimisation, SupervisedTuner, TuningData, answer_log_probs, examples_of_task
-from circuitlit.graph import EdgeScores
+from circuitlit.graph import Circuit
 from circuitlit.model import Subject
 from circuitlit.run.callbacks import FiniteLoss
 from circuitlit.run.freeze import Frozen
@@ -30,7 +30,7 @@ ARMS = ("nothing", "conflict", "random")
 
 
 def prevention(
-    cfg: DictConfig, tasks: dict[str, DictConfig], scores: dict[str, EdgeScores], base: Subject
+    cfg: DictConfig, tasks: dict[str, DictConfig], circuits: dict[str, Circuit], base: Subject
 ) -> dict[str, Any]:
     """Tune on one task with nothing, the conflicting nodes, or random ones frozen, and test on all tasks.
 
@@ -40,7 +40,7 @@ def prevention(
     Args:
         cfg: the verb's configuration; `generality.prevent` and `tune`.
         tasks: configuration of every task.
-        scores: each task's circuit on the base model.
+        circuits: each task's, on the base model.
         base: the model before tuning.
 
     Raises:
@@ -58,7 +58,7 @@ def prevention(
     }
     others = [name for name in tasks if name != settings.tune_on]
     train = list(data[settings.tune_on]["train"].chosen.batches(cfg.data.eval_batch_size))
-    importance, moved = _importance([scores[name] for name in others]), expected_changes(base, train)
+    importance, moved = _importance([circuits[name] for name in others]), expected_changes(base, train)
     nodes = conflicting(importance, moved, settings.nodes)
     groups = {name: _groups(data[name]["test"]) for name in tasks}
     before = {name: _losses(cfg, base, data[name]["test"]) for name in tasks}
@@ -93,14 +93,14 @@ def prevention(
     }
 
 
-def _importance(scores: Sequence[EdgeScores]) -> dict[str, float]:
-    """Mean share of the nodes' scores over tasks."""
+def _importance(circuits: Sequence[Circuit]) -> dict[str, float]:
+    """Mean share over tasks of each node in its circuit's weight."""
     total: dict[str, float] = {}
-    for own in scores:
-        nodes = node_scores(own)
-        whole = sum(map(abs, nodes.values())) or 1.0
+    for own in circuits:
+        nodes = node_weights(own)
+        whole = sum(nodes.values()) or 1.0
         for node, value in nodes.items():
-            total[node] = total.get(node, 0.0) + abs(value) / whole / len(scores)
+            total[node] = total.get(node, 0.0) + value / whole / len(circuits)
     return total
 
 

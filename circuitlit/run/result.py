@@ -44,15 +44,15 @@ def signed_or_absolute(bed: TestBed, bench: Workbench, scores: EdgeScores) -> Ed
 
 def cut_to_reachable(scores: EdgeScores, reachable: int) -> Bool[Tensor, "copies edge"]:
     """The smallest top-k circuit of some scores that has at least `reachable` reachable edges."""
-    importance = scores.importance()
-    low, high = 1, importance.numel()
+    order = scores.order
+    low, high = 1, scores.size
     while low < high:
         middle = (low + high) // 2
-        if int(reachable_edges(scores.graph, top_k(importance, middle)).sum()) >= reachable:
+        if int(reachable_edges(scores.graph, top_k(order, middle)).sum()) >= reachable:
             high = middle
         else:
             low = middle + 1
-    return top_k(importance, low)
+    return top_k(order, low)
 
 
 def held_out(cfg: DictConfig, bench: Workbench) -> TestBed:
@@ -116,11 +116,10 @@ def _rival(bed: TestBed, equal: Circuit, circuit: Circuit, rival: EdgeScores, fo
     """The attribution circuit of equal nominal and of equal reachable size."""
     nominal = bed.run(equal.kept)
     reachable = cut_to_reachable(rival, circuit.n_reachable)
-    ranking = "absolute" if rival.ranks_by_magnitude else "signed"
     return {
         "attribution": _entry(bed, [nominal])
         | {"n_edges": equal.n_edges, "n_edges_reachable": equal.n_reachable}
-        | {"label": f"{rival.method}, {ranking}"},
+        | {"label": f"{rival.method}, {rival.ranking}"},
         "attribution_reachable": _entry(bed, [bed.run(reachable)])
         | {"n_edges": int(reachable.sum()), "n_edges_reachable": int(reachable_edges(rival.graph, reachable).sum())},
         "attribution_minus_circuit_kl": asdict(paired_difference(nominal.kl, found.kl, found.group)),

@@ -68,7 +68,7 @@ def _log_tables(logger: WandbLogger, found: Run) -> None:
     for row in result_rows(found.result):
         intervals = [end for metric in row.metrics for end in (metric.low, metric.high)]
         results.add_data(row.label, row.edges, *(metric.value for metric in row.metrics), *intervals)
-    edges = wandb.Table(columns=["rank", "edge", "into", "role", "score"])
+    edges = wandb.Table(columns=["rank", "edge", "into", "role", found.circuit.scores.meaning])
     for rank, edge in enumerate(ranked_edges(found.circuit)[:LISTED], 1):
         edges.add_data(rank, edge.name, edge.kind, edge.role, edge.score)
     tables = {"result/table": results, "circuit/edges": edges}

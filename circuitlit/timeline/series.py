@@ -46,13 +46,11 @@ def nodes_of(circuit: Circuit) -> Bool[Tensor, "1 writer"]:
 
 
 def compared(ours: Circuit, theirs: Circuit) -> dict[str, float]:
-    """Similarity of edges (see `similarity`) and of nodes, edges that differ, and how far the scores have moved.
+    """Similarity of edges (see `similarity`) and of nodes, edges that differ, and how far the weights have moved.
 
-    `score_distance` sums differences of normalised absolute scores, from 0 (proportional) to 2 (nothing in common).
+    `score_distance` sums differences of the edges' shares, from 0 (proportional) to 2 (nothing in common).
     """
-    shares = [
-        values.double().abs() / values.double().abs().sum() for values in (ours.scores.values, theirs.scores.values)
-    ]
+    shares = [weight / weight.sum() for weight in (ours.weight, theirs.weight)]
     return {
         **similarity(ours, theirs),
         "node_jaccard": jaccard(nodes_of(ours), nodes_of(theirs)),
@@ -116,7 +114,7 @@ class Noise:
     @classmethod
     def of(cls, spread: Spread, circuits: Sequence[Circuit]) -> Noise:
         """From what `noise_floor` returns."""
-        moved = [1 - weighted_jaccard(a.scores.values, b.scores.values) for a, b in combinations(circuits, 2)]
+        moved = [1 - weighted_jaccard(a.weight, b.weight) for a, b in combinations(circuits, 2)]
         return cls(float(np.quantile(moved, 0.95)), 1 - spread.low, spread.n_circuits)
 
 

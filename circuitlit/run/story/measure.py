@@ -121,7 +121,7 @@ def _row(
 
 
 def _rankings(sides: dict[str, Side], difference: dict[str, Any], n_layers: int) -> dict[str, Float[Tensor, "layer"]]:
-    base, tuned = sides["base"].scores, sides["tuned"].scores
+    base, tuned = (sides[name].at(count).circuit for name, count in difference["at_size"]["n_edges"].items())
     energy = difference["weights"]["distribution"]["layer"]["share"]
     return {
         "circuit difference": changed_layers(base, tuned),

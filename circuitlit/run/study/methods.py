@@ -165,7 +165,7 @@ def _row(stage: Stage, bench: Workbench, scores: EdgeScores, sparsity: float) ->
         "sparsity": sparsity,
         "n_edges": circuit.n_edges,
         "n_edges_reachable": circuit.n_reachable,
-        "ranking": "absolute" if scores.ranks_by_magnitude else "signed",
+        "ranking": scores.ranking,
         "select": bench.select,
         "val_kl": None if val is None else float(val),
         "by_pair": by_pair(stage.test.run(circuit.kept)),
@@ -193,7 +193,7 @@ def _curves(cfg: DictConfig, stage: Stage, scores: EdgeScores, rows: list[dict[s
     for row in rows:
         kls = row["by_pair"]["kl"][:pairs]
         found[row["n_edges"]] = sum(kls) / len(kls)
-    for count in {int(share * scores.values.numel()) for share in BETWEEN} - set(found) - {0}:
+    for count in {int(share * scores.size) for share in BETWEEN} - set(found) - {0}:
         kept = Circuit.cut(ranked, count, select=cfg.sparsity.select).kept
         found[count] = float(stage.test.run(kept, pairs).kl.mean())
     areas = {"ranking": curve.ranking, **{name: asdict(getattr(curve, name)) for name in names}}
