@@ -136,7 +136,7 @@ def test_acdc_keeps_what_one_edge_at_a_time_keeps(name: str, threshold: float) -
         kept = scores.values[0] >= threshold
         assert torch.equal(kept, expected)
         assert scores.details["kept"] == int(kept.sum()) > 0
-        assert torch.equal(top_k(scores.importance(), int(kept.sum()))[0], expected)
+        assert torch.equal(top_k(scores.order, int(kept.sum()))[0], expected)
     tried = subject.graph.n_edges - untried
     assert int(acdc(loss, references, [batch], threshold=threshold, chunk=1).details["variants"]) == tried  # type: ignore[call-overload]
 

@@ -135,7 +135,7 @@ def test_initial_masks() -> None:
     assert int((confident == 4).sum()) == 10 and int((confident == -4).sum()) == graph.n_edges - 10
     ranks = initial_log_alpha(layout, "ranks", scores, 10, 4.0)
     assert float(ranks[100]) == -4 and float(ranks.max()) == 4
-    assert int(ranks.argmax()) == int(scores.importance().argmax())
+    assert int(ranks.argmax()) == int(scores.order.argmax())
     with pytest.raises(UserError, match=r"mask\.init_from"):
         initial_log_alpha(layout, "ranks", None, 10, 4.0)
     with pytest.raises(UserError, match="make scores of this model"):

@@ -54,6 +54,20 @@ def test_parts_import_only_earlier_parts(path: Path) -> None:
             assert ORDER.index(part) <= ORDER.index(own), f"{path}: {own} must not know {part}"
 
 
+RAW = {"run/build.py", "run/resampled.py"}  # means of scores over processes and pairs, which are scores again
+
+
+@pytest.mark.parametrize("path", sorted((ROOT / "circuitlit").glob("*/**/*.py")), ids=lambda p: p.name)
+def test_raw_scores_are_read_by_their_makers_alone(path: Path) -> None:
+    """`EdgeScores.values` may be log-alphas: everybody else takes `order`, to select, or `weight`."""
+    name = path.relative_to(ROOT / "circuitlit").as_posix()
+    if name.startswith(("graph/", "discover/")) or name in RAW:
+        return
+    found = [node for node in ast.walk(ast.parse(path.read_text())) if isinstance(node, ast.Attribute)]
+    raw = [node for node in found if node.attr == "values" and ast.unparse(node.value).endswith("scores")]
+    assert not raw, f"{name}, line {raw[0].lineno}: reads {ast.unparse(raw[0])}"
+
+
 def test_public_names_resolve() -> None:
     for name in circuitlit.__all__:
         assert getattr(circuitlit, name).__doc__

@@ -108,11 +108,11 @@ def test_the_page_says_the_result_and_where_it_comes_from(page: str) -> None:
         assert f'href="{name}"' in text
 
 
-def test_the_page_lists_the_strongest_edges_and_draws_every_figure(page: str) -> None:
+def test_the_page_lists_the_top_edges_and_draws_every_figure(page: str) -> None:
     circuit = make_circuit()
     listed = re.findall(r'<td class="text"><code>(.*?)</code>', page)
     assert [html.unescape(name) for name in listed] == [edge.name for edge in ranked_edges(circuit)[:30]]
-    assert f"At first all {circuit.n_reachable} reachable edges; the stronger" in page
+    assert f"At first all {circuit.n_reachable} reachable edges; the higher" in page
     figures = dict(re.findall(r'<script type="application/json" id="figure-(\w+)">(.*?)</script>', page))
     assert set(figures) == {"circuit", "layers", "training"}
     names = {trace["name"] for trace in json.loads(figures["training"])["data"]}
@@ -191,7 +191,7 @@ def test_a_result_without_a_needed_field_names_it(tmp_path: Path) -> None:
         write_page(tmp_path)
 
 
-def test_edges_are_ranked_by_importance_and_meet_at_drawn_nodes() -> None:
+def test_edges_are_in_order_and_meet_at_drawn_nodes() -> None:
     circuit = make_circuit(("subject", "end"))
     edges = ranked_edges(circuit)
     assert len(edges) == int(circuit.reachable.any(0).sum())
@@ -203,7 +203,7 @@ def test_edges_are_ranked_by_importance_and_meet_at_drawn_nodes() -> None:
         assert edge.kind in KINDS and places[edge.source][1] < places[edge.target][1]
 
 
-def test_only_the_strongest_edges_become_lines() -> None:
+def test_only_the_top_edges_become_lines() -> None:
     edges = ranked_edges(make_circuit())
     figure = circuit_figure(GRAPH, edges, drawn=20)
     lines = [trace for trace in figure.data if trace.meta in KINDS]
