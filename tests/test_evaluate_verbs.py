@@ -85,9 +85,9 @@ def test_a_circuit_grown_from_the_logits(local: Path, tmp_path: Path) -> None:
     assert torch.equal(circuit.kept, Circuit.cut(circuit.scores, circuit.n_edges, select="greedy").kept)
 
 
-def other_circuit(folder: Path, roles: tuple[str, ...] = (), graph: Graph = TINY) -> Path:
+def other_circuit(folder: Path, roles: tuple[str, ...] = (), graph: Graph = TINY, kind="effect") -> Path:
     folder.mkdir()
-    scores = EdgeScores(graph, torch.zeros(max(1, len(roles)), graph.n_edges), "test", roles)
+    scores = EdgeScores(graph, torch.zeros(max(1, len(roles)), graph.n_edges), "test", roles, kind=kind)
     Circuit.cut(scores, 5).save(folder)
     return folder
 
@@ -99,6 +99,7 @@ BAD = {
     "other roles": (["circuit={tmp}/roles"], "evaluate it on a task with its roles"),
     "not a circuit": (["circuit={tmp}"], "not a readable circuit"),
     "unknown ranking": (["circuit={tmp}/same", "evaluate.ranking=best"], "evaluate.ranking=best"),
+    "gates by size": (["circuit={tmp}/gates", "evaluate.ranking=absolute"], "scores without a sign"),
     "unknown selection": (["circuit={tmp}/same", "sparsity.select=best"], "sparsity.select=best"),
     "other reference": (["circuit={tmp}/same", "evaluate.reference=ioi_gpt2"], "take scores of that model"),
 }
@@ -111,6 +112,7 @@ def test_evaluate_refuses_in_one_sentence(
     other_circuit(tmp_path / "other", graph=Graph(3, 2, 2))
     other_circuit(tmp_path / "same")
     other_circuit(tmp_path / "roles", roles=("other", "s1", "end"))
+    other_circuit(tmp_path / "gates", kind="gate")
     more, words = BAD[name]
     arguments = settings(local, tmp_path / "out", *QUICK, *(m.replace("{tmp}", str(tmp_path)) for m in more))
     assert words in failure(capsys, *arguments, verb="evaluate")

@@ -83,7 +83,7 @@ def everything(circuit: Circuit, other: Circuit) -> dict[str, object]:
     points = [Point(step, 0.0, one) for step, one in ((1, other), (2, circuit), (4, other))]
     rows = follow(points)
     sides = [Resampled(one.scores, [one.scores] * 10, COUNT) for one in (circuit, other)]
-    difference = circuit_difference(*sides)
+    difference = circuit_difference(sides[0], sides[1])
     node_start = initial_log_alpha(MaskLayout(GRAPH, sites="nodes"), "ranks", circuit.scores, COUNT, 1.0)
     return {
         "ranked": ranked_nodes(circuit),

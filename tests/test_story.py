@@ -112,8 +112,9 @@ def test_layers_of_edges_by_hand() -> None:
     edges[names.index("input->logits")] = 9.0  # in no layer
     assert spread_over_layers(graph, edges).tolist() == pytest.approx([2 / 6, 4 / 6])
     scores = EdgeScores(graph, -edges[None].float(), "by hand", ranks_by_magnitude=True)
-    assert circuit_layers(scores).tolist() == pytest.approx([2 / 6, 4 / 6])
-    assert changed_layers(scores, scores).tolist() == [0, 0]
+    circuit = Circuit.cut(scores, 4)
+    assert circuit_layers(circuit).tolist() == pytest.approx([2 / 6, 4 / 6])
+    assert changed_layers(circuit, circuit).tolist() == [0, 0]
     assert top_layers(torch.tensor([0.2, 0.5, 0.3]), 2) == [1, 2] and layer_nodes(graph, [1]) == ["a1.h0", "m1"]
 
 

@@ -73,6 +73,11 @@ def run(cfg: DictConfig) -> dict[str, Any]:
 
 def _fit(cfg: DictConfig, found: Circuit, bench: Workbench) -> tuple[Circuit, Workbench]:
     """The circuit, cut if its file holds scores alone, and a workbench whose controls are of its size."""
+    if cfg.evaluate.ranking == "absolute" and found.scores.kind != "effect":
+        raise UserError(
+            f"evaluate.ranking=absolute ranks effects by their size, {cfg.circuit} holds scores "
+            "without a sign; use evaluate.ranking=own"
+        )
     roles, known = found.scores.roles, bench.data.splits.role_names
     if roles and roles != known:
         raise UserError(
