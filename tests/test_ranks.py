@@ -150,17 +150,17 @@ def test_a_signal_saves_and_says_how_to_go_on(local: Path, tmp_path: Path) -> No
     process.terminate()
     code, _, errors = end(process)
     assert code == 128 + signal.SIGTERM, errors
-    lines = re.findall(r"stopped by a signal at step (\d+); go on with ckpt_path=(\S+) hydra.run.dir=(\S+)", errors)
-    assert len(lines) == 1 and lines[0][2] == str(tmp_path), errors
-    saved = torch.load(lines[0][1], weights_only=True)
+    lines = re.findall(r"at step (\d+); saved; go on with: python -m circuitlit train resume=(\S+)", errors)
+    assert len(lines) == 1 and lines[0][1] == str(tmp_path), errors
+    saved = torch.load(tmp_path / "checkpoints" / "last.ckpt", weights_only=True)
     assert saved["global_step"] == int(lines[0][0]) and list(saved["state_dict"]) == ["log_alpha"]
 
 
-def test_another_number_of_micro_batches_is_refused(
+def test_another_number_of_pairs_in_a_step_is_refused(
     both: tuple[Path, Path, str], local: Path, tmp_path: Path, capsys: pytest.CaptureFixture[str]
 ) -> None:
     more = ["strategy=cpu", "logger=none", f"ckpt_path={both[1]}/checkpoints/step_000004.ckpt"]
-    assert "devices times trainer.accumulate_grad_batches" in failure(capsys, *settings(local, tmp_path, *more))
+    assert "accumulate_grad_batches x devices): 8 then, 4 now" in failure(capsys, *settings(local, tmp_path, *more))
 
 
 BAD = {

@@ -118,7 +118,7 @@ def test_sigkill_twice_then_resume_is_bit_equal(local: Path, tmp_path: Path) -> 
     resume: list[str] = []
     for kill in [*kills, None]:
         log = tmp_path / f"killed_at_{kill}.log"
-        process = start(log, *settings(local, broken, *more, *resume))
+        process = start(log, *(resume or settings(local, broken, *more)))
         if kill is None:
             finished(process, log)
             break
@@ -131,7 +131,7 @@ def test_sigkill_twice_then_resume_is_bit_equal(local: Path, tmp_path: Path) -> 
         assert process.exitcode == -signal.SIGKILL
         checkpoints = sorted((broken / "checkpoints").glob("step_*.ckpt"))
         assert int(checkpoints[-1].stem.split("_")[1]) < steps
-        resume = [f"ckpt_path={checkpoints[-1]}"]
+        resume = [f"resume={broken}"]
     last = f"step_{steps:06d}.safetensors"
     whole, resumed = (load_file(tmp_path / run / "masks" / last)["log_alpha"] for run in ("whole", "broken"))
     assert torch.equal(whole, resumed), f"killed at {kills}"
@@ -230,7 +230,7 @@ def test_checkpoint_of_another_run_is_refused(local: Path, tmp_path: Path, capsy
     call(*settings(local, tmp_path / "one", "logger=none"))
     checkpoint = tmp_path / "one" / "checkpoints" / "last.ckpt"
     message = failure(capsys, *settings(local, tmp_path / "two", "logger=none", "seed=5", f"ckpt_path={checkpoint}"))
-    assert "resume with the settings it had" in message
+    assert "seed: 0 then, 5 now" in message
     checkpoint.write_bytes(b"damaged")
     message = failure(capsys, *settings(local, tmp_path / "two", "logger=none", f"ckpt_path={checkpoint}"))
     assert "last.ckpt" in message

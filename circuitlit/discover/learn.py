@@ -131,28 +131,19 @@ class MaskLearner(LightningModule):
         """Refuse a checkpoint of another run, and go on with another number of processes.
 
         Raises:
-            UserError: it is not of this model, length, seed or number of micro-batches in a step.
+            UserError: it is not of this model, length or seed.
         """
         ours, theirs = self._identity(), checkpoint.get("circuitlit")
         if theirs != ours:
-            raise UserError(
-                f"ckpt_path holds a run of {theirs}, this one is {ours}; resume with the settings it had "
-                "(micro_batches of a step: devices times trainer.accumulate_grad_batches)"
-            )
+            raise UserError(f"ckpt_path holds a run of {theirs}, this one is {ours}; resume with the settings it had")
         batches = checkpoint["loops"]["fit_loop"]["epoch_loop.batch_progress"]
         done = checkpoint["global_step"] * self.trainer.accumulate_grad_batches
         for counts in (batches["total"], batches["current"]):
             counts.update(dict.fromkeys(counts, done))
 
     def _identity(self) -> dict[str, int]:
-        """What the masks depend on, beside the subject and its pairs."""
-        micro_batches = self.trainer.world_size * self.trainer.accumulate_grad_batches
-        return {
-            "masks": self.log_alpha.numel(),
-            "steps": self.schedule.steps,
-            "seed": self.seed,
-            "micro_batches": micro_batches,
-        }
+        """What a glance tells; `run` keeps all settings that training depends on beside it."""
+        return {"masks": self.log_alpha.numel(), "steps": self.schedule.steps, "seed": self.seed}
 
     def training_step(self, batch: Batch, batch_idx: int) -> Tensor:
         """One micro-batch: sample the gates, run the masked model, compare."""

@@ -189,8 +189,6 @@ def pretrain(recipe: Recipe, folder: Path, trainer: Any) -> bool:
     saver = SeriesFolders(folder, steps, mixture_tokenizer(), recipe.batch_size * (recipe.length - 1))
     fit: Trainer = trainer(max_steps=recipe.steps, callbacks=[saver], logger=False, enable_checkpointing=False)
     fit.fit(Pretrainer(recipe.model().train(), optimisation), loader)
-    if fit.interrupted:
-        raise KeyboardInterrupt
     return True
 
 

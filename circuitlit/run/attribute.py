@@ -12,6 +12,7 @@ from circuitlit.run import ranks
 from circuitlit.run.ability import inability, measure_behaviour, report_inability
 from circuitlit.run.build import attribute, build_subject, build_workbench, device_of, provenance
 from circuitlit.run.clock import Clock
+from circuitlit.run.folder import begin
 from circuitlit.run.result import make_result, publish
 
 
@@ -30,6 +31,7 @@ def run(cfg: DictConfig) -> dict[str, Any]:
     clock = Clock()
     with clock.phase("load", f"Loading {cfg.model.name} and the pairs of task {cfg.task.name}"):
         bench = build_workbench(cfg, build_subject(cfg))
+    begin(cfg)
     with clock.phase("behaviour", "Checking that the model does the task"):
         behaviour = measure_behaviour(cfg, bench)
     if reason := inability(cfg, behaviour):

@@ -5,8 +5,6 @@ from __future__ import annotations
 import json
 import os
 import shutil
-import signal
-import threading
 from collections.abc import Callable
 from dataclasses import asdict
 from pathlib import Path
@@ -14,14 +12,15 @@ from typing import Any
 
 import torch
 from lightning import Callback, LightningModule, Trainer
-from lightning.pytorch.callbacks import ModelCheckpoint, RichProgressBar
+from lightning.pytorch.callbacks import RichProgressBar
 from torch import Tensor
 
 from circuitlit.discover import MaskLearner
-from circuitlit.errors import Stopped, UserError
+from circuitlit.errors import UserError
 from circuitlit.evaluate import TestBed
 from circuitlit.files import save_tensors
 from circuitlit.graph import Circuit, EdgeScores
+from circuitlit.run import stopping
 from circuitlit.run.evolution import Evolution
 
 
@@ -149,35 +148,24 @@ class MaskSnapshots(Callback):
         save_tensors(self.folder / f"step_{step:06d}.safetensors", tensors, header)
 
 
-class Checkpoints(ModelCheckpoint):
-    """Lightning's checkpoints, but none in the middle of an accumulated step right after resuming."""
-
-    def on_train_start(self, trainer: Trainer, pl_module: LightningModule) -> None:
-        """Remember that the step we resume from is saved already."""
-        super().on_train_start(trainer, pl_module)
-        self._last_global_step_saved = trainer.global_step
-
-
 class StopOnSignal(Callback):
-    """Ends a run that gets SIGTERM, as schedulers send it ahead of the end: saves a checkpoint, says how to go on.
+    """Ends a run that gets SIGTERM, as schedulers send it ahead of the end, or Ctrl-C: saves a checkpoint first.
 
     All processes stop at the same step, whichever of them was told.
 
     Args:
         folder: the run's `checkpoints` folder.
-        every: steps between two looks; each costs several processes an exchange.
+        every: steps between two looks of several processes; each costs an exchange.
     """
 
     def __init__(self, folder: Path, every: int = 5) -> None:
         self.folder, self.every = folder, every
-        self.told = False
         self._seen = -1
 
     def on_train_start(self, trainer: Trainer, pl_module: LightningModule) -> None:
-        """Listen; Lightning puts the earlier handler back when the run ends."""
+        """Listen; Lightning puts the earlier handlers back when the run ends."""
         self._seen = trainer.global_step
-        if threading.current_thread() is threading.main_thread():
-            signal.signal(signal.SIGTERM, self._note)
+        stopping.attend(patient=True)
 
     def on_train_batch_end(self, trainer: Trainer, pl_module: LightningModule, *args: Any) -> None:
         """Look.
@@ -185,26 +173,19 @@ class StopOnSignal(Callback):
         Raises:
             Stopped: a signal has come.
         """
-        step = trainer.global_step
-        if step == self._seen or step % self.every or step >= trainer.max_steps:
+        step, several = trainer.global_step, trainer.world_size > 1
+        if step == self._seen or step >= trainer.max_steps or (several and step % self.every):
             return
         self._seen = step
-        if not trainer.strategy.reduce_boolean_decision(self.told, all=False):
+        if not trainer.strategy.reduce_boolean_decision(stopping.told(), all=False):
             return
-        last = self.folder / "last.ckpt"
         whole = self.folder / f"step_{step:06d}.ckpt"
         trainer.save_checkpoint(whole)
-        if trainer.is_global_zero and whole.is_file():
+        if trainer.is_global_zero and whole.is_file():  # DeepSpeed's checkpoints are folders
             partial = self.folder / "last.partial"
             shutil.copyfile(whole, partial)
-            os.replace(partial, last)
-        path = last if whole.is_file() else whole  # DeepSpeed's checkpoints are folders
-        raise Stopped(
-            f"stopped by a signal at step {step}; go on with ckpt_path={path} hydra.run.dir={self.folder.parent}"
-        )
-
-    def _note(self, *_: Any) -> None:
-        self.told = True
+            os.replace(partial, self.folder / "last.ckpt")
+        stopping.stop(step)
 
 
 class HardCircuit(Callback):

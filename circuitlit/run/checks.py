@@ -63,22 +63,6 @@ def check(cfg: DictConfig) -> None:
     _check_writable(run_dir())
 
 
-def readable_checkpoint(path: str | None) -> None:
-    """Refuse a file to resume from that torch cannot read.
-
-    Raises:
-        UserError: the file is damaged.
-    """
-    if path is None or Path(path).is_dir():  # DeepSpeed writes folders, and refuses damaged ones itself
-        return
-    import torch
-
-    try:
-        torch.load(path, map_location="cpu", weights_only=True)
-    except Exception as error:  # torch raises many kinds for a damaged file
-        raise UserError(f"ckpt_path={path} is not a readable checkpoint; resume from an older one") from error
-
-
 def _check_sparsity(target: object) -> None:
     if isinstance(target, int | float) and 0 < target < 1:
         return

@@ -10,6 +10,7 @@ from typing import Any
 from rich.console import Console
 from rich.progress import track
 
+from circuitlit.errors import Stopped
 from circuitlit.run.ranks import is_writer
 
 CONSOLE = Console(quiet=not is_writer())
@@ -30,7 +31,11 @@ class Clock:
         """Time a phase."""
         CONSOLE.print(f"[bold]{text}[/bold] ...", highlight=False)
         started = time.perf_counter()
-        yield
+        try:
+            yield
+        except Stopped as stop:
+            stop.during = stop.during or (name, text)
+            raise
         self.seconds[name] = time.perf_counter() - started
         CONSOLE.print(f"  {self.seconds[name]:.1f} s", style="dim", highlight=False)
 

@@ -107,8 +107,6 @@ def _learned(cfg: DictConfig, benches: list[Workbench], start: EdgeScores) -> tu
         options = ranks.trainer_options(cfg)
         trainer: Trainer = instantiate(cfg.trainer, logger=loggers, callbacks=[history, FiniteLoss(), *bar], **options)
         trainer.fit(learner, benches[0].data)
-    if trainer.interrupted:
-        raise KeyboardInterrupt
     return learner.to(benches[0].subject.device), history
 
 

@@ -16,10 +16,9 @@ from circuitlit.discover import MaskLearner, Schedule, initial_log_alpha
 from circuitlit.evaluate import TestBed
 from circuitlit.graph import EdgeScores, load_circuit
 from circuitlit.masked.kernels import use
-from circuitlit.run import ranks
+from circuitlit.run import ranks, stopping
 from circuitlit.run.build import Workbench
 from circuitlit.run.callbacks import (
-    Checkpoints,
     FiniteLoss,
     HardCircuit,
     History,
@@ -27,8 +26,11 @@ from circuitlit.run.callbacks import (
     Progress,
     StopOnSignal,
 )
+from circuitlit.run.checkpoints import Checkpoints, TrainedWith, contents
 from circuitlit.run.evolution import Evolution
+from circuitlit.run.folder import clear
 from circuitlit.run.loggers import open_loggers
+from circuitlit.run.resume import MASKS, trained_with
 
 
 def learn(
@@ -55,6 +57,8 @@ def learn(
         UserError: the start does not fit, or the loss is no longer a number.
     """
     use(cfg.mask.kernels)
+    if cfg.ckpt_path is None and ranks.is_writer():
+        clear(folder, "masks", "checkpoints")  # those of a cell that was stopped, or had other settings
     loss = bench.loss(cfg.objective.loss, bench.layout, cfg.mask.capture and not beside)
     schedule: Schedule = instantiate(cfg.mask.schedule)
     start = _start_scores(cfg.mask.init_from, attribution, bench)
@@ -81,8 +85,7 @@ def learn(
             **ranks.trainer_options(cfg),
         )
         trainer.fit(learner, bench.data, ckpt_path=cfg.ckpt_path, weights_only=True)
-    if trainer.interrupted:
-        raise KeyboardInterrupt
+    stopping.end_of_patience()
     return learner.to(device), history
 
 
@@ -107,15 +110,8 @@ def _callbacks(cfg: DictConfig, bench: Workbench, history: History, folder: Path
         on_gpu = bench.subject.device.type == "cuda"
         callbacks.append(Progress(refresh_rate=20 if on_gpu else 1))  # each look waits for the GPU
     if settings.checkpoint_every:
-        callbacks.append(
-            Checkpoints(
-                dirpath=folder / "checkpoints",
-                filename="step_{step:06d}",
-                auto_insert_metric_name=False,
-                every_n_train_steps=settings.checkpoint_every,
-                save_top_k=-1,
-                save_last=True,
-            )
-        )
+        callbacks.append(Checkpoints(folder / "checkpoints", settings.checkpoint_every, "step", keep=-1))
+    own = contents(bench.data.train.rows, bench.subject.model if bench.model.shards is None else None)
+    callbacks.append(TrainedWith(trained_with(cfg, MASKS, ranks.world()) | own))
     callbacks.append(StopOnSignal(folder / "checkpoints"))  # the last one: the others have seen the step
     return callbacks

@@ -30,14 +30,13 @@ def wandb_logger(project: str, name: str, folder: str, run_id: str, offline: boo
         project: W&B project.
         name: shown name of the run.
         folder: where W&B writes.
-        run_id: W&B id; a sweep's jobs get their number behind it, and the sweep's folder is their group.
+        run_id: W&B id; the folder of a sweep is the group of its jobs.
         offline: write files only; `wandb sync` uploads them later.
     """
     import wandb
 
     hydra, group = HydraConfig.get(), None
     if hydra.mode is not None and hydra.mode.name == "MULTIRUN":
-        run_id = f"{run_id}-{hydra.job.num}"
         group = hydra.sweep.dir.rsplit("/", 1)[-1]
     if rank_zero_only.rank != 0:
         return WandbLogger(project=project, offline=True)

@@ -9,6 +9,7 @@ import signal
 import sys
 import warnings
 from pathlib import Path
+from typing import Any
 
 VERBS = {
     "train": "learn masks until the circuit reproduces the model on a task",
@@ -41,6 +42,7 @@ CHATTY = (
     "lightning.fabric.utilities.rank_zero",
     "lightning_utilities.core.rank_zero",
 )
+FAILED = 3  # exit status of a command with fail=true whose result has that status
 PACKAGE = Path(__file__).resolve().parent.parent
 
 
@@ -64,43 +66,46 @@ def run_verb(verb: str, argv: list[str]) -> None:
     import hydra
 
     from circuitlit.errors import Stopped
-    from circuitlit.run import ranks
-    from circuitlit.run.mistakes import explain, sweep_up
+    from circuitlit.run import folder, ranks, resume, stopping
+    from circuitlit.run.mistakes import explain
 
     original = list(sys.argv)
     os.environ["HYDRA_FULL_ERROR"] = "1"
-    sys.argv = [*argv, *ranks.hydra_overrides()]
     mistakes: list[str] = []
+    results: list[dict[str, Any]] = []
 
     def job(cfg) -> None:
         sys.argv = original  # Lightning starts its child processes with it
-        from circuitlit.run.checks import check, run_dir
+        from circuitlit.run.checks import check
 
-        before = set(run_dir().rglob("*"))
         try:
+            if cfg.resume is not None:
+                cfg = resume.as_it_was(cfg)
+            folder.settle_run_id(cfg)
             check(cfg)
             ranks.check(cfg, verb)
             if ranks.wanted_here(cfg) > 1:
                 sys.exit(ranks.spawn(cfg, original))
-            importlib.import_module(f"circuitlit.run.{verb}").run(cfg)
+            with folder.occupied(cfg):
+                result = resume.finished(cfg) or importlib.import_module(f"circuitlit.run.{verb}").run(cfg)
+            results.append(result if cfg.fail else {})
         except Stopped as stop:
             if ranks.is_writer():
-                print(stop, file=sys.stderr)
-            sys.exit(128 + signal.SIGTERM)
+                print(stopping.farewell(stop, cfg, original), file=sys.stderr)
+            sys.exit(128 + stop.number)
         except Exception as error:
             message = explain(error)
             if message is None:
                 raise
             mistakes.append(message)  # not raised: Hydra would print an error of its own
-            shared = verb in ("study", "evolve") and cfg[verb].parts != 1  # other parts write into the same folder
-            if ranks.is_writer() and not shared:
-                sweep_up(run_dir(), before)
 
     try:
-        hydra.main(version_base="1.3", config_path=str(conf_dir()), config_name=verb)(job)()
-    except KeyboardInterrupt:
-        print("stopped; go on with ckpt_path=DIR/checkpoints/last.ckpt hydra.run.dir=DIR", file=sys.stderr)
-        sys.exit(130)
+        sys.argv = [*resume.expanded(verb, argv), *ranks.hydra_overrides()]
+        with stopping.listening(), folder.new_run_id():
+            hydra.main(version_base="1.3", config_path=str(conf_dir()), config_name=verb)(job)()
+    except (KeyboardInterrupt, Stopped) as stop:
+        print("stopped before anything was made", file=sys.stderr)
+        sys.exit(128 + (stop.number if isinstance(stop, Stopped) else signal.SIGINT))
     except Exception as error:
         message = explain(error)
         if message is None:
@@ -110,6 +115,8 @@ def run_verb(verb: str, argv: list[str]) -> None:
         print(f"error: {message}", file=sys.stderr)
     if mistakes:
         sys.exit(1)
+    if any(result.get("status") == "FAILED" for result in results):
+        sys.exit(FAILED)
 
 
 def conf_dir() -> Path:
@@ -124,7 +131,13 @@ def _quiet() -> None:
     os.environ.setdefault("WANDB_SILENT", "true")
     for category in (DeprecationWarning, FutureWarning):
         warnings.filterwarnings("ignore", category=category)
-    for text in (".*does not have many workers.*", ".*no `validation_step`.*", ".*module(s) in eval mode.*"):
+    for text in (
+        ".*does not have many workers.*",
+        ".*no `validation_step`.*",
+        ".*module(s) in eval mode.*",
+        "Checkpoint directory.*",
+        "The dirpath.*",
+    ):
         warnings.filterwarnings("ignore", text)
     for name in CHATTY:
         logging.getLogger(name).addFilter(lambda entry: entry.levelno >= logging.ERROR)

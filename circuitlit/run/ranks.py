@@ -47,8 +47,8 @@ def is_writer() -> bool:
 
 
 def hydra_overrides() -> list[str]:
-    """What Hydra is told in all processes but the first: write no settings and no log."""
-    return [] if is_writer() else ["hydra.output_subdir=null", "hydra/job_logging=disabled"]
+    """What Hydra is told in all processes but the first: write no log."""
+    return [] if is_writer() else ["hydra/job_logging=disabled"]
 
 
 def processes(cfg: DictConfig) -> int:
@@ -117,7 +117,7 @@ def check(cfg: DictConfig, verb: str) -> None:
 def spawn(cfg: DictConfig, argv: Sequence[str]) -> int:
     """Run this command once for each device of this machine, and wait.
 
-    If one process fails all are ended. SIGTERM is passed on; SIGINT reaches all from the terminal.
+    If one process fails all are ended.
 
     Args:
         cfg: the run's settings.
@@ -224,17 +224,14 @@ def _end(children: list[subprocess.Popen[bytes]]) -> None:
 
 @contextmanager
 def _passed_on(children: list[subprocess.Popen[bytes]]) -> Iterator[None]:
-    """Pass SIGTERM on to all children while the block runs, and outlive SIGINT."""
+    """Pass SIGTERM and Ctrl-C on to all children while the block runs; they take what comes twice as once."""
 
     def forward(number: int, _: Any) -> None:
         for child in children:
             if child.poll() is None:
                 child.send_signal(number)
 
-    before = {
-        signal.SIGTERM: signal.signal(signal.SIGTERM, forward),
-        signal.SIGINT: signal.signal(signal.SIGINT, signal.SIG_IGN),
-    }
+    before = {number: signal.signal(number, forward) for number in (signal.SIGTERM, signal.SIGINT)}
     try:
         yield
     finally:

@@ -12,11 +12,14 @@ from circuitlit.graph import EdgeScores
 from circuitlit.run import joint, ranks
 from circuitlit.run.ability import inability, measure_behaviour, report_inability
 from circuitlit.run.build import Workbench, attribute, build_subject, build_workbench, provenance
-from circuitlit.run.checks import readable_checkpoint, run_dir
+from circuitlit.run.checkpoints import check_checkpoint
+from circuitlit.run.checks import run_dir
 from circuitlit.run.clock import Clock
+from circuitlit.run.folder import begin
 from circuitlit.run.learn import learn
 from circuitlit.run.loggers import open_loggers
 from circuitlit.run.result import best_attribution, make_result, publish
+from circuitlit.run.resume import MASKS, trained_with
 from circuitlit.run.wandb_log import log_run
 from circuitlit.timeline.mask_run import MaskRun, save_evolution
 
@@ -30,13 +33,14 @@ def run(cfg: DictConfig) -> dict[str, Any]:
     Raises:
         UserError: a setting, file or model that cannot be used.
     """
-    readable_checkpoint(cfg.ckpt_path)
+    check_checkpoint(cfg.ckpt_path, trained_with(cfg, MASKS, ranks.world()))
     joint.check(cfg)
     seed_everything(cfg.seed, verbose=False)
     torch.set_float32_matmul_precision(cfg.matmul_precision if torch.cuda.is_available() else "highest")
     clock = Clock()
     with clock.phase("load", f"Loading {cfg.model.name} and the pairs of task {cfg.task.name}"):
         bench = build_workbench(cfg, build_subject(cfg))
+    begin(cfg)
     with clock.phase("behaviour", "Checking that the model does the task"):
         behaviour = measure_behaviour(cfg, bench)
     if reason := inability(cfg, behaviour):

@@ -30,13 +30,17 @@ from circuitlit.finetune import (
 )
 from circuitlit.model import Subject
 from circuitlit.report import print_behaviour
+from circuitlit.run import stopping
 from circuitlit.run.build import build_subject, plain, provenance
-from circuitlit.run.callbacks import Checkpoints, FiniteLoss, History, Progress
-from circuitlit.run.checks import readable_checkpoint, run_dir
+from circuitlit.run.callbacks import FiniteLoss, History, Progress, StopOnSignal
+from circuitlit.run.checkpoints import Checkpoints, TrainedWith, check_checkpoint, contents
+from circuitlit.run.checks import run_dir
 from circuitlit.run.clock import CONSOLE, Clock
+from circuitlit.run.folder import begin
 from circuitlit.run.freeze import Frozen
 from circuitlit.run.loggers import build_loggers, close_loggers
 from circuitlit.run.only import circuit_nodes, train_only
+from circuitlit.run.resume import TUNING, trained_with
 
 WATCHED = {"sft": ("loss",), "dpo": ("loss", "margin", "preferred"), "grpo": ("loss", "reward", "kl")}
 
@@ -57,12 +61,14 @@ def run(cfg: DictConfig) -> dict[str, Any]:
         facts = provenance(cfg, subject) | {"tune": plain(cfg.tune)}
         wanted = cfg.tune.checkpoints
         steps = steps_to_save(cfg.tune.steps, wanted if isinstance(wanted, int) else list(wanted))
+        trained = trained_with(cfg, TUNING, 1) | contents(_rows(data), subject.model)
+    begin(cfg)
     with clock.phase("before", f"Testing on {len(data.test)} held-out pairs"):
         held_out = HeldOut(subject.model, data.test.chosen, cfg.data.eval_batch_size, subject.device)
         watched = _watched(cfg, subject, data)
         tuner = _tuner(cfg, subject, data)
     with clock.phase("tuning", f"Tuning for {cfg.tune.steps} steps: {trained_share(tuner.model)}"):
-        history = _fit(cfg, subject, data, tuner, steps, watched)
+        history = _fit(cfg, subject, data, tuner, steps, watched, trained)
     with clock.phase("after", "Testing the tuned model"):
         outcome = held_out.measure(tuner.model)
         change = behaviour_change(held_out.base, outcome)
@@ -107,7 +113,7 @@ def _check(cfg: DictConfig) -> None:
             f"model.dtype={cfg.model.dtype} would round the updates of all weights; use float32 and, on a GPU, "
             "trainer.precision=bf16-mixed, or adapter=lora"
         )
-    readable_checkpoint(cfg.ckpt_path)
+    check_checkpoint(cfg.ckpt_path, trained_with(cfg, TUNING, 1))
 
 
 def _examples(cfg: DictConfig, subject: Subject) -> dict[str, Examples]:
@@ -146,8 +152,20 @@ def _tuner(cfg: DictConfig, subject: Subject, data: TuningData) -> Tuner:
     return make(subject.model, optimisation, seed=cfg.seed, **reference)
 
 
+def _rows(data: TuningData) -> list[object]:
+    """The training examples, both sides."""
+    rejected = data.train.rejected
+    return [*data.train.chosen.rows, *(rejected.rows if rejected else ())]
+
+
 def _fit(
-    cfg: DictConfig, subject: Subject, data: TuningData, tuner: Tuner, steps: list[int], watched: HeldOut | None
+    cfg: DictConfig,
+    subject: Subject,
+    data: TuningData,
+    tuner: Tuner,
+    steps: list[int],
+    watched: HeldOut | None,
+    trained: dict[str, Any],
 ) -> History:
     folder, settings = run_dir(), cfg.callbacks
     assert subject.tokenizer is not None
@@ -162,15 +180,8 @@ def _fit(
     if settings.progress_bar:
         callbacks.append(Progress(refresh_rate=1))
     if settings.checkpoint_every:
-        callbacks.append(
-            Checkpoints(
-                dirpath=folder / "checkpoints",
-                filename="resume_{step:06d}",
-                auto_insert_metric_name=False,
-                every_n_train_steps=settings.checkpoint_every,
-                save_last=True,
-            )
-        )
+        callbacks.append(Checkpoints(folder / "checkpoints", settings.checkpoint_every, "resume", keep=1))
+    callbacks += [TrainedWith(trained), StopOnSignal(folder / "checkpoints")]
     loggers, device = build_loggers(cfg), subject.device
     trainer: Trainer = instantiate(
         cfg.trainer, logger=loggers, callbacks=callbacks, **instantiate(cfg.strategy.options)
@@ -181,8 +192,7 @@ def _fit(
         address = close_loggers(loggers)
         if address:
             CONSOLE.print(f"  W&B: {address}", highlight=False)
-    if trainer.interrupted:
-        raise KeyboardInterrupt
+    stopping.end_of_patience()
     tuner.to(device)  # Lightning leaves it on the CPU
     return history
 
