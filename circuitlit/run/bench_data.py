@@ -88,7 +88,7 @@ class RandomPairs(PairsModule):
             ]
             return EncodedPairs(made, self.splits.role_names)
 
-        self.train, self.val, self.test = encoded(n_train), encoded(n_val), encoded(0)
+        self.train, self.val, self.test, self.new_words = (encoded(rows) for rows in (n_train, n_val, 0, 0))
         self._batch_size, self._seed, self._num_workers = batch_size, seed, 0
         self._to_longest, self._multiple = True, 1
 

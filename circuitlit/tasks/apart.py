@@ -18,14 +18,14 @@ def apart(
     n_val: int,
     n_test: int | None = None,
 ) -> Splits:
-    """The task's validation pairs, dealt out anew; its test pairs (or the first few), its training pairs left out.
+    """The task's validation pairs, dealt out anew; its held-out pairs (or the first few), its training pairs left out.
 
     Args:
         tokenizer: the model's.
         build: makes the task's splits.
         n_train: validation pairs that scores are learned from.
         n_val: validation pairs that circuits are chosen by.
-        n_test: test pairs that are kept; None keeps all.
+        n_test: pairs that are kept of the test split and of that with new words; None keeps all.
 
     Raises:
         UserError: the task has too few validation pairs.
@@ -37,5 +37,9 @@ def apart(
             "circuits; raise task.build.n_val"
         )
     return replace(
-        splits, train=splits.val[:n_train], val=splits.val[n_train : n_train + n_val], test=splits.test[:n_test]
+        splits,
+        train=splits.val[:n_train],
+        val=splits.val[n_train : n_train + n_val],
+        test=splits.test[:n_test],
+        new_words=splits.new_words[:n_test],
     )

@@ -10,7 +10,7 @@
 | linear | y = 5x + 75, then three of its values | another intercept |
 
 Answers may have several tokens, which are teacher-forced. A prompt that is clean in one split is in no other split,
-neither clean nor corrupted.
+neither clean nor corrupted, nor are its operands (of sums, products and multiples in either order).
 
 Source: operations and corruptions follow Wang et al. 2025 (arXiv 2502.11812) section 4; the wording is our own.
 """
@@ -87,19 +87,27 @@ def arithmetic(
     draw, template = DRAWS[operation], TEMPLATES[operation]
     before, after = _gap(tokenizer)
 
-    def make(key: str, rng: random.Random) -> Pair | None:
+    def make(split: str, key: str, rng: random.Random) -> Pair | None:
         words, change, result, other = draw(rng, (low, high))
         clean, roles = fill(template, words)
         corrupted, _ = fill(template, {**words, **change})
         if result == other or count_tokens(clean, tokenizer) != count_tokens(corrupted, tokenizer):
             return None
         wrong = _different(result, other)
-        return Pair(clean + before, corrupted + before, f"{after}{result}", f"{after}{wrong}", roles, key)
+        answer, other = f"{after}{result}", f"{after}{wrong}"
+        return Pair(clean + before, corrupted + before, answer, other, roles, group=_item(key, words), template=key)
 
     roles = (OTHER, *slots_of(template), END)
     size = (high - low + 1) ** (3 if operation == "composite" else 2)
-    recipe = Recipe(f"arithmetic_{operation}", roles, make, capacity=lambda of_split: size)
-    return draw_splits(recipe, ([operation], [operation], [operation]), (n_train, n_val, n_test), seed)
+    keys = {split: [operation] for split in ("train", "val", "test")}
+    recipe = Recipe(f"arithmetic_{operation}", roles, keys, make, capacity=lambda split: size, by_item=True)
+    return draw_splits(recipe, (n_train, n_val, n_test), seed)
+
+
+def _item(operation: str, words: Words) -> str:
+    """An exercise's operands; sorted where their order does not matter."""
+    numbers = [text for text in words.values() if text.isdigit()]
+    return " ".join(sorted(numbers, key=int) if operation in ("add", "multiply", "lcm") else numbers)
 
 
 def _gap(tokenizer: PreTrainedTokenizerBase) -> tuple[str, str]:

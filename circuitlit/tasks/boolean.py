@@ -73,8 +73,8 @@ def boolean(
         raise UserError(f"task boolean: prompt={prompt} is neither {', '.join(PROMPTS)} nor both; choose one")
     frames = {name: _frame(tokenizer, name, chat) for name in (PROMPTS if prompt == "both" else (prompt,))}
 
-    def make(key: str, rng: random.Random) -> Pair | None:
-        split, name, count, value = key.split("/")
+    def make(split: str, key: str, rng: random.Random) -> Pair | None:
+        name, count, value = key.split("/")
         before, after, lead = frames[name]
         slots = [f"x{number}" for number in range(int(count))]
         tree = _tree(slots, MAX_DEPTH, rng)
@@ -88,12 +88,13 @@ def boolean(
             return None
         wrong = str(value != "True")
         roles = _roles(clean, len(before))
-        return Pair(before + clean + after, before + corrupted + after, lead + value, lead + wrong, roles, key)
+        prompts = before + clean + after, before + corrupted + after
+        return Pair(*prompts, lead + value, lead + wrong, roles, group=clean, template=key)
 
     kinds = [f"{name}/{count}/{value}" for count in range(least, most + 1) for value in VALUES for name in frames]
-    train, val, test = ([f"{split}/{kind}" for kind in kinds] for split in ("train", "val", "test"))
-    recipe = Recipe("boolean", ROLES, make, capacity=lambda of_split: 10**6)
-    return replace(draw_splits(recipe, (train, val, test), (n_train, n_val, n_test), seed), name=f"boolean_{prompt}")
+    keys = {split: kinds for split in ("train", "val", "test")}
+    recipe = Recipe("boolean", ROLES, keys, make, capacity=lambda split: 10**6, by_item=True)
+    return replace(draw_splits(recipe, (n_train, n_val, n_test), seed), name=f"boolean_{prompt}")
 
 
 def _split_of(expression: str) -> str:

@@ -15,7 +15,7 @@ from circuitlit.tasks.encode import encode
 from circuitlit.tasks.encoded import EncodedPairs
 from circuitlit.tasks.pair import Batch
 from circuitlit.tasks.sampler import MicroBatches, shard
-from circuitlit.tasks.splits import Splits
+from circuitlit.tasks.splits import SPLITS, Splits
 
 PADDINGS = ("batch", "bucket", "max")
 BUCKET = 8  # tokens
@@ -45,6 +45,7 @@ class PairsModule(LightningDataModule):
         train: encoded training pairs.
         val: encoded validation pairs.
         test: encoded test pairs.
+        new_words: encoded pairs of the test split's sentences with new words; may be empty.
     """
 
     def __init__(
@@ -77,8 +78,8 @@ class PairsModule(LightningDataModule):
         if pad_to not in PADDINGS:
             raise UserError(f"pad_to={pad_to} is not one of {', '.join(PADDINGS)}")
         self.splits = splits
-        self.train, self.val, self.test = (
-            encode(pairs, tokenizer, splits.role_names) for pairs in (splits.train, splits.val, splits.test)
+        self.train, self.val, self.test, self.new_words = (
+            encode(getattr(splits, name), tokenizer, splits.role_names) for name in SPLITS
         )
         self._batch_size, self._seed, self._num_workers = batch_size, seed, num_workers
         self._to_longest = pad_to == "max"

@@ -52,7 +52,7 @@ WORDS = (
 
 
 def docstring(tokenizer: PreTrainedTokenizerBase, n_train: int, n_val: int, n_test: int, seed: int) -> Splits:
-    """Pairs of random arguments; the layout of the test split occurs in no other split.
+    """Pairs of random arguments, which no two splits share; the layout of the test split occurs in no other split.
 
     Args:
         tokenizer: only words that are single tokens for it are used.
@@ -64,25 +64,25 @@ def docstring(tokenizer: PreTrainedTokenizerBase, n_train: int, n_val: int, n_te
     Raises:
         UserError: too few words are single tokens, or too few different pairs exist.
     """
-    arguments = list(dict.fromkeys(usable("docstring", "arguments", ARGUMENTS, tokenizer, 12)))
-    names = usable("docstring", "function names", NAMES, tokenizer, 4)
-    words = usable("docstring", "words", WORDS, tokenizer, 8)
+    arguments = list(dict.fromkeys(usable("docstring", "arguments", ARGUMENTS.split(), tokenizer, 12)))
+    names = usable("docstring", "function names", NAMES.split(), tokenizer, 4)
+    rest = [key for key in LAYOUTS if key not in HELD_OUT]
+    keys = {"train": rest, "val": rest, "test": HELD_OUT}
+    words = usable("docstring", "words", WORDS.split(), tokenizer, 8)
 
-    def make(key: str, rng: random.Random) -> Pair:
+    def make(split: str, key: str, rng: random.Random) -> Pair:
         *own, e, f, g, h = rng.sample(arguments, 8)
         fixed = {"name": rng.choice(names)} | {f"w{n}": word for n, word in enumerate(rng.sample(words, 6), start=1)}
         clean, spans = fill(LAYOUTS[key], fixed | _signature(own))
         corrupted, _ = fill(LAYOUTS[key], fixed | _signature([e, f, g, h]))
         roles = tuple(span for span in spans if span[0] in ROLES)
-        return Pair(clean, corrupted, f" {own[2]}", f" {own[3]}", roles, key)
+        return Pair(clean, corrupted, f" {own[2]}", f" {own[3]}", roles, group=", ".join(own), template=key)
 
-    def capacity(of_split: Sequence[str]) -> int:
-        return len(of_split) * len(names) * len(arguments) ** 4
+    def capacity(split: str) -> int:
+        return len(keys[split]) * len(names) * len(arguments) ** 4
 
-    rest = [key for key in LAYOUTS if key not in HELD_OUT]
-    return draw_splits(
-        Recipe("docstring", ROLES, make, capacity), (rest, rest, HELD_OUT), (n_train, n_val, n_test), seed
-    )
+    recipe = Recipe("docstring", ROLES, keys, make, capacity, by_item=True)
+    return draw_splits(recipe, (n_train, n_val, n_test), seed)
 
 
 def _signature(arguments: Sequence[str]) -> dict[str, str]:

@@ -9,14 +9,13 @@ GPT-2 small"; names and wording are our own.
 from __future__ import annotations
 
 import random
-from collections.abc import Sequence
 
 from transformers import PreTrainedTokenizerBase
 
 from circuitlit.tasks.draw import Recipe, draw_splits
 from circuitlit.tasks.pair import Pair
 from circuitlit.tasks.splits import END, OTHER, Splits
-from circuitlit.tasks.words import fill, usable
+from circuitlit.tasks.words import deal_sentences, deal_words, fill, usable
 
 ROLES = (OTHER, "name", "quality", "noun", END)
 
@@ -32,7 +31,6 @@ SENTENCES = {
     "always": "So {name} was always a {quality} {noun}, wasn't",
     "left": "After the {quality} {noun} {name} left the house,",
 }
-HELD_OUT = ("always", "left")
 # The words and sentences are those that SmolLM2-135M does well with.
 GIRLS = (
     "Mary Jennifer Linda Elizabeth Barbara Susan Jessica Sarah Lisa Nancy Betty Sandra Margaret Emily Michelle Amanda "
@@ -49,8 +47,12 @@ NOUNS = "friend cook student teacher writer singer dancer doctor lawyer person p
 PRONOUNS = {"girls": " she", "boys": " he"}
 
 
-def gender_pronoun(tokenizer: PreTrainedTokenizerBase, n_train: int, n_val: int, n_test: int, seed: int) -> Splits:
-    """Pairs of several sentences, half of them about girls; those of the test split occur in no other split.
+def gender_pronoun(
+    tokenizer: PreTrainedTokenizerBase, n_train: int, n_val: int, n_test: int, seed: int, n_new_words: int = 0
+) -> Splits:
+    """Pairs of several sentences, half of them about girls; training, validation and test share no sentence.
+
+    Test pairs have the names, qualities and nouns of training; those of validation and of `new_words` are their own.
 
     Args:
         tokenizer: only names, qualities and nouns that are single tokens for it are used.
@@ -58,31 +60,30 @@ def gender_pronoun(tokenizer: PreTrainedTokenizerBase, n_train: int, n_val: int,
         n_val: pairs to choose by.
         n_test: pairs to report on.
         seed: equal seeds give equal pairs.
+        n_new_words: pairs of the test split's sentences with new names, qualities and nouns.
 
     Raises:
         UserError: too few words are single tokens, or too few different pairs exist.
     """
-    usable("gender_pronoun", "pronouns", "he she", tokenizer, 2)
-    names = {
-        "girls": usable("gender_pronoun", "girls' names", GIRLS, tokenizer, 8),
-        "boys": usable("gender_pronoun", "boys' names", BOYS, tokenizer, 8),
-    }
-    qualities = usable("gender_pronoun", "qualities", QUALITIES, tokenizer, 4)
-    nouns = usable("gender_pronoun", "nouns", NOUNS, tokenizer, 4)
+    usable("gender_pronoun", "pronouns", ["he", "she"], tokenizer, 2)
+    girls, boys, qualities, nouns = (
+        deal_words("gender_pronoun", kind, words.split(), tokenizer, 2)
+        for kind, words in (("girls' names", GIRLS), ("boys' names", BOYS), ("qualities", QUALITIES), ("nouns", NOUNS))
+    )
+    names = {"girls": girls, "boys": boys}
+    keys = deal_sentences(list(SENTENCES), list(PRONOUNS))
 
-    def make(key: str, rng: random.Random) -> Pair:
+    def make(split: str, key: str, rng: random.Random) -> Pair:
         sentence, gender = key.split("/")
         other = "boys" if gender == "girls" else "girls"
-        rest = {"quality": rng.choice(qualities), "noun": rng.choice(nouns)}
-        clean, spans = fill(SENTENCES[sentence], {"name": rng.choice(names[gender]), **rest})
-        corrupted, _ = fill(SENTENCES[sentence], {"name": rng.choice(names[other]), **rest})
+        rest = {"quality": rng.choice(qualities[split]), "noun": rng.choice(nouns[split])}
+        clean, spans = fill(SENTENCES[sentence], {"name": rng.choice(names[gender][split]), **rest})
+        corrupted, _ = fill(SENTENCES[sentence], {"name": rng.choice(names[other][split]), **rest})
         return Pair(clean, corrupted, PRONOUNS[gender], PRONOUNS[other], spans, key)
 
-    def capacity(of_split: Sequence[str]) -> int:
-        return len(of_split) * min(map(len, names.values())) * len(qualities) * len(nouns)
+    def capacity(split: str) -> int:
+        fewest = min(len(girls[split]), len(boys[split]))
+        return len(keys[split]) * fewest * len(qualities[split]) * len(nouns[split])
 
-    recipe = Recipe("gender_pronoun", ROLES, make, capacity)
-    keys = [f"{sentence}/{gender}" for sentence in SENTENCES for gender in PRONOUNS]
-    held_out = [key for key in keys if key.split("/")[0] in HELD_OUT]
-    rest = [key for key in keys if key not in held_out]
-    return draw_splits(recipe, (rest, rest, held_out), (n_train, n_val, n_test), seed)
+    recipe = Recipe("gender_pronoun", ROLES, keys, make, capacity)
+    return draw_splits(recipe, (n_train, n_val, n_test, n_new_words), seed)

@@ -22,7 +22,7 @@ from circuitlit.errors import UserError
 from circuitlit.tasks.draw import Recipe, draw_splits
 from circuitlit.tasks.pair import Pair
 from circuitlit.tasks.splits import END, OTHER, Splits
-from circuitlit.tasks.words import count_tokens, fill, follows, usable
+from circuitlit.tasks.words import count_tokens, deal, deal_sentences, deal_words, fill, follows
 
 ROLES = (OTHER, "noun", "century", "yy", END)
 
@@ -34,7 +34,6 @@ SENTENCES = {
     "ran": "As the records show, the {noun} ran from the year {century}{yy} until the year {shown}",
     "continued": "The {noun} continued from the year {century}{yy} to the year {shown}",
 }
-HELD_OUT = ("ran", "continued")
 NOUNS = (
     "war siege reign strike conflict project expedition voyage campaign rebellion famine trial study construction "
     "program contract alliance crisis debate journey mission movement occupation operation partnership plan process "
@@ -57,9 +56,12 @@ class _Start(NamedTuple):
     wrong: list[str]
 
 
-def greater_than(tokenizer: PreTrainedTokenizerBase, n_train: int, n_val: int, n_test: int, seed: int) -> Splits:
-    """Pairs of several sentences; those of the test split occur in no other split.
+def greater_than(
+    tokenizer: PreTrainedTokenizerBase, n_train: int, n_val: int, n_test: int, seed: int, n_new_words: int = 0
+) -> Splits:
+    """Pairs of several sentences; training, validation and test share none.
 
+    Test pairs have the nouns and centuries of training; those of validation and of `new_words` are their own.
     Continuations that merge with the year's beginning into one token (" 1800" for some tokenizers) are left out.
 
     Args:
@@ -68,27 +70,32 @@ def greater_than(tokenizer: PreTrainedTokenizerBase, n_train: int, n_val: int, n
         n_val: pairs to choose by.
         n_test: pairs to report on.
         seed: equal seeds give equal pairs.
+        n_new_words: pairs of the test split's sentences with new nouns and centuries.
 
     Raises:
         UserError: the tokenizer has no usable nouns or years, or too few different pairs exist.
     """
-    nouns = usable("greater_than", "nouns", NOUNS, tokenizer, 8)
-    starts = [start for century in CENTURIES for start in _starts(century, tokenizer)]
-    if len(starts) < 100:
+    nouns = deal_words("greater_than", "nouns", NOUNS.split(), tokenizer, 4)
+    starts = {
+        split: [start for century in own for start in _starts(century, tokenizer)]
+        for split, own in deal(CENTURIES).items()
+    }
+    fewest = min(map(len, starts.values()))
+    if fewest < 20:
         raise UserError(
-            f"task greater_than: the tokenizer cuts only {len(starts)} years into beginning and rest, 100 are needed; "
-            "take a model with tokens for digits or for two-digit numbers"
+            f"task greater_than: the tokenizer cuts only {fewest} years of a split into beginning and rest, 20 are "
+            "needed; take a model with tokens for digits or for two-digit numbers"
         )
-    rest = [key for key in SENTENCES if key not in HELD_OUT]
+    keys = deal_sentences(list(SENTENCES))
 
-    def make(key: str, rng: random.Random) -> Pair:
-        return _pair(key, rng.choice(nouns), rng.choice(starts), rng)
+    def make(split: str, key: str, rng: random.Random) -> Pair:
+        return _pair(key, rng.choice(nouns[split]), rng.choice(starts[split]), rng)
 
-    def capacity(of_split: Sequence[str]) -> int:
-        return len(of_split) * len(nouns) * len(starts)
+    def capacity(split: str) -> int:
+        return len(keys[split]) * len(nouns[split]) * len(starts[split])
 
-    recipe = Recipe("greater_than", ROLES, make, capacity)
-    return draw_splits(recipe, (rest, rest, HELD_OUT), (n_train, n_val, n_test), seed)
+    recipe = Recipe("greater_than", ROLES, keys, make, capacity)
+    return draw_splits(recipe, (n_train, n_val, n_test, n_new_words), seed)
 
 
 def sides(start: str, continuations: Sequence[str]) -> tuple[list[str], list[str]]:

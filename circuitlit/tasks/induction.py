@@ -52,15 +52,16 @@ def induction(
         )
     of_key = {"seen": [word for i, word in enumerate(words) if i % 3], "held_out": words[::3]}
 
-    def make(key: str, rng: random.Random) -> Pair:
+    def make(split: str, key: str, rng: random.Random) -> Pair:
         *listed, stranger = rng.sample(of_key[key], length + 1)
         return _pair(key, listed, stranger, rng.randrange(2, length - 1), rng)
 
-    def capacity(of_split: object) -> int:
+    def capacity(split: str) -> int:
         return 10**9  # random lists hardly ever repeat
 
-    keys = ["seen"], ["seen"], ["held_out"]
-    return draw_splits(Recipe("induction", ROLES, make, capacity), keys, (n_train, n_val, n_test), seed)
+    keys = {"train": ["seen"], "val": ["seen"], "test": ["held_out"]}
+    recipe = Recipe("induction", ROLES, keys, make, capacity, by_item=True)
+    return draw_splits(recipe, (n_train, n_val, n_test), seed)
 
 
 def vocabulary(tokenizer: PreTrainedTokenizerBase) -> list[str]:
@@ -82,4 +83,4 @@ def _pair(key: str, listed: list[str], stranger: str, place: int, rng: random.Ra
     corrupted = " ".join([LEAD, *words[:-1], stranger])
     wrong = rng.choice([word for word in listed if word not in (listed[place], listed[place + 1])])
     roles = tuple(span for span in spans if span[0] != "other")
-    return Pair(text, corrupted, f" {listed[place + 1]}", f" {wrong}", roles, key)
+    return Pair(text, corrupted, f" {listed[place + 1]}", f" {wrong}", roles, group=" ".join(listed), template=key)

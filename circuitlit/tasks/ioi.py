@@ -16,8 +16,8 @@ from transformers import PreTrainedTokenizerBase
 
 from circuitlit.tasks.draw import Recipe, draw_splits
 from circuitlit.tasks.pair import Pair
-from circuitlit.tasks.splits import END, OTHER, Splits
-from circuitlit.tasks.words import fill, usable
+from circuitlit.tasks.splits import END, OTHER, SPLITS, Splits
+from circuitlit.tasks.words import deal_sentences, deal_words, fill
 
 # "s1+1" is the token after the subject's first mention, which previous-token heads write to.
 ROLES = (OTHER, "io", "s1", "s1+1", "s2", "place", "object", END)
@@ -46,7 +46,6 @@ SENTENCES = {
     "argument": "Following an argument at the {place}, {first} and {second} made peace. {s2} gave a {object} to",
     "together": "Together, {first} and {second} cleaned the {place}. Afterwards {s2} handed a {object} to",
 }
-HELD_OUT = ("drove", "argument", "together")  # the test split's sentences, in both orders
 ORDERS = {"ABBA": ("io", "s1"), "BABA": ("s1", "io")}
 SINGLE = "went/ABBA"
 
@@ -79,10 +78,13 @@ def templates() -> dict[str, str]:
     }
 
 
-def ioi(tokenizer: PreTrainedTokenizerBase, n_train: int, n_val: int, n_test: int, seed: int) -> Splits:
-    """Pairs of many templates; those of the test split occur in no other split.
+def ioi(
+    tokenizer: PreTrainedTokenizerBase, n_train: int, n_val: int, n_test: int, seed: int, n_new_words: int = 0
+) -> Splits:
+    """Pairs of many sentences; training, validation and test share none, in either name order.
 
-    `n_val` and `n_test` pairs stay the same when only `n_train` changes.
+    Test pairs have the names, places and objects of training; those of validation and of `new_words` are their own. All
+    but the training pairs stay the same when only `n_train` changes.
 
     Args:
         tokenizer: only names, places and objects that are single tokens for it are used.
@@ -90,45 +92,46 @@ def ioi(tokenizer: PreTrainedTokenizerBase, n_train: int, n_val: int, n_test: in
         n_val: pairs to choose by.
         n_test: pairs to report on.
         seed: equal seeds give equal pairs.
+        n_new_words: pairs of the test split's sentences with new names, places and objects.
 
     Raises:
         UserError: too few words are single tokens, or too few different pairs exist.
     """
-    every = templates()
-    held_out = [key for key in every if key.split("/")[0] in HELD_OUT]
-    rest = [key for key in every if key not in held_out]
-    return _splits("ioi", tokenizer, (rest, rest, held_out), (n_train, n_val, n_test), seed)
+    return _splits(
+        "ioi", tokenizer, deal_sentences(list(SENTENCES), list(ORDERS)), (n_train, n_val, n_test, n_new_words), seed
+    )
 
 
-def ioi_single(tokenizer: PreTrainedTokenizerBase, n_train: int, n_val: int, n_test: int, seed: int) -> Splits:
+def ioi_single(
+    tokenizer: PreTrainedTokenizerBase, n_train: int, n_val: int, n_test: int, seed: int, n_new_words: int = 0
+) -> Splits:
     """Pairs of the one template `SINGLE`; the splits differ in their names, places and objects only.
 
     Arguments and errors are those of `ioi`.
     """
-    return _splits("ioi_single", tokenizer, ([SINGLE], [SINGLE], [SINGLE]), (n_train, n_val, n_test), seed)
+    return _splits(
+        "ioi_single", tokenizer, {split: [SINGLE] for split in SPLITS}, (n_train, n_val, n_test, n_new_words), seed
+    )
 
 
 def _splits(
-    name: str,
-    tokenizer: PreTrainedTokenizerBase,
-    keys: tuple[list[str], list[str], list[str]],
-    counts: tuple[int, int, int],
-    seed: int,
+    name: str, tokenizer: PreTrainedTokenizerBase, keys: dict[str, list[str]], counts: Sequence[int], seed: int
 ) -> Splits:
     texts = templates()
     names, places, objects = (
-        usable("ioi", kind, words, tokenizer, needed)
-        for kind, words, needed in (("names", NAMES, 20), ("places", PLACES, 4), ("objects", OBJECTS, 4))
+        deal_words("ioi", kind, words.split(), tokenizer, needed)
+        for kind, words, needed in (("names", NAMES, 10), ("places", PLACES, 3), ("objects", OBJECTS, 3))
     )
 
-    def make(key: str, rng: random.Random) -> Pair:
-        five = rng.sample(names, 5)
-        return _pair(key, texts[key], five, rng.choice(places), rng.choice(objects))
+    def make(split: str, key: str, rng: random.Random) -> Pair:
+        five = rng.sample(names[split], 5)
+        return _pair(key, texts[key], five, rng.choice(places[split]), rng.choice(objects[split]))
 
-    def capacity(of_split: Sequence[str]) -> int:
-        return len(of_split) * len(names) * (len(names) - 1) * len(places) * len(objects)
+    def capacity(split: str) -> int:
+        n_names = len(names[split])
+        return len(keys[split]) * n_names * (n_names - 1) * len(places[split]) * len(objects[split])
 
-    return draw_splits(Recipe(name, ROLES, make, capacity), keys, counts, seed)
+    return draw_splits(Recipe(name, ROLES, keys, make, capacity), counts, seed)
 
 
 def _pair(key: str, template: str, names: Sequence[str], place: str, thing: str) -> Pair:

@@ -12,10 +12,10 @@ from transformers import PreTrainedTokenizerBase
 
 from circuitlit.errors import UserError
 from circuitlit.tasks.pair import Pair
-from circuitlit.tasks.splits import END, OTHER, Splits
+from circuitlit.tasks.splits import END, OTHER, SPLITS, Splits
 
-FIELDS = ("clean", "corrupted", "answer", "wrong_answer", "split", "roles")
-SPLITS = {"train": "train", "val": "val", "validation": "val", "test": "test"}
+FIELDS = ("clean", "corrupted", "answer", "wrong_answer", "split", "roles", "group")
+NAMES = {**{name: name for name in SPLITS}, "validation": "val"}
 OPEN, CLOSE = "<predict>", "</predict>"
 
 
@@ -25,7 +25,9 @@ def jsonl(
     """The pairs of a file.
 
     A line has `clean`, `corrupted` and `answer`, and may have `wrong_answer`, `split` ("train", "val", "validation",
-    "test") and `roles`: role -> [start, end] characters of `clean`, or role -> a text whose first occurrence is meant.
+    "test", "new_words") and `roles`: role -> [start, end] characters of `clean`, or role -> a text whose first
+    occurrence is meant. `group` names the sentence or item that a line shares with others: intervals for new sentences
+    resample groups, and lines without `split` go to one split with their group. Without it a line is its own group.
     Without `answer`, `clean` and `corrupted` each hold `<predict>...</predict>`: the prompts end before the tag, the
     clean one's is the answer and what follows is left out (the form of Edge Pruning's custom data).
 
@@ -44,7 +46,7 @@ def jsonl(
             f"task jsonl: val_fraction={val_fraction} and test_fraction={test_fraction} "
             "are not shares that sum to at most 1; change them"
         )
-    made: dict[str, list[Pair]] = {"train": [], "val": [], "test": []}
+    made: dict[str, list[Pair]] = {name: [] for name in SPLITS}
     undecided: list[Pair] = []
     for number, line in enumerate(_lines(path), start=1):
         if line.strip():
@@ -56,15 +58,32 @@ def jsonl(
             (made[split] if split else undecided).append(pair)
     if not undecided and not any(made.values()):
         raise UserError(f"{path} is empty; write one pair a line")
-    random.Random(f"jsonl/{seed}").shuffle(undecided)
-    n_val, n_test = round(val_fraction * len(undecided)), round(test_fraction * len(undecided))
-    made["val"] += undecided[:n_val]
-    made["test"] += undecided[n_val : n_val + n_test]
-    made["train"] += undecided[n_val + n_test :]
+    _deal_out(undecided, made, seed, val_fraction, test_fraction)
     if not made["test"]:
         raise UserError(f'{path} has no pair for the test; give a line "split": "test" or raise test_fraction')
     roles = (OTHER, *_role_names(made.values()), END)
-    return Splits("jsonl", made["train"], made["val"], made["test"], roles)
+    return Splits("jsonl", role_names=roles, **made)
+
+
+def _deal_out(
+    pairs: list[Pair], made: dict[str, list[Pair]], seed: int, val_fraction: float, test_fraction: float
+) -> None:
+    """Add pairs without a split where their group is; other groups, at random, to the split that lacks most pairs."""
+    home = {pair.group: split for split, own in made.items() for pair in own}
+    free: dict[str, list[Pair]] = {}
+    for pair in pairs:
+        if pair.group in home:
+            made[home[pair.group]].append(pair)
+        else:
+            free.setdefault(pair.group, []).append(pair)
+    groups, count = list(free.values()), sum(map(len, free.values()))
+    lacking = {"val": round(val_fraction * count), "test": round(test_fraction * count)}
+    lacking["train"] = count - sum(lacking.values())
+    random.Random(f"jsonl/{seed}").shuffle(groups)
+    for group in groups:
+        split = max(lacking, key=lacking.__getitem__)
+        made[split] += group
+        lacking[split] -= len(group)
 
 
 def _lines(path: str) -> list[str]:
@@ -101,7 +120,9 @@ def _parse(line: str, source: str) -> tuple[Pair, str | None]:
     wrong = _text(row, "wrong_answer") if row.get("wrong_answer") is not None else None
     if wrong == answer:
         raise UserError(f"answer and wrong_answer are both {answer!r}; change one")
-    return Pair(clean, corrupted, answer, wrong, _roles(row.get("roles"), clean), source=source), _split(row)
+    group = source if row.get("group") is None else _text(row, "group")
+    roles = _roles(row.get("roles"), clean)
+    return Pair(clean, corrupted, answer, wrong, roles, group=group, source=source), _split(row)
 
 
 def _text(row: dict[str, Any], name: str) -> str:
@@ -134,9 +155,9 @@ def _split(row: dict[str, Any]) -> str | None:
     split = row.get("split")
     if split is None:
         return None
-    if not isinstance(split, str) or split not in SPLITS:
-        raise UserError(f"split is {split!r}; it is one of {', '.join(SPLITS)}")
-    return SPLITS[split]
+    if not isinstance(split, str) or split not in NAMES:
+        raise UserError(f"split is {split!r}; it is one of {', '.join(NAMES)}")
+    return NAMES[split]
 
 
 def _roles(roles: object, clean: str) -> tuple[tuple[str, int, int], ...]:

@@ -1,8 +1,8 @@
 """Something looked up by subject and relation: "The capital of France is" -> " Paris", antonyms, past tenses, two hops.
 
 A corrupted prompt has another subject of the same relation, with as many tokens, that goes with another object; that
-object is the wrong answer. The test split's sentences occur in no other split, its facts do: what is held out is the
-wording.
+object is the wrong answer. What a split's facts are about, clean and corrupted, occurs in no other split; the test
+split's sentences do not either.
 
 Source: facts and corruption by another subject of the relation follow Meng et al. 2022 (arXiv 2202.05262) and Yao et
 al. 2024 (arXiv 2405.17969); the facts and sentences are our own.
@@ -12,7 +12,7 @@ from __future__ import annotations
 
 import random
 import re
-from collections.abc import Mapping, Sequence
+from collections.abc import Collection, Mapping, Sequence
 
 from transformers import PreTrainedTokenizerBase
 
@@ -21,10 +21,10 @@ from circuitlit.tasks.draw import Recipe, draw_splits
 from circuitlit.tasks.facts import ANTONYMS, PAST_TENSE, RELATIONS, Relation
 from circuitlit.tasks.pair import Pair
 from circuitlit.tasks.splits import END, OTHER, Splits
-from circuitlit.tasks.words import fill
+from circuitlit.tasks.words import fill, hands
 
 ROLES = (OTHER, "relation", "subject", END)
-LEAST = 8  # facts of a relation that go with equal token counts
+LEAST = 4  # facts of a relation and a split that go with equal token counts
 _NAMED = re.compile("<(.+?)>")
 
 
@@ -109,26 +109,32 @@ def lookup(
     counts: tuple[int, int, int],
     seed: int,
 ) -> Splits:
-    """Pairs of some relations, which take turns; the third sentence of each is for the test split."""
+    """Pairs of some relations, which take turns; the third sentence of each is for the test split.
+
+    Subjects are dealt in turn: of every five, two are for training, one for validation, two for the test.
+    """
+    subjects = dict.fromkeys(subject for relation in relations.values() for subject, _ in relation.items())
+    dealt = zip(("train", "val", "test"), hands(list(subjects), (2, 1, 2)), ((0, 1), (0, 1), (2,)), strict=True)
     tables = {
-        f"{name}/{number}": _Table(relation, number, tokenizer)
-        for name, relation in relations.items()
-        for number in range(len(relation.sentences))
+        split: {
+            f"{name}/{number}": table
+            for name, relation in relations.items()
+            for number in sentences
+            if len((table := _Table(relation, number, own, tokenizer)).partners) >= LEAST
+        }
+        for split, own, sentences in dealt
     }
-    usable = {key: table for key, table in tables.items() if len(table.partners) >= LEAST}
-    held_out = [key for key in usable if key.endswith("/2")]
-    rest = [key for key in usable if key not in held_out]
-    if not held_out or not rest:
+    if not all(tables.values()):
         raise UserError(f"task {task}: no relation has {LEAST} facts of equal token counts; take another model")
 
-    def make(key: str, rng: random.Random) -> Pair | None:
-        return usable[key].draw(rng, key)
+    def make(split: str, key: str, rng: random.Random) -> Pair | None:
+        return tables[split][key].draw(rng, key)
 
-    def capacity(of_split: Sequence[str]) -> int:
-        return sum(len(usable[key].partners) for key in of_split)
+    def capacity(split: str) -> int:
+        return 2 * sum(len(table.partners) for table in tables[split].values())  # all may be drawn: they are few
 
-    recipe = Recipe(task, ROLES, make, capacity)
-    return draw_splits(recipe, (rest, rest, held_out), counts, seed)
+    recipe = Recipe(task, ROLES, {split: list(own) for split, own in tables.items()}, make, capacity, by_item=True)
+    return draw_splits(recipe, counts, seed)
 
 
 def prompt_of(sentence: str, subject: str) -> tuple[str, tuple[tuple[str, int, int], ...]]:
@@ -139,10 +145,12 @@ def prompt_of(sentence: str, subject: str) -> tuple[str, tuple[tuple[str, int, i
 
 
 class _Table:
-    """One sentence of a relation, with the facts that can stand in for each other."""
+    """One sentence of a relation, with those of a split's facts that can stand in for each other."""
 
-    def __init__(self, relation: Relation, number: int, tokenizer: PreTrainedTokenizerBase) -> None:
-        self.things = dict(relation.items())
+    def __init__(
+        self, relation: Relation, number: int, subjects: Collection[str], tokenizer: PreTrainedTokenizerBase
+    ) -> None:
+        self.things = {subject: thing for subject, thing in relation.items() if subject in subjects}
         self.prompts = {subject: prompt_of(relation.sentences[number], subject) for subject in self.things}
         texts = [text for text, _ in self.prompts.values()]
         lengths = dict(zip(self.things, map(len, _ids(texts, tokenizer)), strict=True))
@@ -165,7 +173,8 @@ class _Table:
         other = rng.choice(self.partners[subject])
         (clean, spans), (corrupted, _) = self.prompts[subject], self.prompts[other]
         thing, wrong = (f" {self.things[name]}" for name in (subject, other))
-        return Pair(clean, corrupted, thing, wrong, spans, key)
+        fact = f"{key.split('/')[0]}/{subject}"
+        return Pair(clean, corrupted, thing, wrong, spans, group=fact, template=key)
 
 
 def _ids(texts: list[str], tokenizer: PreTrainedTokenizerBase) -> list[list[int]]:

@@ -1,12 +1,13 @@
-"""A task after its build: three lists of pairs that share nothing, and the names of the token roles."""
+"""A task after its build: lists of pairs that share nothing, and the names of the token roles."""
 
 from __future__ import annotations
 
-from dataclasses import dataclass
+from dataclasses import dataclass, field
 
 from circuitlit.errors import UserError
 from circuitlit.tasks.pair import Pair
 
+SPLITS = ("train", "val", "test", "new_words")
 OTHER = "other"
 END = "end"
 
@@ -19,9 +20,11 @@ class Splits:
         name: the task's name, for tables and file names.
         train: pairs that masks and scores are learned from; may be empty.
         val: pairs that settings are chosen by; may be empty.
-        test: held-out pairs that results are reported on.
+        test: held-out pairs that results are reported on; of tasks with sentences, new ones with the words of training.
         role_names: names of the token roles; "other" first, "end" (the last prompt token) last.
         exhaustive: True where the splits hold all inputs there are, so that they may be the same.
+        new_words: held-out pairs in the test split's sentences, with words that training and validation lack; empty for
+            tasks that do not tell sentences from words.
 
     Raises:
         UserError: a pair is in two splits.
@@ -34,14 +37,15 @@ class Splits:
     test: list[Pair]
     role_names: tuple[str, ...] = (OTHER, END)
     exhaustive: bool = False
+    new_words: list[Pair] = field(default_factory=list)
 
     def __post_init__(self) -> None:
         names = self.role_names
         if len(set(names)) != len(names) or len(names) < 2 or names[0] != OTHER or names[-1] != END:
             raise ValueError(f"role names {names} are not different names from '{OTHER}' to '{END}'")
         home: dict[tuple[str, str, str], tuple[str, Pair]] = {}
-        for split, pairs in (("train", self.train), ("val", self.val), ("test", self.test)):
-            for pair in pairs:
+        for split in SPLITS:
+            for pair in getattr(self, split):
                 other, twin = home.setdefault((pair.clean, pair.corrupted, pair.answer), (split, pair))
                 if other != split and not self.exhaustive:
                     places = f"{other} ({twin.source or twin.clean}) and in {split} ({pair.source or pair.clean})"

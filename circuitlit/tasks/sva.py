@@ -9,7 +9,6 @@ probabilities of verbs are the metric of Newman et al. 2021, "Refining targeted 
 from __future__ import annotations
 
 import random
-from collections.abc import Sequence
 from itertools import product
 
 from transformers import PreTrainedTokenizerBase
@@ -17,7 +16,7 @@ from transformers import PreTrainedTokenizerBase
 from circuitlit.tasks.draw import Recipe, draw_splits
 from circuitlit.tasks.pair import Pair
 from circuitlit.tasks.splits import END, OTHER, Splits
-from circuitlit.tasks.words import fill, usable_pairs
+from circuitlit.tasks.words import deal_sentences, deal_words, fill, usable
 
 ROLES = (OTHER, "subject", "attractor", END)
 
@@ -32,7 +31,6 @@ SENTENCES = {
     "in_front": "The {subject} in front of the {attractor} always",
     "close_to": "The {subject} close to the {attractor} usually",
 }
-HELD_OUT = ("in_front", "close_to")
 # The words that SmolLM2-135M does well with. Things that often begin a longer word (book, river) are left out.
 NOUNS = (
     "teacher student doctor farmer writer singer lawyer driver manager officer actor artist brother sister neighbor "
@@ -63,8 +61,13 @@ VERBS = (
 NUMBERS = ("singular", "plural")
 
 
-def sva(tokenizer: PreTrainedTokenizerBase, n_train: int, n_val: int, n_test: int, seed: int) -> Splits:
-    """Pairs of all four combinations of subject and attractor number; test sentences occur in no other split.
+def sva(
+    tokenizer: PreTrainedTokenizerBase, n_train: int, n_val: int, n_test: int, seed: int, n_new_words: int = 0
+) -> Splits:
+    """Pairs of all four combinations of subject and attractor number.
+
+    Training, validation and test share no sentence. Test pairs have the nouns and things of training; those of
+    validation and of `new_words` are their own. The verbs, which are what is asked for, are the same in all.
 
     Args:
         tokenizer: only nouns and verbs that are single tokens for it in both numbers are used.
@@ -72,30 +75,32 @@ def sva(tokenizer: PreTrainedTokenizerBase, n_train: int, n_val: int, n_test: in
         n_val: pairs to choose by.
         n_test: pairs to report on.
         seed: equal seeds give equal pairs.
+        n_new_words: pairs of the test split's sentences with new nouns and things.
 
     Raises:
         UserError: too few words are single tokens, or too few different pairs exist.
     """
-    nouns = usable_pairs("sva", "nouns", [(noun, f"{noun}s") for noun in NOUNS.split()], tokenizer, 8)
-    things = usable_pairs("sva", "things", [(thing, f"{thing}s") for thing in THINGS.split()], tokenizer, 8)
-    verbs = usable_pairs("sva", "verbs", VERBS, tokenizer, 2)
+    nouns, things = (
+        deal_words("sva", kind, [(word, f"{word}s") for word in words.split()], tokenizer, 4)
+        for kind, words in (("nouns", NOUNS), ("things", THINGS))
+    )
+    verbs = usable("sva", "verbs", VERBS, tokenizer, 2)
     of_number = [tuple(f" {both[number]}" for both in verbs) for number in (0, 1)]
+    keys = deal_sentences(
+        list(SENTENCES), [f"{subject}/{attractor}" for subject, attractor in product(NUMBERS, NUMBERS)]
+    )
 
-    def make(key: str, rng: random.Random) -> Pair:
+    def make(split: str, key: str, rng: random.Random) -> Pair:
         sentence, number, attractor = key.split("/")
         own = NUMBERS.index(number)
-        subject = rng.choice(nouns)
-        between = {"attractor": rng.choice(things)[NUMBERS.index(attractor)]}
+        subject = rng.choice(nouns[split])
+        between = {"attractor": rng.choice(things[split])[NUMBERS.index(attractor)]}
         clean, spans = fill(SENTENCES[sentence], {"subject": subject[own], **between})
         corrupted, _ = fill(SENTENCES[sentence], {"subject": subject[1 - own], **between})
         right, wrong = of_number[own], of_number[1 - own]
         return Pair(clean, corrupted, right[0], wrong[0], spans, key, right=right, wrong=wrong)
 
-    def capacity(of_split: Sequence[str]) -> int:
-        return len(of_split) * len(nouns) * len(things)
+    def capacity(split: str) -> int:
+        return len(keys[split]) * len(nouns[split]) * len(things[split])
 
-    keys = ["/".join(parts) for parts in product(SENTENCES, NUMBERS, NUMBERS)]
-    held_out = [key for key in keys if key.split("/")[0] in HELD_OUT]
-    rest = [key for key in keys if key not in held_out]
-    recipe = Recipe("sva", ROLES, make, capacity)
-    return draw_splits(recipe, (rest, rest, held_out), (n_train, n_val, n_test), seed)
+    return draw_splits(Recipe("sva", ROLES, keys, make, capacity), (n_train, n_val, n_test, n_new_words), seed)

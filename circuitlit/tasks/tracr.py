@@ -60,4 +60,6 @@ def outputs(program: str, words: Sequence[str]) -> list[str]:
 def _pair(program: str, words: tuple[str, ...], draw: random.Random) -> Pair:
     other = [draw.choice([word for word in PROGRAMS[program][0] if word != own]) for own in words]
     answer = " ".join(outputs(program, words))
-    return Pair(" ".join((BOS, *words)), " ".join((BOS, *other)), answer, template=program, in_place=True)
+    return Pair(
+        " ".join((BOS, *words)), " ".join((BOS, *other)), answer, group=" ".join(words), template=program, in_place=True
+    )

@@ -30,32 +30,60 @@ def single_tokens(words: Sequence[str], tokenizer: PreTrainedTokenizerBase) -> l
     ]
 
 
-def usable(task: str, kind: str, words: str, tokenizer: PreTrainedTokenizerBase, needed: int) -> list[str]:
-    """Those of some words, separated by spaces, that are single tokens.
+def usable(task: str, kind: str, words: Sequence[Word], tokenizer: PreTrainedTokenizerBase, needed: int) -> list[Word]:
+    """Those of some words that are single tokens; of a pair of words (noun and plural, say) both have to be.
 
     Raises:
         UserError: fewer than `needed` are.
     """
-    found = single_tokens(words.split(), tokenizer)
-    return _enough(task, kind, found, needed)
-
-
-def usable_pairs(
-    task: str, kind: str, words: Sequence[tuple[str, str]], tokenizer: PreTrainedTokenizerBase, needed: int
-) -> list[tuple[str, str]]:
-    """Those of some pairs of words (noun and plural, say) in which both are single tokens; errors as in `usable`."""
-    single = set(single_tokens([word for both in words for word in both], tokenizer))
-    found = [both for both in words if single.issuperset(both)]
-    return _enough(task, kind, found, needed)
-
-
-def _enough(task: str, kind: str, found: list[Word], needed: int) -> list[Word]:
+    forms = [(word,) if isinstance(word, str) else word for word in words]
+    single = set(single_tokens([form for of_word in forms for form in of_word], tokenizer))
+    found = [word for word, of_word in zip(words, forms, strict=True) if single.issuperset(of_word)]
     if len(found) < needed:
         raise UserError(
             f"task {task}: only {len(found)} of its {kind} are single tokens of this tokenizer, {needed} are needed; "
             "take another model or bring pairs of your own: task=jsonl task.build.path=FILE"
         )
     return found
+
+
+def deal_words(
+    task: str, kind: str, words: Sequence[Word], tokenizer: PreTrainedTokenizerBase, needed: int
+) -> dict[str, list[Word]]:
+    """The usable words of each split, dealt before they are looked up in the tokenizer; errors as in `usable`.
+
+    So a word is in the same split for every tokenizer; `needed` is for each split.
+    """
+    return {split: usable(task, f"{kind} ({split})", own, tokenizer, needed) for split, own in deal(words).items()}
+
+
+def deal(words: Sequence[Word]) -> dict[str, list[Word]]:
+    """Words for each split: of every five, three for training and test, one for validation, one for `new_words`.
+
+    A word's place decides, so append to a list and do not insert.
+    """
+    train, val, new = hands(words, (3, 1, 1))
+    return {"train": train, "val": val, "test": train, "new_words": new}
+
+
+def deal_sentences(sentences: Sequence[str], variants: Sequence[str] = ("",)) -> dict[str, list[str]]:
+    """Templates for each split: of every five sentences, two for training, one for validation, two held out.
+
+    The held-out ones are those of the test split and of `new_words`. A sentence's variants ("went/ABBA") stay together.
+    """
+    train, val, test = (
+        [f"{sentence}/{variant}".rstrip("/") for sentence in own for variant in variants]
+        for own in hands(sentences, (2, 1, 2))
+    )
+    return {"train": train, "val": val, "test": test, "new_words": test}
+
+
+def hands(things: Sequence[Word], shares: tuple[int, ...]) -> tuple[list[Word], ...]:
+    """Things dealt in turn to some hands, to each as many a turn as its share."""
+    turn = [hand for hand, share in enumerate(shares) for _ in range(share)]
+    return tuple(
+        [t for place, t in enumerate(things) if turn[place % len(turn)] == hand] for hand in range(len(shares))
+    )
 
 
 def count_tokens(text: str, tokenizer: PreTrainedTokenizerBase) -> int:
