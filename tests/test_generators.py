@@ -173,11 +173,11 @@ def test_seeds_repeat(name: str, byte_bpe: PreTrainedTokenizerBase) -> None:
     assert small.test != other.test and small.train != other.train
 
 
-@pytest.mark.parametrize("name, digest", [("ioi", "287651f6b5b7a8c8"), ("ioi_single", "74ea8e735816cd72")])
+@pytest.mark.parametrize("name, digest", [("ioi", "78c63146af654452"), ("ioi_single", "149870c0bc9c9847")])
 def test_pairs_of_a_seed_stay_what_they_were(name: str, digest: str, tokenizer: PreTrainedTokenizerBase) -> None:
-    splits = TASKS[name](tokenizer, 100, 20, 40, seed=3)
-    every = splits.train + splits.val + splits.test
-    text = repr(every).replace(", in_place=False", "")  # a field that was added later
+    splits = TASKS[name](tokenizer, 100, 20, 40, seed=3, n_new_words=40)
+    every = splits.train + splits.val + splits.test + splits.new_words
+    text = repr([(pair.clean, pair.corrupted, pair.answer, pair.roles) for pair in every])
     assert hashlib.sha256(text.encode()).hexdigest()[:16] == digest
 
 

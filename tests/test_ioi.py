@@ -81,8 +81,8 @@ def test_ioi_refuses_what_it_cannot_make(byte_bpe):
     letters.pre_tokenizer = pre_tokenizers.Whitespace()
     with pytest.raises(UserError, match=r"only 0 of its names \(train\) are single tokens"):
         ioi(wrap(letters, unk_token="<unk>"), 5, 5, 5, seed=0)
-    with pytest.raises(UserError, match="10000000 pairs asked for"):
-        ioi_single(byte_bpe, 10_000_000, 5, 5, seed=0)
+    with pytest.raises(UserError, match="1000000000 pairs asked for"):
+        ioi_single(byte_bpe, 10**9, 5, 5, seed=0)
 
 
 def test_ioi_repeats_no_pair_when_words_are_few(byte_bpe, monkeypatch):

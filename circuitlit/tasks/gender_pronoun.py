@@ -30,20 +30,53 @@ SENTENCES = {
     "back_then": "Back then {name} was already a {quality} {noun}, wasn't",
     "always": "So {name} was always a {quality} {noun}, wasn't",
     "left": "After the {quality} {noun} {name} left the house,",
+    "admire": "People admire the {quality} {noun} {name} because",
+    "hired": "They hired {name}, a {quality} {noun}, because",
+    "stayed": "Though the {quality} {noun} {name} stayed at home,",
+    "came_in": "When the {quality} {noun} {name} came in,",
+    "family": "The family talks about {name}, the {quality} {noun}, because",
+    "waited": "We waited for our {quality} {noun} {name} because",
+    "never": "So {name} never was a {quality} {noun}, was",
+    "said": "After work {name}, the {quality} {noun}, said that",
+    "wants": "If {name} wants to be a {quality} {noun},",
+    "as": "As {name} is a {quality} {noun},",
 }
 # The words and sentences are those that SmolLM2-135M does well with.
 GIRLS = (
     "Mary Jennifer Linda Elizabeth Barbara Susan Jessica Sarah Lisa Nancy Betty Sandra Margaret Emily Michelle Amanda "
     "Melissa Rebecca Laura Helen Amy Angela Anna Ruth Rachel Janet Emma Maria Diane Julie Olivia Alice Jane Lucy Kate "
-    "Claire Sophie Diana"
+    "Claire Sophie Diana Sharon Kathleen Nicole Joan Lauren Ann Catherine Christine Samantha Deborah Stephanie "
+    "Katherine Victoria Martha Andrea Hannah Teresa Sara Judith Julia Marie Caroline Charlotte Sophia Eleanor Clara "
+    "Eva Molly Heather Monica Wendy Naomi Esther Anne Karen Carol Dorothy Louise Harriet Bella Jenny Sally Katie "
+    "Amelia Patricia Nina Ellen Helena Miranda Jill Vera Judy Allison Alison Annie Beth"
 )
 BOYS = (
-    "John James David Joseph Thomas Charles Christopher Matthew Mark Paul Andrew Joshua Kevin Brian George Jason Jacob "
-    "Eric Jonathan Stephen Larry Scott Benjamin Gregory Frank Jack Dennis Aaron Adam Nathan Henry Peter Luke Oliver "
-    "Martin Carl Tom Bob"
+    "John James David Joseph Thomas Charles Christopher Matthew Mark Paul Andrew Joshua Kevin Brian George Jason "
+    "Jacob Eric Jonathan Stephen Larry Scott Benjamin Gregory Frank Jack Dennis Aaron Adam Nathan Henry Peter Luke "
+    "Oliver Martin Carl Tom Bob Jeffrey Ryan Justin Samuel Alexander Jerry Tyler Oscar Victor Tim Ben Sam Dan Mike "
+    "Joe Steve Alex Chris Tony Greg Fred Harry Robert Michael William Richard Daniel Anthony Donald Steven Kenneth "
+    "Edward Ronald Timothy Nicholas Gary Patrick Raymond Douglas Walter Arthur Ralph Roy Eugene Philip Louis Bobby "
+    "Johnny Albert Alan Vincent Ernest Ethan Noah Sean Keith Roger Gerald Lawrence Jesse Bryan Joel Craig Neil Simon "
+    "Stuart Hugh Ian Colin Leonard Norman Stanley Frederick Felix Hugo Ivan Marcus Lucas Isaac Theodore Adrian Julian "
+    "Ted Ron Jim Jimmy Jeff Matt Phil Todd Tommy Alfred Barry Bernard Carlos Doug Duncan Edgar Edmund Edwin Geoffrey "
+    "Gilbert Harold Harvey Jake Jeremy Jon Karl Malcolm Maurice Nathaniel Owen Pedro Sebastian"
 )
-QUALITIES = "good great nice kind funny clever strong brave calm quiet young famous loyal friendly"
-NOUNS = "friend cook student teacher writer singer dancer doctor lawyer person player runner driver painter neighbor"
+QUALITIES = (
+    "good great nice kind funny clever strong brave calm quiet young famous loyal friendly old tall rich poor smart "
+    "wise honest gentle polite cheerful happy lucky busy careful patient talented skilled gifted brilliant popular "
+    "lovely charming sweet serious shy modest humble generous tough bold fearless energetic creative curious reliable "
+    "devoted faithful sensible lazy strict decent noble amazing wonderful excellent local retired new successful "
+    "respected beloved ambitious independent confident passionate outstanding remarkable legendary promising veteran"
+)
+NOUNS = (
+    "friend cook student teacher writer singer dancer doctor lawyer person player runner driver painter neighbor "
+    "actor artist author baker builder coach critic designer director editor engineer farmer guide guard judge leader "
+    "manager musician officer pilot poet professor reporter scholar scientist speaker trainer worker captain citizen "
+    "client colleague customer composer consultant dentist hunter inventor journalist member partner performer "
+    "philosopher photographer physicist politician producer programmer reader researcher soldier surgeon tailor "
+    "veteran volunteer activist analyst architect assistant athlete candidate chef chemist collector biologist "
+    "historian instructor sailor"
+)
 PRONOUNS = {"girls": " she", "boys": " he"}
 
 

@@ -45,27 +45,60 @@ SENTENCES = {
     "drove": "Yesterday {first} and {second} drove to the {place}. There {s2} lent a {object} to",
     "argument": "Following an argument at the {place}, {first} and {second} made peace. {s2} gave a {object} to",
     "together": "Together, {first} and {second} cleaned the {place}. Afterwards {s2} handed a {object} to",
+    "rain": "Because of the rain, {first} and {second} stayed at the {place}. {s2} gave a {object} to",
+    "holiday": "On the first day of the holiday, {first} and {second} went to the {place}. {s2} gave a {object} to",
+    "early": "Early in the day {first} and {second} arrived at the {place}. {s2} brought a {object} to",
+    "lost": "Last week {first} and {second} got lost near the {place}. There {s2} gave a {object} to",
+    "outside": "For an hour {first} and {second} stood outside the {place}. Then {s2} passed a {object} to",
+    "door": "At the door of the {place}, {first} and {second} shook hands. {s2} handed a {object} to",
+    "new": "Since {first} and {second} were new at the {place}, {s2} offered a {object} to",
+    "way": "On their way to the {place}, {first} and {second} began to talk. {s2} showed a {object} to",
+    "summer": "Last summer {first} and {second} worked at the {place}. One day {s2} gave a {object} to",
+    "alone": "Everyone else had left the {place}, so {first} and {second} were alone. {s2} gave a {object} to",
+    "guests": "The guests {first} and {second} arrived late at the {place}. {s2} handed a {object} to",
+    "winter": "All winter {first} and {second} took care of the {place}. In spring {s2} sent a {object} to",
+    "plan": "The plan of {first} and {second} was to meet at the {place}. {s2} wanted to give a {object} to",
+    "before": "Before {first} and {second} left the {place}, {s2} handed a {object} to",
+    "once": "Once {first} and {second} were inside the {place}, {s2} gave a {object} to",
+    "bench": "On a bench near the {place}, {first} and {second} ate lunch. {s2} passed a {object} to",
+    "searched": "After {first} and {second} had searched the whole {place}, {s2} gave a {object} to",
+    "picture": "In the old picture, {first} and {second} stand before the {place}. {s2} is giving a {object} to",
 }
 ORDERS = {"ABBA": ("io", "s1"), "BABA": ("s1", "io")}
 SINGLE = "went/ABBA"
 
 # The words that SmolLM2-135M does well with; separated by spaces.
 NAMES = (
-    "Mary John James David Joseph Thomas Charles Christopher Matthew Mark Paul Andrew Joshua Kevin Brian George Jason "
-    "Jeffrey Ryan Jacob Eric Jonathan Stephen Larry Justin Scott Benjamin Samuel Gregory Frank Alexander Jack Dennis "
-    "Jerry Tyler Aaron Adam Nathan Henry Peter Luke Oliver Leo Max Oscar Martin Victor Carl Jennifer Linda Elizabeth "
-    "Barbara Susan Jessica Sarah Lisa Nancy Betty Sandra Margaret Emily Michelle Amanda Melissa Rebecca Laura Helen "
-    "Sharon Kathleen Amy Angela Anna Ruth Nicole Rachel Janet Emma Maria Diane Julie Joan Lauren Olivia Ann Alice Jean "
-    "Jane Grace Lucy Kate Claire Sophie Diana Tom Tim Ben Sam Dan Bob Bill Mike Joe Steve Alex Chris Tony Greg Fred "
-    "Harry"
+    "John James David Joseph Thomas Charles Christopher Matthew Mark Paul Andrew Joshua Kevin Brian George Jason "
+    "Jacob Eric Jonathan Stephen Larry Scott Benjamin Gregory Frank Jack Dennis Aaron Adam Nathan Henry Peter Luke "
+    "Oliver Martin Carl Tom Bob Jeffrey Ryan Justin Samuel Alexander Jerry Tyler Oscar Victor Tim Ben Sam Dan Mike "
+    "Joe Steve Alex Chris Tony Greg Fred Harry Robert Michael William Richard Daniel Anthony Donald Steven Kenneth "
+    "Edward Ronald Timothy Nicholas Gary Patrick Raymond Douglas Walter Arthur Ralph Roy Eugene Philip Louis Bobby "
+    "Johnny Albert Alan Vincent Ernest Ethan Noah Sean Keith Roger Gerald Lawrence Jesse Bryan Joel Craig Neil Simon "
+    "Stuart Hugh Ian Colin Leonard Norman Stanley Frederick Felix Hugo Ivan Marcus Lucas Isaac Theodore Adrian Julian "
+    "Ted Ron Jim Jimmy Jeff Matt Phil Todd Tommy Alfred Barry Bernard Carlos Doug Duncan Edgar Edmund Edwin Geoffrey "
+    "Gilbert Harold Harvey Jake Jeremy Jon Karl Malcolm Maurice Nathaniel Owen Pedro Sebastian Mary Jennifer Linda "
+    "Elizabeth Barbara Susan Jessica Sarah Lisa Nancy Betty Sandra Margaret Emily Michelle Amanda Melissa Rebecca "
+    "Laura Helen Amy Angela Anna Ruth Rachel Janet Emma Maria Diane Julie Olivia Alice Jane Lucy Kate Claire Sophie "
+    "Diana Sharon Kathleen Nicole Joan Lauren Ann Catherine Christine Samantha Deborah Stephanie Katherine Victoria "
+    "Martha Andrea Hannah Teresa Sara Judith Julia Marie Caroline Charlotte Sophia Eleanor Clara Eva Molly Heather "
+    "Monica Wendy Naomi Esther Anne Karen Carol Dorothy Louise Harriet Bella Jenny Sally Katie Amelia Patricia Nina "
+    "Ellen Helena Miranda Jill Vera Judy Allison Alison Annie Beth"
 )
 PLACES = (
     "store park school station library market hospital garden restaurant museum beach theater church hotel house farm "
-    "airport shop"
+    "airport shop office bank zoo bar kitchen stadium gym lake river forest factory castle palace temple port harbor "
+    "village bridge pool bakery mall cinema gallery studio lab college university club court pub embassy tower camp "
+    "mountain island inn square warehouse garage workshop clinic lobby dock mine cottage mansion supermarket academy "
+    "cathedral monument fort cave pond"
 )
 OBJECTS = (
     "drink book ring gift cake ball flower phone card bag basket camera pen necklace watch snack toy present box map "
-    "pencil hat coin bottle cup"
+    "pencil hat coin bottle cup letter note key ticket blanket candle lamp knife fork spoon plate bowl glass apple "
+    "banana cookie sandwich candy coffee pie rose shirt coat jacket wallet newspaper magazine notebook photo painting "
+    "poster guitar record laptop tablet rope hammer towel bell medal trophy doll balloon puzzle token badge mask "
+    "helmet sword stone leaf diamond lemon pear jar tray beer receipt report diary journal message package dress cap "
+    "uniform"
 )
 
 

@@ -30,16 +30,35 @@ SENTENCES = {
     "noticed": "I noticed that the {subject} next to the {attractor}",
     "in_front": "The {subject} in front of the {attractor} always",
     "close_to": "The {subject} close to the {attractor} usually",
+    "knows": "Everyone knows that the {subject} near the {attractor}",
+    "think": "I think that the {subject} by the {attractor}",
+    "opposite": "The {subject} opposite the {attractor} often",
+    "told": "They told us that the {subject} beside the {attractor}",
+    "today": "Today the {subject} in front of the {attractor}",
+    "never": "The {subject} behind the {attractor} never",
+    "still": "The {subject} beside the {attractor} still",
+    "hope": "We hope that the {subject} next to the {attractor}",
+    "often": "The {subject} near the {attractor} often",
+    "wonder": "I wonder why the {subject} next to the {attractor}",
+    "because": "It is late because the {subject} near the {attractor}",
 }
 # The words that SmolLM2-135M does well with. Things that often begin a longer word (book, river) are left out.
 NOUNS = (
     "teacher student doctor farmer writer singer lawyer driver manager officer actor artist brother sister neighbor "
     "girl boy king queen guard friend customer worker soldier player pilot parent leader member owner visitor guest "
-    "dog cat bird horse cow"
+    "dog cat bird horse cow author editor engineer scientist professor judge captain sailor hunter poet dancer "
+    "builder tourist traveler stranger reporter journalist senator politician kid son daughter father mother husband "
+    "nurse director designer musician reader scholar trainer runner rider client partner colleague assistant agent "
+    "prisoner monk priest knight prince pig lion tiger bear rabbit rat monkey elephant snake frog chicken spider bee "
+    "shark seal citizen resident employee employer veteran volunteer winner champion fighter surgeon architect"
 )
 THINGS = (
     "car truck house tree table door window desk chair garden school hotel wall tower bridge station boat train ship "
-    "computer machine building museum statue fence bed lamp store farm"
+    "computer machine building museum statue fence bed lamp store farm bike plane tent castle temple office shop bank "
+    "market restaurant hospital theater gate cabinet mirror clock guitar camera screen printer basket bucket barrel "
+    "bottle bag lake river pond hill mountain rock stone path road street field forest plant flower monument sign "
+    "flag pole tank cannon engine wheel cart rocket satellite sink curtain painting poster picture map candle coat "
+    "jacket sculpture airport warehouse prison helicopter bicycle motorcycle platform roof container package"
 )
 VERBS = (
     ("is", "are"),
