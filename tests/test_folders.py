@@ -13,11 +13,15 @@ from types import SimpleNamespace
 import pytest
 from cli import call, failure, settings
 from forked import finished, start
+from omegaconf import OmegaConf
 
 from circuitlit.errors import UserError
 from circuitlit.run import lock
+from circuitlit.run.evolve import cells as evolve_cells
 from circuitlit.run.folder import new_run_id
 from circuitlit.run.lock import claimed
+from circuitlit.run.study import cells as study_cells
+from circuitlit.timeline.checkpoints import Checkpoint
 
 LONG = ["mask.schedule.steps=3000", "callbacks.checkpoint_every=5", "callbacks.probe_every=0", "logger=none"]
 
@@ -188,6 +192,28 @@ def test_a_cell_s_claim_is_waited_for(tmp_path: Path) -> None:
             order.append("first")
         waiting.result()
     assert order == ["first", "second"]
+
+
+@pytest.mark.parametrize("kind", ["study", "evolve"])
+def test_a_cell_that_two_processes_want_is_made_once(
+    kind: str, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    made = []
+
+    def work() -> dict[str, int]:
+        made.append(kind)
+        time.sleep(0.3)
+        return {"rows": len(made)}
+
+    monkeypatch.setattr(f"circuitlit.run.{kind}.cells.run_dir", lambda: tmp_path)
+    monkeypatch.setattr(study_cells.Cell, "_settings", lambda self, cfg: "settings")
+    one = study_cells.Cell("task", "control")
+    other = evolve_cells.Cell("series", "task", Checkpoint(0, "path"), "settings")
+    make = (lambda _: one.finish(OmegaConf.create(), work)) if kind == "study" else (lambda _: other.make(work))
+    with ThreadPoolExecutor(2) as pool:
+        found = list(pool.map(make, range(2)))
+    assert made == [kind] and found[0] == found[1] and found[0]["rows"] == 1
+    assert [path.suffix for path in (tmp_path / "cells").iterdir()] == [".json"]
 
 
 def test_who_lost_its_claim_ends(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:

@@ -55,6 +55,13 @@ def test_going_on_keeps_the_circuits(finished: Path, local: Path) -> None:
     assert (finished / "circuits" / "one" / "circuit.safetensors").stat().st_mtime_ns == before
 
 
+def test_circuits_of_other_settings_are_not_gone_on_with(
+    finished: Path, local: Path, capsys: pytest.CaptureFixture[str]
+) -> None:
+    message = failure(capsys, *settings(local, finished, *MORE, "mask.schedule.lr=0.1"), verb="prompts")
+    assert "holds circuits of other settings (mask.schedule.lr: 0.3 then, 0.1 now)" in message
+
+
 def test_a_model_that_cannot_is_tuned_first(local: Path, tmp_path: Path) -> None:
     """It learns its twelve training pairs by heart; held-out pairs of this task have nothing to do with them."""
     tune = f"prompts.tune=['task=jsonl', 'task.build.path={local}/pairs.jsonl', 'tune.steps=2', "

@@ -196,6 +196,11 @@ def test_the_verb_spreads_ranks_and_compares(local: Path, tmp_path: Path, capsys
     assert "no better than uniform" in (tmp_path / "guided.html").read_text() or any(
         abs(way["minus"]["uniform"]["low"]) > 0 for name, way in result["ways"].items() if name != "uniform"
     )
+    tuned = tmp_path / "uniform-seed0" / "guided.json"
+    before = tuned.stat().st_mtime_ns
+    for setting, same in (("guided.circuit_pairs=8", True), ("adapter.lr=1e-3", False)):
+        call(*settings(local, tmp_path, *more, setting, "guided.ways=[uniform]"), verb="guided")
+        assert (tuned.stat().st_mtime_ns == before) == same
     assert "must begin with uniform" in failure(
         capsys, *settings(local, tmp_path / "no", *more, "guided.ways=[adalora]"), verb="guided"
     )

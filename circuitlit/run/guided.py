@@ -2,8 +2,8 @@
 
 from __future__ import annotations
 
-import json
 import random
+from pathlib import Path
 from typing import Any
 
 import torch
@@ -27,6 +27,8 @@ from circuitlit.run import tune
 from circuitlit.run.build import attribute, build_subject, build_workbench, plain, provenance
 from circuitlit.run.checks import run_dir, writing_to
 from circuitlit.run.clock import CONSOLE, Clock
+from circuitlit.run.kept import fingerprint, read_kept
+from circuitlit.run.resume import TUNING, trained_with
 from circuitlit.run.sides import load_side
 from circuitlit.run.story.settings import circuit_task
 from circuitlit.run.study.cells import composed
@@ -136,25 +138,22 @@ def _tuned(cfg: DictConfig, name: str, seed: int, ranks: dict[str, list[int]]) -
         own.adapter.build.r, own.adapter.build.alpha = rank, scale * rank
         own.adapter.build.rank_pattern, own.adapter.build.alpha_pattern = pattern, alphas
     own.seed = seed
-    known = _known(folder, chosen, cfg.tune.steps)
+    settings = fingerprint(trained_with(own, TUNING))
+    known = _known(folder, settings)
     if known is None:
         with writing_to(folder):
             result = tune.run(own)
-        write_json(folder / "guided.json", {"ranks": chosen, "n_trained": result["n_parameters_trained"]})
-        known = _known(folder, chosen, cfg.tune.steps)
+        found = {"ranks": chosen, "n_trained": result["n_parameters_trained"], "settings": settings}
+        write_json(folder / "guided.json", found)
+        known = _known(folder, settings)
     assert known is not None
     return known
 
 
-def _known(folder: Any, ranks: list[int] | None, steps: int) -> dict[str, Any] | None:
-    """What a finished run left, if it was of these ranks and steps."""
-    try:
-        own, result, answers = (
-            json.loads((folder / name).read_text()) for name in ("guided.json", "result.json", "held_out.json")
-        )
-    except (OSError, ValueError):
-        return None
-    return {**own, **answers} if own["ranks"] == ranks and result["steps"] == steps else None
+def _known(folder: Path, settings: str) -> dict[str, Any] | None:
+    """What a finished run left, if it was of these settings."""
+    own, answers = (read_kept(folder / name) for name in ("guided.json", "held_out.json"))
+    return {**own, **answers} if answers and own.get("settings") == settings else None
 
 
 def _summary(cfg: DictConfig, rows: dict[str, list[dict[str, Any]]], name: str) -> dict[str, Any]:

@@ -61,14 +61,23 @@ def claimed(path: Path, what: str, wait: bool = False) -> Iterator[None]:
                 f"{what} is in use by process {owner.pid} on {_plain(owner.hostname)}, last heard of {ago} s ago; wait "
                 "for it, or choose another folder: hydra.run.dir=DIR"
             )
-        if touched is None and not alive:
-            print(f"{what} was claimed on {_plain(owner.hostname)}; looking whether that still runs", file=sys.stderr)
+        if touched is None:
+            doing = "waiting for it to finish" if alive else "looking whether it still runs"
+            print(f"{what} belongs to process {owner.pid} on {_plain(owner.hostname)}; {doing}", file=sys.stderr)
         touched = seen
         time.sleep(LOOK)
     try:
         yield
     finally:
         lease.release()
+
+
+@contextmanager
+def claimed_cell(path: Path) -> Iterator[None]:
+    """Hold a part of a study or series while the block makes it; waits for another process that is making it."""
+    path.parent.mkdir(parents=True, exist_ok=True)
+    with claimed(path.with_name(f"{path.name}.lock"), path.stem, wait=True):
+        yield
 
 
 def _taken(lease: SoftFileLease, what: str) -> bool:

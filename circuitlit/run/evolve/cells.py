@@ -15,6 +15,7 @@ from circuitlit.files import write_json
 from circuitlit.run.build import plain
 from circuitlit.run.checks import run_dir
 from circuitlit.run.kept import fingerprint, read_kept, settings_of
+from circuitlit.run.lock import claimed_cell
 from circuitlit.run.mistakes import explain
 from circuitlit.timeline.checkpoints import Checkpoint
 
@@ -67,15 +68,18 @@ class Cell:
         A mistake or a defect ends this cell alone: it is written down with the status ERROR and tried again by the next
         run.
         """
-        try:
-            content = work()
-        except Exception as error:  # whatever goes wrong at one checkpoint, the others go on
-            log.info("cell %s", self.name, exc_info=error)
-            content = {"status": "ERROR", "reason": explain(error) or f"{type(error).__name__}: {error}"}
-        header = {"series": self.series, "task": self.task, "settings": self.settings, **asdict(self.checkpoint)}
-        self.file.parent.mkdir(parents=True, exist_ok=True)
-        write_json(self.file, {**header, **content})
-        return read_kept(self.file)
+        with claimed_cell(self.file):
+            known = self.finished()  # by another process, meanwhile
+            if known is not None:
+                return known
+            try:
+                content = work()
+            except Exception as error:  # whatever goes wrong at one checkpoint, the others go on
+                log.info("cell %s", self.name, exc_info=error)
+                content = {"status": "ERROR", "reason": explain(error) or f"{type(error).__name__}: {error}"}
+            header = {"series": self.series, "task": self.task, "settings": self.settings, **asdict(self.checkpoint)}
+            write_json(self.file, {**header, **content})
+            return read_kept(self.file)
 
 
 def cell_name(series: str, task: str, step: int) -> str:

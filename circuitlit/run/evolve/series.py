@@ -22,6 +22,7 @@ from circuitlit.finetune.pretrain import Recipe, pretrain, write_tasks
 from circuitlit.model import Subject
 from circuitlit.run.build import build_subject, plain
 from circuitlit.run.callbacks import Progress
+from circuitlit.run.lock import claimed_cell
 from circuitlit.timeline.checkpoints import Checkpoint, hub_checkpoints, local_checkpoints
 
 FILES = ["*.json", "*.safetensors", "*.txt", "*.model"]
@@ -99,7 +100,8 @@ def _trained(cfg: DictConfig) -> list[tuple[str, Path]]:
             raise UserError(f"{folder} holds no finished series; train first: evolve.measure=false")
         seed_everything(recipe.seed, verbose=False)
         callbacks = [Progress(refresh_rate=1)] if cfg.callbacks.progress_bar else []
-        pretrain(recipe, folder, partial(_trainer, cfg, callbacks))
+        with claimed_cell(folder):  # other runs may want the same series
+            pretrain(recipe, folder, partial(_trainer, cfg, callbacks))
         found.append((name, folder))
     return found
 

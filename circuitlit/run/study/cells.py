@@ -17,6 +17,7 @@ from circuitlit.errors import UserError
 from circuitlit.files import write_json
 from circuitlit.run.checks import run_dir
 from circuitlit.run.kept import fingerprint, read_kept, settings_of
+from circuitlit.run.lock import claimed_cell
 from circuitlit.run.mistakes import explain
 
 log = logging.getLogger(__name__)
@@ -118,10 +119,11 @@ class Cell:
         known = self.known(cfg)
         if known:
             return known
-        try:
-            return self._write({"status": "OK", "settings": self._settings(cfg), **work()})
-        except Exception as error:  # whatever goes wrong in a cell, the others go on
-            return self.fail(error)
+        with claimed_cell(self.file):
+            try:  # another process may have made it meanwhile
+                return self.known(cfg) or self._write({"status": "OK", "settings": self._settings(cfg), **work()})
+            except Exception as error:  # whatever goes wrong in a cell, the others go on
+                return self.fail(error)
 
     def known(self, cfg: DictConfig) -> dict[str, Any]:
         """The file's content if it was finished with these settings; else nothing."""
