@@ -4,5 +4,5 @@
 set -euo pipefail
 cd "$(dirname "$0")/.."
 export CIRCUITLIT_RUN_ID=${CIRCUITLIT_RUN_ID:-codellama}
-${DRY:+echo} python -m circuitlit prompts experiment=boolean_codellama strategy=deepspeed_3 \
+${DRY:+echo} python -m circuitlit prompts experiment=boolean_codellama strategy=deepspeed_3 fail=true \
   hydra.run.dir="runs/$CIRCUITLIT_RUN_ID" "$@"

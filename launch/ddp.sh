@@ -1,7 +1,6 @@
 #!/usr/bin/env bash
 # bash launch/ddp.sh task=ioi [MORE SETTINGS]: one run on all GPUs of this machine, the frozen model on each of them.
-# Without a GPU add trainer.accelerator=cpu strategy.options.devices=2. DRY=1 prints the command.
+# The exit status is 3 if the circuit misses its bar. Without a GPU add trainer.accelerator=cpu strategy.options.devices=2. DRY=1 prints the command.
 set -euo pipefail
 cd "$(dirname "$0")/.."
-export CIRCUITLIT_RUN_ID=${CIRCUITLIT_RUN_ID:-$(date +%Y%m%d-%H%M%S)}
-${DRY:+echo} python train.py strategy=ddp callbacks=headless "$@"
+${DRY:+echo} python train.py strategy=ddp callbacks=headless fail=true "$@"

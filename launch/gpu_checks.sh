@@ -10,7 +10,7 @@ train() { # NAME DEVICES ACCUMULATE SETTINGS: 200 steps of the same 16 pairs eac
   shift 3
   ${DRY:+echo} python train.py task=ioi callbacks=headless mask.schedule.steps=200 data.batch_size=8 \
     callbacks.checkpoint_every=1 callbacks.probe_every=0 matmul_precision=highest strategy.options.devices="$devices" \
-    trainer.accumulate_grad_batches="$accumulate" hydra.run.dir="$out/$name" "$@"
+    trainer.accumulate_grad_batches="$accumulate" hydra.run.dir="$out/$name" overwrite=true "$@"
 }
 
 for model in ${MODELS:-gpt2 smollm2}; do

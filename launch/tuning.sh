@@ -1,5 +1,6 @@
 #!/usr/bin/env bash
 # bash launch/tuning.sh [FOLDER]: what tuning does to SmolLM2's circuits, on one GPU: ways to tune, knowledge, freezing.
+# The exit status is 3 if a way to tune did not raise its score.
 set -euo pipefail
 cd "$(dirname "$0")/.."
 out="${1:-runs/tuning}"
@@ -7,8 +8,12 @@ common=(logger=none callbacks=headless callbacks.checkpoint_every=0)
 pairs=(task=greater_than task.build.n_train=200 task.build.n_val=64 task.build.n_test=200)
 steps=('tune.checkpoints=[0,2,4,6,8,10,12,16,20,25,30,40,60,80]' tune.steps=80 tune.probe_every=0)
 circuits=(method=eap "${common[@]}")
-tune() { # NAME SETTINGS: one run of finetune
-  python -m circuitlit finetune "${pairs[@]}" "${common[@]}" "${steps[@]}" hydra.run.dir="$out/$1" "${@:2}"
+failed=0
+tune() { # NAME SETTINGS: one run of finetune, begun or gone on with; one that fails does not stop the others
+  local resume=()
+  if [[ -e $out/$1/.hydra/config.yaml ]]; then resume=("resume=$out/$1"); fi
+  python -m circuitlit finetune "${pairs[@]}" "${common[@]}" "${steps[@]}" fail=true hydra.run.dir="$out/$1" "${@:2}" \
+    "${resume[@]}" || failed=$?
 }
 tune sft tune=sft adapter=lora
 tune dpo tune=dpo adapter=lora tune.lr=1e-4
@@ -24,3 +29,4 @@ python -m circuitlit knowledge "${common[@]}" hydra.run.dir="$out/knowledge"
 python -m circuitlit knowledge experiment=inject_facts "${common[@]}" hydra.run.dir="$out/facts"
 python -m circuitlit generality 'generality.tasks=[greater_than,ioi,sva]' generality.prevent.tune_on=greater_than \
   generality.prevent.nodes=20 adapter=none tune.steps=60 "${circuits[@]}" hydra.run.dir="$out/freezing"
+exit "$failed"

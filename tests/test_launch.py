@@ -96,6 +96,24 @@ def test_a_requeued_job_finds_its_run() -> None:
     assert first == second and "hydra.run.dir=runs/job-17" in first and "--nnodes=3" in first
 
 
+@pytest.mark.parametrize("script,run", [("slurm.sbatch", "job-17"), ("sweep.sbatch", "sweep-17-0")])
+def test_a_requeued_job_goes_on_with_its_run(script: str, run: str, tmp_path: Path) -> None:
+    place = {"SLURM_SUBMIT_DIR": str(tmp_path), "SLURM_JOB_ID": "17", "SLURM_ARRAY_JOB_ID": "17"}
+    first = settings_of(dry(script, "task=ioi", **place).stdout)
+    assert f"hydra.run.dir=runs/{run}" in first and not any(word.startswith("resume") for word in first)
+    (tmp_path / "runs" / run / ".hydra").mkdir(parents=True)
+    (tmp_path / "runs" / run / ".hydra" / "config.yaml").touch()
+    assert settings_of(dry(script, "task=ioi", **place).stdout) == [*first, f"resume=runs/{run}"]
+
+
+@pytest.mark.parametrize("script", SCRIPTS)
+def test_a_failed_status_is_the_script_s(script: str) -> None:
+    """Scripts that run commands whose result can have the status FAILED; gpu_checks.sh compares circuits itself."""
+    text = (ROOT / "launch" / script).read_text()
+    trains = any(verb in text for verb in ("train.py", "circuitlit finetune", "circuitlit prompts"))
+    assert ("fail=true" in text) == (trains and script != "gpu_checks.sh")
+
+
 def test_a_sweep_runs_every_combination_once() -> None:
     chosen = {"TASKS": "ioi sva", "SEEDS": "0 1", "SPARSITIES": "p90 p95 p98"}
     runs = [settings_of(dry("sweep.sbatch", SLURM_ARRAY_TASK_ID=str(i), **chosen).stdout) for i in range(12)]

@@ -102,7 +102,7 @@ def _callbacks(cfg: DictConfig, bench: Workbench, history: History, folder: Path
     callbacks: list[Any] = [history, FiniteLoss(), MaskSnapshots(masks, every, bench.count)]
     if every <= cfg.mask.schedule.steps:
         callbacks.append(Evolution(masks, bench.count, every, settings.stop_at_convergence))
-    if probe and settings.probe_every and len(bench.data.val):
+    if probe and settings.probe_every and settings.probe_pairs and len(bench.data.val):
         pairs = bench.data.val.collate(range(min(settings.probe_pairs, len(bench.data.val))))
         bed = TestBed.build(bench.model, bench.fresh_references(), [pairs])
         callbacks.append(HardCircuit(bed, bench.cut, settings.probe_every, settings.probe_pairs, history))
