@@ -101,12 +101,12 @@ def test_masks_run_on_the_adapted_model(local: Path, tmp_path: Path) -> None:
 def test_a_failed_status_is_an_exit_status_where_asked_for(local: Path, tmp_path: Path) -> None:
     bad = ["logger=none", "evaluate.max_kl_share=0.001", "callbacks=none"]
     call(*settings(local, tmp_path / "quiet", *bad))
+    assert json.loads((tmp_path / "quiet" / "result.json").read_text())["status"] == "FAILED"
     for number, more in enumerate(([], ["-m", "seed=0"])):
         out = [f"hydra.run.dir={tmp_path}/{number}", f"hydra.sweep.dir={tmp_path}/{number}"]
         with pytest.raises(SystemExit) as stop:
             call(*more[:1], *settings(local, tmp_path, *bad, *out, "fail=true", *more[1:]))
         assert stop.value.code == 3
-    call(*settings(local, tmp_path / "good", "logger=none", "callbacks=none", "fail=true"))
 
 
 def test_masks_start_from_a_saved_circuit(local: Path, tmp_path: Path) -> None:
