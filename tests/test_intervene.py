@@ -310,8 +310,20 @@ def test_generality_reverts_the_nodes_that_did_the_damage(local: Path, tuned: Pa
     assert "Findings" in (tmp_path / "generality.html").read_text()
 
 
+def mask_run(folder: Path) -> Path:
+    """A circuit of gates: m0's edges are hardly open, a1.h1's one is wide open, all closed ones are far below 0."""
+    folder.mkdir()
+    graph = Graph(2, 2, 2)
+    values = torch.full((1, graph.n_edges), -5.0)
+    values[0, torch.tensor([writer in ("input", "m0") for writer in graph.writers])[graph.writer_of]] = 0.5
+    values[0, graph.edge_index("a1.h1->logits")] = 9.0
+    Circuit.cut(EdgeScores(graph, values, "hard_concrete", kind="gate"), int((values > 0).sum())).save(folder)
+    return folder
+
+
 def test_intervene_ablates_scales_and_transfers(local: Path, tuned: Path, tmp_path: Path) -> None:
     more = [f"tuned={tuned}/adapter", f"task.build.path={tuned}/new.jsonl", "intervene.size=2", "intervene.edges=3"]
+    more.append(f"circuit={mask_run(tmp_path / 'circuit')}")
     more += [f"intervene.other_tasks=[{entry(tuned, 'old')}]", "intervene.passages.count=4", "ablation=zero"]
     more += [
         "intervene.doses=[0.0,1.0,2.0]",
@@ -321,6 +333,7 @@ def test_intervene_ablates_scales_and_transfers(local: Path, tuned: Path, tmp_pa
     ]
     call(*quick(local, tmp_path, *more), verb="intervene")
     result = json.loads((tmp_path / "intervene.json").read_text())
+    assert result["chosen"] == ["m0", "a1.h1"] and result["ablation"]["weight"] == "open probability"
     doses = {row["dose"]: row for row in result["enhancement"]["doses"]}
     assert doses[1.0]["change"]["value"] == pytest.approx(0, abs=1e-5)
     assert doses[1.0]["collateral_kl"]["value"] == pytest.approx(0, abs=1e-6)

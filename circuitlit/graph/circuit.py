@@ -48,7 +48,7 @@ class Circuit:
             scores: what a method found.
             count: edges to keep.
             provenance: where the scores come from.
-            select: "top_k" takes the most important edges wherever they are, "greedy" grows a circuit from the logits.
+            select: "top_k" takes the best edges wherever they are, "greedy" grows a circuit from the logits.
         """
         if select not in SELECTIONS:
             raise ValueError(f"select={select} is none of {SELECTIONS}")

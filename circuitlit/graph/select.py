@@ -26,17 +26,17 @@ def edge_budget(sparsity: float, total: int) -> int:
     return max(1, round((1 - sparsity) * total))
 
 
-def top_k(importance: Float[Tensor, "*shape"], count: int) -> Bool[Tensor, "*shape"]:
-    """Exactly `count` edges of largest importance; ties go to the earlier edge, on every device alike."""
-    flat = importance.flatten().cpu()
-    order = torch.sort(flat, descending=True, stable=True).indices
+def top_k(order: Float[Tensor, "*shape"], count: int) -> Bool[Tensor, "*shape"]:
+    """Exactly the `count` edges of the largest numbers; ties go to the earlier edge, on every device alike."""
+    flat = order.flatten().cpu()
+    first = torch.sort(flat, descending=True, stable=True).indices[:count]
     kept = torch.zeros(flat.numel(), dtype=torch.bool)
-    kept[order[:count]] = True
-    return kept.view(importance.shape)
+    kept[first] = True
+    return kept.view(order.shape)
 
 
-def greedy(graph: Graph, importance: Float[Tensor, "copies edge"], count: int) -> Bool[Tensor, "copies edge"]:
-    """Exactly `count` edges, grown from the logits: again and again the most important edge into what is there already.
+def greedy(graph: Graph, order: Float[Tensor, "copies edge"], count: int) -> Bool[Tensor, "copies edge"]:
+    """Exactly `count` edges, grown from the logits: again and again the best edge into what is there already.
 
     An edge is a candidate once its reader's node is in the circuit, and its writer's node joins with it, so every edge
     leads to the logits (which top-k does not promise); whether the input reaches it is for `reachable_edges` to say.
@@ -44,7 +44,7 @@ def greedy(graph: Graph, importance: Float[Tensor, "copies edge"], count: int) -
 
     Source: EAP-IG (Hanna et al., arXiv 2403.17806) section 3, a maximising form of Dijkstra's algorithm.
     """
-    flat = importance.flatten().tolist()
+    flat = order.flatten().tolist()
     offsets, visible, total = graph.offsets.tolist(), graph.visible.tolist(), graph.n_edges
     readers_of_writer: list[list[int]] = [[] for _ in range(graph.n_writers)]
     for reader, writers in enumerate(graph.writers_of_reader):
@@ -58,7 +58,7 @@ def greedy(graph: Graph, importance: Float[Tensor, "copies edge"], count: int) -
     def open_readers(readers: list[int]) -> None:
         for reader in set(readers) - opened:
             opened.add(reader)
-            for copy in range(importance.shape[0]):
+            for copy in range(order.shape[0]):
                 for writer in range(visible[reader]):
                     place = copy * total + offsets[reader] + writer
                     heapq.heappush(candidates, (-flat[place], place, writer))
@@ -70,7 +70,7 @@ def greedy(graph: Graph, importance: Float[Tensor, "copies edge"], count: int) -
         if writer not in joined:
             joined.add(writer)
             open_readers(readers_of_writer[writer])
-    return kept.view(importance.shape)
+    return kept.view(order.shape)
 
 
 def reachable_edges(graph: Graph, kept: Bool[Tensor, "copies edge"]) -> Bool[Tensor, "copies edge"]:
