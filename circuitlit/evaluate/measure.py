@@ -55,7 +55,7 @@ class TestBed:
 
     @torch.no_grad()
     def run(self, kept: Bool[Tensor, "copies edge"], pairs: int | None = None) -> Outcome:
-        """Outcome of a set of edges, on all pairs or on the first few."""
+        """Outcome of a set of edges, on all pairs or on the first few; the others are not run."""
         graph = self.model.graph
         device = self.model.subject.device
         masks = scatter_edges(graph, kept.to(device, torch.float32))
@@ -63,8 +63,9 @@ class TestBed:
         for batch, reference in zip(self.batches, self.references, strict=True):
             if pairs is not None and seen >= pairs:
                 break
+            if pairs is not None and pairs - seen < len(batch):
+                batch, reference = batch.head(pairs - seen), reference.head(pairs - seen)
             logits = self.model(masks, batch.clean, reference.ablated, batch.positions, batch.roles)
             parts.append(Outcome.of(logits, reference.teacher, batch))
             seen += len(batch)
-        joined = Outcome.join(parts)
-        return joined if pairs is None else joined.head(pairs)
+        return Outcome.join(parts)

@@ -28,6 +28,11 @@ class Reference:
     teacher: Float[Tensor, "batch answer vocab"]
     ablated: Ablated
 
+    def head(self, count: int) -> Reference:
+        """Those of the first `count` rows."""
+        rows = torch.arange(count, device=self.teacher.device)
+        return Reference(self.teacher[:count], self.ablated.rows(rows, self.ablated.embed.shape[-2]))
+
 
 class References:
     """Makes references, and keeps those of a small split so that each pair is run once.

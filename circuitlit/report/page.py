@@ -20,7 +20,7 @@ from circuitlit.report.drawing import DRAWABLE, drawing
 from circuitlit.report.edges import RankedEdge, ranked_edges, ranking_note
 from circuitlit.report.evolution_figure import flow_figure, kept_figure, stage_rows, timeline_figure
 from circuitlit.report.figures import layer_figure, training_figure
-from circuitlit.report.table import Metric, columns, count, percent, result_rows
+from circuitlit.report.table import Metric, columns, count, notes, percent, result_rows
 
 LISTED = 30
 _TEMPLATE = "page.html.j2"
@@ -151,6 +151,7 @@ def _render(run: Run) -> str:
         "columns": columns(run.result),
         "rows": result_rows(run.result),
         "paired_note": paired_note(run.result),
+        "notes": notes(run.result),
         "colours": COLOURS,
         "grouped": graph.n_kv_heads < graph.n_heads,
         "n_reachable": count(len(edges)),

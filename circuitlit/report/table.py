@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import math
-from dataclasses import dataclass
+from dataclasses import dataclass, fields
 
 from rich import box
 from rich.console import Console
@@ -17,47 +17,70 @@ COLUMNS = (
     ("accuracy", "accuracy", "higher is better"),
     ("exact_match", "exact match", "higher is better"),
 )
+PER_PAIR = (
+    ("per_pair.distance", "pair distance", "0 is equal on every pair"),
+    ("per_pair.correlation", "pair correlation", "1 is best"),
+)
+_SHORT = {
+    "kl": "KL\n(nats)",
+    "faithfulness": "faith-\nfulness",
+    "accuracy": "accu-\nracy",
+    "exact_match": "exact\nmatch",
+    "prob_diff": "prob\ndiff",
+    "logit_diff": "logit\ndiff",
+    "per_pair.distance": "pair\ndist.",
+    "per_pair.correlation": "pair\ncorr.",
+}
 _METRICS = (
     ("prob_diff", "probability difference", "near the full model's is better"),
     ("logit_diff", "logit difference", "near the full model's is better"),
 )
 _LABELS = {
     "circuit": "this circuit",
-    "attribution": "attribution, same size",
-    "attribution_reachable": "attribution, same reachable",
-    "shuffled": "shuffled",
-    "random": "random",
+    "attribution": "attribution",
+    "attribution_reachable": "same reachable",
     "corrupted": "corrupted run",
     "full": "full model",
+    "new_words": "this circuit",
+    "new_words.attribution": "attribution",
+    "new_words.corrupted": "corrupted run",
+    "new_words.full": "full model",
+    "subset": "this circuit",
+    "shuffled": "shuffled",
+    "random": "random",
 }
 # Columns of terminal from which on a metric is printed with its interval.
-_INTERVAL_FROM = {"kl": 90, "faithfulness": 112, "accuracy": 150, "exact_match": 150}
+_INTERVAL_FROM = {"kl": 90, "faithfulness": 112, "accuracy": 190, "exact_match": 190}
 
 
 @dataclass(frozen=True)
 class Metric:
-    """A value with its 95 % interval; None where it was not measured or does not exist."""
+    """A value with its two 95 % intervals; None where it was not measured or does not exist."""
 
     value: float | None = None
     low: float | None = None
     high: float | None = None
+    low_sentences: float | None = None
+    high_sentences: float | None = None
 
     @classmethod
     def of(cls, raw: object) -> Metric:
-        """From `{"value", "low", "high"}`; anything but finite numbers becomes None."""
+        """From the five keys of an estimate; anything but finite numbers becomes None."""
         if not isinstance(raw, dict):
             return cls()
-        return cls(*(_finite(raw.get(key)) for key in ("value", "low", "high")))
+        return cls(*(_finite(raw.get(field.name)) for field in fields(cls)))
 
     def text(self, form: str = "z.3f") -> str:
         """The value alone, "-" without one."""
         return "-" if self.value is None else format(self.value, form)
 
     def interval(self, form: str = "z.3f") -> str:
-        """`[low, high]`, empty without both."""
-        if self.value is None or self.low is None or self.high is None:
-            return ""
-        return f"[{self.low:{form}}, {self.high:{form}}]"
+        """`[low, high]` for other pairs of these sentences, empty without both."""
+        return _brackets(self.low, self.high, form)
+
+    def sentences(self, form: str = "z.3f") -> str:
+        """`[low, high]` for new sentences, empty without both."""
+        return _brackets(self.low_sentences, self.high_sentences, form)
 
     def __str__(self) -> str:
         return f"{self.text()} {self.interval()}".rstrip()
@@ -69,6 +92,7 @@ class Row:
 
     Attributes:
         key: `circuit`, or the entry of result.json.
+        section: the pairs that it is measured on, as a heading.
         label: what the reader sees.
         note: what result.json calls it beyond that, empty where it says nothing.
         edges: edges asked for, "-" where unknown.
@@ -77,6 +101,7 @@ class Row:
     """
 
     key: str
+    section: str
     label: str
     note: str
     edges: str
@@ -84,39 +109,53 @@ class Row:
     metrics: tuple[Metric, ...]
 
 
+def entry_of(result: dict, path: str) -> object:
+    """What stands under a dotted name, None where nothing does."""
+    found: object = result
+    for name in path.split("."):
+        found = found.get(name) if isinstance(found, dict) else None
+    return found
+
+
 def columns(result: dict) -> tuple[tuple[str, str, str], ...]:
-    """`COLUMNS` and the task's own metric: the probability difference where it exists, else the logit difference."""
+    """`COLUMNS`, the task's own metric (the probability difference where it exists, else the logit difference), and
+    how well single pairs are reproduced."""
     own = next((c for c in _METRICS if Metric.of(result.get(c[0])).value is not None), _METRICS[-1])
-    return (*COLUMNS, own)
+    return (*COLUMNS, own, *(PER_PAIR if "per_pair" in result else ()))
 
 
 def result_rows(result: dict) -> list[Row]:
     """The circuit, then what it is compared with, as far as result.json has it; a missing metric becomes "-"."""
     rows = []
     for key in _LABELS:
-        entry = result if key == "circuit" else result.get(key)
-        if not isinstance(entry, dict):
+        entry = result if key == "circuit" else entry_of(result, key)
+        if not isinstance(entry, dict) or "kl" not in entry and key in ("new_words", "subset"):
             continue
-        edges = {"full": result.get("n_edges_total"), "corrupted": 0}.get(key, entry.get("n_edges"))
-        metrics = tuple(Metric.of(entry.get(name)) for name, _, _ in columns(result))
+        edges = {"new_words": result.get("n_edges")}.get(key, entry.get("n_edges"))
+        edges = {"full": result.get("n_edges_total"), "corrupted": 0}.get(key, edges)
+        metrics = tuple(Metric.of(entry_of(entry, name)) for name, _, _ in columns(result))
         note = str(entry.get("label") or "") if key != "circuit" else str(result.get("method") or "")
         reachable = count(entry.get("n_edges_reachable"), "")
-        rows.append(Row(key, _label(key, entry, result), note, count(edges), reachable, metrics))
+        rows.append(Row(key, _section(key, entry, result), _label(key, entry), note, count(edges), reachable, metrics))
     return rows
 
 
 def print_table(result: dict, console: Console) -> None:
     """Print the short closing table; in a narrow terminal the less important columns lose their intervals."""
     title = f"{result.get('task')} on {result.get('model')}: {percent(result.get('sparsity'))} of "
-    title += f"{count(result.get('n_edges_total'))} edges removed, {count(result.get('n_pairs'))} held-out pairs"
+    title += f"{count(result.get('n_edges_total'))} edges removed; held-out sentences"
     table = Table(title=Text(title, "bold"), box=box.SIMPLE_HEAD, padding=(0, 1, 0, 0), title_justify="left")
-    with_interval = {name for name, _, _ in columns(result) if console.width >= _INTERVAL_FROM.get(name, 150)}
+    with_interval = {name for name, _, _ in columns(result) if console.width >= _INTERVAL_FROM.get(name, 190)}
     table.add_column("circuit", overflow="fold")
     table.add_column("edges", justify="right", no_wrap=True)
     for name, heading, _ in columns(result):
-        wide, short = name in with_interval, heading.replace("difference", "diff").replace(" ", "\n")
+        wide, short = name in with_interval, _SHORT[name]
         table.add_column(heading if wide else short, justify="left" if wide else "right", no_wrap=True)
+    section = None
     for row in result_rows(result):
+        if row.section != section:
+            table.add_row(Text(row.section, "italic"))
+            section = row.section
         cells = [
             str(metric) if name in with_interval else metric.text()
             for (name, _, _), metric in zip(columns(result), row.metrics, strict=True)
@@ -124,10 +163,34 @@ def print_table(result: dict, console: Console) -> None:
         style = "bold" if row.key == "circuit" else ""
         table.add_row(*(Text(cell) for cell in (row.label, row.edges, *cells)), style=style)
     console.print(table)
+    for note in notes(result):
+        console.print(Text(note))
     failed = result.get("status") != "OK"
     reason = result.get("reason")
     closing = f"{result.get('status')}: {reason}" if reason else str(result.get("status"))
     console.print(Text(closing, "bold red" if failed else "green"))
+
+
+def notes(result: dict) -> list[str]:
+    """What the numbers of the circuit's row speak for, in sentences."""
+    said = []
+    kl, found = Metric.of(result.get("kl")), result.get("sentences")
+    if kl.interval() and isinstance(found, dict):
+        beyond = f"{kl.sentences()} for new sentences" if kl.sentences() else str(found.get("reason"))
+        said.append(
+            f"KL {kl.text()}: 95 % interval {kl.interval()} for other pairs of these {found['n']} sentences; {beyond}."
+        )
+    new = result.get("new_words")
+    if isinstance(new, dict) and Metric.of(new.get("kl")).value is not None:
+        kl = Metric.of(new["kl"])
+        said.append(
+            f"With words that training never saw: KL {kl.text()} {kl.interval()}, new sentences {kl.sentences() or '-'}."
+        )
+    claims = [(kind, result[kind]) for kind in ("random", "shuffled") if "p_holm" in (result.get(kind) or {})]
+    if claims:
+        listed = ", ".join(f"{kind} ones: p = {row['p_holm']:.2g} ({row['n_circuits']} draws)" for kind, row in claims)
+        said.append(f"KL below that of {listed}; Holm's correction for {len(claims)} claims.")
+    return said
 
 
 def count(value: object, absent: str = "-") -> str:
@@ -144,13 +207,22 @@ def percent(share: object) -> str:
     return f"{100 * number:.{digits}f} %"
 
 
-def _label(key: str, entry: dict, result: dict) -> str:
+def _section(key: str, entry: dict, result: dict) -> str:
+    """Held-out sentences with known words, with new words, or the few pairs that controls share."""
+    if key in ("subset", "shuffled", "random"):
+        return f"controls, {count(entry.get('n_pairs'), count(result.get('n_pairs')))} pairs"
+    words = "new" if key.startswith("new_words") else "known"
+    pairs = entry_of(result, "new_words.n_pairs") if words == "new" else result.get("n_pairs")
+    return f"{words} words, {count(pairs)} pairs"
+
+
+def _label(key: str, entry: dict) -> str:
     label = _LABELS[key]
-    if isinstance(entry.get("n_circuits"), int):
-        label += f", mean of {entry['n_circuits']}"
-    if isinstance(entry.get("n_pairs"), int) and entry["n_pairs"] != result.get("n_pairs"):
-        label += f" ({entry['n_pairs']} pairs)"
-    return label
+    return f"{label}, mean of {entry['n_circuits']}" if isinstance(entry.get("n_circuits"), int) else label
+
+
+def _brackets(low: float | None, high: float | None, form: str) -> str:
+    return "" if low is None or high is None else f"[{low:{form}}, {high:{form}}]"
 
 
 def _finite(value: object) -> float | None:

@@ -124,7 +124,7 @@ def _reuse(
     carried = torch.zeros(graph.n_writers, dtype=torch.float64).index_add_(0, graph.writer_of, torch.as_tensor(shares))
     order = carried.argsort(descending=True, stable=True).tolist()
     nodes = [graph.writers[place] for place in order if place >= graph.inputs and float(carried[place]) > 0]
-    rows = range(min(settings.pairs, len(bench.data.test)))
+    rows = bench.data.test.spread(settings.pairs)
     batches = list(bench.data.test.batches(cfg.data.eval_batch_size, order=rows))
     return reuse(base, tuned, batches, nodes[: settings.nodes], settings.margin)
 

@@ -58,7 +58,7 @@ def run(cfg: DictConfig) -> dict[str, Any]:
         learner, history = _learned(cfg, benches, start)
         train = benches[0].data.train
     with clock.phase("leaving out", f"Leaving edges out one by one, on {cfg.difference.pairs} pairs"):
-        order = range(min(cfg.difference.pairs, len(train)))
+        order = train.spread(cfg.difference.pairs)
         found = learner.found(train.batches(cfg.data.eval_batch_size, order=order))
     with clock.phase("evaluation", f"Evaluating both circuits on {len(benches[0].data.test)} held-out pairs"):
         measured = _measured(cfg, benches, found)

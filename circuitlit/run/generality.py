@@ -119,7 +119,7 @@ def _task(cfg: DictConfig, subject: Subject, path: str | None) -> _Task:
         raise UserError(
             f"{path or cfg.task.name} has masks for token roles, which other tasks lack; use mask.roles=false"
         )
-    order = range(min(cfg.generality.pairs, len(bench.data.test)))
+    order = bench.data.test.spread(cfg.generality.pairs)
     batches = bench.data.test.batches(cfg.data.eval_batch_size, order=order)
     bed = TestBed.build(bench.model, bench.fresh_references(), batches)
     if not bool(bed.full.metric.isfinite().all()):

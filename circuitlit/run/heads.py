@@ -143,7 +143,7 @@ def _bench(cfg: DictConfig) -> _Bench:
     splits: Splits = instantiate(cfg.task.build)(tokenizer=subject.tokenizer)
     assert subject.tokenizer is not None
     data = PairsModule(splits, subject.tokenizer, cfg.data.eval_batch_size, cfg.seed)
-    order = range(min(cfg.heads.pairs, len(data.test)))
+    order = data.test.spread(cfg.heads.pairs)
     if not order:
         raise UserError(f"task {splits.name} has no test pairs; raise task.build.n_test or give the file some")
     bed = PatchBed.build(subject, data.test.batches(cfg.data.eval_batch_size, order=order))

@@ -106,7 +106,7 @@ def _check(cfg: DictConfig) -> None:
 
 def _bed(cfg: DictConfig, bench: Workbench, pairs: int) -> TestBed:
     test = bench.data.test
-    order = range(min(pairs, len(test)))
+    order = test.spread(pairs)
     return TestBed.build(bench.model, bench.fresh_references(), test.batches(cfg.data.eval_batch_size, order=order))
 
 

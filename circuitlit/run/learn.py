@@ -103,7 +103,7 @@ def _callbacks(cfg: DictConfig, bench: Workbench, history: History, folder: Path
     if every <= cfg.mask.schedule.steps:
         callbacks.append(Evolution(masks, bench.count, every, settings.stop_at_convergence))
     if probe and settings.probe_every and settings.probe_pairs and len(bench.data.val):
-        pairs = bench.data.val.collate(range(min(settings.probe_pairs, len(bench.data.val))))
+        pairs = bench.data.val.collate(bench.data.val.spread(settings.probe_pairs))
         bed = TestBed.build(bench.model, bench.fresh_references(), [pairs])
         callbacks.append(HardCircuit(bed, bench.cut, settings.probe_every, settings.probe_pairs, history))
     if settings.progress_bar:

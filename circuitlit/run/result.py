@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from dataclasses import asdict, replace
+from dataclasses import replace
 from typing import Any
 
 from jaxtyping import Bool
@@ -12,6 +12,7 @@ from torch import Tensor
 from circuitlit.evaluate import TestBed, paired_difference, random_circuit, shuffled_circuit, summarise
 from circuitlit.evaluate.ground_truth import edge_auc
 from circuitlit.evaluate.statistics import Estimate
+from circuitlit.evaluate.testing import LEVEL, enough_draws, holm, rank_p
 from circuitlit.files import write_json
 from circuitlit.graph import Circuit, EdgeScores, reachable_edges, top_k
 from circuitlit.model import Subject
@@ -20,6 +21,10 @@ from circuitlit.report import print_table, write_page
 from circuitlit.run.build import Workbench
 from circuitlit.run.checks import run_dir
 from circuitlit.run.clock import CONSOLE
+from circuitlit.tasks import EncodedPairs
+
+SCHEMA = 2  # of result.json
+OK, FAILED, UNMEASURABLE, SMOKE = "OK", "FAILED", "NOT MEASURABLE", "SMOKE TEST"
 
 
 def best_attribution(bench: Workbench, scores: EdgeScores, pairs: int) -> EdgeScores:
@@ -30,7 +35,7 @@ def best_attribution(bench: Workbench, scores: EdgeScores, pairs: int) -> EdgeSc
 
 def validation(bench: Workbench, pairs: int) -> TestBed | None:
     """The first validation pairs; None where the task has none."""
-    rows = range(min(pairs, len(bench.data.val)))
+    rows = bench.data.val.spread(pairs)
     if not rows:
         return None
     return TestBed.build(bench.model, bench.fresh_references(), [bench.data.val.collate(rows)])
@@ -55,17 +60,17 @@ def cut_to_reachable(scores: EdgeScores, reachable: int) -> Bool[Tensor, "copies
     return top_k(order, low)
 
 
-def held_out(cfg: DictConfig, bench: Workbench) -> TestBed:
-    """The test pairs, scattered, so that the first few are of all templates."""
-    test = bench.data.test
-    order = sorted(range(len(test)), key=_scattered)
-    return TestBed.build(bench.model, bench.fresh_references(), test.batches(cfg.data.eval_batch_size, order=order))
+def held_out(cfg: DictConfig, bench: Workbench, split: str = "test") -> TestBed:
+    """The pairs of a held-out split, so ordered that the first few are of as many sentences as possible."""
+    pairs: EncodedPairs = getattr(bench.data, split)
+    batches = pairs.batches(cfg.data.eval_batch_size, order=pairs.spread())
+    return TestBed.build(bench.model, bench.fresh_references(), batches)
 
 
 def make_result(
     cfg: DictConfig, bench: Workbench, circuit: Circuit, rival: EdgeScores | None = None, bed: TestBed | None = None
 ) -> dict[str, Any]:
-    """Run everything on the test split.
+    """Run everything on the test split, and circuit and baseline on the one with new words.
 
     Args:
         cfg: the run's settings.
@@ -77,7 +82,9 @@ def make_result(
     """
     bed = bed or held_out(cfg, bench)
     found = bed.run(circuit.kept)
+    equal = None if rival is None else bench.cut(rival)
     result: dict[str, Any] = {
+        "schema": SCHEMA,
         "task": cfg.task.name,
         "model": cfg.model.name,
         "method": circuit.scores.method,
@@ -87,16 +94,14 @@ def make_result(
         "n_edges": circuit.n_edges,
         "n_edges_reachable": circuit.n_reachable,
         "sparsity": circuit.sparsity,
-        "n_pairs": len(bench.data.test),
-        **_entry(bed, [found]),
-        "full": _entry(bed, [bed.full]) | {"n_edges": circuit.kept.numel()},
-        "corrupted": _entry(bed, [bed.corrupted]) | {"n_edges": 0},
-        **({} if rival is None else _rival(bed, bench.cut(rival), circuit, rival, found)),
-        **_controls(cfg, bench, bed, circuit),
+        **_compared(bed, found, equal),
+        **({} if rival is None else _same_reachable(bed, circuit, rival)),
+        **_controls(cfg, bench, bed, circuit, found),
+        "new_words": _new_words(cfg, bench, circuit, equal),
         **_against_truth(bench.subject, circuit),
     }
-    reason = verdict(result, cfg.evaluate.max_kl_share)
-    return {"status": "FAILED" if reason else "OK", "reason": reason, **result}
+    status, reason = verdict(result, cfg.evaluate, bench.data.splits.exhaustive)
+    return {"status": status, "reason": reason, **result}
 
 
 def publish(circuit: Circuit, result: dict[str, Any], history: dict[str, Any] | None = None) -> dict[str, Any]:
@@ -112,18 +117,44 @@ def publish(circuit: Circuit, result: dict[str, Any], history: dict[str, Any] | 
     return result
 
 
-def _rival(bed: TestBed, equal: Circuit, circuit: Circuit, rival: EdgeScores, found: Outcome) -> dict[str, Any]:
-    """The attribution circuit of equal nominal and of equal reachable size."""
-    nominal = bed.run(equal.kept)
-    reachable = cut_to_reachable(rival, circuit.n_reachable)
-    return {
-        "attribution": _entry(bed, [nominal])
-        | {"n_edges": equal.n_edges, "n_edges_reachable": equal.n_reachable}
-        | {"label": f"{rival.method}, {rival.ranking}"},
-        "attribution_reachable": _entry(bed, [bed.run(reachable)])
-        | {"n_edges": int(reachable.sum()), "n_edges_reachable": int(reachable_edges(rival.graph, reachable).sum())},
-        "attribution_minus_circuit_kl": asdict(paired_difference(nominal.kl, found.kl, found.group)),
+def _compared(bed: TestBed, found: Outcome, equal: Circuit | None) -> dict[str, Any]:
+    """The circuit on some held-out pairs, with full model, corrupted run and the attribution's circuit of its size."""
+    sentences = len(found.group.unique())
+    few = "with a single sentence nothing can be said of others" if sentences < 2 else None
+    compared = {
+        "n_pairs": len(found.kl),
+        "sentences": {"n": sentences, "reason": few},
+        **_entry(bed, [found]),
+        "full": _entry(bed, [bed.full]) | {"n_edges": bed.model.graph.n_edges},
+        "corrupted": _entry(bed, [bed.corrupted]) | {"n_edges": 0},
     }
+    if equal is None:
+        return compared
+    theirs = bed.run(equal.kept)
+    return compared | {
+        "attribution": _entry(bed, [theirs])
+        | {"n_edges": equal.n_edges, "n_edges_reachable": equal.n_reachable}
+        | {"label": f"{equal.scores.method}, {equal.scores.ranking}"},
+        "attribution_minus_circuit_kl": paired_difference(theirs.kl, found.kl, found.group).to_dict(),
+    }
+
+
+def _same_reachable(bed: TestBed, circuit: Circuit, rival: EdgeScores) -> dict[str, Any]:
+    """The attribution's circuit with as many reachable edges."""
+    reachable = cut_to_reachable(rival, circuit.n_reachable)
+    outcome = bed.run(reachable)
+    return {
+        "attribution_reachable": _entry(bed, [outcome])
+        | {"n_edges": int(reachable.sum()), "n_edges_reachable": int(reachable_edges(rival.graph, reachable).sum())},
+    }
+
+
+def _new_words(cfg: DictConfig, bench: Workbench, circuit: Circuit, equal: Circuit | None) -> dict[str, Any]:
+    """The same comparison on sentences whose words, too, occur nowhere in training."""
+    if not len(bench.data.new_words):
+        return {"n_pairs": 0, "reason": f"task {cfg.task.name} has no pairs with new words"}
+    bed = held_out(cfg, bench, "new_words")
+    return _compared(bed, bed.run(circuit.kept), equal)
 
 
 def _against_truth(subject: Subject, circuit: Circuit) -> dict[str, Any]:
@@ -140,34 +171,65 @@ def _against_truth(subject: Subject, circuit: Circuit) -> dict[str, Any]:
     }
 
 
-def _scattered(index: int) -> int:
-    return index * 2654435761 % 2**32
-
-
 def _entry(bed: TestBed, outcomes: list[Outcome]) -> dict[str, Any]:
     return summarise(outcomes, bed.full, bed.corrupted).to_dict()
 
 
-def _controls(cfg: DictConfig, bench: Workbench, bed: TestBed, circuit: Circuit) -> dict[str, Any]:
-    """Random circuits of the same size, and shuffles with the same degrees."""
-    number, pairs = cfg.evaluate.controls, min(cfg.evaluate.control_pairs, len(bench.data.test))
-    graph = bench.subject.graph
+def _controls(cfg: DictConfig, bench: Workbench, bed: TestBed, circuit: Circuit, found: Outcome) -> dict[str, Any]:
+    """Random circuits of the same size, and shuffles with the same degrees, on pairs of every sentence.
+
+    `subset` holds circuit, full model and corrupted run on the same pairs. `p` of a control is the share of its
+    circuits with a KL at most the circuit's, the circuit itself counted; `p_holm` is corrected for both controls.
+    """
+    number, graph = cfg.evaluate.controls, bench.subject.graph
+    pairs = min(max(cfg.evaluate.control_pairs, len(found.group.unique())), len(found.kl))
+    own, full, corrupted = (outcome.head(pairs) for outcome in (found, bed.full, bed.corrupted))
     kinds = {
         "random": [random_circuit(graph, circuit.n_edges, seed, bench.layout.copies) for seed in range(number)],
         "shuffled": [shuffled_circuit(graph, circuit.kept, seed) for seed in range(number)],
     }
+    outcomes = {kind: [bed.run(kept, pairs) for kept in circuits] for kind, circuits in kinds.items()}
+    closeness = -float(own.kl.mean())
+    p = [rank_p(closeness, [-float(other.kl.mean()) for other in others]) for others in outcomes.values()]
     facts = {"n_edges": circuit.n_edges, "n_circuits": number, "n_pairs": pairs}
-    return {kind: _entry(bed, [bed.run(kept, pairs) for kept in circuits]) | facts for kind, circuits in kinds.items()}
+    rows = {
+        kind: _entry(bed, others) | facts | {"p": one, "p_holm": both}
+        for (kind, others), one, both in zip(outcomes.items(), p, holm(p), strict=True)
+    }
+    subset = {"n_pairs": pairs, "n_edges": circuit.n_edges, **summarise([own], full, corrupted).to_dict()}
+    ends = {"full": full, "corrupted": corrupted}
+    return rows | {"subset": subset | {k: summarise([o], full, corrupted).to_dict() for k, o in ends.items()}}
 
 
-def verdict(result: dict[str, Any], max_kl_share: float) -> str | None:
-    """Why a circuit misses its bar, or None: its KL against the corrupted run's, and against the controls'."""
-    kl = Estimate(**result["kl"])
-    allowed = max_kl_share * result["corrupted"]["kl"]["value"]
-    assert kl.value is not None and kl.high is not None
+def verdict(result: dict[str, Any], settings: DictConfig, exhaustive: bool = False) -> tuple[str, str | None]:
+    """Status of a result and why it is not OK: its KL against the corrupted run's, and against the controls'.
+
+    Args:
+        result: of `make_result`.
+        settings: `evaluate`.
+        exhaustive: True where the pairs are all inputs there are, so that few are enough.
+    """
+    if settings.smoke:
+        return SMOKE, "a run this short shows that everything works and says nothing about the model"
+    if result["n_pairs"] < settings.least_pairs and not exhaustive:
+        return (
+            UNMEASURABLE,
+            f"{result['n_pairs']} test pairs are too few to judge by; take at least {settings.least_pairs}",
+        )
+    kl, worst = Estimate(**result["kl"]), result["corrupted"]["kl"]["value"]
+    allowed = settings.max_kl_share * worst
+    assert kl.value is not None
     if kl.value > allowed:
-        return f"its KL of {kl.value:.3f} nats exceeds {allowed:.3f}, {max_kl_share:g} of the corrupted run's"
+        return (
+            FAILED,
+            f"its KL of {kl.value:.3f} nats exceeds {allowed:.3f}, {settings.max_kl_share:g} of the corrupted run's",
+        )
     for control in ("random", "shuffled"):
-        if kl.high >= result[control]["kl"]["low"]:
-            return f"its KL is not clearly below that of {control} circuits"
-    return None
+        row = result[control]
+        if row["p_holm"] < LEVEL:
+            continue
+        if row["p"] <= 1 / (1 + row["n_circuits"]):
+            enough = enough_draws(2)
+            return UNMEASURABLE, f"{row['n_circuits']} {control} circuits are too few for p < {LEVEL}; take {enough}"
+        return FAILED, f"its KL is not below that of {control} circuits beyond chance (p = {row['p_holm']:.2g})"
+    return OK, None

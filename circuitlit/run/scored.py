@@ -48,7 +48,7 @@ def score_side(cfg: DictConfig, bench: Workbench) -> Side:
 def _smallest(cfg: DictConfig, bench: Workbench, scores: EdgeScores) -> tuple[int | None, dict[int, float | None]]:
     """Edges of the smallest circuit tried that is as faithful as asked for, and what each size reaches."""
     pairs = bench.data.val if len(bench.data.val) else bench.data.train
-    order = range(min(cfg.compare.probe_pairs, len(pairs)))
+    order = pairs.spread(cfg.compare.probe_pairs)
     bed = TestBed.build(bench.model, bench.fresh_references(), pairs.batches(cfg.data.eval_batch_size, order=order))
     reached: dict[int, float | None] = {}
     for share in sorted(cfg.compare.sizes):

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+from collections import Counter
 from collections.abc import Iterator, Sequence
 from dataclasses import dataclass
 from functools import cached_property
@@ -170,6 +171,26 @@ class EncodedPairs:
         rows = range(len(self)) if order is None else order
         for start in range(0, len(rows), size):
             yield self.collate(rows[start : start + size], pad_to)
+
+    def spread(self, count: int | None = None) -> list[int]:
+        """Some pairs of as many sentences as possible: one of each sentence, then a second one of each, and so on.
+
+        Args:
+            count: how many, at most; None takes all.
+        """
+        scattered = sorted(range(len(self)), key=lambda pair: pair * 2654435761 % 2**32)  # variants mix
+        seen: Counter[int] = Counter()
+        turn = {}
+        for pair in scattered:
+            group = self.groups[pair] if self.groups else pair
+            turn[pair] = seen[group]
+            seen[group] += 1
+        return sorted(scattered, key=turn.__getitem__)[:count]
+
+    @property
+    def n_groups(self) -> int:
+        """Different sentences (or other items) among the pairs."""
+        return len(set(self.groups)) if self.groups else len(self)
 
     def by_length(self) -> list[int]:
         """The pairs in order of their lengths, so that batches need little padding."""

@@ -90,5 +90,9 @@ class Batch:
         moved = {f.name: getattr(self, f.name).to(device, non_blocking=non_blocking) for f in fields(self)}
         return Batch(**moved)
 
+    def head(self, count: int) -> Batch:
+        """The first `count` rows."""
+        return Batch(**{f.name: getattr(self, f.name)[:count] for f in fields(self)})
+
     def __len__(self) -> int:
         return self.clean.shape[0]

@@ -30,7 +30,7 @@ def algorithm_part(
     settings, test = cfg.evolve.heads, bench.data.test
     if settings.algorithm is None or not set(NAMES) <= set(test.role_names):
         return {}
-    order = range(min(settings.algorithm_pairs, len(test)))
+    order = test.spread(settings.algorithm_pairs)
     bed = PatchBed.build(bench.subject, test.batches(cfg.data.eval_batch_size, order=order))
     places = [NamePlaces.of(batch, test.role_names) for batch in bed.batches]
     scores = repeat_scores(bed.heads, repeated, settings.length) | copying_of_pairs(bed, places)
