@@ -98,7 +98,8 @@ def test_the_page_says_the_result_and_where_it_comes_from(page: str) -> None:
     for expected in (
         "eap_ig, absolute",
         "shuffled, mean of 3",
-        "random, mean of 5 (100 pairs)",
+        "random, mean of 5",
+        "controls, 100 pairs",
         "0.250 [0.170, 0.330] nats",
         "a3f1",
     ):
@@ -139,7 +140,7 @@ def test_hostile_names_stay_text(tmp_path: Path) -> None:
 def test_missing_values_are_dashes_and_failures_claim_nothing() -> None:
     result = make_result(make_circuit(), status="FAILED", reason="misses [the] bar")
     rows = {row.key: row for row in result_rows(result)}
-    assert [*rows][:2] == ["circuit", "attribution"] and [*rows][-1] == "full"
+    assert [*rows][:2] == ["circuit", "attribution"] and [*rows][-1] == "random"
     assert str(rows["corrupted"].metrics[1]) == "-" and rows["corrupted"].edges == "0"
     assert str(rows["circuit"].metrics[0]) == "0.360 [0.324, 0.396]" and rows["circuit"].reachable == "3,411"
     assert str(Metric.of({"value": 1, "low": None})) == "1.000" and str(Metric.of(None)) == "-"
@@ -158,7 +159,7 @@ def test_the_paired_difference_is_read_with_its_interval(low: float, high: float
     assert expected in paired_note({"attribution_minus_circuit_kl": {"value": 0.0, "low": low, "high": high}})
 
 
-@pytest.mark.parametrize(("width", "intervals"), [(80, 0), (100, 1), (120, 2), (160, 5)])
+@pytest.mark.parametrize(("width", "intervals"), [(80, 0), (100, 1), (120, 2), (190, 5)])
 def test_the_closing_table_fits_the_terminal(width: int, intervals: int) -> None:
     result = make_result(make_circuit(), status="FAILED", reason="misses [the] bar")
     console = Console(width=width, file=io.StringIO(), force_terminal=True, color_system="standard", record=True)

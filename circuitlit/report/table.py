@@ -129,7 +129,7 @@ def result_rows(result: dict) -> list[Row]:
     rows = []
     for key in _LABELS:
         entry = result if key == "circuit" else entry_of(result, key)
-        if not isinstance(entry, dict) or "kl" not in entry and key in ("new_words", "subset"):
+        if not isinstance(entry, dict) or (key == "new_words" and "kl" not in entry):
             continue
         edges = {"new_words": result.get("n_edges")}.get(key, entry.get("n_edges"))
         edges = {"full": result.get("n_edges_total"), "corrupted": 0}.get(key, edges)
@@ -143,7 +143,7 @@ def result_rows(result: dict) -> list[Row]:
 def print_table(result: dict, console: Console) -> None:
     """Print the short closing table; in a narrow terminal the less important columns lose their intervals."""
     title = f"{result.get('task')} on {result.get('model')}: {percent(result.get('sparsity'))} of "
-    title += f"{count(result.get('n_edges_total'))} edges removed; held-out sentences"
+    title += f"{count(result.get('n_edges_total'))} edges removed, {count(result.get('n_pairs'))} held-out pairs"
     table = Table(title=Text(title, "bold"), box=box.SIMPLE_HEAD, padding=(0, 1, 0, 0), title_justify="left")
     with_interval = {name for name, _, _ in columns(result) if console.width >= _INTERVAL_FROM.get(name, 190)}
     table.add_column("circuit", overflow="fold")
@@ -183,9 +183,8 @@ def notes(result: dict) -> list[str]:
     new = result.get("new_words")
     if isinstance(new, dict) and Metric.of(new.get("kl")).value is not None:
         kl = Metric.of(new["kl"])
-        said.append(
-            f"With words that training never saw: KL {kl.text()} {kl.interval()}, new sentences {kl.sentences() or '-'}."
-        )
+        beyond = f", {kl.sentences()} for new sentences" if kl.sentences() else ""
+        said.append(f"With words that training never saw, KL {kl.text()} {kl.interval()}{beyond}.")
     claims = [(kind, result[kind]) for kind in ("random", "shuffled") if "p_holm" in (result.get(kind) or {})]
     if claims:
         listed = ", ".join(f"{kind} ones: p = {row['p_holm']:.2g} ({row['n_circuits']} draws)" for kind, row in claims)

@@ -1,0 +1,68 @@
+"""What a run concludes on held-out pairs: verdicts that could fail, on pairs that cover every sentence."""
+
+from __future__ import annotations
+
+from typing import Any
+
+import pytest
+import torch
+from conftest import tiny_batch, tiny_model
+from omegaconf import OmegaConf
+
+from circuitlit.evaluate import TestBed, random_circuit
+from circuitlit.masked import MaskedModel, References
+from circuitlit.model import Subject
+from circuitlit.run.result import FAILED, OK, SMOKE, UNMEASURABLE, verdict
+from circuitlit.tasks.encoded import EncodedPairs, Row
+
+SETTINGS = {"max_kl_share": 0.5, "least_pairs": 10, "smoke": False}
+
+
+def result_with(**changed: Any) -> dict[str, Any]:
+    """The parts of a result that a verdict reads."""
+    control = {"p": 1 / 41, "p_holm": 2 / 41, "n_circuits": 40}
+    made = {"n_pairs": 200, "kl": {"value": 0.2, "low": 0.1, "high": 0.3}, "corrupted": {"kl": {"value": 4.0}}}
+    return {**made, "random": control, "shuffled": control, **changed}
+
+
+@pytest.mark.parametrize(
+    ("changed", "settings", "status", "said"),
+    [
+        ({}, {}, OK, None),
+        ({}, {"max_kl_share": 0.01}, FAILED, "exceeds 0.040"),
+        ({"n_pairs": 1}, {}, UNMEASURABLE, "1 test pairs are too few"),
+        ({}, {"smoke": True}, SMOKE, "says nothing about the model"),
+        ({"shuffled": {"p": 0.3, "p_holm": 0.6, "n_circuits": 40}}, {}, FAILED, "shuffled circuits beyond chance"),
+        ({"random": {"p": 1 / 21, "p_holm": 2 / 21, "n_circuits": 20}}, {}, UNMEASURABLE, "20 random circuits are too"),
+    ],
+)
+def test_a_verdict_needs_evidence(changed: dict, settings: dict, status: str, said: str | None) -> None:
+    found, reason = verdict(result_with(**changed), OmegaConf.create({**SETTINGS, **settings}))
+    assert found == status and (reason is None if said is None else said in str(reason))
+
+
+def test_few_pairs_are_enough_where_they_are_all_there_are() -> None:
+    assert verdict(result_with(n_pairs=4), OmegaConf.create(SETTINGS), exhaustive=True)[0] == OK
+
+
+def test_the_first_pairs_cover_every_sentence() -> None:
+    row = Row((1, 2), (3, 4), (5,), 1, 0, -1, (0, 1))
+    groups = (0,) * 30 + (1,) * 5 + (2, 3)  # in blocks, as a file may have them
+    pairs = EncodedPairs([row] * 37, ("other", "end"), groups)
+    order = pairs.spread()
+    assert sorted(order) == list(range(37)) and pairs.n_groups == 4
+    assert {groups[pair] for pair in order[:4]} == {0, 1, 2, 3}
+    assert [groups[pair] for pair in order[4:6]] in ([0, 1], [1, 0]) and pairs.spread(6) == order[:6]
+
+
+def test_the_first_pairs_run_alone_and_as_among_all() -> None:
+    subject = Subject(tiny_model("llama"))
+    batches = [tiny_batch(rows=3, seed=seed) for seed in range(3)]
+    bed = TestBed.build(MaskedModel(subject), References(subject, "interchange"), batches)
+    kept = random_circuit(subject.graph, 20, 0)
+    rows: list[int] = []
+    original = bed.model.forward
+    bed.model.forward = lambda masks, clean, *rest: rows.append(len(clean)) or original(masks, clean, *rest)
+    few = bed.run(kept, pairs=4)
+    assert rows == [3, 1]
+    torch.testing.assert_close(few.kl, bed.run(kept).head(4).kl, atol=1e-5, rtol=1e-5)
