@@ -76,7 +76,7 @@ class Metric:
 
     def interval(self, form: str = "z.3f") -> str:
         """`[low, high]` for other pairs of these sentences, empty without both."""
-        return _brackets(self.low, self.high, form)
+        return "" if self.value is None else _brackets(self.low, self.high, form)
 
     def sentences(self, form: str = "z.3f") -> str:
         """`[low, high]` for new sentences, empty without both."""
