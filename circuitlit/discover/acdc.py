@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import math
 import time
-from collections.abc import Callable, Iterable
+from collections.abc import Callable, Iterable, Sequence
 from dataclasses import dataclass
 
 import torch
@@ -27,7 +27,8 @@ def acdc(
     threshold: float | None = None,
     count: int | None = None,
     chunk: int = 8,
-    searches: int = 10,
+    searches: int = 5,
+    bracket: Sequence[float] = (1e-6, 1.0),
     seconds: float | None = None,
 ) -> EdgeScores:
     """Visit all edges from the logits down; remove an edge for good if the loss then rises by less than `threshold`.
@@ -42,9 +43,10 @@ def acdc(
         references: teacher and ablated writers.
         batches: the pairs; the loss is their mean.
         threshold: rise of the loss, in its unit, from which on an edge is kept; give it or `count`.
-        count: edges wanted; thresholds are bisected, and the run that keeps the number closest to it is returned.
+        count: edges wanted; the sweep is returned that keeps the number closest to it.
         chunk: most edges tried at once. It changes the speed, not the result.
-        searches: most thresholds tried for `count`.
+        searches: most sweeps made for `count`, each at a threshold of its own.
+        bracket: thresholds that the search for `count` begins between, in the loss's unit.
         seconds: longest time that one pass over the edges may take; None lets it finish.
 
     Returns:
@@ -65,6 +67,11 @@ def acdc(
     edges = loss.layout.graph.n_edges
     if count is not None and not 0 < count < edges:
         raise UserError(f"method.score.count={count} is not between 0 and the graph's {edges} edges")
+    if len(bracket) != 2 or not 0 < bracket[0] < bracket[1] < math.inf or searches < 1:
+        raise UserError(
+            f"method.score.bracket={list(bracket)} must be two rising positive thresholds, and method.score.searches="
+            f"{searches} at least 1"
+        )
     pairs = list(batches)
 
     def sweep(threshold: float) -> Sweep:
@@ -73,7 +80,7 @@ def acdc(
     if threshold is not None:
         return _scores(loss, sweep(threshold))
     assert count is not None
-    return _scores(loss, _search(sweep, count, searches))
+    return _scores(loss, _search(sweep, count, searches, (bracket[0], bracket[1]), edges))
 
 
 @dataclass(frozen=True)
@@ -160,19 +167,28 @@ def _prune(
     return current, tried
 
 
-def _search(sweep_at: Callable[[float], Sweep], count: int, searches: int) -> Sweep:
-    """The sweep that keeps closest to `count` edges, thresholds bisected on a logarithmic scale."""
+def _search(
+    sweep_at: Callable[[float], Sweep], count: int, searches: int, bracket: tuple[float, float], total: int
+) -> Sweep:
+    """The sweep that keeps closest to `count` edges.
+
+    The number kept falls roughly as a power of the threshold, so the next threshold is read off a line between the
+    bracket's ends on logarithmic scales. It stays clear of both, so that the bracket shrinks with every sweep.
+    """
     best: Sweep | None = None
-    low, high = math.log(1e-8), math.log(10.0)
+    low, high = ((math.log(end), math.log(kept)) for end, kept in zip(bracket, (total, 1), strict=True))
+    wanted = math.log(count)
     for _ in range(searches):
-        middle = (low + high) / 2
-        sweep = sweep_at(math.exp(middle))
+        share = (low[1] - wanted) / (low[1] - high[1]) if low[1] > high[1] else 0.5
+        at = low[0] + min(max(share, 0.1), 0.9) * (high[0] - low[0])
+        sweep = sweep_at(math.exp(at))
         kept = int(sweep.kept.sum())
         if best is None or abs(kept - count) < abs(int(best.kept.sum()) - count):
             best = sweep
         if kept == count:
             break
-        low, high = (middle, high) if kept > count else (low, middle)
+        end = (at, math.log(max(kept, 1)))
+        low, high = (end, high) if kept > count else (low, end)
     assert best is not None
     return best
 

@@ -50,6 +50,11 @@ class Circuit:
             provenance: where the scores come from.
             select: "top_k" takes the best edges wherever they are, "greedy" grows a circuit from the logits.
         """
+        if scores.limit is not None and count > scores.limit:
+            raise UserError(
+                f"{scores.method} kept {scores.limit:,} edges and rejected all others, so it has no circuit of {count:,}; "
+                "take its own size, a smaller one, or a lower threshold"
+            )
         if select not in SELECTIONS:
             raise ValueError(f"select={select} is none of {SELECTIONS}")
         order = scores.order

@@ -78,6 +78,12 @@ class EdgeScores:
         return self.values.numel()
 
     @property
+    def limit(self) -> int | None:
+        """Edges that the method itself kept; of those that it rejected it says no order. None where all are ranked."""
+        kept = self.details.get("kept")
+        return kept if isinstance(kept, int) else None
+
+    @property
     def ranking(self) -> Literal["absolute", "signed"]:
         """How selection ranks: by the size of the effects, or by the scores as they are."""
         return "absolute" if self.kind == "effect" and self.ranks_by_magnitude else "signed"

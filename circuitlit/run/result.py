@@ -42,7 +42,12 @@ def validation(bench: Workbench, pairs: int) -> TestBed | None:
 
 
 def signed_or_absolute(bed: TestBed, bench: Workbench, scores: EdgeScores) -> EdgeScores:
-    """The scores ranked by magnitude or by sign, whichever circuit has the lower KL on the pairs of `bed`."""
+    """The scores ranked by magnitude or by sign, whichever circuit has the lower KL on the pairs of `bed`.
+
+    Gates, shares, and effects of a method that keeps a number of edges of its own have one ranking.
+    """
+    if scores.kind != "effect" or scores.limit is not None:
+        return scores
     rankings = [replace(scores, ranks_by_magnitude=magnitude) for magnitude in (True, False)]
     return min(rankings, key=lambda r: float(bed.run(bench.cut(r).kept).kl.mean()))
 

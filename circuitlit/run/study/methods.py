@@ -120,8 +120,10 @@ def attribution_cell(cfg: DictConfig, stage: Stage, cell: Cell) -> dict[str, Any
     scores, seconds = stage.attribution(cfg, first)
     resampled = _resampled(cfg, first)
     rows = []
-    for sparsity in cfg.study.sparsities:
+    for sparsity in _sparsities(cfg, scores):
         bench = stage.at(cfg, sparsity)
+        if scores.limit is not None:
+            bench = replace(bench, count=scores.limit)
         ranked = signed_or_absolute(stage.val, bench, scores) if stage.val else scores
         row = _row(stage, bench, ranked, sparsity)
         if resampled:
@@ -130,6 +132,19 @@ def attribution_cell(cfg: DictConfig, stage: Stage, cell: Cell) -> dict[str, Any
         rows.append(row)
     _save(first.cut(scores, provenance(cfg, first.subject)), cell.folder)
     return {"rows": rows, "seconds": seconds, "details": scores.details, **_curves(cfg, stage, scores, rows)}
+
+
+def _sparsities(cfg: DictConfig, scores: EdgeScores) -> list[float]:
+    """The study's sparsities; for a method that keeps a number of edges of its own, that alone.
+
+    Its circuit stands with the study's sparsity for which it was searched, where it was.
+    """
+    if scores.limit is None:
+        return list(cfg.study.sparsities)
+    own, wanted = 1 - scores.limit / scores.size, cfg.method.score.get("count")
+    asked = own if wanted is None else 1 - wanted / scores.size
+    near = [sparsity for sparsity in cfg.study.sparsities if abs(sparsity - asked) < 0.5 / scores.size]
+    return near if wanted is not None and near else [own]
 
 
 def learner_cell(cfg: DictConfig, stage: Stage, cell: Cell) -> dict[str, Any]:
@@ -182,10 +197,13 @@ def _resampled(cfg: DictConfig, bench: Workbench) -> list[EdgeScores]:
 
 
 def _curves(cfg: DictConfig, stage: Stage, scores: EdgeScores, rows: list[dict[str, Any]]) -> dict[str, Any]:
-    """Areas over MIB's sizes, and KL at those and more sizes, all on the first test pairs."""
+    """Areas over MIB's sizes, and KL at those and more sizes, on the first test pairs and on the validation pairs.
+
+    A method that keeps a number of edges of its own is left out: at other sizes it has no circuit.
+    """
     pairs = cfg.study.curve_pairs
-    if not pairs:
-        return {"curve": None, "kl_by_size": []}
+    if not pairs or scores.limit is not None:
+        return {"curve": None, "kl_by_size": [], "val_kl_by_size": []}
     ranked = replace(scores, ranks_by_magnitude=rows[0]["ranking"] == "absolute")
     curve = size_curve(stage.test, ranked, select=cfg.sparsity.select, pairs=pairs)
     names = ("cpr", "cmd", "cpr_anchored", "cmd_anchored")
@@ -193,11 +211,15 @@ def _curves(cfg: DictConfig, stage: Stage, scores: EdgeScores, rows: list[dict[s
     for row in rows:
         kls = row["by_pair"]["kl"][:pairs]
         found[row["n_edges"]] = sum(kls) / len(kls)
+
+    def kl_at(bed: TestBed, count: int, pairs: int | None) -> float:
+        return float(bed.run(Circuit.cut(ranked, count, select=cfg.sparsity.select).kept, pairs).kl.mean())
+
     for count in {int(share * scores.size) for share in BETWEEN} - set(found) - {0}:
-        kept = Circuit.cut(ranked, count, select=cfg.sparsity.select).kept
-        found[count] = float(stage.test.run(kept, pairs).kl.mean())
+        found[count] = kl_at(stage.test, count, pairs)
+    chosen_by = [(count, kl_at(stage.val, count, None)) for count in sorted(found)] if stage.val else []
     areas = {"ranking": curve.ranking, **{name: asdict(getattr(curve, name)) for name in names}}
-    return {"curve": areas, "kl_by_size": sorted(found.items())}
+    return {"curve": areas, "kl_by_size": sorted(found.items()), "val_kl_by_size": chosen_by}
 
 
 def _save(circuit: Circuit, folder: Path) -> None:

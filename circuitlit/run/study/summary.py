@@ -5,6 +5,7 @@ from __future__ import annotations
 import math
 from collections import defaultdict
 from dataclasses import asdict
+from collections.abc import Iterable
 from itertools import product
 from typing import Any
 
@@ -150,29 +151,40 @@ def _wins(paired: list[dict[str, Any]]) -> list[dict[str, Any]]:
 def _fewest(done: Finished, rival: DictConfig, pairs: int) -> list[dict[str, Any]]:
     """The edges that each method needs for the KL of one attribution at one sparsity, on the same test pairs.
 
-    A learner is taken at the sparsity that it does it best from, mean over its seeds.
+    A learner is taken at the sparsity from which it needs fewest edges on validation pairs, mean over its seeds; where
+    the task has none, at the first one.
     """
     found = []
     targets = {}
     for cell, content in done:
         if (cell.kind, cell.method) == ("attribution", rival.method):
-            row = next(row for row in content["rows"] if row["sparsity"] == rival.sparsity)
+            rows = content["rows"]
+            row = next((row for row in rows if row["sparsity"] == rival.get("sparsity")), rows[0])
             kls = row["by_pair"]["kl"][:pairs]
-            targets[cell.task] = row["n_edges"], sum(kls) / len(kls)
-    methods: dict[tuple[str, str], dict[float | None, list[float | None]]] = {}
+            targets[cell.task] = row["n_edges"], sum(kls) / len(kls), row["val_kl"]
+    methods: dict[tuple[str, str], dict[float | None, list[tuple[float | None, float | None]]]] = {}
     for cell, content in done:
         if content.get("kl_by_size") and cell.task in targets:
-            needed = fewest_edges([(size, kl) for size, kl in content["kl_by_size"]], targets[cell.task][1])
+            _, kl, val = targets[cell.task]
+            needed = tuple(
+                None if target is None else fewest_edges([(size, kl) for size, kl in content[name]], target)
+                for name, target in (("val_kl_by_size", val), ("kl_by_size", kl))
+            )
             methods.setdefault((cell.task, cell.method), {}).setdefault(cell.sparsity, []).append(needed)
     for (task, method), by_sparsity in methods.items():
-        edges, kl = targets[task]
-        reached = {at: [n for n in runs if n is not None] for at, runs in by_sparsity.items() if None not in runs}
-        means = {at: sum(runs) / len(runs) for at, runs in reached.items()}
-        best = min(means, key=lambda at: means[at]) if means else None
-        least = means.get(best) if means else None
+        edges, kl, _ = targets[task]
+        chosen_by, reported = ({at: _mean(r[i] for r in runs) for at, runs in by_sparsity.items()} for i in (0, 1))
+        best = min(chosen_by, key=lambda at: math.inf if chosen_by[at] is None else chosen_by[at])
+        least = reported[best]
         facts = {"task": task, "method": method, "kl": kl, "rival": rival.method, "rival_edges": edges}
         found.append({**facts, "n_edges": least, "times_fewer": edges / least if least else None, "trained_at": best})
     return found
+
+
+def _mean(edges: Iterable[float | None]) -> float | None:
+    """Mean over seeds; None where one of them never reaches the target."""
+    known = list(edges)
+    return None if None in known else sum(known) / len(known)  # type: ignore[arg-type]
 
 
 def _best(rivals: dict[Cell, dict[str, Any]]) -> list[Cell]:
