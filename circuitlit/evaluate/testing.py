@@ -3,7 +3,8 @@
 from __future__ import annotations
 
 import math
-from collections.abc import Sequence
+from collections.abc import Callable, Iterable, Sequence
+from typing import Any, TypeVar
 
 import torch
 from jaxtyping import Float
@@ -13,6 +14,8 @@ from torch import Tensor
 from circuitlit.evaluate.statistics import Groups, group_means
 
 LEVEL = 0.05
+LEAST_DRAWS = 20  # random sets below which a rank among them says little
+Try = TypeVar("Try")
 
 
 def holm(p: Sequence[float]) -> list[float]:
@@ -79,6 +82,55 @@ def enough_draws(claims: int, level: float = LEVEL) -> int:
     The least `rank_p` of k draws is 1 / (k + 1), which has to be below level / claims.
     """
     return math.floor(claims / level + 1e-9)
+
+
+def until_clear(
+    values: Sequence[float | None],
+    tries: Iterable[Try],
+    score: Callable[[Try], Sequence[float | None]],
+    reached: int = 10,
+    least: int = LEAST_DRAWS,
+) -> list[Try]:
+    """Random tries until chance has reached each of some values often enough to tell that it can, or all of them.
+
+    `rank_p` of the tries is then valid, and a little conservative: significance costs all draws, the lack of it few.
+
+    Args:
+        values: what was found; None where it does not exist.
+        tries: random counterparts, made one by one.
+        score: a try's value for each of `values`.
+        reached: tries at least as large after which a value needs no more.
+        least: fewest tries.
+
+    Source: Besag and Clifford, Biometrika 78 (1991), sequential Monte Carlo p-values.
+    """
+    made: list[Try] = []
+    counts = [0 if value is not None else reached for value in values]
+    for one in tries:
+        made.append(one)
+        for place, (own, other) in enumerate(zip(values, score(one), strict=True)):
+            counts[place] += own is not None and other is not None and other >= own
+        if len(made) >= least and min(counts, default=reached) >= reached:
+            break
+    return made
+
+
+def with_holm(result: Any) -> Any:
+    """Put `p_holm` beside every `rank_p` of a nested result: corrected for all claims that it makes."""
+    claims = [claim for claim in _claims(result) if claim["rank_p"] is not None]
+    for claim, p in zip(claims, holm([claim["rank_p"] for claim in claims]), strict=True):
+        claim["p_holm"] = p
+    return result
+
+
+def _claims(node: Any) -> list[dict[str, Any]]:
+    """Every part of a nested result that holds a `rank_p`; one without a value gets no corrected one either."""
+    inner = node.values() if isinstance(node, dict) else node if isinstance(node, list) else ()
+    found = [claim for part in inner for claim in _claims(part)]
+    if isinstance(node, dict) and "rank_p" in node:
+        node["p_holm"] = None
+        found.append(node)
+    return found
 
 
 def monotonicity(doses: Sequence[float], values: Sequence[float]) -> float:

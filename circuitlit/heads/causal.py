@@ -15,6 +15,7 @@ from torch import Tensor
 
 from circuitlit.errors import UserError
 from circuitlit.evaluate.statistics import Estimate, Groups, mean_estimate
+from circuitlit.evaluate.testing import rank_p, until_clear
 from circuitlit.graph import Graph
 from circuitlit.heads.attention import Heads, Stream, run_streams
 from circuitlit.heads.path_patching import PatchBed
@@ -39,9 +40,9 @@ class CausalCheck:
         effect: change when the role's heads are ablated.
         random: change when random heads are; the interval is over draws and examples.
         difference: effect minus random effect.
-        rank: share of random draws that change the mean at least as far in the effect's direction, in (0, 1]; the
+        rank_p: share of random draws that change the mean at least as far in the effect's direction, in (0, 1]; the
             smallest value possible is one over the draws plus one.
-        draws: how many random sets.
+        draws: how many random sets were drawn; fewer than asked for where chance soon reaches the effect.
     """
 
     heads: tuple[Head, ...]
@@ -49,7 +50,7 @@ class CausalCheck:
     effect: Estimate
     random: Estimate
     difference: Estimate
-    rank: float
+    rank_p: float
     draws: int
 
 
@@ -63,13 +64,13 @@ def causal_check(
     watch: Watch = unwatched,
     groups: Groups = None,
 ) -> CausalCheck:
-    """Ablate some heads, and layer-matched random ones `draws` times.
+    """Ablate some heads, and layer-matched random ones up to `draws` times.
 
     Args:
         behaviour: what is measured.
         graph: the model's.
         heads: those of the role.
-        draws: random sets.
+        draws: most random sets; see `until_clear`.
         seed: of the sets.
         spared: heads that no random set may hold either, such as further ones of the role.
         watch: sees the sets go by.
@@ -81,17 +82,21 @@ def causal_check(
     intact = behaviour(())
     changed = behaviour(heads) - intact
     sets = matched_heads(graph, heads, draws, seed, spared)
-    others = torch.stack([behaviour(drawn) - intact for drawn in watch(sets, "random heads")])
-    direction = torch.sign(changed.mean())
-    as_far = int(((others.mean(1) * direction) >= changed.mean() * direction).sum())
+    direction = float(torch.sign(changed.mean()))
+    found = until_clear(
+        [float(changed.mean()) * direction],
+        (behaviour(drawn) - intact for drawn in watch(sets, "random heads")),
+        lambda other: [float(other.mean()) * direction],
+    )
+    others = torch.stack(found)
     return CausalCheck(
         tuple(heads),
         mean_estimate(intact, groups),
         mean_estimate(changed, groups),
         mean_estimate(others, groups),
         mean_estimate(changed - others, groups),
-        (1 + as_far) / (1 + draws),
-        draws,
+        rank_p(float(changed.mean()) * direction, [float(other.mean()) * direction for other in found]),
+        len(found),
     )
 
 

@@ -61,7 +61,7 @@ def sentences(result: dict) -> list[str]:
         conflict = transfer["conflict"][name]
         made.append(
             f"{name}: {task['verdict']} ({task['score']} {_cell(task['base'])} to {_cell(task['tuned'])}); conflict "
-            f"{conflict['index']:.3f}, by chance {_cell(conflict['by_chance'])} (rank p {conflict['rank_p']:.2g})."
+            f"{conflict['index']:.3f}, by chance {_cell(conflict['by_chance'])} (p = {conflict['p_holm']:.2g})."
         )
     for name, found in transfer["reverted"].items():
         made.append(

@@ -62,8 +62,10 @@ def _share_table(shares: dict[str, Any]) -> Table:
 
 
 def _causal_table(checks: dict[str, Any]) -> Table:
-    table = Table("role", "ablated", "whole model", "change", "random heads", "rank", title="Causal checks")
+    table = Table("role", "ablated", "whole model", "change", "random heads", "p", title="Causal checks")
     for role, check in checks.items():
         found = (str(Metric.of(check[key])) for key in ("intact", "effect", "random"))
-        table.add_row(role.replace("_", " "), " ".join(check["heads"]), *found, f"{check['rank']:.3f}")
+        table.add_row(
+            role.replace("_", " "), " ".join(check["heads"]), *found, f"{check['p_holm']:.3f} ({check['draws']})"
+        )
     return table

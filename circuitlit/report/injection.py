@@ -50,7 +50,7 @@ def rows(result: dict) -> list[tuple[str, ...]]:
         cells = []
         for on in ("new", "revised"):
             random = own["random"][on]
-            p = "" if random["rank_p"] is None else f" (p {random['rank_p']:.2g})"
+            p = "" if random["p_holm"] is None else f" (p {random['p_holm']:.2g})"
             cells += [str(Metric.of(own["lost"][on])), f"{Metric.of(random['lost'])}{p}"]
         made.append((kind, " ".join(own["nodes"]), *cells, str(Metric.of(own["specific"]))))
     return made

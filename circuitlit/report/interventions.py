@@ -32,7 +32,7 @@ def print_interventions(result: dict, console: Console) -> None:
         table.add_row("random", "", str(Metric.of(ablation[f"random_{what[:-1]}"])), "", "")
         console.print(table)
     table = Table(title=Text(" ".join(result["chosen"]), "bold"), box=box.SIMPLE_HEAD, title_justify="left")
-    for heading in ("together", "they", "random like them", "rank p"):
+    for heading in ("together", "they", "random like them", "p"):
         table.add_column(heading)
     for cells in set_rows(result):
         table.add_row(*cells)
@@ -43,18 +43,18 @@ def set_rows(result: dict) -> list[tuple[str, str, str, str]]:
     """What each intervention on the chosen set did, beside random sets."""
     own, doses, transfer = result["ablation"]["set"], result["enhancement"], result["transfer"]
     rows = [
-        ("ablation: metric lost", _text(own["drop"]), _text(own["random"]), f"{own['rank_p']:.2g}"),
+        ("ablation: metric lost", _text(own["drop"]), _text(own["random"]), f"{own['p_holm']:.2g}"),
         ("ablation: KL on other text", _text(own["collateral_kl"]), _text(own["random_collateral_kl"]), ""),
     ]
     if own["specificity"] is not None:
         rows.append(("ablation: specificity", _text(own["specificity"]), _text(own["random_specificity"]), ""))
     rows.append(
-        ("dose: slope", f"{doses['slope']:.3f}", _text(doses["random_slope"]), f"{doses['rank_p']:.2g}"),
+        ("dose: slope", f"{doses['slope']:.3f}", _text(doses["random_slope"]), f"{doses['p_holm']:.2g}"),
     )
     rows.append(("dose: monotonicity", f"{doses['monotonicity']:.3f}", _text(doses["random_monotonicity"]), ""))
     for name in ("activations", "weights") if transfer else ():
         found = transfer[name]
-        p = "-" if found["rank_p"] is None else f"{found['rank_p']:.2g}"
+        p = "-" if found["p_holm"] is None else f"{found['p_holm']:.2g}"
         rows.append((f"transfer of {name}: gain", _text(found["gain_share"]), _text(found["random_gain_share"]), p))
         beside = (_text(found["collateral_kl"]), _text(found["random_collateral_kl"]))
         rows.append((f"transfer of {name}: KL on other text", *beside, ""))

@@ -101,14 +101,19 @@ def headline(result: dict) -> str:
 def paired_note(result: dict) -> str:
     """What the paired difference to attribution says, empty where there is none."""
     difference = Metric.of(result.get("attribution_minus_circuit_kl"))
-    if difference.value is None or difference.low is None or difference.high is None:
+    if difference.bounds is None:
         return ""
+    low, high = difference.bounds
     verdict = "the interval includes 0, so neither is shown to be closer"
-    if difference.low > 0:
+    if low > 0:
         verdict = "this circuit is closer to the full model"
-    elif difference.high < 0:
+    elif high < 0:
         verdict = "attribution is closer to the full model"
-    return f"KL of attribution at the same size minus KL of this circuit, pair by pair: {difference} nats; {verdict}."
+    beyond = f", {difference.sentences()} for new sentences" if difference.sentences() else ""
+    return (
+        "KL of attribution at the same size minus KL of this circuit, pair by pair: "
+        f"{difference} nats{beyond}; {verdict}."
+    )
 
 
 def flatten(content: dict, prefix: str = "") -> list[tuple[str, str]]:

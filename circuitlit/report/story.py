@@ -197,7 +197,7 @@ def _carried(story: dict[str, Any]) -> tuple[list[str], list[list[str]]]:
 
 
 def _beside(found: dict[str, Any], own: str, random: str) -> list[str]:
-    p = found.get("rank_p")
+    p = found.get("p_holm")
     return [str(Metric.of(found[own])), str(Metric.of(found.get(random))), "-" if p is None else f"{p:.2g}"]
 
 

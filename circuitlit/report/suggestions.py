@@ -4,9 +4,9 @@ from __future__ import annotations
 
 from typing import Any
 
+from circuitlit.evaluate.testing import LEVEL
 from circuitlit.report.table import Metric
 
-LEVEL = 0.05
 ENOUGH = 0.8  # least share of the gain, at the lower end of its interval, for freezing the rest
 
 
@@ -49,9 +49,9 @@ def _layers(rows: list[dict[str, Any]]) -> str:
         what = f"{row['n_layers']} by {row['ranking']}"
         if _beats(row):
             share, random = Metric.of(row["gain_share"]), Metric.of(row["random"])
-            better.append(f"{what} ({_list(row['layers'])}) {share}, random {random}, p = {_p(row['rank_p'])}")
+            better.append(f"{what} ({_list(row['layers'])}) {share}, random {random}, p = {_p(row['p_holm'])}")
         else:
-            others.append(f"{what} (p = {_p(row['rank_p'])})")
+            others.append(f"{what} (p = {_p(row['p_holm'])})")
     text = "Weights moved from the tuned model into the base, share of the gain. "
     text += f"More than random layers: {'; '.join(better) or 'none'}. "
     return text + f"No better than random: {', '.join(others) or 'none'}."
@@ -60,7 +60,7 @@ def _layers(rows: list[dict[str, Any]]) -> str:
 def _freeze(rows: list[dict[str, Any]]) -> str:
     """The fewest layers that keep most of the gain and beat random ones."""
     whole = Metric.of(rows[0]["gain_share"])
-    good = [row for row in rows[1:] if _beats(row) and (Metric.of(row["gain_share"]).low or 0.0) >= ENOUGH]
+    good = [row for row in rows[1:] if _beats(row) and (Metric.of(row["gain_share"]).bounds or (0.0, 0.0))[0] >= ENOUGH]
     if not good:
         return (
             f"No set of layers that was tried keeps {ENOUGH:.0%} of the gain for sure and beats random sets of as "
@@ -76,17 +76,17 @@ def _freeze(rows: list[dict[str, Any]]) -> str:
 
 def _nodes(nodes: dict[str, Any]) -> str:
     own, moved = nodes["ablation"]["set"], nodes["transfer"]["weights"]
-    drop = "more than random nodes" if own["rank_p"] <= LEVEL else "no better than random"
+    drop = "more than random nodes" if own["p_holm"] < LEVEL else "no better than random"
     text = (
         f"{' '.join(nodes['chosen'])}: ablated in the tuned model they cost {Metric.of(own['drop'])} of a metric of "
-        f"{Metric.of(nodes['full_metric'])}, random nodes {Metric.of(own['random'])}, p = {_p(own['rank_p'])}: {drop}. "
+        f"{Metric.of(nodes['full_metric'])}, random nodes {Metric.of(own['random'])}, p = {_p(own['p_holm'])}: {drop}. "
     )
-    if moved["rank_p"] is None:
+    if moved["p_holm"] is None:
         return text + "What putting their weights back takes is not defined."
-    back = "more than random nodes" if moved["rank_p"] <= LEVEL else "no better than random"
+    back = "more than random nodes" if moved["p_holm"] < LEVEL else "no better than random"
     return text + (
         f"Their weights put back to the base's take {Metric.of(moved['gain_share'])} of the gain, random nodes "
-        f"{Metric.of(moved['random_gain_share'])}, p = {_p(moved['rank_p'])}: {back}."
+        f"{Metric.of(moved['random_gain_share'])}, p = {_p(moved['p_holm'])}: {back}."
     )
 
 
@@ -94,7 +94,7 @@ def _how_sure(story: dict[str, Any], way: str | None) -> str:
     pairs = next(iter(story["ways"].values()))["held_out"]["n_pairs"]
     text = (
         f"Intervals are 95 % over {pairs} held-out pairs (fewer where nodes and layers are moved); p is the rank among "
-        f"{story['story']['draws']} random sets and not corrected for the number of rankings. One model, one task, "
+        "random sets, corrected (Holm) for all comparisons with random sets on this page. One model, one task, "
         f"seed {story['seed']} alone: another seed may say otherwise. Learning rates were given, not searched for, so "
         "a difference between methods is one between these settings."
     )
@@ -104,14 +104,14 @@ def _how_sure(story: dict[str, Any], way: str | None) -> str:
 
 
 def _beats(row: dict[str, Any]) -> bool:
-    return row["rank_p"] is not None and row["rank_p"] <= LEVEL
+    return row["p_holm"] is not None and row["p_holm"] < LEVEL
 
 
 def _sign(metric: Metric) -> int:
-    """+1 or -1 where the interval leaves out 0."""
-    if metric.low is None or metric.high is None:
+    """+1 or -1 where the interval, for new sentences if there are several, leaves out 0."""
+    if metric.bounds is None:
         return 0
-    return (metric.low > 0) - (metric.high < 0)
+    return (metric.bounds[0] > 0) - (metric.bounds[1] < 0)
 
 
 def _three(metric: Metric) -> str:

@@ -70,6 +70,14 @@ class Metric:
             return cls()
         return cls(*(_finite(raw.get(field.name)) for field in fields(cls)))
 
+    @property
+    def bounds(self) -> tuple[float, float] | None:
+        """The interval that a verdict goes by: new sentences where it exists, else these sentences."""
+        for low, high in ((self.low_sentences, self.high_sentences), (self.low, self.high)):
+            if self.value is not None and low is not None and high is not None:
+                return low, high
+        return None
+
     def text(self, form: str = "z.3f") -> str:
         """The value alone, "-" without one."""
         return "-" if self.value is None else format(self.value, form)

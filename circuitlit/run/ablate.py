@@ -7,7 +7,6 @@ from dataclasses import asdict, dataclass, field
 from itertools import cycle
 from typing import Any
 
-import torch
 from jaxtyping import Int
 from omegaconf import DictConfig
 from torch import Tensor
@@ -29,11 +28,13 @@ from circuitlit.compare.matched import matched_edges, matched_nodes, mean_overla
 from circuitlit.compare.writes import Writers
 from circuitlit.evaluate import TestBed
 from circuitlit.evaluate.statistics import mean_estimate, mean_of
-from circuitlit.evaluate.testing import rank_p
+from circuitlit.evaluate.testing import LEAST_DRAWS, enough_draws, rank_p, until_clear
 from circuitlit.graph import Circuit
 from circuitlit.model import Subject
 from circuitlit.objective import Outcome
 from circuitlit.run.build import Workbench
+
+CLAIMS = 4  # of the chosen set: ablation, doses, its writes and its weights transferred
 
 
 @dataclass
@@ -57,13 +58,18 @@ class Stage:
 
     def sets(self) -> list[list[str]]:
         """Random sets like the chosen one."""
-        return matched_nodes(self.subject.graph, self.chosen, self.cfg.intervene.draws, self.cfg.seed)
+        return matched_nodes(self.subject.graph, self.chosen, self.draws, self.cfg.seed)
+
+    @property
+    def draws(self) -> int:
+        """Most random sets."""
+        return self.cfg.intervene.draws or enough_draws(CLAIMS)
 
 
 def ablation(stage: Stage) -> dict[str, Any]:
     """Nodes and edges one by one, the best ones together, and the chosen set, each beside random ones."""
     settings, bed, graph = stage.cfg.intervene, stage.bed, stage.subject.graph
-    ranked, draws = ranked_nodes(stage.circuit), settings.draws
+    ranked, draws = ranked_nodes(stage.circuit), settings.draws or LEAST_DRAWS
     names = list(dict.fromkeys([*stage.chosen, *ranked[: settings.candidates]]))
     nodes = effects(bed.full, {n: bed.run(without_nodes(graph, [n])) for n in names}, stage.kinds)
     shares = stage.circuit.shares
@@ -96,7 +102,7 @@ def _cumulative(stage: Stage, order: list[str]) -> list[dict[str, Any]]:
     graph, bed, rows = stage.subject.graph, stage.bed, []
     for size in sorted({min(size, len(order)) for size in stage.cfg.intervene.steps}):
         outcome = bed.run(without_nodes(graph, order[:size]))
-        sets = matched_nodes(graph, order[:size], stage.cfg.intervene.draws, stage.cfg.seed)
+        sets = matched_nodes(graph, order[:size], stage.cfg.intervene.draws or LEAST_DRAWS, stage.cfg.seed)
         rows.append(
             {
                 "nodes": size,
@@ -113,11 +119,14 @@ def _cumulative(stage: Stage, order: list[str]) -> list[dict[str, Any]]:
 def _set_ablated(stage: Stage) -> dict[str, Any]:
     """The chosen nodes together: drop, collateral KL and specificity, beside random sets."""
     graph, bed, kind = stage.subject.graph, stage.bed, stage.cfg.ablation.kind
-    sets, cut = stage.sets(), without_nodes(graph, stage.chosen)
+    cut, tried = without_nodes(graph, stage.chosen), stage.sets()
     outcome = bed.run(cut)
     pairs = min(stage.cfg.intervene.control_pairs, len(bed.full.kl))
-    drops = [float((bed.full.head(pairs).metric - bed.run(without_nodes(graph, s), pairs).metric).mean()) for s in sets]
     own = float((bed.full.metric - outcome.metric)[:pairs].mean())
+    ran = until_clear(
+        [own], ((s, bed.run(without_nodes(graph, s), pairs)) for s in tried), lambda one: [_drop(bed, one[1])]
+    )
+    sets, drops = [members for members, _ in ran], [_drop(bed, other) for _, other in ran]
     on_text = "interchange" if kind == "interchange" else "zero" if kind == "zero" else "mean"
 
     def collateral(nodes: Sequence[str]) -> Tensor:
@@ -126,14 +135,20 @@ def _set_ablated(stage: Stage) -> dict[str, Any]:
     found: dict[str, Any] = {
         "nodes": stage.chosen,
         "drop": as_dict(mean_estimate(bed.full.metric - outcome.metric, outcome.group)),
-        "random": _random(stage, [without_nodes(graph, members) for members in sets]),
+        "random": as_dict(mean_over(bed.full.head(pairs), [other for _, other in ran])),
         "rank_p": rank_p(own, drops),
+        "draws": len(ran),
         "overlap": mean_overlap(stage.chosen, sets),
         "text_ablated_by": on_text,
         "collateral_kl": as_dict(mean_estimate(collateral(stage.chosen), None)),
-        "random_collateral_kl": as_dict(mean_estimate(torch.stack([collateral(s).mean() for s in sets]), None)),
+        "random_collateral_kl": as_dict(mean_of([float(collateral(s).mean()) for s in sets[:LEAST_DRAWS]])),
     }
-    return found | _specificity(stage, cut, outcome, sets)
+    return found | _specificity(stage, cut, outcome, sets[:LEAST_DRAWS])
+
+
+def _drop(bed: TestBed, other: Outcome) -> float:
+    """Mean drop of the metric on the first pairs."""
+    return float((bed.full.head(len(other.kl)).metric - other.metric).mean())
 
 
 def _specificity(stage: Stage, cut: Tensor, outcome: Outcome, sets: list[list[str]]) -> dict[str, Any]:

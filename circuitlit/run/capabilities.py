@@ -16,7 +16,7 @@ from circuitlit.compare.matched import matched_nodes, mean_overlap
 from circuitlit.compare.transplant import READOUT, Transplant, everything
 from circuitlit.errors import UserError
 from circuitlit.evaluate.statistics import mean_estimate, mean_of
-from circuitlit.evaluate.testing import rank_p
+from circuitlit.evaluate.testing import LEAST_DRAWS, enough_draws, rank_p, until_clear, with_holm
 from circuitlit.files import write_json
 from circuitlit.objective import Outcome
 from circuitlit.report.capabilities import print_capabilities, write_capabilities
@@ -26,8 +26,6 @@ from circuitlit.run.clock import CONSOLE, Clock
 from circuitlit.run.sides import load_both, task_settings
 from circuitlit.tasks import EncodedPairs, PairsModule
 
-LEAST_DRAWS = 20
-
 
 def run(cfg: DictConfig) -> dict[str, Any]:
     """Judge every task and write `capabilities.json` and a page into the run directory.
@@ -36,7 +34,7 @@ def run(cfg: DictConfig) -> dict[str, Any]:
         UserError: a setting, file or model that cannot be used.
     """
     settings = cfg.capabilities
-    if settings.draws < LEAST_DRAWS:
+    if settings.draws is not None and settings.draws < LEAST_DRAWS:
         raise UserError(f"capabilities.draws={settings.draws} is too few random sets; take at least {LEAST_DRAWS}")
     if settings.by not in ("activations", "weights"):
         raise UserError(f"capabilities.by={settings.by} is neither activations nor weights; choose one")
@@ -67,7 +65,7 @@ def run(cfg: DictConfig) -> dict[str, Any]:
         "settings": plain(settings),
         "seed": cfg.seed,
         "tasks": {name: capability.to_dict() for name, capability in found.items()},
-        "acquisition": acquired,
+        "acquisition": with_holm(acquired),
         **clock.times(),
         "provenance": provenance(cfg, base),
     }
@@ -105,11 +103,12 @@ def _acquisition(cfg: DictConfig, data: PairsModule, move: Transplant) -> dict[s
     if nodes is None:
         return found
     donor = test.measure(lambda batch: plain_logits(move.donor, batch))
-    sets = matched_nodes(graph, nodes, settings.draws, cfg.seed)
+    sets = matched_nodes(graph, nodes, settings.draws or enough_draws(len(settings.tasks)), cfg.seed)
     fixed = [node for node in nodes if node in ("input", READOUT)]
-    shares = [gain_share(test.full, donor, moved(test, [*fixed, *members])).value for members in sets]
-    known = [share for share in shares if share is not None]
     own = gain_share(test.full, donor, moved(test, nodes))
+    tries = (gain_share(test.full, donor, moved(test, [*fixed, *members])).value for members in sets)
+    shares = until_clear([own.value], tries, lambda share: [share])
+    known = [share for share in shares if share is not None]
     return found | {
         "gain_share": as_dict(own),
         "random_gain_share": as_dict(mean_of(known)) if known else None,

@@ -30,7 +30,7 @@ from circuitlit.compare.weights import node_changes, weight_changes
 from circuitlit.errors import UserError
 from circuitlit.evaluate import TestBed, random_circuit, summarise
 from circuitlit.evaluate.statistics import mean_of
-from circuitlit.evaluate.testing import rank_p
+from circuitlit.evaluate.testing import LEAST_DRAWS, enough_draws, rank_p, until_clear
 from circuitlit.files import write_json
 from circuitlit.graph import Circuit, load_circuit
 from circuitlit.model import Subject
@@ -41,8 +41,6 @@ from circuitlit.run.checks import run_dir
 from circuitlit.run.clock import CONSOLE, Clock
 from circuitlit.run.prevention import prevention
 from circuitlit.run.sides import load_base, load_both, task_settings
-
-LEAST_DRAWS = 20
 
 
 @dataclass(frozen=True)
@@ -65,7 +63,7 @@ def run(cfg: DictConfig) -> dict[str, Any]:
         UserError: a setting, file or model that cannot be used.
     """
     settings = cfg.generality
-    if settings.draws < LEAST_DRAWS:
+    if settings.draws is not None and settings.draws < LEAST_DRAWS:
         raise UserError(f"generality.draws={settings.draws} is too few random sets; take at least {LEAST_DRAWS}")
     tasks = task_settings(settings.tasks, "generality.tasks")
     if len(tasks) < 2:
@@ -82,7 +80,7 @@ def run(cfg: DictConfig) -> dict[str, Any]:
     for (name, own), path in zip(tasks.items(), circuits, strict=True):
         with clock.phase(f"scores_{name}", f"Circuit of {name}"):
             made[name] = _task(own, base, path)
-    with clock.phase("matrices", f"{len(made)} circuits on {len(made)} tasks, and {settings.draws} random ones"):
+    with clock.phase("matrices", f"{len(made)} circuits on {len(made)} tasks, and random ones"):
         result = {
             "model": base.name,
             "method": cfg.method.name,
@@ -150,7 +148,7 @@ def _matrices(cfg: DictConfig, tasks: dict[str, _Task]) -> dict[str, Any]:
 
 def _random(bed: TestBed, count: int, settings: DictConfig) -> dict[str, float | None]:
     pairs = min(settings.control_pairs, len(bed.full.kl))
-    drawn = [random_circuit(bed.model.graph, count, seed) for seed in range(settings.draws)]
+    drawn = [random_circuit(bed.model.graph, count, seed) for seed in range(settings.draws or LEAST_DRAWS)]
     outcomes = [bed.run(kept, pairs) for kept in drawn]
     return as_dict(summarise(outcomes, bed.full, bed.corrupted).faithfulness)
 
@@ -195,7 +193,7 @@ def _negative(cfg: DictConfig, tasks: dict[str, _Task], base: Subject, tuned: Su
 def _conflict(cfg: DictConfig, task: _Task, moved: dict[str, float]) -> dict[str, Any]:
     importance = node_weights(task.circuit)
     own = conflict_index(importance, moved)
-    chance = shuffled_conflict(importance, moved, max(200, cfg.generality.draws), cfg.seed)
+    chance = shuffled_conflict(importance, moved, max(200, enough_draws(2 * len(cfg.generality.tasks))), cfg.seed)
     return {
         "index": own,
         "by_chance": as_dict(mean_of(chance)),
@@ -227,8 +225,8 @@ def _revert(
         return found
 
     own = reverted(nodes)
-    sets = matched_nodes(back.graph, nodes, settings.draws, cfg.seed)
-    others = [reverted(members) for members in sets]
+    sets = matched_nodes(back.graph, nodes, settings.draws or enough_draws(2 * len(settings.tasks)), cfg.seed)
+    others = until_clear([own[name].value], map(reverted, sets), lambda one: [one[name].value])
     recovered = [found[name].value for found in others if found[name].value is not None]
     return {
         "nodes": nodes,

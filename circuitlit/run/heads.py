@@ -16,6 +16,7 @@ from torch import Tensor
 
 from circuitlit.errors import UserError
 from circuitlit.evaluate.statistics import Groups
+from circuitlit.evaluate.testing import LEAST_DRAWS, enough_draws, with_holm
 from circuitlit.graph import Circuit
 from circuitlit.heads import (
     Algorithm,
@@ -68,6 +69,7 @@ class _Bench:
 
     subject: Subject
     bed: PatchBed
+    test: PatchBed
     places: list[NamePlaces]
     circuit: Circuit | None
     role_names: tuple[str, ...] = ()
@@ -102,7 +104,7 @@ def run(cfg: DictConfig) -> dict[str, Any]:
             bench.scores |= algorithm.grids
     checks: dict[str, CausalCheck] = {}
     if cfg.heads.causal.run:
-        with clock.phase("causal", f"Ablating the heads of each role and {cfg.heads.causal.draws} random sets"):
+        with clock.phase("causal", "Ablating the heads of each role, and random sets"):
             checks = _causal(cfg, bench, algorithm)
     scores = HeadScores(bench.bed.graph, bench.scores, _details(cfg, bench, algorithm, checks) | clock.times())
     scores.save(run_dir())
@@ -125,7 +127,9 @@ def _check(cfg: DictConfig) -> None:
         unknown = [value for value in values if value not in allowed]
         if unknown:
             raise UserError(f"heads.{name}: '{unknown[0]}' is unknown; choose from {', '.join(allowed)}")
-    for name, value in (("pairs", settings.pairs), ("top", settings.top), ("causal.draws", settings.causal.draws)):
+    draws = settings.causal.draws
+    counts = [("pairs", settings.pairs), ("top", settings.top), *([] if draws is None else [("causal.draws", draws)])]
+    for name, value in counts:
         if not isinstance(value, int) or value < 1:
             raise UserError(f"heads.{name}={value} is not a whole number of at least 1")
     if cfg.text is not None and not Path(cfg.text).is_file():
@@ -143,13 +147,29 @@ def _bench(cfg: DictConfig) -> _Bench:
     splits: Splits = instantiate(cfg.task.build)(tokenizer=subject.tokenizer)
     assert subject.tokenizer is not None
     data = PairsModule(splits, subject.tokenizer, cfg.data.eval_batch_size, cfg.seed)
-    order = data.test.spread(cfg.heads.pairs)
-    if not order:
-        raise UserError(f"task {splits.name} has no test pairs; raise task.build.n_test or give the file some")
-    bed = PatchBed.build(subject, data.test.batches(cfg.data.eval_batch_size, order=order))
+    bed, test = _beds(cfg, subject, data)
     named = set(NAMES) <= set(splits.role_names)
     places = [NamePlaces.of(batch, splits.role_names) for batch in bed.batches] if named else []
-    return _Bench(subject, bed, places, circuit, tuple(splits.role_names))
+    return _Bench(subject, bed, test, places, circuit, tuple(splits.role_names))
+
+
+def _beds(cfg: DictConfig, subject: Subject, data: PairsModule) -> tuple[PatchBed, PatchBed]:
+    """Pairs that heads are chosen on, and others that they are tested on."""
+    if not len(data.test):
+        raise UserError(f"task {data.splits.name} has no test pairs; raise task.build.n_test or give the file some")
+    choose = next((pairs for pairs in (data.val, data.train) if len(pairs)), None)
+    order = data.test.spread()
+    chosen = order[::2] if choose is None else choose.spread()
+    tested = order[1::2] if choose is None else order
+    if not tested:
+        raise UserError(
+            f"task {data.splits.name} has a single pair; heads are tested on others than they are chosen on"
+        )
+    size, most = cfg.data.eval_batch_size, cfg.heads.pairs
+    return (
+        PatchBed.build(subject, (choose or data.test).batches(size, order=chosen[:most])),
+        PatchBed.build(subject, data.test.batches(size, order=tested[:most])),
+    )
 
 
 def _score(cfg: DictConfig, bench: _Bench) -> None:
@@ -177,12 +197,13 @@ def _score(cfg: DictConfig, bench: _Bench) -> None:
         bench.scores["copy_suppression"] = copy_suppression_scores(heads, bench.passages, every, watch=watched)
 
 
-def _repeats(cfg: DictConfig, subject: Subject, repeats: int = 2) -> Int[Tensor, "batch pos"]:
+def _repeats(cfg: DictConfig, subject: Subject, repeats: int = 2, new: int = 0) -> Int[Tensor, "batch pos"]:
+    """Random sequences, said once or twice; `new` ones are others than those that heads are chosen on."""
     settings = cfg.heads.repeats
     bos = front_token(subject.tokenizer) if settings.bos else None
     length = settings.length if repeats == 2 else 2 * settings.length
     vocabulary = subject.model.config.vocab_size
-    return repeated_tokens(vocabulary, settings.sequences, length, cfg.seed + 2 - repeats, bos, repeats)
+    return repeated_tokens(vocabulary, settings.sequences, length, cfg.seed + 2 - repeats + 2 * new, bos, repeats)
 
 
 def _passages(cfg: DictConfig, subject: Subject) -> Int[Tensor, "passage pos"]:
@@ -225,21 +246,22 @@ def _causal(cfg: DictConfig, bench: _Bench, algorithm: Algorithm | None) -> dict
         if graph.n_layers * graph.n_heads < len({*heads, *spared}) + 2 * len(heads):
             spared = ()  # a small model has no others
         if heads:
-            checks[role] = causal_check(behaviour, graph, heads, settings.draws, cfg.seed, spared, watched, groups)
+            draws = settings.draws or enough_draws(len(settings.roles))
+            checks[role] = causal_check(behaviour, graph, heads, draws, cfg.seed, spared, watched, groups)
 
     if bench.repeats is not None:
-        fresh = _repeats(cfg, bench.subject, 1)
-        loss = repeat_loss(bench.subject, bench.repeats, fresh, cfg.heads.repeats.length, settings.ablation)
+        others, fresh = _repeats(cfg, bench.subject, new=1), _repeats(cfg, bench.subject, 1, new=1)
+        loss = repeat_loss(bench.subject, others, fresh, cfg.heads.repeats.length, settings.ablation)
         for role in REPEATED:
             check(role, loss, bench.scores[role])
     if algorithm is not None:
-        metric = metric_of_pairs(bench.bed, settings.ablation)
+        metric = metric_of_pairs(bench.test, settings.ablation)
         with_role = {head for heads in algorithm.roles.values() for head in heads}
         for role, grid in ON_TASK.items():
             if algorithm.roles[role]:
                 here = mark(graph, algorithm.roles[role])
                 strength = torch.where(here, algorithm.grids[grid].abs(), torch.nan)
-                check(role, metric, strength, sorted(with_role), bench.bed.groups)
+                check(role, metric, strength, sorted(with_role), bench.test.groups)
     return checks
 
 
@@ -253,9 +275,12 @@ def _details(
         "n_pairs": len(bench.bed.metric),
         "settings": plain(cfg.heads),
         "text": cfg.text or ("sampled from the model" if bench.passages is not None else None),
-        "causal": {
-            role: asdict(check) | {"heads": [head_name(head) for head in check.heads]} for role, check in checks.items()
-        },
+        "causal": with_holm(
+            {
+                role: asdict(check) | {"heads": [head_name(head) for head in check.heads]}
+                for role, check in checks.items()
+            }
+        ),
         "provenance": provenance(cfg, bench.subject),
     }
     if algorithm is not None:
@@ -264,7 +289,7 @@ def _details(
             "roles": roles,
             "shares": {name: asdict(share) for name, share in algorithm.shares.items()},
         }
-    years = year_check(bench.bed, bench.role_names, bench.circuit, cfg.heads.causal.draws, cfg.seed)
+    years = year_check(bench.bed, bench.role_names, bench.circuit, cfg.heads.causal.draws or LEAST_DRAWS, cfg.seed)
     if years is not None:
         found["greater_than"] = years
     if bench.circuit is not None:

@@ -18,7 +18,7 @@ from circuitlit.compare.transplant import Transplant, withheld
 from circuitlit.errors import UserError
 from circuitlit.evaluate.similarity import spearman
 from circuitlit.evaluate.statistics import combined, mean_estimate, mean_of, ratio
-from circuitlit.evaluate.testing import rank_p
+from circuitlit.evaluate.testing import LEAST_DRAWS, enough_draws, rank_p, until_clear, with_holm
 from circuitlit.files import write_json
 from circuitlit.finetune import examples_of_file
 from circuitlit.model import Subject
@@ -32,7 +32,6 @@ from circuitlit.run.tune import run as tune
 from circuitlit.tasks import EncodedPairs
 from circuitlit.tasks.injected import KINDS, Fact, new_facts, revised_facts, true_facts
 
-LEAST_DRAWS = 20
 LEARNED = (0, 1)  # sentences that are tuned on
 ASKED = 2  # the sentence that is tested
 
@@ -44,7 +43,7 @@ def run_injection(cfg: DictConfig) -> dict[str, Any]:
         UserError: a setting that cannot be used, or too few facts that the model knows.
     """
     settings, clock = cfg.knowledge.inject, Clock()
-    if settings.draws < LEAST_DRAWS:
+    if settings.draws is not None and settings.draws < LEAST_DRAWS:
         raise UserError(f"knowledge.inject.draws={settings.draws} is too few random sets; take at least {LEAST_DRAWS}")
     with clock.phase("load", "Loading the model and asking it what it knows"):
         base = load_base(cfg)
@@ -66,7 +65,7 @@ def run_injection(cfg: DictConfig) -> dict[str, Any]:
             kind: reverting_scores(base, tuned, list(own["train"].batches(cfg.data.eval_batch_size)))
             for kind, own in pairs.items()
         }
-    with clock.phase("revert", f"Reverting nodes, and {settings.draws} random sets like them"):
+    with clock.phase("revert", "Reverting nodes, and random sets like them"):
         found = _reverted(cfg, base, tuned, pairs, scores)
     result = {
         "model": base.name,
@@ -138,11 +137,12 @@ def _reverted(
         return gain_share(beds[kind].full, before[kind], outcome)
 
     carriers = {}
-    for kind, own in scores.items():
-        nodes = sorted(own, key=lambda node: -own[node])[: settings.nodes]
+    for kind, of_nodes in scores.items():
+        nodes = sorted(of_nodes, key=lambda node: -of_nodes[node])[: settings.nodes]
         after = lost(nodes)
-        sets = matched_nodes(back.graph, nodes, settings.draws, cfg.seed)
-        others = [lost(members) for members in sets]
+        sets = matched_nodes(back.graph, nodes, settings.draws or enough_draws(len(KINDS) ** 2), cfg.seed)
+        own = [share(on, after[on]).value for on in KINDS]
+        others = until_clear(own, map(lost, sets), lambda one: [share(on, one[on]).value for on in KINDS])
         carriers[kind] = {
             "nodes": nodes,
             "withheld": withheld(back.graph, nodes),
@@ -160,7 +160,7 @@ def _reverted(
         "scores": scores,
         "correlation": spearman(*values),
         "shared_nodes": sorted(set(carriers["new"]["nodes"]) & set(carriers["revised"]["nodes"])),
-        "carriers": carriers,
+        "carriers": with_holm(carriers),
     }
 
 

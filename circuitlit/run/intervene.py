@@ -26,7 +26,7 @@ from circuitlit.compare.writes import Writers, known_nodes
 from circuitlit.errors import UserError
 from circuitlit.evaluate import TestBed
 from circuitlit.evaluate.statistics import mean_estimate, mean_of
-from circuitlit.evaluate.testing import monotonicity, rank_p, slope
+from circuitlit.evaluate.testing import LEAST_DRAWS, monotonicity, rank_p, slope, until_clear, with_holm
 from circuitlit.files import write_json
 from circuitlit.graph import load_circuit
 from circuitlit.objective import Outcome
@@ -36,8 +36,6 @@ from circuitlit.run.build import Workbench, attribute, build_workbench, plain, p
 from circuitlit.run.checks import run_dir
 from circuitlit.run.clock import CONSOLE, Clock
 from circuitlit.run.sides import component_kinds, load_base, load_side, passages, task_settings
-
-LEAST_DRAWS = 20
 
 
 def run(cfg: DictConfig) -> dict[str, Any]:
@@ -83,7 +81,7 @@ def run(cfg: DictConfig) -> dict[str, Any]:
     if move is not None:
         with clock.phase("transfer", "Transferring them from the tuned model"):
             result["transfer"] = _transfer(stage, move)
-    result |= {**clock.times(), "provenance": provenance(cfg, subject)}
+    result = with_holm(result) | {**clock.times(), "provenance": provenance(cfg, subject)}
     write_json(run_dir() / "intervene.json", result)
     page = write_interventions(run_dir())
     print_interventions(result, CONSOLE)
@@ -94,7 +92,7 @@ def run(cfg: DictConfig) -> dict[str, Any]:
 
 def _check(cfg: DictConfig) -> None:
     settings = cfg.intervene
-    if settings.draws < LEAST_DRAWS:
+    if settings.draws is not None and settings.draws < LEAST_DRAWS:
         raise UserError(f"intervene.draws={settings.draws} is too few random sets; take at least {LEAST_DRAWS}")
     if settings.size < 1 or settings.edges < 1 or settings.pairs < 2 or settings.control_pairs < 2:
         raise UserError("intervene.size and .edges must be at least 1, intervene.pairs and .control_pairs at least 2")
@@ -146,14 +144,15 @@ def _enhancement(stage: Stage) -> dict[str, Any]:
                 "collateral_kl": as_dict(mean_estimate(kl, None)),
             }
         )
-    sets = stage.sets()
-    random = [
-        [float((small.measure(scaled(writers, s, dose)).metric - small.full.metric).mean()) for dose in doses]
-        for s in sets
-    ]
     responses = [row["change"]["value"] for row in rows]
-    slopes = [slope(doses, values) for values in random]
     own = slope(doses, responses)
+
+    def dosed(members: Sequence[str]) -> list[float]:
+        outcomes = (small.measure(scaled(writers, members, dose)) for dose in doses)
+        return [float((outcome.metric - small.full.metric).mean()) for outcome in outcomes]
+
+    random = until_clear([abs(own)], map(dosed, stage.sets()), lambda values: [abs(slope(doses, values))])
+    slopes = [slope(doses, values) for values in random]
     return {
         "nodes": stage.chosen,
         "doses": rows,
@@ -187,7 +186,6 @@ def _transfer(stage: Stage, move: Transplant) -> dict[str, Any]:
     bed = PairBed(stage.subject, stage.bed.batches)
     tuned = bed.measure(lambda batch: plain_logits(move.donor, batch))
     gap = mean_estimate(tuned.metric - bed.full.metric, tuned.group)
-    sets = stage.sets()
 
     def written(nodes: Sequence[str]) -> tuple[Outcome, Tensor]:
         outcome = bed.measure(lambda batch: move.logits(nodes, batch.clean, batch.positions))
@@ -206,9 +204,11 @@ def _transfer(stage: Stage, move: Transplant) -> dict[str, Any]:
     }
     for name, way in (("activations", written), ("weights", weighed)):
         outcome, text = way(stage.chosen)
-        others = [way(members) for members in sets]
-        shares = [gain_share(bed.full, tuned, other).value for other, _ in others]
         own = gain_share(bed.full, tuned, outcome)
+        others = until_clear(
+            [own.value], map(way, stage.sets()), lambda one: [gain_share(bed.full, tuned, one[0]).value]
+        )
+        shares = [gain_share(bed.full, tuned, other).value for other, _ in others]
         known = [share for share in shares if share is not None]
         found[name] = {
             "gain_share": as_dict(own),

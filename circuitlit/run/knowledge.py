@@ -13,7 +13,7 @@ from omegaconf import DictConfig
 
 from circuitlit.errors import UserError
 from circuitlit.evaluate.statistics import mean_estimate
-from circuitlit.evaluate.testing import benjamini_hochberg, paired_p
+from circuitlit.evaluate.testing import benjamini_hochberg, enough_draws, paired_p, with_holm
 from circuitlit.files import write_json
 from circuitlit.finetune import HeldOut
 from circuitlit.heads import PatchBed, causal_check
@@ -56,7 +56,7 @@ def run(cfg: DictConfig) -> dict[str, Any]:
         "model": subject.name,
         "seed": cfg.seed,
         "settings": plain(cfg.knowledge),
-        "tasks": found,
+        "tasks": with_holm(found),
         **clock.times(),
         "provenance": provenance(cfg, subject),
     }
@@ -106,6 +106,7 @@ def _bed(cfg: DictConfig, subject: Subject, pairs: EncodedPairs, rows: Sequence[
 def _roles(cfg: DictConfig, bed: PatchBed, test: PatchBed, role_names: Sequence[str]) -> dict[str, Any]:
     """Heads of each role, chosen on training pairs and checked on test pairs against random heads of their layers."""
     settings, found = cfg.knowledge, {}
+    draws = settings.draws or enough_draws(len(ROLES))
     for role in ROLES:
         tried = role_effects(bed, role_names, role, settings.candidates)
         q = benjamini_hochberg([paired_p(entry.drop, entry.groups) for entry in tried])
@@ -118,11 +119,7 @@ def _roles(cfg: DictConfig, bed: PatchBed, test: PatchBed, role_names: Sequence[
         if real:
             heads = [entry.head for entry, _ in real]
             check = _checked(
-                asdict(
-                    causal_check(
-                        _behaviour(test, role_names, role), test.graph, heads, settings.draws, groups=test.groups
-                    )
-                )
+                asdict(causal_check(_behaviour(test, role_names, role), test.graph, heads, draws, groups=test.groups))
             )
         found[role] = {"heads": [_listed(entry, value) for entry, value in real], "tried": len(tried), "check": check}
     return found

@@ -178,6 +178,7 @@ def causal_cell(cfg: DictConfig, subject: Subject) -> dict[str, Any]:
     anything = heads_of(torch.stack([*grids.values()]).amax(0) > settings.threshold)
     names = {"heads": [head_name(head) for head in best], "n_above": len(above), "n_heads": grid.numel()}
     content: dict[str, Any] = {"status": "OK", **names}
+    ids, fresh = _repeated(cfg, subject, new=1)  # others than the heads were chosen on
     for name, measure in _behaviours(cfg, subject, ids, fresh).items():
         check = causal_check(measure, graph, best, settings.draws, cfg.seed, spared=above)
         content[name] = {**asdict(check), "heads": content["heads"], "bystanders": None}
@@ -198,10 +199,10 @@ def _behaviours(
     }
 
 
-def _repeated(cfg: DictConfig, subject: Subject) -> tuple[torch.Tensor, torch.Tensor]:
-    """Random tokens said twice, and as long ones that do not repeat."""
+def _repeated(cfg: DictConfig, subject: Subject, new: int = 0) -> tuple[torch.Tensor, torch.Tensor]:
+    """Random tokens said twice, and as long ones that do not repeat; other `new` gives others."""
     settings, vocabulary = cfg.evolve.heads, subject.model.config.vocab_size
     bos = front_token(subject.tokenizer)
-    ids = repeated_tokens(vocabulary, settings.sequences, settings.length, cfg.seed, bos)
-    fresh = repeated_tokens(vocabulary, settings.sequences, 2 * settings.length, cfg.seed + 1, bos, 1)
+    ids = repeated_tokens(vocabulary, settings.sequences, settings.length, cfg.seed + 2 * new, bos)
+    fresh = repeated_tokens(vocabulary, settings.sequences, 2 * settings.length, cfg.seed + 1 + 2 * new, bos, 1)
     return ids.to(subject.device), fresh.to(subject.device)

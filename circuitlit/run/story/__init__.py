@@ -13,6 +13,7 @@ from lightning import seed_everything
 from omegaconf import DictConfig
 
 from circuitlit.errors import UserError
+from circuitlit.evaluate.testing import LEAST_DRAWS, with_holm
 from circuitlit.files import write_json
 from circuitlit.report.story import print_story, write_story
 from circuitlit.run import compare, evolve, intervene, tune
@@ -58,8 +59,8 @@ def run(cfg: DictConfig) -> dict[str, Any]:
 
 
 def _check(cfg: DictConfig) -> None:
-    if cfg.story.draws < intervene.LEAST_DRAWS:
-        raise UserError(f"story.draws={cfg.story.draws} is too few random sets; take at least {intervene.LEAST_DRAWS}")
+    if cfg.story.draws is not None and cfg.story.draws < LEAST_DRAWS:
+        raise UserError(f"story.draws={cfg.story.draws} is too few random sets; take at least {LEAST_DRAWS}")
     if cfg.tune.data:
         raise UserError("a story needs a task with corrupted prompts; leave tune.data out and choose a task")
     if cfg.ckpt_path is not None:
@@ -131,7 +132,7 @@ def _result(
         "score": cfg.tune.score,
         "steps": cfg.tune.steps,
         "story": plain(cfg.story),
-        "ways": told,
+        "ways": with_holm(told),
         "between": between,
         **clock.times(),
     }

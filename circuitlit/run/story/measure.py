@@ -18,14 +18,14 @@ from circuitlit.compare.layers import changed_layers, circuit_layers, layer_node
 from circuitlit.compare.transplant import Transplant
 from circuitlit.evaluate import paired_difference
 from circuitlit.evaluate.statistics import mean_estimate, mean_of
-from circuitlit.evaluate.testing import rank_p
+from circuitlit.evaluate.testing import rank_p, until_clear
 from circuitlit.finetune import HeldOut, behaviour_change, save_model
 from circuitlit.objective import Outcome
 from circuitlit.run.build import build_subject, encoded
 from circuitlit.run.checks import run_dir
 from circuitlit.run.compare import Side
 from circuitlit.run.sides import load_side, passages
-from circuitlit.run.story.settings import verb_settings
+from circuitlit.run.story.settings import most_draws, verb_settings
 
 
 class Answers:
@@ -80,8 +80,7 @@ def carried_by_layers(
     base, tuned = build_subject(cfg), load_side(cfg, str(folder), "tuned")
     splits = instantiate(cfg.task.build)(tokenizer=base.tokenizer)
     test = encoded(cfg, splits, base).test
-    count = min(cfg.story.pairs, len(test))
-    bed = PairBed(base, test.batches(cfg.data.eval_batch_size, order=range(count)))
+    bed = PairBed(base, test.batches(cfg.data.eval_batch_size, order=test.spread(cfg.story.pairs)))
     ids = passages(verb_settings(cfg, "intervene", {}), base, cfg.story.passages.count, cfg.story.passages.length)
     goal = bed.measure(lambda batch: plain_logits(tuned, batch))
     move = Transplant(base, tuned)
@@ -94,20 +93,26 @@ def carried_by_layers(
     n_layers = base.graph.n_layers
     rankings = _rankings(sides, difference, n_layers)
     rows = [{"ranking": "all", "n_layers": n_layers, **_row(bed, goal, moved, list(range(n_layers)))}]
-    for size in sorted({min(number, n_layers) for number in cfg.story.layers}):
+    sizes = sorted({min(number, n_layers) for number in cfg.story.layers})
+    most = most_draws(cfg)
+    for size in sizes:
+        own = {name: _row(bed, goal, moved, top_layers(order, size)) for name, order in rankings.items()}
         draws = random.Random(f"layers/{cfg.seed}/{size}")
-        sets = [sorted(draws.sample(range(n_layers), size)) for _ in range(cfg.story.draws)]
-        chance = [_row(bed, goal, moved, layers) for layers in sets]
+        sets = (sorted(draws.sample(range(n_layers), size)) for _ in range(most))
+        chance = until_clear(
+            [row["gain_share"]["value"] for row in own.values()],
+            (_row(bed, goal, moved, layers) for layers in sets),
+            lambda one: [one["gain_share"]["value"]] * len(rankings),
+        )
         shares = [row["gain_share"]["value"] for row in chance if row["gain_share"]["value"] is not None]
         beside = {
             "random": as_dict(mean_of(shares)) if shares else None,
             "random_text_kl": as_dict(mean_of([row["text_kl"] for row in chance])),
         }
-        for name, order in rankings.items():
-            row = _row(bed, goal, moved, top_layers(order, size))
+        for name, row in own.items():
             share = row["gain_share"]["value"]
             p = None if share is None or not shares else rank_p(share, shares)
-            rows.append({"ranking": name, "n_layers": size, **row, **beside, "rank_p": p})
+            rows.append({"ranking": name, "n_layers": size, **row, **beside, "rank_p": p, "draws": len(chance)})
     return rows
 
 

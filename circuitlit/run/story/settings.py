@@ -9,9 +9,12 @@ from hydra import compose
 from omegaconf import DictConfig, OmegaConf
 
 from circuitlit.errors import UserError
+from circuitlit.evaluate.testing import enough_draws
+from circuitlit.run.ablate import CLAIMS
 from circuitlit.run.build import plain
 from circuitlit.run.study.cells import composed, entries
 
+RANKINGS = 3  # of layers: by circuit difference, base circuit and weight change
 _SHARED = ("task", "model", "method", "ablation", "sparsity", "mask", "data", "evaluate", "paths", "strategy", "seed")
 _LEAST = 2  # a story compares
 
@@ -61,6 +64,12 @@ def story_task(cfg: DictConfig) -> DictConfig:
     return circuit_task(cfg.task, cfg.story.circuit_pairs, cfg.story.probe_pairs, cfg.story.test_pairs)
 
 
+def most_draws(cfg: DictConfig) -> int:
+    """Most random sets for each comparison: enough for every claim that the story's page makes of layers and nodes."""
+    claims = len(cfg.story.ways) * (RANKINGS * len(cfg.story.layers) + CLAIMS)
+    return cfg.story.draws or enough_draws(claims)
+
+
 def verb_settings(cfg: DictConfig, verb: str, changes: dict[str, Any]) -> DictConfig:
     """Settings of another verb on the story's task and model.
 
@@ -80,6 +89,7 @@ def verb_settings(cfg: DictConfig, verb: str, changes: dict[str, Any]) -> DictCo
         own.evolve.smallest = cfg.story.smallest
         own.evolve.probe_pairs = cfg.story.probe_pairs
     if verb == "intervene":
+        own.intervene.draws = most_draws(cfg)
         own.intervene.passages = cfg.story.passages
         own.text = cfg.story.text
     if verb == "compare":

@@ -141,10 +141,8 @@ def _sparsities(cfg: DictConfig, scores: EdgeScores) -> list[float]:
     """
     if scores.limit is None:
         return list(cfg.study.sparsities)
-    own, wanted = 1 - scores.limit / scores.size, cfg.method.score.get("count")
-    asked = own if wanted is None else 1 - wanted / scores.size
-    near = [sparsity for sparsity in cfg.study.sparsities if abs(sparsity - asked) < 0.5 / scores.size]
-    return near if wanted is not None and near else [own]
+    searched = [at for at in cfg.study.sparsities if edge_budget(at, scores.size) == cfg.method.score.get("count")]
+    return searched or [1 - scores.limit / scores.size]
 
 
 def learner_cell(cfg: DictConfig, stage: Stage, cell: Cell) -> dict[str, Any]:

@@ -4,8 +4,8 @@ from __future__ import annotations
 
 import math
 from collections import defaultdict
-from dataclasses import asdict
 from collections.abc import Iterable
+from dataclasses import asdict
 from itertools import product
 from typing import Any
 
@@ -166,15 +166,13 @@ def _fewest(done: Finished, rival: DictConfig, pairs: int) -> list[dict[str, Any
     for cell, content in done:
         if content.get("kl_by_size") and cell.task in targets:
             _, kl, val = targets[cell.task]
-            needed = tuple(
-                None if target is None else fewest_edges([(size, kl) for size, kl in content[name]], target)
-                for name, target in (("val_kl_by_size", val), ("kl_by_size", kl))
-            )
+            on_val = None if val is None else fewest_edges(content["val_kl_by_size"], val)
+            needed = on_val, fewest_edges(content["kl_by_size"], kl)
             methods.setdefault((cell.task, cell.method), {}).setdefault(cell.sparsity, []).append(needed)
     for (task, method), by_sparsity in methods.items():
         edges, kl, _ = targets[task]
         chosen_by, reported = ({at: _mean(r[i] for r in runs) for at, runs in by_sparsity.items()} for i in (0, 1))
-        best = min(chosen_by, key=lambda at: math.inf if chosen_by[at] is None else chosen_by[at])
+        best = min(chosen_by, key=lambda at: chosen_by[at] or math.inf)
         least = reported[best]
         facts = {"task": task, "method": method, "kl": kl, "rival": rival.method, "rival_edges": edges}
         found.append({**facts, "n_edges": least, "times_fewer": edges / least if least else None, "trained_at": best})
