@@ -52,8 +52,8 @@ class Circuit:
         """
         if scores.limit is not None and count > scores.limit:
             raise UserError(
-                f"{scores.method} kept {scores.limit:,} edges and rejected all others, so it has no circuit of {count:,}; "
-                "take its own size, a smaller one, or a lower threshold"
+                f"{scores.method} kept {scores.limit:,} edges and rejected all others, so it has no circuit of "
+                f"{count:,}; take its own size, a smaller one, or a lower threshold"
             )
         if select not in SELECTIONS:
             raise ValueError(f"select={select} is none of {SELECTIONS}")

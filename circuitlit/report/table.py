@@ -193,6 +193,11 @@ def notes(result: dict) -> list[str]:
         kl = Metric.of(new["kl"])
         beyond = f", {kl.sentences()} for new sentences" if kl.sentences() else ""
         said.append(f"With words that training never saw, KL {kl.text()} {kl.interval()}{beyond}.")
+    tried = result.get("attributions_tried") or []
+    if tried:
+        best = tried[0]
+        chosen = f", best of {len(tried)} rankings on validation pairs" if len(tried) > 1 else ""
+        said.append(f"Attribution: {best['label']}{chosen}; scored in {best['seconds']:.1f} s.")
     claims = [(kind, result[kind]) for kind in ("random", "shuffled") if "p_holm" in (result.get(kind) or {})]
     if claims:
         listed = ", ".join(f"{kind} ones: p = {row['p_holm']:.2g} ({row['n_circuits']} draws)" for kind, row in claims)

@@ -2,7 +2,9 @@
 
 from __future__ import annotations
 
-from dataclasses import replace
+import time
+from collections.abc import Sequence
+from dataclasses import dataclass, replace
 from typing import Any
 
 from jaxtyping import Bool
@@ -18,19 +20,60 @@ from circuitlit.graph import Circuit, EdgeScores, reachable_edges, top_k
 from circuitlit.model import Subject
 from circuitlit.objective import Outcome
 from circuitlit.report import print_table, write_page
-from circuitlit.run.build import Workbench
+from circuitlit.run.build import Workbench, attribute
 from circuitlit.run.checks import run_dir
 from circuitlit.run.clock import CONSOLE
+from circuitlit.run.study.cells import composed
 from circuitlit.tasks import EncodedPairs
 
 SCHEMA = 2  # of result.json
 OK, FAILED, UNMEASURABLE, SMOKE = "OK", "FAILED", "NOT MEASURABLE", "SMOKE TEST"
 
 
-def best_attribution(bench: Workbench, scores: EdgeScores, pairs: int) -> EdgeScores:
-    """The scores ranked by magnitude or by sign, whichever circuit has the lower KL on validation pairs."""
+@dataclass(frozen=True)
+class Rival:
+    """An attribution that a circuit is compared with.
+
+    Attributes:
+        scores: of all edges, as they are ranked.
+        seconds: that scoring took.
+        val_kl: KL of its circuit on validation pairs, nats; None where it was not needed.
+    """
+
+    scores: EdgeScores
+    seconds: float
+    val_kl: float | None = None
+
+    def to_dict(self) -> dict[str, Any]:
+        """Plain types."""
+        label = f"{self.scores.method}, {self.scores.ranking}"
+        return {"label": label, "seconds": self.seconds, "val_kl": self.val_kl}
+
+
+def rivals(cfg: DictConfig, bench: Workbench, start: EdgeScores, seconds: float) -> list[Rival]:
+    """The start scores, and those of every method of `evaluate.rivals`, each with what it cost."""
+    made = [Rival(start, seconds)]
+    for name in cfg.evaluate.rivals:
+        if name == cfg.method.name:
+            continue
+        own = composed(f"method={name}")
+        begun = time.perf_counter()
+        scores = attribute(own, bench)
+        made.append(Rival(scores, time.perf_counter() - begun))
+    return made
+
+
+def best_attribution(bench: Workbench, tried: Sequence[Rival], pairs: int) -> list[Rival]:
+    """Every ranking of some attributions, by magnitude and by sign, the one of lowest KL on validation pairs first."""
     bed = validation(bench, pairs)
-    return signed_or_absolute(bed, bench, scores) if bed else scores
+    if bed is None:
+        return list(tried)
+    ranked = [
+        replace(rival, scores=scores, val_kl=float(bed.run(bench.cut(scores).kept).kl.mean()))
+        for rival in tried
+        for scores in rankings(rival.scores)
+    ]
+    return sorted(ranked, key=lambda rival: rival.val_kl or 0.0)
 
 
 def validation(bench: Workbench, pairs: int) -> TestBed | None:
@@ -41,15 +84,16 @@ def validation(bench: Workbench, pairs: int) -> TestBed | None:
     return TestBed.build(bench.model, bench.fresh_references(), [bench.data.val.collate(rows)])
 
 
-def signed_or_absolute(bed: TestBed, bench: Workbench, scores: EdgeScores) -> EdgeScores:
-    """The scores ranked by magnitude or by sign, whichever circuit has the lower KL on the pairs of `bed`.
-
-    Gates, shares, and effects of a method that keeps a number of edges of its own have one ranking.
-    """
+def rankings(scores: EdgeScores) -> list[EdgeScores]:
+    """The scores ranked by magnitude and by sign; gates, shares and what a method rejected have one ranking."""
     if scores.kind != "effect" or scores.limit is not None:
-        return scores
-    rankings = [replace(scores, ranks_by_magnitude=magnitude) for magnitude in (True, False)]
-    return min(rankings, key=lambda r: float(bed.run(bench.cut(r).kept).kl.mean()))
+        return [scores]
+    return [replace(scores, ranks_by_magnitude=magnitude) for magnitude in (True, False)]
+
+
+def signed_or_absolute(bed: TestBed, bench: Workbench, scores: EdgeScores) -> EdgeScores:
+    """The ranking of some scores whose circuit has the lower KL on the pairs of `bed`."""
+    return min(rankings(scores), key=lambda r: float(bed.run(bench.cut(r).kept).kl.mean()))
 
 
 def cut_to_reachable(scores: EdgeScores, reachable: int) -> Bool[Tensor, "copies edge"]:
@@ -73,7 +117,7 @@ def held_out(cfg: DictConfig, bench: Workbench, split: str = "test") -> TestBed:
 
 
 def make_result(
-    cfg: DictConfig, bench: Workbench, circuit: Circuit, rival: EdgeScores | None = None, bed: TestBed | None = None
+    cfg: DictConfig, bench: Workbench, circuit: Circuit, tried: Sequence[Rival] = (), bed: TestBed | None = None
 ) -> dict[str, Any]:
     """Run everything on the test split, and circuit and baseline on the one with new words.
 
@@ -81,12 +125,13 @@ def make_result(
         cfg: the run's settings.
         bench: subject, pairs and masked model.
         circuit: what was found.
-        rival: attribution scores whose circuits of equal size are the baseline, if the circuit is not itself of an
-            attribution.
+        tried: attributions, best first, if the circuit is not itself of one: the first one's circuits of equal size are
+            the baseline.
         bed: of `held_out`, if it is there already.
     """
     bed = bed or held_out(cfg, bench)
     found = bed.run(circuit.kept)
+    rival = tried[0].scores if tried else None
     equal = None if rival is None else bench.cut(rival)
     result: dict[str, Any] = {
         "schema": SCHEMA,
@@ -102,6 +147,7 @@ def make_result(
         **_compared(bed, found, equal),
         **({} if rival is None else _same_reachable(bed, circuit, rival)),
         **_controls(cfg, bench, bed, circuit, found),
+        "attributions_tried": [one.to_dict() for one in tried],
         "new_words": _new_words(cfg, bench, circuit, equal),
         **_against_truth(bench.subject, circuit),
     }

@@ -2,13 +2,13 @@
 
 from __future__ import annotations
 
+import time
 from typing import Any
 
 import torch
 from lightning import seed_everything
 from omegaconf import DictConfig, OmegaConf
 
-from circuitlit.graph import EdgeScores
 from circuitlit.run import joint, ranks
 from circuitlit.run.ability import inability, measure_behaviour, report_inability
 from circuitlit.run.build import Workbench, attribute, build_subject, build_workbench, provenance
@@ -18,7 +18,7 @@ from circuitlit.run.clock import Clock
 from circuitlit.run.folder import begin
 from circuitlit.run.learn import learn
 from circuitlit.run.loggers import open_loggers
-from circuitlit.run.result import best_attribution, make_result, publish
+from circuitlit.run.result import Rival, best_attribution, make_result, publish, rivals
 from circuitlit.run.resume import MASKS, trained_with
 from circuitlit.run.wandb_log import log_run
 from circuitlit.timeline.mask_run import MaskRun, save_evolution
@@ -46,9 +46,11 @@ def run(cfg: DictConfig) -> dict[str, Any]:
     if reason := inability(cfg, behaviour):
         return report_inability(cfg, bench, behaviour, reason, clock)
     with clock.phase("attribution", f"Scoring {bench.layout.n_edges:,} edges by {cfg.method.name}"):
+        begun = time.perf_counter()
         attribution = attribute(cfg, bench)
+        tried = rivals(cfg, bench, attribution, time.perf_counter() - begun)
     with open_loggers(cfg) as loggers:
-        result = _search(cfg, bench, attribution, behaviour.to_dict(), clock, loggers)
+        result = _search(cfg, bench, tried, behaviour.to_dict(), clock, loggers)
         if ranks.is_writer():
             log_run(loggers, run_dir(), OmegaConf.to_container(cfg, resolve=True))
     return result
@@ -57,7 +59,7 @@ def run(cfg: DictConfig) -> dict[str, Any]:
 def _search(
     cfg: DictConfig,
     bench: Workbench,
-    attribution: EdgeScores,
+    tried: list[Rival],
     behaviour: dict[str, Any],
     clock: Clock,
     loggers: list[Any],
@@ -67,7 +69,7 @@ def _search(
     bench = together.bench if together else bench
     with clock.phase("training", f"Training masks for {cfg.mask.schedule.steps} steps"):
         learner, history = learn(
-            cfg, bench, attribution, run_dir(), loggers=loggers, beside=together.trained if together else ()
+            cfg, bench, tried[0].scores, run_dir(), loggers=loggers, beside=together.trained if together else ()
         )
     if bench.model.shards is None:  # sharded weights need all processes in every forward
         ranks.leave()
@@ -80,8 +82,8 @@ def _search(
     circuit = bench.cut(learner.scores(), facts)
     with clock.phase("evaluation", f"Evaluating on {len(bench.data.test)} held-out pairs"):
         torch.set_float32_matmul_precision("highest")
-        rival = None if together else best_attribution(bench, attribution, cfg.evaluate.probe_pairs)
-        result = make_result(cfg, bench, circuit, rival)
+        tried = [] if together else best_attribution(bench, tried, cfg.evaluate.probe_pairs)
+        result = make_result(cfg, bench, circuit, tried)
     if not ranks.is_writer():
         return {}
     steps = learner.trainer.global_step
