@@ -29,9 +29,9 @@ from circuitlit.run.checks import run_dir, writing_to
 from circuitlit.run.clock import CONSOLE, Clock
 from circuitlit.run.kept import fingerprint, read_kept
 from circuitlit.run.resume import TUNING, trained_with
+from circuitlit.run.configs import composed
 from circuitlit.run.sides import load_side
 from circuitlit.run.story.settings import circuit_task
-from circuitlit.run.study.cells import composed
 
 WAYS = ("uniform", "circuit_difference", "base_circuit", "gradient_probe", "random_layers", "adalora")
 TOLERANCE = 0.01  # share by which trainable parameters may differ

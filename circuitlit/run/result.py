@@ -23,7 +23,7 @@ from circuitlit.report import print_table, write_page
 from circuitlit.run.build import Workbench, attribute
 from circuitlit.run.checks import run_dir
 from circuitlit.run.clock import CONSOLE
-from circuitlit.run.study.cells import composed
+from circuitlit.run.configs import composed
 from circuitlit.tasks import EncodedPairs
 
 SCHEMA = 2  # of result.json

@@ -19,7 +19,8 @@ from circuitlit.model import Subject
 from circuitlit.model.load import load_subject
 from circuitlit.run.build import build_subject, device_of
 from circuitlit.run.checks import run_dir
-from circuitlit.run.study.cells import composed, entries
+from circuitlit.run.configs import composed
+from circuitlit.run.study.cells import entries
 
 
 def load_side(cfg: DictConfig, path: str, which: str) -> Subject:

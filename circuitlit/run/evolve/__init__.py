@@ -16,12 +16,13 @@ from circuitlit.report.evolution_table import print_evolution
 from circuitlit.run.build import PACKAGES, plain, version
 from circuitlit.run.checks import run_dir
 from circuitlit.run.clock import CONSOLE, Clock
+from circuitlit.run.configs import composed
 from circuitlit.run.evolve.cells import CAUSAL, HEADS, Cell, cell_settings
 from circuitlit.run.evolve.measure import causal_cell, heads_cell, task_cell
 from circuitlit.run.evolve.panels import log_panels
 from circuitlit.run.evolve.series import Loader, Series, configured, find_series, parted
 from circuitlit.run.evolve.summary import Finished, summarise_series
-from circuitlit.run.study.cells import Entry, composed, entries
+from circuitlit.run.study.cells import Entry, entries
 from circuitlit.timeline.account import account, trends
 from circuitlit.timeline.checkpoints import Checkpoint
 from circuitlit.timeline.emergence import by_size

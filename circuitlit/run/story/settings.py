@@ -12,7 +12,8 @@ from circuitlit.errors import UserError
 from circuitlit.evaluate.testing import enough_draws
 from circuitlit.run.ablate import CLAIMS
 from circuitlit.run.build import plain
-from circuitlit.run.study.cells import composed, entries
+from circuitlit.run.configs import composed
+from circuitlit.run.study.cells import entries
 
 RANKINGS = 3  # of layers: by circuit difference, base circuit and weight change
 _SHARED = ("task", "model", "method", "ablation", "sparsity", "mask", "data", "evaluate", "paths", "strategy", "seed")

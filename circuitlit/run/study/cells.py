@@ -9,8 +9,6 @@ from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
-from hydra import compose
-from hydra.core.hydra_config import HydraConfig
 from omegaconf import DictConfig, ListConfig
 
 from circuitlit.errors import UserError
@@ -60,19 +58,6 @@ def entries(items: ListConfig | None, group: str) -> list[Entry]:
     if twice:
         raise UserError(f"study: two entries of {group} are called '{twice}'; give each a name of its own")
     return made
-
-
-def composed(*settings: str) -> DictConfig:
-    """The study's own configuration with some settings changed."""
-    keys = {_key(setting) for setting in settings}
-    hydra = HydraConfig.get()
-    own = [override for override in hydra.overrides.task if _key(override) not in keys]
-    assert hydra.job.config_name is not None
-    return compose(hydra.job.config_name, [*own, *settings])
-
-
-def _key(override: str) -> str:
-    return override.split("=")[0].lstrip("+~")
 
 
 @dataclass(frozen=True)

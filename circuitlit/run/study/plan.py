@@ -5,7 +5,8 @@ from __future__ import annotations
 from dataclasses import dataclass
 from itertools import product
 
-from circuitlit.run.study.cells import Cell, Entry, composed
+from circuitlit.run.configs import composed
+from circuitlit.run.study.cells import Cell, Entry
 
 CHEAP = 0.3  # cost of an attribution's cell beside a mask run's
 

@@ -1,0 +1,20 @@
+"""The running command's configuration, composed again with other settings."""
+
+from __future__ import annotations
+
+from hydra import compose
+from hydra.core.hydra_config import HydraConfig
+from omegaconf import DictConfig
+
+
+def composed(*settings: str) -> DictConfig:
+    """The command's own configuration with some settings changed."""
+    keys = {_key(setting) for setting in settings}
+    hydra = HydraConfig.get()
+    own = [override for override in hydra.overrides.task if _key(override) not in keys]
+    assert hydra.job.config_name is not None
+    return compose(hydra.job.config_name, [*own, *settings])
+
+
+def _key(override: str) -> str:
+    return override.split("=")[0].lstrip("+~")
