@@ -214,7 +214,7 @@ def test_an_experiment_sets_what_is_studied() -> None:
     with initialize_config_dir(str(Path(__file__).parent.parent / "conf"), version_base="1.3"):
         cfg = compose("study", ["experiment=methods_smollm2"])
     assert list(cfg.study.tasks) == ["ioi", "ioi_single", "greater_than", "gender_pronoun", "sva"]
-    assert cfg.study.match.sparsity in cfg.study.sparsities and cfg.study.consensus == 0.5
+    assert cfg.study.match.method == "acdc" and cfg.study.consensus == 0.5
 
 
 def test_one_run_of_drawn_sizes_is_cut_at_every_sparsity(done: Path) -> None:

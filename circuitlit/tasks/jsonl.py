@@ -62,7 +62,7 @@ def jsonl(
     if not made["test"]:
         raise UserError(f'{path} has no pair for the test; give a line "split": "test" or raise test_fraction')
     roles = (OTHER, *_role_names(made.values()), END)
-    return Splits("jsonl", role_names=roles, **made)
+    return Splits("jsonl", made["train"], made["val"], made["test"], roles, new_words=made["new_words"])
 
 
 def _deal_out(

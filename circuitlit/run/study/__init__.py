@@ -78,8 +78,9 @@ def _check(cfg: DictConfig, attributions: list[Entry], learners: list[Entry]) ->
     if settings.part not in range(settings.parts):
         raise UserError(f"study.part={settings.part} is not one of the parts 0 to {settings.parts - 1}")
     rival = settings.match
-    if rival is not None and (rival.method not in {e.name for e in attributions} or rival.sparsity not in shares):
-        raise UserError(f"study.match: {rival.method} at {rival.sparsity} is not among the attributions and sparsities")
+    at = None if rival is None else rival.get("sparsity")
+    if rival is not None and (rival.method not in {e.name for e in attributions} or at not in (None, *shares)):
+        raise UserError(f"study.match: {rival.method} at {at} is not among the attributions and sparsities")
     if rival is not None and settings.curve_pairs < 1:
         raise UserError("study.match compares on the curves' pairs; set study.curve_pairs to at least 1")
 
