@@ -27,9 +27,9 @@ from circuitlit.run import tune
 from circuitlit.run.build import attribute, build_subject, build_workbench, plain, provenance
 from circuitlit.run.checks import run_dir, writing_to
 from circuitlit.run.clock import CONSOLE, Clock
+from circuitlit.run.configs import composed
 from circuitlit.run.kept import fingerprint, read_kept
 from circuitlit.run.resume import TUNING, trained_with
-from circuitlit.run.configs import composed
 from circuitlit.run.sides import load_side
 from circuitlit.run.story.settings import circuit_task
 
