@@ -17,7 +17,7 @@ from circuitlit.report.artefacts import Run, read_run
 from circuitlit.report.evolution_figure import STAGE_COLOURS, stage_rows
 from circuitlit.report.figures import BLUE, GREEN, GREY, ORANGE, PINK, RED, SCALE, finish, series
 from circuitlit.report.page import render, save_page
-from circuitlit.report.table import Metric, columns, count, percent
+from circuitlit.report.table import Metric, columns, count, entry_of, percent
 from circuitlit.timeline.agreement import Agreement, agreement
 from circuitlit.timeline.stages import Boundary, Stage, Timeline
 
@@ -200,4 +200,4 @@ def timeline_of(stages: dict[str, Any]) -> Timeline:
 
 
 def _metrics(run: Run, wanted: tuple[tuple[str, str, str], ...]) -> list[Metric]:
-    return [Metric.of(run.result.get(name)) for name, _, _ in wanted]
+    return [Metric.of(entry_of(run.result, name)) for name, _, _ in wanted]

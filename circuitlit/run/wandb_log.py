@@ -11,11 +11,12 @@ from typing import Any
 from lightning.pytorch.loggers import WandbLogger
 from lightning.pytorch.utilities import rank_zero_only
 
+from circuitlit.evaluate.statistics import INTERVALS
 from circuitlit.report.artefacts import Run, read_run
 from circuitlit.report.edges import ranked_edges
 from circuitlit.report.evolution_figure import stage_rows
 from circuitlit.report.page import run_figures
-from circuitlit.report.table import columns, result_rows
+from circuitlit.report.table import columns, entry_of, result_rows
 
 LISTED = 500
 _PLAIN = (
@@ -51,11 +52,14 @@ def log_run(loggers: list[Any], folder: Path, settings: Any) -> None:
 
 
 def _summary(result: dict) -> dict[str, Any]:
-    """The final numbers under `result/`, each metric with the ends of its interval."""
+    """The final numbers under `result/`, each metric with the ends of its intervals, with known and with new words."""
     summary = {f"result/{key}": result[key] for key in _PLAIN if result.get(key) is not None}
-    for name, _, _ in columns(result):
-        summary |= {f"result/{name}": result[name]["value"]}
-        summary |= {f"result/{name}_{end}": result[name][end] for end in ("low", "high")}
+    for words in ("", "new_words."):
+        for name, _, _ in columns(result):
+            found = entry_of(result, words + name)
+            if isinstance(found, dict):
+                summary |= {f"result/{words}{name}": found["value"]}
+                summary |= {f"result/{words}{name}_{end}": found[end] for end in INTERVALS[1:]}
     return summary
 
 
@@ -64,10 +68,10 @@ def _log_tables(logger: WandbLogger, found: Run) -> None:
 
     names = [name for name, _, _ in columns(found.result)]
     ends = [f"{name}_{end}" for name in names for end in ("low", "high")]
-    results = wandb.Table(columns=["circuit", "edges", *names, *ends])
+    results = wandb.Table(columns=["pairs", "circuit", "edges", *names, *ends])
     for row in result_rows(found.result):
         intervals = [end for metric in row.metrics for end in (metric.low, metric.high)]
-        results.add_data(row.label, row.edges, *(metric.value for metric in row.metrics), *intervals)
+        results.add_data(row.section, row.label, row.edges, *(metric.value for metric in row.metrics), *intervals)
     edges = wandb.Table(columns=["rank", "edge", "into", "role", found.circuit.scores.meaning])
     for rank, edge in enumerate(ranked_edges(found.circuit)[:LISTED], 1):
         edges.add_data(rank, edge.name, edge.kind, edge.role, edge.score)
