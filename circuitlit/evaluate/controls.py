@@ -2,15 +2,15 @@
 
 from __future__ import annotations
 
-import random
-
+import numpy as np
 import torch
-from jaxtyping import Bool
+from jaxtyping import Bool, Int
 from torch import Tensor
 
 from circuitlit.graph import Graph
 
-SWAPS_PER_EDGE = 10
+TRIED = 0.9  # share of the matched pairs that a round tries to swap; below 1, so that any swap can happen alone
+AT_ONCE = 2**26  # edges of all draws that are in memory together
 
 
 def random_circuit(graph: Graph, count: int, seed: int, copies: int = 1) -> Bool[Tensor, "copies edge"]:
@@ -21,31 +21,96 @@ def random_circuit(graph: Graph, count: int, seed: int, copies: int = 1) -> Bool
     return kept.view(copies, graph.n_edges)
 
 
+def redrawn(
+    kept: Bool[Tensor, "edge"], labels: Int[Tensor, "edge"], draws: int, seed: int
+) -> Bool[Tensor, "draw edge"]:
+    """Random sets of edges, each with as many edges under every label as `kept` has.
+
+    Places are drawn with replacement and those that hit a taken edge again, which is drawing without replacement. Where
+    a label keeps more than half of its edges, the absent ones are drawn instead.
+    """
+    edges, own = kept.numpy(), labels.numpy()
+    order, sizes = np.argsort(own, kind="stable"), np.bincount(own)
+    counts = np.bincount(own[edges], minlength=len(sizes))
+    inverted = counts > sizes / 2
+    starts, few = sizes.cumsum() - sizes, np.where(inverted, sizes - counts, counts)
+    taken = np.zeros(draws * len(edges), dtype=bool)
+    owner = np.empty(len(taken), dtype=np.int64)
+    label = np.tile(np.repeat(np.arange(len(sizes)), few), draws)
+    row = np.repeat(np.arange(draws) * len(edges), few.sum())
+    random = np.random.default_rng(seed)
+    while len(label):
+        place = row + order[starts[label] + (random.random(len(label)) * sizes[label]).astype(np.int64)]
+        owner[place] = np.arange(len(place))
+        won = ~taken[place] & (owner[place] == np.arange(len(place)))  # of equal new places one wins
+        taken[place] = True
+        label, row = label[~won], row[~won]
+    return torch.from_numpy(taken.reshape(draws, -1) ^ inverted[own])
+
+
 def shuffled_circuit(graph: Graph, kept: Bool[Tensor, "copies edge"], seed: int) -> Bool[Tensor, "copies edge"]:
-    """A random circuit in which every writer and every reader has as many edges as in `kept`, row by row.
+    """A random circuit in which every writer and every reader has as many edges as in `kept`, row by row."""
+    seeds = np.random.SeedSequence(seed).generate_state(len(kept)).tolist()
+    return torch.cat([shuffles(graph, row, 1, own) for row, own in zip(kept, seeds, strict=True)])
+
+
+def shuffles(graph: Graph, kept: Bool[Tensor, "edge"], draws: int, seed: int) -> Bool[Tensor, "draw edge"]:
+    """Random circuits in which every writer and every reader has as many edges as in `kept`.
 
     Edges are rewired by double swaps (u->v, x->y become u->y, x->v) wherever both new edges exist in the graph and are
-    not in the circuit yet. Where no swap is possible the circuit stays as it is.
+    not in the circuit yet. One chain of swaps leads from the circuit to a start from which as many swaps lead to every
+    draw: a circuit that is random itself cannot be told from its draws, whether or not the chains are long enough.
 
-    Source: Maslov and Sneppen, Science 296 (2002): degree-preserving randomisation.
+    Source: Maslov and Sneppen, Science 296 (2002), swaps; Besag and Clifford, Biometrika 76 (1989), the common start.
     """
-    draw = random.Random(seed)
-    return torch.stack([_rewired(graph, row, draw) for row in kept])
+    random = np.random.default_rng(seed)
+    start = _swapped(graph, kept.numpy(), 1, random)[0]
+    some = max(1, AT_ONCE // graph.n_edges)
+    parts = [_swapped(graph, start, min(some, draws - done), random) for done in range(0, draws, some)]
+    return torch.from_numpy(np.concatenate(parts))
 
 
-def _rewired(graph: Graph, kept: Bool[Tensor, "edge"], draw: random.Random) -> Bool[Tensor, "edge"]:
-    edges = list(zip(graph.writer_of[kept].tolist(), graph.reader_of[kept].tolist(), strict=True))
-    present = set(edges)
-    visible = graph.visible.tolist()
-    for _ in range(SWAPS_PER_EDGE * len(edges)):
-        i, j = draw.randrange(len(edges)), draw.randrange(len(edges))
-        (u, v), (x, y) = edges[i], edges[j]
-        if u >= visible[y] or x >= visible[v] or (u, y) in present or (x, v) in present:
-            continue
-        present -= {(u, v), (x, y)}
-        edges[i], edges[j] = (u, y), (x, v)
-        present |= {edges[i], edges[j]}
-    offsets = graph.offsets.tolist()
-    shuffled = torch.zeros_like(kept)
-    shuffled[[offsets[reader] + writer for writer, reader in edges]] = True
-    return shuffled
+def _swapped(
+    graph: Graph, kept: Bool[np.ndarray, "edge"], draws: int, random: np.random.Generator
+) -> Bool[np.ndarray, "draw edge"]:
+    """Chains of swaps from one circuit.
+
+    Each round matches a draw's edges at random and swaps all matched pairs at once that stand in no other pair's way:
+    neither by wanting the same edge nor by wanting one that another pair gives up. So a round and its reverse are
+    equally probable, and all circuits of equal degrees are equally probable in the end. In small graphs most pairs
+    stand in each other's way, which takes more rounds.
+    """
+    visible, offsets = graph.visible.numpy(), graph.offsets.numpy()
+    edges = np.flatnonzero(kept)
+    writer, reader = graph.writer_of.numpy()[edges], np.tile(graph.reader_of.numpy()[edges], draws)
+    present = np.tile(kept, draws)
+    wanted_by, contested = np.full(len(present), -1, dtype=np.int32), np.zeros(len(present), dtype=bool)
+    for _ in range(20 + 4000 // max(10, len(edges))):
+        row, one, two = _matched(len(edges), draws, random)
+        first, second = row * len(edges) + one, row * len(edges) + two
+        u, x, v, y = writer[one], writer[two], reader[first], reader[second]
+        exists = (u < visible[y]) & (x < visible[v])
+        row, first, second, u, x, v, y = (values[exists] for values in (row, first, second, u, x, v, y))
+        old = row * len(kept) + np.stack([offsets[v] + u, offsets[y] + x])
+        new = row * len(kept) + np.stack([offsets[y] + u, offsets[v] + x])
+        ids = np.arange(new.size, dtype=np.int32).reshape(new.shape)
+        wanted_by[new] = ids
+        contested[new[wanted_by[new] != ids]] = True
+        free = ~(present[new] | contested[new] | (wanted_by[old] >= 0)).any(0)
+        wanted_by[new], contested[new] = -1, False
+        present[old[:, free]], present[new[:, free]] = False, True
+        reader[first[free]], reader[second[free]] = y[free], v[free]
+    return present.reshape(draws, -1)
+
+
+def _matched(
+    n_edges: int, draws: int, random: np.random.Generator
+) -> tuple[Int[np.ndarray, "pair"], Int[np.ndarray, "pair"], Int[np.ndarray, "pair"]]:
+    """Pairs of different edges, no edge twice in a draw: the draw and the numbers of both edges."""
+    packed = (random.integers(2**31, size=(draws, n_edges)) << 32) | np.arange(n_edges)  # sorts faster than argsort
+    packed.sort(1)
+    order = packed & (2**32 - 1)
+    half = n_edges // 2
+    tried = random.random((draws, half)) < TRIED
+    row = np.broadcast_to(np.arange(draws)[:, None], tried.shape)
+    return row[tried], order[:, :half][tried], order[:, half : 2 * half][tried]
