@@ -257,3 +257,14 @@ def test_unwritable_output(local: Path, tmp_path: Path, capsys: pytest.CaptureFi
 def test_verbs_are_listed_for_who_asks() -> None:
     shown = subprocess.run([sys.executable, "-m", "circuitlit", "nonsense"], cwd=ROOT, capture_output=True, text=True)
     assert shown.returncode == 1 and "train" in shown.stderr and "Traceback" not in shown.stderr
+
+
+def test_the_baseline_is_the_best_of_the_rivals(local: Path, tmp_path: Path) -> None:
+    more = ["evaluate.rivals=[eap,eap_ig]", "method.score.draws=0", "logger=none", "mask.schedule.steps=2"]
+    call(*settings(local, tmp_path, *more, "callbacks.probe_every=0"))
+    result = json.loads((tmp_path / "result.json").read_text())
+    tried = result["attributions_tried"]
+    assert {row["label"] for row in tried} >= {"eap, signed", "eap_ig, absolute", "mask_gradients, absolute"}
+    assert len(tried) == 6 and all(row["seconds"] > 0 for row in tried)
+    assert tried[0]["val_kl"] == min(row["val_kl"] for row in tried)
+    assert result["attribution"]["label"] == tried[0]["label"]

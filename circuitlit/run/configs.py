@@ -18,3 +18,10 @@ def composed(*settings: str) -> DictConfig:
 
 def _key(override: str) -> str:
     return override.split("=")[0].lstrip("+~")
+
+
+def preset(group: str, name: str) -> DictConfig:
+    """A group as one of its presets has it, whatever the command or its experiment set for the one that it chose."""
+    config_name = HydraConfig.get().job.config_name
+    assert config_name is not None
+    return compose(config_name, [f"{group}={name}"])[group]

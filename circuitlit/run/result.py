@@ -23,7 +23,7 @@ from circuitlit.report import print_table, write_page
 from circuitlit.run.build import Workbench, attribute
 from circuitlit.run.checks import run_dir
 from circuitlit.run.clock import CONSOLE
-from circuitlit.run.configs import composed
+from circuitlit.run.configs import preset
 from circuitlit.tasks import EncodedPairs
 
 SCHEMA = 2  # of result.json
@@ -56,7 +56,8 @@ def rivals(cfg: DictConfig, bench: Workbench, start: EdgeScores, seconds: float)
     for name in cfg.evaluate.rivals:
         if name == cfg.method.name:
             continue
-        own = composed(f"method={name}")
+        own = cfg.copy()
+        own.method = preset("method", name)
         begun = time.perf_counter()
         scores = attribute(own, bench)
         made.append(Rival(scores, time.perf_counter() - begun))
