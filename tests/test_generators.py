@@ -173,7 +173,7 @@ def test_seeds_repeat(name: str, byte_bpe: PreTrainedTokenizerBase) -> None:
     assert small.test != other.test and small.train != other.train
 
 
-@pytest.mark.parametrize("name, digest", [("ioi", "78c63146af654452"), ("ioi_single", "149870c0bc9c9847")])
+@pytest.mark.parametrize("name, digest", [("ioi", "2a2a4c3f25f4d7d6"), ("ioi_single", "f221ff7219b404fe")])
 def test_pairs_of_a_seed_stay_what_they_were(name: str, digest: str, tokenizer: PreTrainedTokenizerBase) -> None:
     splits = TASKS[name](tokenizer, 100, 20, 40, seed=3, n_new_words=40)
     every = splits.train + splits.val + splits.test + splits.new_words

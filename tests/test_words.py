@@ -160,7 +160,7 @@ def test_a_words_split_is_its_place() -> None:
 def test_a_split_with_too_few_words_is_refused(
     byte_bpe: PreTrainedTokenizerBase, monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    places = "store park school qqzzxx xxqqzz"  # one of each other split, none a token
+    places = "store market school qqzzxx xxqqzz"  # one of each other split, none a token
     monkeypatch.setattr(importlib.import_module("circuitlit.tasks.ioi"), "PLACES", places)
     with pytest.raises(UserError, match=r"task ioi: only 0 of its places \(val\) are single tokens"):
         ioi(byte_bpe, 5, 5, 5, seed=0)

@@ -32,7 +32,7 @@ def corpus() -> list[str]:
     groups += [SUBJECTS, THINGS]
     words = {word for group in groups for word in group.split()} | {verb for both in VERBS for verb in both}
     words |= {f"{noun}s" for noun in (SUBJECTS + " " + THINGS).split()}
-    words |= {"he", "she", "True", "False", "not", "and", "or", "+", "-"}
+    words |= {"he", "she", "True", "False", "not", "and", "or", "+", "-", "drink"}
     numbers = [f"{number:02d}" for number in range(100)]
     texts += [f"and {number}{number}" for number in numbers] * 5
     return texts * 5 + NAMES.split() * 5 + [f"and {word}" for word in sorted(words)] * 5

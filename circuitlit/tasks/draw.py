@@ -59,7 +59,9 @@ def draw_splits(recipe: Recipe, counts: Sequence[int], seed: int) -> Splits:
         made[split] = _draw(recipe, split, count, rng, taken)
         for pair in made[split]:
             taken.add(pair, recipe.by_item)
-    return Splits(recipe.name, made["train"], made["val"], made["test"], recipe.role_names, new_words=made["new_words"])
+    return Splits(
+        recipe.name, made["train"], made["val"], made["test"], recipe.role_names, new_words=made.get("new_words", [])
+    )
 
 
 @dataclass

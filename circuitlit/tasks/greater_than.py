@@ -34,29 +34,28 @@ SENTENCES = {
     "ran": "As the records show, the {noun} ran from the year {century}{yy} until the year {shown}",
     "continued": "The {noun} continued from the year {century}{yy} to the year {shown}",
     "kept": "The {noun} kept going from the year {century}{yy} until the year {shown}",
-    "dated": "Historians date the {noun} from the year {century}{yy} to the year {shown}",
     "dragged": "The {noun} dragged on from the year {century}{yy} to the year {shown}",
-    "took": "In all, the {noun} took from the year {century}{yy} to the year {shown}",
     "broke_out": "The {noun} came about in the year {century}{yy} and came to an end in the year {shown}",
-    "opened": "The {noun} got under way in the year {century}{yy} and stopped in the year {shown}",
     "stretched": "The {noun} stretched from the year {century}{yy} to the year {shown}",
-    "spanned": "According to the book, the {noun} spanned the years from the year {century}{yy} to the year {shown}",
     "planned": "The {noun} was planned in the year {century}{yy} and finished in the year {shown}",
     "launched": "The {noun} was launched in the year {century}{yy} and was given up in the year {shown}",
-    "long": "It was a long {noun}, from the year {century}{yy} to the year {shown}",
     "place": "We know that the {noun} took place from the year {century}{yy} to the year {shown}",
     "until": "In the year {century}{yy} the {noun} began, and it did not end until the year {shown}",
     "survived": "The {noun} survived from the year {century}{yy} to the year {shown}",
+    "letter": "In a letter she wrote that the {noun} went from the year {century}{yy} to the year {shown}",
+    "described": "The report describes the {noun} from the year {century}{yy} to the year {shown}",
+    "set_out": "The {noun} was first heard of in the year {century}{yy} and ended only in the year {shown}",
+    "known": "The {noun} is known to have lasted from the year {century}{yy} to the year {shown}",
+    "archives": "The archives mention the {noun} from the year {century}{yy} up to the year {shown}",
 }
 NOUNS = (
-    "war siege reign strike conflict project expedition voyage campaign rebellion famine trial study construction "
-    "program contract alliance crisis debate journey mission movement occupation operation partnership plan process "
-    "quest relationship rule struggle survey tour treaty work marriage dispute drought plague peace revolution exile "
-    "battle riot protest boycott blockade invasion march patrol search hunt investigation inquiry experiment training "
-    "festival exhibition tournament league series career friendship romance affair epidemic outbreak depression "
-    "recession boom reform restoration migration settlement monopoly embargo tradition custom fashion era dynasty "
-    "empire regime government dictatorship presidency sentence conference persecution silence rivalry race "
-    "competition pilgrimage trek exploration storm production scandal controversy"
+    "war siege reign strike conflict project expedition voyage campaign rebellion famine trial study program contract "
+    "alliance crisis debate journey mission movement occupation operation partnership process quest relationship rule "
+    "struggle survey tour treaty marriage dispute drought plague peace revolution exile battle riot protest boycott "
+    "blockade invasion march patrol search hunt investigation inquiry experiment festival exhibition tournament "
+    "league series career friendship romance affair epidemic outbreak depression boom restoration migration "
+    "settlement monopoly embargo era dynasty empire regime dictatorship conference persecution rivalry competition "
+    "pilgrimage trek exploration storm production scandal controversy"
 )
 CENTURIES = ("10", "11", "12", "13", "14", "15", "16", "17", "18", "19")
 NUMBERS = tuple(f"{number:02d}" for number in range(100))

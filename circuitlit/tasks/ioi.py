@@ -25,7 +25,6 @@ ROLES = (OTHER, "io", "s1", "s1+1", "s2", "place", "object", END)
 SENTENCES = {
     "went": "Then, {first} and {second} went to the {place}. {s2} gave a {object} to",
     "walked": "After lunch {first} and {second} walked to the {place}. {s2} handed a {object} to",
-    "met": "When {first} and {second} met at the {place}, {s2} offered a {object} to",
     "long_day": "After a long day at the {place}, {first} and {second} sat down. {s2} passed a {object} to",
     "working": "While {first} and {second} were working at the {place}, {s2} handed a {object} to",
     "friends": "The friends {first} and {second} found a {object} at the {place}. {s2} gave it to",
@@ -37,32 +36,23 @@ SENTENCES = {
     "story": "In the story, {first} and {second} meet at the {place}. {s2} gives a {object} to",
     "two": "There were two people at the {place}, {first} and {second}. {s2} offered a {object} to",
     "dinner": "After dinner at the {place}, {first} and {second} said goodbye. {s2} gave a {object} to",
-    "suddenly": "Suddenly {first} and {second} ran into each other at the {place}. {s2} lent a {object} to",
     "quiet": "The {place} was quiet when {first} and {second} came in. {s2} passed a {object} to",
     "break": "During the break at the {place}, {first} and {second} laughed. {s2} tossed a {object} to",
     "became": "At the {place}, {first} and {second} became friends. Later {s2} sent a {object} to",
-    "reached": "Tired and hungry, {first} and {second} reached the {place}. {s2} served a {object} to",
     "drove": "Yesterday {first} and {second} drove to the {place}. There {s2} lent a {object} to",
     "argument": "Following an argument at the {place}, {first} and {second} made peace. {s2} gave a {object} to",
     "together": "Together, {first} and {second} cleaned the {place}. Afterwards {s2} handed a {object} to",
     "rain": "Because of the rain, {first} and {second} stayed at the {place}. {s2} gave a {object} to",
     "holiday": "On the first day of the holiday, {first} and {second} went to the {place}. {s2} gave a {object} to",
-    "early": "Early in the day {first} and {second} arrived at the {place}. {s2} brought a {object} to",
-    "lost": "Last week {first} and {second} got lost near the {place}. There {s2} gave a {object} to",
     "outside": "For an hour {first} and {second} stood outside the {place}. Then {s2} passed a {object} to",
     "door": "At the door of the {place}, {first} and {second} shook hands. {s2} handed a {object} to",
     "new": "Since {first} and {second} were new at the {place}, {s2} offered a {object} to",
-    "way": "On their way to the {place}, {first} and {second} began to talk. {s2} showed a {object} to",
-    "summer": "Last summer {first} and {second} worked at the {place}. One day {s2} gave a {object} to",
-    "alone": "Everyone else had left the {place}, so {first} and {second} were alone. {s2} gave a {object} to",
     "guests": "The guests {first} and {second} arrived late at the {place}. {s2} handed a {object} to",
-    "winter": "All winter {first} and {second} took care of the {place}. In spring {s2} sent a {object} to",
-    "plan": "The plan of {first} and {second} was to meet at the {place}. {s2} wanted to give a {object} to",
     "before": "Before {first} and {second} left the {place}, {s2} handed a {object} to",
     "once": "Once {first} and {second} were inside the {place}, {s2} gave a {object} to",
     "bench": "On a bench near the {place}, {first} and {second} ate lunch. {s2} passed a {object} to",
-    "searched": "After {first} and {second} had searched the whole {place}, {s2} gave a {object} to",
-    "picture": "In the old picture, {first} and {second} stand before the {place}. {s2} is giving a {object} to",
+    "surprise": "To their surprise, {first} and {second} saw each other at the {place}. {s2} offered a {object} to",
+    "neighbors": "As neighbors, {first} and {second} often go to the {place}. Today {s2} lent a {object} to",
 }
 ORDERS = {"ABBA": ("io", "s1"), "BABA": ("s1", "io")}
 SINGLE = "went/ABBA"
@@ -86,19 +76,16 @@ NAMES = (
     "Ellen Helena Miranda Jill Vera Judy Allison Alison Annie Beth"
 )
 PLACES = (
-    "store park school station library market hospital garden restaurant museum beach theater church hotel house farm "
-    "airport shop office bank zoo bar kitchen stadium gym lake river forest factory castle palace temple port harbor "
-    "village bridge pool bakery mall cinema gallery studio lab college university club court pub embassy tower camp "
-    "mountain island inn square warehouse garage workshop clinic lobby dock mine cottage mansion supermarket academy "
-    "cathedral monument fort cave pond"
+    "store school library market hospital garden museum beach theater house airport shop office bank bar kitchen "
+    "stadium gym lake river forest factory castle palace temple port harbor bridge pool bakery mall gallery studio "
+    "lab university club court pub embassy camp mountain island inn square warehouse garage lobby dock cottage "
+    "mansion supermarket academy monument fort cave pond"
 )
 OBJECTS = (
-    "drink book ring gift cake ball flower phone card bag basket camera pen necklace watch snack toy present box map "
-    "pencil hat coin bottle cup letter note key ticket blanket candle lamp knife fork spoon plate bowl glass apple "
-    "banana cookie sandwich candy coffee pie rose shirt coat jacket wallet newspaper magazine notebook photo painting "
-    "poster guitar record laptop tablet rope hammer towel bell medal trophy doll balloon puzzle token badge mask "
-    "helmet sword stone leaf diamond lemon pear jar tray beer receipt report diary journal message package dress cap "
-    "uniform"
+    "book ring gift cake ball flower card bag camera pen necklace watch snack toy present box map bottle cup note "
+    "lamp knife fork plate bowl glass banana cookie coffee pie coat jacket magazine notebook photo painting guitar "
+    "laptop tablet hammer towel bell doll balloon puzzle token badge helmet sword diamond lemon pear jar tray beer "
+    "receipt diary journal package dress cap uniform"
 )
 
 
