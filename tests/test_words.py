@@ -26,10 +26,17 @@ from circuitlit.tasks import (
     sva,
     two_hop,
 )
+from circuitlit.tasks.gender_pronoun import NOUNS as PEOPLE
+from circuitlit.tasks.gender_pronoun import QUALITIES
 from circuitlit.tasks.gender_pronoun import SENTENCES as TAGS
+from circuitlit.tasks.greater_than import NOUNS as EVENTS
 from circuitlit.tasks.greater_than import SENTENCES as SPANS
+from circuitlit.tasks.ioi import OBJECTS, PLACES
 from circuitlit.tasks.ioi import SENTENCES as SCENES
+from circuitlit.tasks.names import BOYS, GIRLS
+from circuitlit.tasks.sva import NOUNS as SUBJECTS
 from circuitlit.tasks.sva import SENTENCES as CLAUSES
+from circuitlit.tasks.sva import THINGS
 from circuitlit.tasks.words import deal
 
 # Each task's sentences, and its slots apart from years.
@@ -40,7 +47,15 @@ TEMPLATED: dict[str, tuple[Callable[..., Splits], dict[str, str], set[str]]] = {
     "gender_pronoun": (gender_pronoun, TAGS, {"name", "quality", "noun"}),
     "sva": (sva, CLAUSES, {"subject", "attractor"}),
 }
-COUNTS = {"n_train": 400, "n_val": 100, "n_test": 200, "n_new_words": 200, "seed": 0}
+COUNTS = {"n_train": 300, "n_val": 60, "n_test": 100, "n_new_words": 100, "seed": 0}
+
+
+LISTS = (
+    (BOYS, GIRLS, PLACES, OBJECTS),
+    (BOYS, GIRLS, QUALITIES, PEOPLE),
+    (SUBJECTS, THINGS),
+    (EVENTS,),
+)
 
 
 def slot_words(pairs: list[Pair], slots: set[str]) -> set[str]:
@@ -61,6 +76,12 @@ def fixed_words(sentences: dict[str, str]) -> set[str]:
     return {word for text in sentences.values() for word in re.findall(r"\w+", re.sub(r"\{\w+\}", " ", text))}
 
 
+@pytest.mark.parametrize("lists", LISTS, ids=lambda lists: lists[0][:10])
+def test_no_word_is_in_two_slots(lists: tuple[str, ...]) -> None:
+    every = " ".join(lists).split()
+    assert len(every) == len(set(every))
+
+
 def check_words(name: str, tokenizer: PreTrainedTokenizerBase) -> None:
     task, sentences, slots = TEMPLATED[name]
     splits = task(tokenizer, **COUNTS)
@@ -71,7 +92,8 @@ def check_words(name: str, tokenizer: PreTrainedTokenizerBase) -> None:
     assert not test & (val | new) and len(test & train) > 0.9 * len(test)
     assert not (train | val | new) & fixed_words(sentences)
     assert not (train | val | new) & {word.lower() for word in fixed_words(sentences)}
-    encode(splits.new_words, tokenizer, splits.role_names)
+    assert not [pair.clean for pair in splits.train if re.search(r"\ba [aeio]", pair.clean)]
+    encode(splits.new_words[:20], tokenizer, splits.role_names)
 
 
 @pytest.mark.parametrize("name", TEMPLATED)

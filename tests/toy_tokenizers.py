@@ -13,12 +13,13 @@ from circuitlit.tasks.arithmetic import TEMPLATES
 from circuitlit.tasks.boolean import INSTRUCTION, SHOTS
 from circuitlit.tasks.docstring import ARGUMENTS, LAYOUTS, WORDS
 from circuitlit.tasks.docstring import NAMES as FUNCTIONS
-from circuitlit.tasks.gender_pronoun import BOYS, GIRLS, QUALITIES
 from circuitlit.tasks.gender_pronoun import NOUNS as PEOPLE
+from circuitlit.tasks.gender_pronoun import QUALITIES
 from circuitlit.tasks.gender_pronoun import SENTENCES as TAGS
 from circuitlit.tasks.greater_than import NOUNS as EVENTS
 from circuitlit.tasks.greater_than import SENTENCES as SPANS
 from circuitlit.tasks.ioi import NAMES, OBJECTS, PLACES, templates
+from circuitlit.tasks.names import BOYS, GIRLS
 from circuitlit.tasks.sva import NOUNS as SUBJECTS
 from circuitlit.tasks.sva import SENTENCES as CLAUSES
 from circuitlit.tasks.sva import THINGS, VERBS

@@ -13,6 +13,7 @@ import random
 from transformers import PreTrainedTokenizerBase
 
 from circuitlit.tasks.draw import Recipe, draw_splits
+from circuitlit.tasks.names import BOYS, GIRLS
 from circuitlit.tasks.pair import Pair
 from circuitlit.tasks.splits import END, OTHER, Splits
 from circuitlit.tasks.words import deal_sentences, deal_words, fill, usable
@@ -22,60 +23,39 @@ ROLES = (OTHER, "name", "quality", "noun", END)
 SENTENCES = {
     "likes": "Everyone likes the {quality} {noun} {name} because",
     "loves": "We all love our {quality} {noun} {name} because",
-    "birthdays": "So our {quality} {noun} {name} always remembers birthdays, doesn't",
     "called": "Everyone likes {name}, the {quality} {noun}, because",
+    "waited": "We waited for our {quality} {noun} {name} because",
     "away": "While the {quality} {noun} {name} was away,",
     "thanked": "They thanked {name}, a {quality} {noun}, because",
     "home": "In the end {name}, the {quality} {noun}, went home because",
     "back_then": "Back then {name} was already a {quality} {noun}, wasn't",
     "always": "So {name} was always a {quality} {noun}, wasn't",
     "left": "After the {quality} {noun} {name} left the house,",
-    "admire": "People admire the {quality} {noun} {name} because",
-    "hired": "They hired {name}, a {quality} {noun}, because",
-    "stayed": "Though the {quality} {noun} {name} stayed at home,",
     "came_in": "When the {quality} {noun} {name} came in,",
-    "family": "The family talks about {name}, the {quality} {noun}, because",
-    "waited": "We waited for our {quality} {noun} {name} because",
-    "never": "So {name} never was a {quality} {noun}, was",
-    "said": "After work {name}, the {quality} {noun}, said that",
+    "hired": "They hired {name}, a {quality} {noun}, because",
     "wants": "If {name} wants to be a {quality} {noun},",
-    "as": "As {name} is a {quality} {noun},",
+    "trust": "You can trust {name}, the {quality} {noun}, because",
+    "invited": "We invited {name}, the {quality} {noun}, because",
+    "before": "Before {name} became a {quality} {noun},",
+    "soon": "As soon as the {quality} {noun} {name} got home,",
+    "asked": "They asked {name}, the {quality} {noun}, whether",
+    "promised": "Last night the {quality} {noun} {name} promised that",
+    "looks": "So the {quality} {noun} {name} looks like a winner, doesn't",
 }
 # The words and sentences are those that SmolLM2-135M does well with.
-GIRLS = (
-    "Mary Jennifer Linda Elizabeth Barbara Susan Jessica Sarah Lisa Nancy Betty Sandra Margaret Emily Michelle Amanda "
-    "Melissa Rebecca Laura Helen Amy Angela Anna Ruth Rachel Janet Emma Maria Diane Julie Olivia Alice Jane Lucy Kate "
-    "Claire Sophie Diana Sharon Kathleen Nicole Joan Lauren Ann Catherine Christine Samantha Deborah Stephanie "
-    "Katherine Victoria Martha Andrea Hannah Teresa Sara Judith Julia Marie Caroline Charlotte Sophia Eleanor Clara "
-    "Eva Molly Heather Monica Wendy Naomi Esther Anne Karen Carol Dorothy Louise Harriet Bella Jenny Sally Katie "
-    "Amelia Patricia Nina Ellen Helena Miranda Jill Vera Judy Allison Alison Annie Beth"
-)
-BOYS = (
-    "John James David Joseph Thomas Charles Christopher Matthew Mark Paul Andrew Joshua Kevin Brian George Jason "
-    "Jacob Eric Jonathan Stephen Larry Scott Benjamin Gregory Frank Jack Dennis Aaron Adam Nathan Henry Peter Luke "
-    "Oliver Martin Carl Tom Bob Jeffrey Ryan Justin Samuel Alexander Jerry Tyler Oscar Victor Tim Ben Sam Dan Mike "
-    "Joe Steve Alex Chris Tony Greg Fred Harry Robert Michael William Richard Daniel Anthony Donald Steven Kenneth "
-    "Edward Ronald Timothy Nicholas Gary Patrick Raymond Douglas Walter Arthur Ralph Roy Eugene Philip Louis Bobby "
-    "Johnny Albert Alan Vincent Ernest Ethan Noah Sean Keith Roger Gerald Lawrence Jesse Bryan Joel Craig Neil Simon "
-    "Stuart Hugh Ian Colin Leonard Norman Stanley Frederick Felix Hugo Ivan Marcus Lucas Isaac Theodore Adrian Julian "
-    "Ted Ron Jim Jimmy Jeff Matt Phil Todd Tommy Alfred Barry Bernard Carlos Doug Duncan Edgar Edmund Edwin Geoffrey "
-    "Gilbert Harold Harvey Jake Jeremy Jon Karl Malcolm Maurice Nathaniel Owen Pedro Sebastian"
-)
 QUALITIES = (
-    "good great nice kind funny clever strong brave calm quiet young famous loyal friendly old tall rich poor smart "
-    "wise honest gentle polite cheerful happy lucky busy careful patient talented skilled gifted brilliant popular "
-    "lovely charming sweet serious shy modest humble generous tough bold fearless energetic creative curious reliable "
-    "devoted faithful sensible lazy strict decent noble amazing wonderful excellent local retired new successful "
-    "respected beloved ambitious independent confident passionate outstanding remarkable legendary promising veteran"
+    "good great nice kind funny clever strong brave calm quiet young famous loyal friendly tall rich poor smart wise "
+    "gentle polite cheerful happy lucky busy careful patient talented skilled gifted brilliant popular charming sweet "
+    "serious shy modest humble generous bold fearless creative curious reliable faithful sensible lazy strict decent "
+    "local retired new successful beloved confident passionate remarkable promising"
 )
 NOUNS = (
-    "friend cook student teacher writer singer dancer doctor lawyer person player runner driver painter neighbor "
-    "actor artist author baker builder coach critic designer director editor engineer farmer guide guard judge leader "
-    "manager musician officer pilot poet professor reporter scholar scientist speaker trainer worker captain citizen "
-    "client colleague customer composer consultant dentist hunter inventor journalist member partner performer "
-    "philosopher photographer physicist politician producer programmer reader researcher soldier surgeon tailor "
-    "veteran volunteer activist analyst architect assistant athlete candidate chef chemist collector biologist "
-    "historian instructor sailor"
+    "cook student teacher writer singer dancer doctor lawyer player runner driver painter neighbor actor artist "
+    "author baker builder coach critic designer director editor engineer farmer guide guard judge leader manager "
+    "musician officer pilot poet professor reporter scholar scientist speaker trainer worker captain citizen client "
+    "customer consultant dentist hunter inventor journalist member partner performer philosopher photographer "
+    "physicist politician producer programmer reader researcher soldier surgeon tailor veteran volunteer activist "
+    "analyst architect athlete chef chemist collector biologist historian instructor"
 )
 PRONOUNS = {"girls": " she", "boys": " he"}
 

@@ -15,6 +15,7 @@ from collections.abc import Sequence
 from transformers import PreTrainedTokenizerBase
 
 from circuitlit.tasks.draw import Recipe, draw_splits
+from circuitlit.tasks.names import BOYS, GIRLS
 from circuitlit.tasks.pair import Pair
 from circuitlit.tasks.splits import END, OTHER, SPLITS, Splits
 from circuitlit.tasks.words import deal_sentences, deal_words, fill
@@ -58,23 +59,7 @@ ORDERS = {"ABBA": ("io", "s1"), "BABA": ("s1", "io")}
 SINGLE = "went/ABBA"
 
 # The words that SmolLM2-135M does well with; separated by spaces.
-NAMES = (
-    "John James David Joseph Thomas Charles Christopher Matthew Mark Paul Andrew Joshua Kevin Brian George Jason "
-    "Jacob Eric Jonathan Stephen Larry Scott Benjamin Gregory Frank Jack Dennis Aaron Adam Nathan Henry Peter Luke "
-    "Oliver Martin Carl Tom Bob Jeffrey Ryan Justin Samuel Alexander Jerry Tyler Oscar Victor Tim Ben Sam Dan Mike "
-    "Joe Steve Alex Chris Tony Greg Fred Harry Robert Michael William Richard Daniel Anthony Donald Steven Kenneth "
-    "Edward Ronald Timothy Nicholas Gary Patrick Raymond Douglas Walter Arthur Ralph Roy Eugene Philip Louis Bobby "
-    "Johnny Albert Alan Vincent Ernest Ethan Noah Sean Keith Roger Gerald Lawrence Jesse Bryan Joel Craig Neil Simon "
-    "Stuart Hugh Ian Colin Leonard Norman Stanley Frederick Felix Hugo Ivan Marcus Lucas Isaac Theodore Adrian Julian "
-    "Ted Ron Jim Jimmy Jeff Matt Phil Todd Tommy Alfred Barry Bernard Carlos Doug Duncan Edgar Edmund Edwin Geoffrey "
-    "Gilbert Harold Harvey Jake Jeremy Jon Karl Malcolm Maurice Nathaniel Owen Pedro Sebastian Mary Jennifer Linda "
-    "Elizabeth Barbara Susan Jessica Sarah Lisa Nancy Betty Sandra Margaret Emily Michelle Amanda Melissa Rebecca "
-    "Laura Helen Amy Angela Anna Ruth Rachel Janet Emma Maria Diane Julie Olivia Alice Jane Lucy Kate Claire Sophie "
-    "Diana Sharon Kathleen Nicole Joan Lauren Ann Catherine Christine Samantha Deborah Stephanie Katherine Victoria "
-    "Martha Andrea Hannah Teresa Sara Judith Julia Marie Caroline Charlotte Sophia Eleanor Clara Eva Molly Heather "
-    "Monica Wendy Naomi Esther Anne Karen Carol Dorothy Louise Harriet Bella Jenny Sally Katie Amelia Patricia Nina "
-    "Ellen Helena Miranda Jill Vera Judy Allison Alison Annie Beth"
-)
+NAMES = f"{BOYS} {GIRLS}"
 PLACES = (
     "store school library market hospital garden museum beach theater house airport shop office bank bar kitchen "
     "stadium gym lake river forest factory castle palace temple port harbor bridge pool bakery mall gallery studio "

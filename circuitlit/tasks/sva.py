@@ -28,37 +28,37 @@ SENTENCES = {
     "beside": "We can see that the {subject} beside the {attractor}",
     "why": "Nobody knows why the {subject} near the {attractor}",
     "noticed": "I noticed that the {subject} next to the {attractor}",
-    "in_front": "The {subject} in front of the {attractor} always",
-    "close_to": "The {subject} close to the {attractor} usually",
     "knows": "Everyone knows that the {subject} near the {attractor}",
-    "think": "I think that the {subject} by the {attractor}",
-    "opposite": "The {subject} opposite the {attractor} often",
     "told": "They told us that the {subject} beside the {attractor}",
-    "today": "Today the {subject} in front of the {attractor}",
-    "never": "The {subject} behind the {attractor} never",
-    "still": "The {subject} beside the {attractor} still",
-    "hope": "We hope that the {subject} next to the {attractor}",
-    "often": "The {subject} near the {attractor} often",
-    "wonder": "I wonder why the {subject} next to the {attractor}",
-    "because": "It is late because the {subject} near the {attractor}",
+    "rarely": "The {subject} across from the {attractor} rarely",
+    "sometimes": "The {subject} in front of the {attractor} sometimes",
+    "anyone": "Anyone can see that the {subject} close to the {attractor}",
+    "clear": "It is clear that the {subject} behind the {attractor}",
+    "also": "The {subject} behind the {attractor} also",
+    "says": "The sign says that the {subject} in front of the {attractor}",
+    "appears": "It appears that the {subject} beside the {attractor}",
+    "say": "People say that the {subject} in front of the {attractor}",
+    "turns_out": "It turns out that the {subject} next to the {attractor}",
+    "noted": "They noted that the {subject} behind the {attractor}",
+    "proves": "This proves that the {subject} by the {attractor}",
 }
-# The words that SmolLM2-135M does well with. Things that often begin a longer word (book, river) are left out.
+# Things that often begin a longer word (book, road) are left out.
 NOUNS = (
     "teacher student doctor farmer writer singer lawyer driver manager officer actor artist brother sister neighbor "
     "girl boy king queen guard friend customer worker soldier player pilot parent leader member owner visitor guest "
     "dog cat bird horse cow author editor engineer scientist professor judge captain sailor hunter poet dancer "
     "builder tourist traveler stranger reporter journalist senator politician kid son daughter father mother husband "
     "nurse director designer musician reader scholar trainer runner rider client partner colleague assistant agent "
-    "prisoner monk priest knight prince pig lion tiger bear rabbit rat monkey elephant snake frog chicken spider bee "
-    "shark seal citizen resident employee employer veteran volunteer winner champion fighter surgeon architect"
+    "prisoner monk priest knight prince lion tiger bear rabbit monkey elephant snake frog spider bee shark citizen "
+    "resident employee employer veteran volunteer winner champion fighter surgeon architect"
 )
 THINGS = (
-    "car truck house tree table door window desk chair garden school hotel wall tower bridge station boat train ship "
+    "car truck house tree table door window desk chair garden hotel wall tower bridge station boat train ship "
     "computer machine building museum statue fence bed lamp store farm bike plane tent castle temple office shop bank "
-    "market restaurant hospital theater gate cabinet mirror clock guitar camera screen printer basket bucket barrel "
-    "bottle bag lake river pond hill mountain rock stone path road street field forest plant flower monument sign "
-    "flag pole tank cannon engine wheel cart rocket satellite sink curtain painting poster picture map candle coat "
-    "jacket sculpture airport warehouse prison helicopter bicycle motorcycle platform roof container package"
+    "market restaurant hospital theater gate cabinet mirror guitar camera screen printer basket bucket barrel bottle "
+    "bag lake pond hill mountain stone street forest plant flower monument flag pole tank engine wheel cart rocket "
+    "satellite sink curtain painting poster map candle jacket sculpture airport warehouse prison helicopter bicycle "
+    "motorcycle platform roof container package"
 )
 VERBS = (
     ("is", "are"),
@@ -66,14 +66,15 @@ VERBS = (
     ("has", "have"),
     ("does", "do"),
     ("goes", "go"),
+    ("carries", "carry"),
     *(
         (f"{verb}s", verb)
         for verb in (
             "look seem make say want need like come take get see know think work live love use give find tell feel "
             "leave mean keep begin help show hear play run move believe bring write sit stand lose meet continue learn "
             "change understand follow stop speak grow open walk win offer remember appear buy serve send build stay "
-            "fall sell return explain hope carry break receive agree support eat start turn call ask talk enjoy "
-            "provide allow require contain belong"
+            "fall sell return explain hope break receive agree support eat start turn call ask talk enjoy "
+            "provide allow require contain belong happen lead hold share explore"
         ).split()
     ),
 )
