@@ -8,7 +8,8 @@ Axes, as they stand in the types of all tensors:
     answer        answer tokens of an example
     layer, head   blocks and query heads (or key/value heads) of the model
     d             width of the residual stream; `width` is all heads' results side by side
-    writer        what adds to the residual stream: the input, heads, MLPs
+    writer        what adds to the residual stream: the input (token embeddings, Tracr's positions), heads, MLPs
+    node          heads and MLPs: the writers without the input
     reader        what takes from it: q, k and v of heads, MLPs, the logits
     edge          a writer and a reader that sees it, in the graph's flat order
     copies        copies of the masks: one, or one a token role

@@ -9,8 +9,9 @@ import pytest
 import torch
 from cli import call, failure
 
-from circuitlit.evaluate import TestBed
-from circuitlit.graph import Circuit
+from circuitlit.evaluate import TestBed, completeness
+from circuitlit.evaluate.completeness import edge_minimality, node_minimality
+from circuitlit.graph import Circuit, EdgeScores, load_circuit
 from circuitlit.masked import MaskedModel, References
 from circuitlit.model import Subject
 from circuitlit.model.tracr import load_tracr
@@ -128,3 +129,51 @@ def test_acdc_finds_the_program_exactly(name: str, tmp_path: Path) -> None:
 def test_a_task_of_another_model_is_refused(tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:
     line = failure(capsys, "task=tracr_proportion", "model=tracr_reverse", f"hydra.run.dir={tmp_path}", "logger=none")
     assert "model=tracr_proportion" in line
+
+
+@pytest.fixture(scope="module")
+def found(tmp_path_factory: pytest.TempPathFactory) -> Path:
+    """A circuit of the program `proportion`, found by mask gradients."""
+    folder = tmp_path_factory.mktemp("tracr")
+    call(*on_tracr(folder), "method=mask_gradients", "sparsity.target=0.7", "evaluate.controls=3", verb="attribute")
+    return folder
+
+
+def on_tracr(out: Path) -> list[str]:
+    return ["experiment=tracr_proportion", f"hydra.run.dir={out}", "logger=none", "callbacks=headless"]
+
+
+def test_positions_are_no_node(program: str, subject: Subject, bed: TestBed, monkeypatch: pytest.MonkeyPatch) -> None:
+    assert subject.true_edges is not None
+    true = subject.true_edges[None]
+    circuit = Circuit.of(EdgeScores(subject.graph, true.float(), "truth"), true)
+    nodes = {edge.split("->")[0] for edge in TRUE[program]} - {"input", "pos"}
+    minimal = node_minimality(bed, circuit, pairs=16)
+    assert minimal.n_candidates == len(nodes) and {name for name, _ in minimal.worst} == nodes
+    assert edge_minimality(bed, circuit, pairs=16).n_candidates == len(TRUE[program])
+    seen: list[torch.Tensor] = []
+    run = TestBed.run
+    monkeypatch.setattr(TestBed, "run", lambda bed, kept, *rest: (seen.append(kept), run(bed, kept, *rest))[1])
+    assert completeness(bed, circuit, knockouts=8, pairs=16).n_knockouts == 8
+    damaged = (~torch.cat(seen[2::2])).any(0)  # the model without K
+    assert {subject.graph.edge_name(int(edge)).split("->")[0] for edge in damaged.nonzero()} == nodes
+
+
+def test_verbs_on_a_program_work_or_say_why_not(
+    found: Path, tmp_path: Path, capsys: pytest.CaptureFixture[str]
+) -> None:
+    quick = ["evaluate.knockouts=2", "evaluate.curve_pairs=0", "evaluate.controls=3"]
+    call(*on_tracr(tmp_path / "evaluate"), *quick, f"circuit={found}", verb="evaluate")
+    minimality = json.loads((tmp_path / "evaluate" / "result.json").read_text())["minimality"]["nodes"]
+    assert not {"input", "pos"} & {name for name, _ in minimality["worst"]}
+    call(f"run={found}", f"hydra.run.dir={tmp_path}/report", verb="report")
+    assert "pos" in (found / "report.html").read_text()
+    call(f"circuit={found}", f"hydra.run.dir={tmp_path}/export", "logger=none", verb="export")
+    assert load_circuit(tmp_path / "export" / "mib_json.json").graph.inputs == 2
+    capsys.readouterr()
+    for verb, more in (
+        ("heads", [f"heads.circuit={found}"]),
+        ("intervene", [f"circuit={found}"]),
+        ("export", [f"circuit={found}", "format=pruned"]),
+    ):
+        assert "compiled program" in failure(capsys, *on_tracr(tmp_path / verb), *more, verb=verb)

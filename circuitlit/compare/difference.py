@@ -17,6 +17,7 @@ from torch import Tensor
 from circuitlit.errors import UserError
 from circuitlit.graph import Circuit, EdgeScores, Graph, top_k
 from circuitlit.graph.scores import normalised
+from circuitlit.graph.select import edges_from
 
 LABELS = ("absent", "added", "removed", "strengthened", "weakened", "modified", "reused", "uncertain")
 MINIMUM = 10  # resamples
@@ -172,8 +173,7 @@ def circuit_difference(
     quantiles = torch.tensor([0.025, 0.975], dtype=torch.float64)
     low, high = torch.nanquantile(log_ratio(base.shares, tuned.shares), quantiles, dim=0)
     flipped = base.scores.signed.sum(0).sign() * tuned.scores.signed.sum(0).sign() < 0
-    places = torch.tensor([graph.writers.index(node) for node in altered], dtype=torch.long)
-    flipped |= torch.isin(graph.writer_of, places)
+    flipped |= edges_from(graph, altered)
     labels = _labels(before, after, (ratio, low, high), flipped, delta, sure)
     within = [
         corrected_jaccard(one, other) for model in (base, tuned) for one, other in combinations(model.circuits, 2)

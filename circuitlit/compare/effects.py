@@ -14,7 +14,8 @@ from circuitlit.compare.writes import Change, Writers, place_of
 from circuitlit.evaluate import Estimate, TestBed
 from circuitlit.evaluate.statistics import Statistic, combined, mean_estimate, ratio
 from circuitlit.evaluate.testing import benjamini_hochberg, paired_p
-from circuitlit.graph import Circuit, Graph
+from circuitlit.graph import INPUTS, Circuit, Graph
+from circuitlit.graph.select import edges_from
 from circuitlit.model import Subject
 from circuitlit.objective import Outcome
 from circuitlit.tasks.pair import Batch
@@ -56,8 +57,7 @@ def plain_logits(subject: Subject, batch: Batch) -> Float[Tensor, "batch answer 
 
 def without_nodes(graph: Graph, nodes: Collection[str]) -> Bool[Tensor, "copies edge"]:
     """All edges but those out of some nodes."""
-    places = torch.tensor([graph.writers.index(node) for node in nodes], dtype=torch.long)
-    return ~torch.isin(graph.writer_of, places)[None]
+    return ~edges_from(graph, nodes)[None]
 
 
 def without_edges(graph: Graph, edges: Collection[int]) -> Bool[Tensor, "copies edge"]:
@@ -72,8 +72,8 @@ def node_weights(circuit: Circuit) -> dict[str, float]:
 
     For effects that is their sum without signs, in their unit; for gates nearly the number of edges.
     """
-    graph, weights = circuit.graph, circuit.writer_weights.tolist()
-    return {node: weights[place] for place, node in enumerate(graph.writers) if place >= graph.inputs}
+    graph = circuit.graph
+    return dict(zip(graph.nodes, circuit.writer_weights[graph.inputs :].tolist(), strict=True))
 
 
 def ranked_nodes(circuit: Circuit) -> list[str]:
@@ -114,7 +114,7 @@ def effects(full: Outcome, found: dict[str, Outcome], kinds: dict[str, str]) -> 
     made = []
     for name, drop in drops.items():
         writer, spread = name.split("->")[0], float(drop.std()) if len(drop) > 1 else 0.0
-        layer = None if writer == "input" else place_of(writer)[0]
+        layer = None if writer in INPUTS else place_of(writer)[0]
         made.append(
             Effect(
                 name,

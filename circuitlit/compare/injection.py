@@ -10,7 +10,6 @@ from torch import Tensor
 
 from circuitlit.compare.effects import plain_logits
 from circuitlit.compare.transplant import plain_copy, slices
-from circuitlit.compare.writes import inner_nodes
 from circuitlit.finetune import answer_log_probs
 from circuitlit.model import Subject
 from circuitlit.objective import task_metric
@@ -49,7 +48,7 @@ def reverting_scores(base: Subject, tuned: Subject, batches: Sequence[Batch]) ->
     before = plain_copy(base)
     after, gradient = weight_gradients(tuned, batches, lambda s, batch: task_metric(plain_logits(s, batch), batch))
     found = {}
-    for node in inner_nodes(base.graph):
+    for node in base.graph.nodes:
         parts = zip(slices(before, [node]), slices(after, [node]), slices(gradient, [node]), strict=True)
         found[node] = sum(float(((new - old) * slope).double().sum()) for old, new, slope in parts)
     return found
@@ -64,7 +63,7 @@ def expected_changes(base: Subject, batches: Sequence[Batch]) -> dict[str, float
     """
     plain, gradient = weight_gradients(base, batches, lambda s, batch: -answer_log_probs(s.model, batch).sum(-1))
     found = {}
-    for node in inner_nodes(base.graph):
+    for node in base.graph.nodes:
         slope, size = (
             sum(float(part.double().square().sum()) for part in slices(s, [node])) ** 0.5 for s in (gradient, plain)
         )

@@ -10,7 +10,7 @@ import torch
 from jaxtyping import Bool, Float
 from torch import Tensor
 
-from circuitlit.compare.writes import Writers, inner_nodes, node_name, place_of
+from circuitlit.compare.writes import Writers, node_name, place_of
 from circuitlit.errors import UserError
 from circuitlit.heads.attention import Heads
 from circuitlit.model import Subject
@@ -111,12 +111,12 @@ def likenesses(base: Subject, tuned: Subject, batches: Sequence[Batch]) -> dict[
     ours, theirs = (_Written(subject, batches) for subject in (base, tuned))
     graph, found = base.graph, {}
     attention = _attention(base, tuned, batches)
-    mlps = [node for node in inner_nodes(graph) if place_of(node)[1] is None]
+    mlps = [node for node in graph.nodes if place_of(node)[1] is None]
     for layer in range(graph.n_layers):
         heads = [node_name(layer, head) for head in range(graph.n_heads)]
         found |= _group(heads, ours.stacked(heads), theirs.stacked(heads), attention[layer] if attention else None)
     found |= _group(mlps, ours.stacked(mlps), theirs.stacked(mlps), None)
-    return {node: found[node] for node in inner_nodes(graph)}
+    return {node: found[node] for node in graph.nodes}
 
 
 class _Written:

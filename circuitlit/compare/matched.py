@@ -5,7 +5,7 @@ from __future__ import annotations
 import random
 from collections.abc import Collection, Sequence
 
-from circuitlit.compare.writes import inner_nodes, place_of
+from circuitlit.compare.writes import place_of
 from circuitlit.graph import Graph
 
 NEAR = 4  # nearest nodes among which a draw is made
@@ -25,7 +25,7 @@ def matched_nodes(graph: Graph, nodes: Collection[str], draws: int, seed: int = 
         seed: of the draws.
     """
     draw, own = random.Random(seed), set(nodes)
-    by_kind = {kind: [n for n in inner_nodes(graph) if n[0] == kind] for kind in "am"}
+    by_kind = {kind: [n for n in graph.nodes if n[0] == kind] for kind in "am"}
     sets = []
     for _ in range(draws):
         drawn: list[str] = []

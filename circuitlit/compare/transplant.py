@@ -12,7 +12,7 @@ import torch
 from jaxtyping import Float, Int
 from torch import Tensor, nn
 
-from circuitlit.compare.writes import Writers, inner_nodes, known_nodes, node_name, place_of, whole_layers
+from circuitlit.compare.writes import Writers, known_nodes, node_name, place_of, whole_layers
 from circuitlit.errors import UserError
 from circuitlit.graph import Graph
 from circuitlit.model import Subject
@@ -24,7 +24,7 @@ READOUT = "logits"
 
 def everything(graph: Graph) -> list[str]:
     """All that can be transplanted: the input, every head and MLP, and `logits`, the readout."""
-    return ["input", *inner_nodes(graph), READOUT]
+    return ["input", *graph.nodes, READOUT]
 
 
 class Transplant:

@@ -13,6 +13,7 @@ from circuitlit.compare.difference import Resampled, kept_edges
 from circuitlit.evaluate import Estimate
 from circuitlit.evaluate.similarity import chance_jaccard, corrected_overlap
 from circuitlit.graph import Graph, reachable_edges
+from circuitlit.graph.select import nodes_of
 
 DRAWS = 2000
 
@@ -72,11 +73,9 @@ class Turnover:
         return {**asdict(self), "verdict": self.verdict}
 
 
-def circuit_nodes(graph: Graph, kept: Bool[Tensor, "edge"]) -> Bool[Tensor, "writer"]:
-    """Nodes that some edge of a circuit leaves which lies on a path from the input to the logits."""
-    nodes = torch.zeros(graph.n_writers, dtype=torch.bool)
-    nodes[graph.writer_of[reachable_edges(graph, kept[None])[0]]] = True
-    return nodes
+def circuit_nodes(graph: Graph, kept: Bool[Tensor, "edge"]) -> Bool[Tensor, "node"]:
+    """Heads and MLPs that some edge of a circuit leaves which lies on a path from the input to the logits."""
+    return nodes_of(graph, reachable_edges(graph, kept[None]))
 
 
 def turnover(base: Resampled, tuned: Resampled, seed: int = 0) -> Turnover:

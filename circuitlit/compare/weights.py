@@ -92,8 +92,9 @@ def _parts(subject: Subject) -> Iterator[_Part]:
     """All weights of a subject in the order and names of `PartChange`; linear maps are `[into, out]`."""
     graph, anatomy, model = subject.graph, subject.anatomy, subject.model
     yield _Part("embed", "embed", None, ("input",), _plain(subject.embed))
-    if anatomy.positions is not None:
-        yield _Part("positions", "embed", None, (), _plain(attrgetter(anatomy.positions)(model)))
+    for path, owners in ((anatomy.positions, ()), (anatomy.position_writer, ("pos",))):
+        if path is not None:
+            yield _Part("positions", "embed", None, owners, _plain(attrgetter(path)(model)))
     for layer, block in enumerate(anatomy.blocks(model)):
         parts = anatomy.parts(block, graph)
         for kind, heads in (("q", parts.q), ("k", parts.k), ("v", parts.v)):

@@ -34,7 +34,7 @@ class Writers:
 
     def __init__(self, subject: Subject) -> None:
         if subject.graph.inputs > 1:
-            raise UserError("position embeddings are a writer of this model; interventions on it are not supported")
+            raise UserError("interventions know one input; this is a compiled program (Tracr), which has two")
         self.subject, self.graph = subject, subject.graph
         parts = [subject.anatomy.parts(block, self.graph) for block in subject.anatomy.blocks(subject.model)]
         self._out = [part.out for part in parts]
@@ -130,11 +130,6 @@ def place_of(node: str) -> tuple[int, int | None]:
 def node_name(layer: int, head: int) -> str:
     """`a3.h1`, or `a3.bias` for head -1."""
     return f"a{layer}.bias" if head < 0 else f"a{layer}.h{head}"
-
-
-def inner_nodes(graph: Graph) -> list[str]:
-    """Heads and MLPs, first layer first."""
-    return graph.writers[graph.inputs :]
 
 
 def known_nodes(graph: Graph, names: Collection[str], extra: Collection[str] = ()) -> list[str]:

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import random
 from dataclasses import asdict, dataclass
+from typing import TypeVar
 
 import torch
 from jaxtyping import Bool, Float, Int
@@ -12,8 +13,11 @@ from torch import Tensor
 from circuitlit.evaluate.measure import TestBed
 from circuitlit.evaluate.statistics import Estimate, mean_estimate, ratio_estimate, statistic
 from circuitlit.evaluate.summary import Summary, summarise
-from circuitlit.graph import Circuit, Graph
+from circuitlit.graph import Circuit
+from circuitlit.graph.select import edges_from
 from circuitlit.objective import Outcome
+
+Part = TypeVar("Part", int, str)
 
 
 @dataclass(frozen=True)
@@ -81,11 +85,11 @@ def completeness(
     complement = summarise([outcome], bed.full, bed.corrupted, seed)
     top, bottom = (side.metric[: len(outcome.kl)].double() for side in (bed.full, bed.corrupted))
     complete = ratio_estimate(top - outcome.metric, top - bottom, outcome.group, seed)
-    nodes = _nodes(circuit)
+    nodes = circuit.node_names
     draw = random.Random(seed)
     gaps = []
     for _ in range(knockouts if nodes else 0):
-        damaged = ~_edges_of(circuit.graph, [node for node in nodes if draw.random() < 0.5])
+        damaged = ~edges_from(circuit.graph, [node for node in nodes if draw.random() < 0.5])
         ours, theirs = (bed.run(kept & damaged, pairs) for kept in (circuit.kept, torch.ones_like(circuit.kept)))
         gaps.append((ours.metric - theirs.metric).double())
     gap = _gap(torch.stack(gaps), _effect(bed, gaps[0]), outcome.group, seed) if gaps else None
@@ -101,10 +105,9 @@ def node_minimality(
 
     Source: Wang et al. (arXiv 2211.00593) section 4, minimality, with K empty: |F(C \\ {v}) - F(C)|, signed here.
     """
-    nodes = _drawn(_nodes(circuit), parts, seed)
-    graph = circuit.graph
-    removed = {graph.writers[node]: _edges_of(graph, [node]) for node in nodes}
-    return _minimality(bed, circuit, removed, len(_nodes(circuit)), pairs, seed)
+    nodes = circuit.node_names
+    removed = {node: edges_from(circuit.graph, [node]) for node in _drawn(nodes, parts, seed)}
+    return _minimality(bed, circuit, removed, len(nodes), pairs, seed)
 
 
 def edge_minimality(
@@ -148,21 +151,11 @@ def _minimality(
     )
 
 
-def _nodes(circuit: Circuit) -> list[int]:
-    """Writers on a path from the input to the logits, without the input."""
-    writers = circuit.graph.writer_of[circuit.reachable.any(0)]
-    return [int(writer) for writer in writers.unique() if writer > 0]
-
-
-def _edges_of(graph: Graph, nodes: list[int]) -> Bool[Tensor, "edge"]:
-    """The edges out of some writers: without them nothing of the node is heard."""
-    return torch.isin(graph.writer_of, torch.tensor(nodes, dtype=torch.long))
-
-
-def _drawn(candidates: list[int], count: int | None, seed: int) -> list[int]:
+def _drawn(candidates: list[Part], count: int | None, seed: int) -> list[Part]:
+    """Some of the candidates, in their order."""
     if count is None or count >= len(candidates):
         return candidates
-    return sorted(random.Random(seed).sample(candidates, count))
+    return [candidates[place] for place in sorted(random.Random(seed).sample(range(len(candidates)), count))]
 
 
 def _effect(bed: TestBed, like: Float[Tensor, "pair"]) -> Float[Tensor, "pair"]:

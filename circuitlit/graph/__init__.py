@@ -8,9 +8,10 @@ from circuitlit.graph.exchange import export_circuit, load_circuit
 from circuitlit.graph.layout import MaskLayout
 from circuitlit.graph.scores import EdgeScores
 from circuitlit.graph.select import greedy, reachable_edges, top_k
-from circuitlit.graph.topology import Graph
+from circuitlit.graph.topology import INPUTS, Graph
 
 __all__ = [
+    "INPUTS",
     "Circuit",
     "EdgeScores",
     "Graph",

@@ -16,7 +16,7 @@ from circuitlit.files import save_tensors, write_json
 from circuitlit.graph.kinds import kind_of
 from circuitlit.graph.layout import sum_by_writer
 from circuitlit.graph.scores import EdgeScores, normalised
-from circuitlit.graph.select import SELECTIONS, Select, greedy, reachable_edges, top_k
+from circuitlit.graph.select import SELECTIONS, Select, greedy, nodes_of, reachable_edges, top_k
 from circuitlit.graph.topology import Graph
 
 FORMAT = 2  # 1 did not say of what kind the scores are
@@ -102,6 +102,16 @@ class Circuit:
     def writer_weights(self) -> Float[Tensor, "writer"]:
         """Weight of the reachable edges out of each writer; for gates nearly their number."""
         return sum_by_writer(self.graph, (self.weight * self.reachable).sum(0, keepdim=True))[0]
+
+    @property
+    def nodes(self) -> Bool[Tensor, "node"]:
+        """Heads and MLPs on a path from the input to the logits, in the order of `graph.nodes`."""
+        return nodes_of(self.graph, self.reachable)
+
+    @property
+    def node_names(self) -> list[str]:
+        """Their names."""
+        return [name for name, there in zip(self.graph.nodes, self.nodes.tolist(), strict=True) if there]
 
     def edge_names(self) -> list[str]:
         """Names of the reachable edges, in graph order."""

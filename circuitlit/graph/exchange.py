@@ -27,6 +27,7 @@ from circuitlit.graph.circuit import Circuit
 from circuitlit.graph.kinds import kind_of
 from circuitlit.graph.layout import scatter_edges
 from circuitlit.graph.scores import EdgeScores
+from circuitlit.graph.select import writers_of
 from circuitlit.graph.topology import Graph
 
 FORMATS = ("mib_json", "mib_pt", "eap_ig_json")
@@ -64,6 +65,8 @@ def export_circuit(circuit: Circuit, path: Path, format: str, d_model: int) -> N
         },
         _OURS: {
             "n_kv_heads": graph.n_kv_heads,
+            "coupled": graph.coupled,
+            "inputs": graph.inputs,
             "method": circuit.scores.method,
             "ranks_by_magnitude": circuit.scores.ranks_by_magnitude,
             **_written_kind(circuit.scores),
@@ -71,8 +74,7 @@ def export_circuit(circuit: Circuit, path: Path, format: str, d_model: int) -> N
             "provenance": circuit.provenance,
         },
     }
-    on_path = torch.zeros(graph.n_writers, dtype=torch.bool)
-    on_path[graph.writer_of[circuit.reachable[0]]] = True
+    on_path = writers_of(graph, circuit.reachable)
     try:
         path.parent.mkdir(parents=True, exist_ok=True)
         if format == "mib_pt":
@@ -113,7 +115,9 @@ def _written_kind(scores: EdgeScores) -> dict[str, Any]:
 
 def _shape(graph: Graph) -> str:
     kind = "parallel blocks" if graph.parallel else "layers"
-    return f"{graph.n_layers} {kind} x {graph.n_heads} heads ({graph.n_kv_heads} key/value)"
+    coupled = ", coupled by a norm" if graph.coupled else ""
+    inputs = ", two inputs" if graph.inputs > 1 else ""
+    return f"{graph.n_layers} {kind} x {graph.n_heads} heads ({graph.n_kv_heads} key/value{coupled}{inputs})"
 
 
 def _ungrouped(graph: Graph) -> tuple[Graph, Int[Tensor, "edge"]]:
@@ -171,7 +175,8 @@ def _read(path: Path, graph: Graph | None) -> Circuit:
         cfg, ours = content["cfg"], content.get(_OURS, {})
         layers, heads = int(cfg["n_layers"]), int(cfg["n_heads"])
         groups = ours.get("n_kv_heads") or (graph.n_kv_heads if graph and graph.n_heads == heads else heads)
-        own = Graph(layers, heads, int(groups), bool(cfg.get("parallel_attn_mlp", False)))
+        parallel, coupled, inputs = cfg.get("parallel_attn_mlp"), ours.get("coupled"), ours.get("inputs", 1)
+        own = Graph(layers, heads, int(groups), bool(parallel), bool(coupled), int(inputs))
         wide, home = _ungrouped(own)
         scores, there = _from_matrices(wide, content) if "edges_scores" in content else _from_names(wide, content)
         kind: dict[str, Any] = kind_of(ours) if ours else {"kind": "effect"}

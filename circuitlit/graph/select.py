@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import heapq
+from collections.abc import Collection
 from typing import Literal, get_args
 
 import torch
@@ -71,6 +72,24 @@ def greedy(graph: Graph, order: Float[Tensor, "copies edge"], count: int) -> Boo
             joined.add(writer)
             open_readers(readers_of_writer[writer])
     return kept.view(order.shape)
+
+
+def edges_from(graph: Graph, writers: Collection[str]) -> Bool[Tensor, "edge"]:
+    """The edges out of some writers: without them nothing of the writer is heard."""
+    places = torch.tensor([graph.writers.index(name) for name in writers], dtype=torch.long)
+    return torch.isin(graph.writer_of, places)
+
+
+def writers_of(graph: Graph, edges: Bool[Tensor, "copies edge"]) -> Bool[Tensor, "writer"]:
+    """The writers that some edge leaves, in any token role, the inputs among them."""
+    found = torch.zeros(graph.n_writers, dtype=torch.bool)
+    found[graph.writer_of[edges.any(0).cpu()]] = True
+    return found
+
+
+def nodes_of(graph: Graph, edges: Bool[Tensor, "copies edge"]) -> Bool[Tensor, "node"]:
+    """The heads and MLPs that some edge leaves, in the order of `graph.nodes`."""
+    return writers_of(graph, edges)[graph.inputs :]
 
 
 def reachable_edges(graph: Graph, kept: Bool[Tensor, "copies edge"]) -> Bool[Tensor, "copies edge"]:

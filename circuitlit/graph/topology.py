@@ -11,8 +11,10 @@ from dataclasses import dataclass
 from functools import cached_property
 
 import torch
-from jaxtyping import Int
+from jaxtyping import Int, Shaped
 from torch import Tensor
+
+INPUTS = ("input", "pos")  # names of the inputs: token embeddings, and position embeddings where they are a writer
 
 
 @dataclass(frozen=True)
@@ -124,10 +126,26 @@ class Graph:
     @cached_property
     def writers(self) -> list[str]:
         """Names of the writers."""
-        names = ["input", "pos"][: self.inputs]
+        names: list[str] = [*INPUTS[: self.inputs]]
         for layer in range(self.n_layers):
             names += [f"a{layer}.h{head}" for head in range(self.n_heads)] + [f"m{layer}"]
         return names
+
+    @cached_property
+    def nodes(self) -> list[str]:
+        """Names of the nodes: heads and MLPs, the writers without the inputs."""
+        return self.writers[self.inputs :]
+
+    def place(self, writer: int) -> tuple[int, int | None] | None:
+        """Layer and head of a writer; the head is None for an MLP, all is None for an input."""
+        if writer < self.inputs:
+            return None
+        layer, head = divmod(writer - self.inputs, self.writers_per_layer)
+        return layer, head if head < self.n_heads else None
+
+    def by_head(self, values: Shaped[Tensor, "writer"]) -> Shaped[Tensor, "layer head"]:
+        """What writers have, of the heads alone."""
+        return values[self.inputs :].unflatten(0, (self.n_layers, self.writers_per_layer))[:, :-1]
 
     @cached_property
     def readers(self) -> list[str]:

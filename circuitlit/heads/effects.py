@@ -46,12 +46,9 @@ class Effects:
 
     def grid(self, graph: Graph) -> Float[Tensor, "layer head"]:
         """Normalised effects of heads; NaN for heads that were not patched."""
-        grid = torch.full((graph.n_layers, graph.n_heads), torch.nan, dtype=torch.float64)
-        for writer, mean in zip(self.writers, self.means(), strict=True):
-            layer, place = divmod(writer - 1, graph.writers_per_layer)
-            if writer and place < graph.n_heads:
-                grid[layer, place] = mean
-        return grid
+        effects = torch.full((graph.n_writers,), torch.nan, dtype=torch.float64)
+        effects[list(self.writers)] = self.means()
+        return graph.by_head(effects)
 
 
 def path_effects(
@@ -73,7 +70,7 @@ def path_effects(
 
 def head_writers(graph: Graph) -> list[int]:
     """All heads, as writers."""
-    return [graph.writers_before(layer) + head for layer in range(graph.n_layers) for head in range(graph.n_heads)]
+    return graph.by_head(torch.arange(graph.n_writers)).flatten().tolist()
 
 
 def head_reader(graph: Graph, layer: int, head: int, kind: str) -> int:

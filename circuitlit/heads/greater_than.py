@@ -11,8 +11,9 @@ from torch import Tensor
 
 from circuitlit.evaluate.statistics import Estimate, mean_estimate
 from circuitlit.graph import Circuit
+from circuitlit.graph.select import nodes_of, writers_of
 from circuitlit.heads.attention import Heads, run_streams
-from circuitlit.heads.roles import Head
+from circuitlit.heads.roles import Head, heads_of
 from circuitlit.masked import Ablated, run_writers
 from circuitlit.model import Subject
 from circuitlit.tasks.pair import Batch
@@ -41,8 +42,8 @@ def mlps_to_logits(circuit: Circuit) -> list[int]:
     """Layers whose MLP has a reachable edge to the logits."""
     graph, kept = circuit.graph, circuit.reachable.any(0)
     last = kept & (graph.reader_of == graph.n_readers - 1)
-    places = [divmod(int(writer) - 1, graph.writers_per_layer) for writer in graph.writer_of[last] if int(writer)]
-    return sorted({layer for layer, place in places if place == graph.n_heads})
+    there = nodes_of(graph, last[None]).view(graph.n_layers, graph.writers_per_layer)
+    return there[:, -1].nonzero()[:, 0].tolist()
 
 
 def heads_into_mlps(circuit: Circuit, layers: Sequence[int]) -> list[Head]:
@@ -50,8 +51,7 @@ def heads_into_mlps(circuit: Circuit, layers: Sequence[int]) -> list[Head]:
     graph, kept = circuit.graph, circuit.reachable.any(0)
     rows = torch.tensor([graph.reader_rows(layer).stop - 1 for layer in layers], dtype=torch.long)
     into = kept & torch.isin(graph.reader_of, rows)
-    places = [divmod(int(writer) - 1, graph.writers_per_layer) for writer in graph.writer_of[into] if int(writer)]
-    return sorted({(layer, place) for layer, place in places if place < graph.n_heads})
+    return heads_of(graph.by_head(writers_of(graph, into[None])))
 
 
 @torch.no_grad()

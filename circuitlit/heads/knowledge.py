@@ -168,7 +168,7 @@ def role_effects(bed: PatchBed, role_names: Sequence[str], role: str, candidates
     if role == "retrieval":
         graph = bed.graph
         found = path_effects(bed, head_writers(graph), [graph.n_readers - 1])
-        heads = [divmod(writer - 1, graph.writers_per_layer) for writer in found.writers]
+        heads = [divmod(place, graph.n_heads) for place in range(len(found.writers))]
         made = [
             RoleHead(h, -d, bed.groups, -float(d.double().mean()) / scale, None)
             for h, d in zip(heads, found.deltas, strict=True)

@@ -176,14 +176,16 @@ def changes(bed: PatchBed, number: int, senders: Sequence[int], through_mlps: bo
     graph, clean, other = bed.graph, bed.clean[number], bed.other[number]
     deltas: Deltas = {}
     for writer in senders:
-        layer, place = divmod(writer - 1, graph.writers_per_layer)
-        if writer == 0:
+        place = graph.place(writer)
+        if place is None:
             deltas[writer] = clean.embed - other.embed
-        elif place == graph.n_heads:
+            continue
+        layer, head = place
+        if head is None:
             deltas[writer] = clean.mlps[:, layer] - other.mlps[:, layer]
         else:
-            own, theirs = (w.heads[:, layer].unflatten(-1, (graph.n_heads, -1))[..., place, :] for w in (clean, other))
-            deltas[writer] = (own - theirs) @ bed.heads.parts[layer].out[place]
+            own, theirs = (w.heads[:, layer].unflatten(-1, (graph.n_heads, -1))[..., head, :] for w in (clean, other))
+            deltas[writer] = (own - theirs) @ bed.heads.parts[layer].out[head]
     if through_mlps:
         mlps = _mlps_recomputed(bed, number, senders)
         for layer in range(graph.n_layers):
@@ -194,9 +196,9 @@ def changes(bed: PatchBed, number: int, senders: Sequence[int], through_mlps: bo
 def _mlps_recomputed(bed: PatchBed, number: int, senders: Sequence[int]) -> Float[Tensor, "batch layer pos d"]:
     """MLPs of the stock forward with all heads frozen: the senders to the other prompts, the rest to the clean ones."""
     graph, subject = bed.graph, bed.subject
-    if any(writer == 0 or (writer - 1) % graph.writers_per_layer == graph.n_heads for writer in senders):
+    chosen = {graph.place(writer) for writer in senders}
+    if any(place is None or place[1] is None for place in chosen):
         raise ValueError("only heads can send through MLPs")
-    chosen = {divmod(writer - 1, graph.writers_per_layer) for writer in senders}
     clean, other = (w.heads.unflatten(-1, (graph.n_heads, -1)) for w in (bed.clean[number], bed.other[number]))
     every = [(layer, head) for layer in range(graph.n_layers) for head in range(graph.n_heads)]
     results = {head: (other if head in chosen else clean)[:, head[0], :, head[1]] for head in every}

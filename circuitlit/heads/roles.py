@@ -15,6 +15,7 @@ from torch import Tensor
 from circuitlit.errors import UserError
 from circuitlit.files import save_tensors, write_json
 from circuitlit.graph import Circuit, Graph
+from circuitlit.graph.select import writers_of
 
 FORMAT = 1
 
@@ -106,10 +107,7 @@ def mark(graph: Graph, heads: list[Head]) -> Bool[Tensor, "layer head"]:
 
 def heads_in_circuit(circuit: Circuit) -> Bool[Tensor, "layer head"]:
     """Heads that some reachable edge of the circuit leaves, so that another enters them."""
-    graph = circuit.graph
-    writers = torch.zeros(graph.n_writers, dtype=torch.bool)
-    writers[graph.writer_of[circuit.reachable.any(0)]] = True
-    return writers[1:].view(graph.n_layers, graph.writers_per_layer)[:, :-1]
+    return circuit.graph.by_head(writers_of(circuit.graph, circuit.reachable))
 
 
 def roles_in_circuit(

@@ -14,7 +14,7 @@ from pathlib import Path
 from typing import Any
 
 import torch
-from jaxtyping import Float
+from jaxtyping import Bool, Float
 from safetensors.torch import load_file
 from torch import Tensor, nn
 from transformers import AutoConfig, AutoModelForCausalLM, PreTrainedModel, PreTrainedTokenizerBase
@@ -22,6 +22,7 @@ from transformers import AutoConfig, AutoModelForCausalLM, PreTrainedModel, PreT
 from circuitlit.errors import UserError
 from circuitlit.files import save_tensors, write_json
 from circuitlit.graph import Graph
+from circuitlit.graph.select import nodes_of
 from circuitlit.model.families import anatomy_of, graph_of
 
 FORMAT = 1
@@ -49,10 +50,9 @@ class _Nothing(nn.Module):
         return torch.zeros_like(hidden_states)
 
 
-def cut_nodes(graph: Graph, kept: Float[Tensor, "copies edge"] | Tensor) -> list[str]:
+def cut_nodes(graph: Graph, kept: Bool[Tensor, "copies edge"]) -> list[str]:
     """Heads and MLPs that no kept edge leaves; give it a circuit's reachable edges."""
-    alive = set(graph.writer_of[kept.any(0).cpu()].tolist())
-    return [name for place, name in enumerate(graph.writers) if place >= graph.inputs and place not in alive]
+    return [name for name, there in zip(graph.nodes, nodes_of(graph, kept).tolist(), strict=True) if not there]
 
 
 def pruned(model: PreTrainedModel, cut: Collection[str]) -> PreTrainedModel:
@@ -132,6 +132,8 @@ def _carve(model: PreTrainedModel, graph: Graph, cut: set[str], values: bool) ->
     if any(hasattr(module, "base_layer") for module in model.modules()):
         raise UserError("the model has adapters; merge them before it is cut")
     anatomy = anatomy_of(model.config)
+    if graph.inputs > 1:
+        raise UserError("a compiled program (Tracr) cannot be cut smaller; take a model of the Llama family or GPT-2")
     if anatomy.post_norm is not None:
         raise UserError(
             "behind this model's attention is a norm that all heads share, so none can be cut out; take another"

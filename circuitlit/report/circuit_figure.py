@@ -8,7 +8,7 @@ from collections.abc import Iterable
 
 import plotly.graph_objects as go
 
-from circuitlit.graph import Graph
+from circuitlit.graph import INPUTS, Graph
 from circuitlit.report.edges import KINDS, RankedEdge
 from circuitlit.report.figures import BLUE, GREEN, GREY, ORANGE, PINK, RED, finish, labelled_layers
 
@@ -154,7 +154,7 @@ def _node_trace(edges: list[RankedEdge], places: dict[str, Place]) -> go.Scatter
 
 
 def _sort(node: str) -> str:
-    if node in ("input", "pos", "logits"):
+    if node in (*INPUTS, "logits"):
         return "end"
     if node[0] == "m":
         return "mlp"

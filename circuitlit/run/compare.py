@@ -121,9 +121,10 @@ def _reuse(
     """Likeness of all nodes on test pairs, and swaps of those that carry most of either circuit."""
     settings, graph = cfg.compare.reuse, base.graph
     shares = sum(side.at(bench.count).circuit.shares for side in sides.values())
-    carried = torch.zeros(graph.n_writers, dtype=torch.float64).index_add_(0, graph.writer_of, torch.as_tensor(shares))
+    by_writer = torch.zeros(graph.n_writers, dtype=torch.float64)
+    carried = by_writer.index_add_(0, graph.writer_of, torch.as_tensor(shares))[graph.inputs :]
     order = carried.argsort(descending=True, stable=True).tolist()
-    nodes = [graph.writers[place] for place in order if place >= graph.inputs and float(carried[place]) > 0]
+    nodes = [graph.nodes[place] for place in order if float(carried[place]) > 0]
     rows = bench.data.test.spread(settings.pairs)
     batches = list(bench.data.test.batches(cfg.data.eval_batch_size, order=rows))
     return reuse(base, tuned, batches, nodes[: settings.nodes], settings.margin)

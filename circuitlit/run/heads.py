@@ -37,6 +37,7 @@ from circuitlit.heads import (
     successor_lists,
     successor_scores,
 )
+from circuitlit.heads.attention import Heads
 from circuitlit.heads.causal import Behaviour, metric_of_pairs, repeat_loss
 from circuitlit.heads.effects import head_writers
 from circuitlit.heads.places import NAMES
@@ -139,7 +140,7 @@ def _check(cfg: DictConfig) -> None:
 def _bench(cfg: DictConfig) -> _Bench:
     circuit = None if cfg.heads.circuit is None else Circuit.load(cfg.heads.circuit)
     subject = build_subject(cfg)
-    graph = subject.graph
+    graph = Heads(subject).graph  # refuses models whose heads have no scores
     if circuit is not None and circuit.graph != graph:
         raise UserError(f"heads.circuit={cfg.heads.circuit} is of another model; choose a circuit of {cfg.model.name}")
     if 2 * cfg.heads.top > graph.n_layers * graph.n_heads:

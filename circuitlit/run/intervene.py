@@ -28,7 +28,7 @@ from circuitlit.evaluate import TestBed
 from circuitlit.evaluate.statistics import mean_estimate, mean_of
 from circuitlit.evaluate.testing import LEAST_DRAWS, monotonicity, rank_p, slope, until_clear, with_holm
 from circuitlit.files import write_json
-from circuitlit.graph import load_circuit
+from circuitlit.graph import INPUTS, load_circuit
 from circuitlit.objective import Outcome
 from circuitlit.report.interventions import print_interventions, write_interventions
 from circuitlit.run.ablate import Stage, ablation
@@ -51,12 +51,13 @@ def run(cfg: DictConfig) -> dict[str, Any]:
     clock = Clock()
     with clock.phase("load", "Loading the model and the pairs"):
         subject = load_base(cfg)
+        writers = Writers(subject)
         tuned = None if cfg.tuned is None else load_side(cfg, cfg.tuned, "tuned")
         move = None if tuned is None else Transplant(subject, tuned)
         bench = build_workbench(cfg, subject)
         kinds = component_kinds(cfg.heads, subject.graph)
     with clock.phase("scores", "Ranking the nodes"):
-        stage = _stage(cfg, bench, kinds)
+        stage = _stage(cfg, bench, kinds, writers)
         for name, other in others.items():
             stage.others[name] = _bed(other, build_workbench(other, subject), cfg.intervene.pairs)
     with clock.phase("ablation", f"Ablating {' '.join(stage.chosen)} and random nodes like them"):
@@ -108,7 +109,7 @@ def _bed(cfg: DictConfig, bench: Workbench, pairs: int) -> TestBed:
     return TestBed.build(bench.model, bench.fresh_references(), test.batches(cfg.data.eval_batch_size, order=order))
 
 
-def _stage(cfg: DictConfig, bench: Workbench, kinds: dict[str, str]) -> Stage:
+def _stage(cfg: DictConfig, bench: Workbench, kinds: dict[str, str], writers: Writers) -> Stage:
     settings, graph = cfg.intervene, bench.subject.graph
     found = load_circuit(cfg.circuit, graph) if cfg.circuit else None
     circuit = found if found and found.n_edges else bench.cut(found.scores if found else attribute(cfg, bench))
@@ -116,13 +117,13 @@ def _stage(cfg: DictConfig, bench: Workbench, kinds: dict[str, str]) -> Stage:
         chosen = ranked_nodes(circuit)[: settings.size]
     else:
         chosen = known_nodes(graph, [str(node) for node in settings.nodes])
-        if not chosen or "input" in chosen:
-            raise UserError("intervene.nodes must name heads and MLPs, at least one; the input has no random control")
+        if not chosen or {*chosen} & {*INPUTS}:
+            raise UserError("intervene.nodes must name heads and MLPs, at least one; an input has no random control")
     text = passages(cfg, bench.subject, settings.passages.count, settings.passages.length)
     bed = _bed(cfg, bench, settings.pairs)
     if not bool(bed.full.metric.isfinite().all()):
         raise UserError(f"task {cfg.task.name} has pairs without wrong answers, so there is no metric to change")
-    return Stage(cfg, bench, bed, circuit, chosen, kinds, text, Writers(bench.subject))
+    return Stage(cfg, bench, bed, circuit, chosen, kinds, text, writers)
 
 
 def _enhancement(stage: Stage) -> dict[str, Any]:

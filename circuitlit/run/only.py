@@ -54,8 +54,7 @@ def circuit_nodes(cfg: DictConfig, subject: Subject) -> list[str]:
         raise UserError("tune.circuit needs tune.weight_decay=0, which would move the other weights")
     graph = subject.graph
     circuit = load_circuit(cfg.tune.circuit, graph)
-    alive = set(graph.writer_of[circuit.reachable.any(0)].tolist())
-    nodes = [name for place, name in enumerate(graph.writers) if place >= graph.inputs and place in alive]
+    nodes = circuit.node_names
     if not nodes or len(withheld(graph, nodes)) == len(nodes):
         raise UserError(f"tune.circuit={cfg.tune.circuit} has no head and no MLP to train")
     return nodes

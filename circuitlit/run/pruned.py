@@ -47,7 +47,7 @@ def run(cfg: DictConfig, circuit: Circuit) -> dict[str, Any]:
     result = {
         "circuit": str(cfg.circuit),
         "task": cfg.task.name,
-        "n_nodes": len(circuit.graph.writers) - circuit.graph.inputs,
+        "n_nodes": len(circuit.graph.nodes),
         "cut": cut,
         "parameters": {"whole": _count(whole.model), "pruned": _count(small)},
         "bytes": nbytes,

@@ -13,10 +13,11 @@ from torch import Tensor
 
 from circuitlit.compare.writes import known_nodes
 from circuitlit.errors import UserError
-from circuitlit.graph import Graph
+from circuitlit.graph import INPUTS, Graph
 from circuitlit.heads.text import read_passages, sample_passages, write_passages
 from circuitlit.model import Subject
 from circuitlit.model.load import load_subject
+from circuitlit.model.tracr import load_tracr
 from circuitlit.run.build import build_subject, device_of
 from circuitlit.run.checks import run_dir
 from circuitlit.run.configs import composed
@@ -50,6 +51,8 @@ def load_side(cfg: DictConfig, path: str, which: str) -> Subject:
         if source in ("hub", "local", "package"):
             facts = {name: model.get(name) for name in ("path", "revision", "adapter")}
             return load_subject(which, source, **facts, **common)  # type: ignore[arg-type]
+        if source == "tracr":
+            return load_tracr(model["program"], which)
     raise UserError(
         f"{which}={path} is neither a model folder (config.json), nor an adapter folder (adapter_config.json), nor a "
         "finished run (tuned/ or circuit.json); name one"
@@ -93,7 +96,13 @@ def task_settings(items: ListConfig | None, key: str) -> dict[str, DictConfig]:
 
 
 def passages(cfg: DictConfig, subject: Subject, count: int, length: int) -> Int[Tensor, "passage pos"]:
-    """Other text, read or sampled, and kept beside the run."""
+    """Other text, read or sampled, and kept beside the run.
+
+    Raises:
+        UserError: too little text, or a compiled program, which knows none.
+    """
+    if subject.graph.inputs > 1:
+        raise UserError("a compiled program (Tracr) has no other text to be tried on; take another model")
     length = min(length, getattr(subject.model.config, "max_position_embeddings", length))
     if cfg.text is not None:
         ids = read_passages(Path(cfg.text), subject, count, length)
@@ -111,7 +120,7 @@ def component_kinds(path: str | None, graph: Graph) -> dict[str, str]:
     Raises:
         UserError: no such run.
     """
-    kinds = {f"m{layer}": "mlp" for layer in range(graph.n_layers)} | {"input": "input"}
+    kinds = {f"m{layer}": "mlp" for layer in range(graph.n_layers)} | dict.fromkeys(INPUTS, "input")
     if path is None:
         return kinds
     file = Path(path) / "heads.json" if Path(path).is_dir() else Path(path)

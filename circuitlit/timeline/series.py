@@ -9,9 +9,7 @@ from itertools import combinations
 from typing import Any
 
 import numpy as np
-import torch
-from jaxtyping import Bool, Float
-from torch import Tensor
+from jaxtyping import Float
 
 from circuitlit.evaluate.similarity import Spread, jaccard, similarity, weighted_jaccard
 from circuitlit.graph import Circuit
@@ -37,14 +35,6 @@ class Point:
     smallest: Circuit | None = None
 
 
-def nodes_of(circuit: Circuit) -> Bool[Tensor, "1 writer"]:
-    """Writers that some reachable edge leaves."""
-    graph = circuit.graph
-    nodes = torch.zeros(1, graph.n_writers, dtype=torch.bool)
-    nodes[0, graph.writer_of[circuit.reachable.any(0)]] = True
-    return nodes
-
-
 def compared(ours: Circuit, theirs: Circuit) -> dict[str, float]:
     """Similarity of edges (see `similarity`) and of nodes, edges that differ, and how far the weights have moved.
 
@@ -53,7 +43,7 @@ def compared(ours: Circuit, theirs: Circuit) -> dict[str, float]:
     shares = [weight / weight.sum() for weight in (ours.weight, theirs.weight)]
     return {
         **similarity(ours, theirs),
-        "node_jaccard": jaccard(nodes_of(ours), nodes_of(theirs)),
+        "node_jaccard": jaccard(ours.nodes[None], theirs.nodes[None]),
         "edges_changed": float((ours.kept ^ theirs.kept).sum()),
         "score_distance": float((shares[0] - shares[1]).abs().sum()),
     }

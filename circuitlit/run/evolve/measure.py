@@ -34,7 +34,7 @@ from circuitlit.run.evolve.algorithm import algorithm_part
 from circuitlit.run.learn import learn
 from circuitlit.run.resampled import Resampler
 from circuitlit.run.result import validation
-from circuitlit.timeline.series import Noise, nodes_of
+from circuitlit.timeline.series import Noise
 
 SMALL = 1000  # tokens of a vocabulary on which copying costs nothing
 
@@ -131,7 +131,7 @@ def _described(bed: TestBed, circuit: Circuit) -> dict[str, Any]:
     return {
         "n_edges": circuit.n_edges,
         "n_edges_reachable": circuit.n_reachable,
-        "n_nodes": int(nodes_of(circuit).sum()),
+        "n_nodes": int(circuit.nodes.sum()),
         "heads": [head_name(head) for head in heads_of(heads_in_circuit(circuit))],
         **summarise([bed.run(circuit.kept)], bed.full, bed.corrupted).to_dict(),
     }
