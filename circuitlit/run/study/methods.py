@@ -130,7 +130,8 @@ def attribution_cell(cfg: DictConfig, stage: Stage, cell: Cell) -> dict[str, Any
             same = [replace(each, ranks_by_magnitude=ranked.ranks_by_magnitude) for each in resampled]
             row["noise"] = Spread.of([bench.cut(each).kept for each in same]).to_dict()
         rows.append(row)
-    _save(first.cut(scores, provenance(cfg, first.subject)), cell.folder)
+    size = min(first.count, scores.limit or first.count)
+    _save(replace(first, count=size).cut(scores, provenance(cfg, first.subject)), cell.folder)
     return {"rows": rows, "seconds": seconds, "details": scores.details, **_curves(cfg, stage, scores, rows)}
 
 
