@@ -78,7 +78,7 @@ def test_ablating_the_planted_induction_head_undoes_repetition(by_hand: Heads) -
     for kind in ("interchange", "mean", "zero"):
         loss = repeat_loss(subject, ids, fresh, TOKENS - 1, kind)
         check = causal_check(loss, subject.graph, [(1, 0)], draws=8)
-        assert check.effect.low > 0 and check.difference.low > 0 and check.rank == pytest.approx(1 / 9)
+        assert check.effect.low > 0 and check.difference.low > 0 and check.rank_p == pytest.approx(1 / 9)
         assert check.intact.value == pytest.approx(float(loss(()).mean()))
         low, high = check.random.low, check.random.high
         assert low <= check.random.value <= high < check.effect.value

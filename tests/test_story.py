@@ -83,10 +83,10 @@ def test_suggestions_say_when_nothing_is_shown() -> None:
         "layers": [0],
         "gain_share": {"value": 0.5, "low": 0.3, "high": 0.7},
     }
-    row |= {"random": {"value": 0.5, "low": 0.4, "high": 0.6}, "rank_p": 0.5, "text_kl": 0.1}
+    row |= {"random": {"value": 0.5, "low": 0.4, "high": 0.6}, "rank_p": 0.5, "p_holm": 0.5, "text_kl": 0.1}
     whole = {"ranking": "all", "n_layers": 2, "layers": [0, 1], "gain_share": nought | {"value": 1.0}, "text_kl": 0.2}
-    own = {"drop": nought, "random": nought, "rank_p": 0.4}
-    moved = {"gain_share": nought, "random_gain_share": nought, "rank_p": 0.4}
+    own = {"drop": nought, "random": nought, "rank_p": 0.4, "p_holm": 0.4}
+    moved = {"gain_share": nought, "random_gain_share": nought, "rank_p": 0.4, "p_holm": 0.4}
     nodes = {"chosen": ["m0"], "full_metric": nought, "ablation": {"set": own}, "transfer": {"weights": moved}}
     way = {"layers": [whole, row], "nodes": nodes, "held_out": {"n_pairs": 10}}
     story = {"ways": {"a": way, "b": way}, "score": "accuracy", "status": "OK", "reason": None, "seed": 0}
@@ -96,7 +96,7 @@ def test_suggestions_say_when_nothing_is_shown() -> None:
     assert "No better than random: 1 by base circuit (p = 0.5)" in said["Which layers (a)"]
     assert "no better than random" in said["Which nodes (b)"]
     assert "nothing can be frozen" in said["What to freeze (a)"]
-    row |= {"rank_p": 0.04, "gain_share": {"value": 0.95, "low": 0.9, "high": 1.0}}
+    row |= {"rank_p": 0.04, "p_holm": 0.04, "gain_share": {"value": 0.95, "low": 0.9, "high": 1.0}}
     story["between"] |= {"accuracy": {"value": 0.2, "low": 0.1, "high": 0.3}}
     said = dict(suggestions(story))
     assert "Take a" in said["Which method"] and "All but layers 0" in said["What to freeze (a)"]
