@@ -55,7 +55,7 @@ def role_rows(result: dict) -> list[tuple[str, ...]]:
             check = found["check"]
             cells = ("-", "-", "-")
             if check:
-                cells = (str(Metric.of(check["effect"])), str(Metric.of(check["random"])), f"{check['rank']:.2g}")
+                cells = (str(Metric.of(check["effect"])), str(Metric.of(check["random"])), f"{check['p_holm']:.2g}")
             rows.append((name, role, heads or f"none of {found['tried']}", *cells))
     return rows
 
