@@ -30,7 +30,7 @@ from circuitlit.compare.weights import node_changes, weight_changes
 from circuitlit.errors import UserError
 from circuitlit.evaluate import TestBed, random_circuit, summarise
 from circuitlit.evaluate.statistics import mean_of
-from circuitlit.evaluate.testing import LEAST_DRAWS, enough_draws, rank_p, until_clear
+from circuitlit.evaluate.testing import LEAST_DRAWS, enough_draws, rank_p, until_clear, with_holm
 from circuitlit.files import write_json
 from circuitlit.graph import Circuit, load_circuit
 from circuitlit.model import Subject
@@ -177,7 +177,7 @@ def _negative(cfg: DictConfig, tasks: dict[str, _Task], base: Subject, tuned: Su
     moved = node_changes(list(weight_changes(base, tuned)))
     back = Transplant(tuned, base)
     means = [float((after[name].metric - beds[name].full.metric).mean()) for name in tasks]
-    return {
+    found = {
         "tuned": {"name": tuned.name, **tuned.provenance},
         "tasks": {name: capability.to_dict() for name, capability in judged.items()},
         "mean_change": sum(means) / len(means),
@@ -188,6 +188,7 @@ def _negative(cfg: DictConfig, tasks: dict[str, _Task], base: Subject, tuned: Su
             if capability.verdict == "degraded"
         },
     }
+    return with_holm(found)
 
 
 def _conflict(cfg: DictConfig, task: _Task, moved: dict[str, float]) -> dict[str, Any]:

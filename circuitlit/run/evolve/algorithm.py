@@ -22,17 +22,18 @@ def algorithm_part(
 
     Args:
         cfg: `evolve.heads.algorithm` says how far up to go (B, C, D; null leaves it out), `algorithm_pairs` on how many
-            test pairs.
+            pairs.
         bench: the checkpoint's.
         repeated: random tokens said twice, for induction and duplicate-token scores.
         inside: heads that the shares are of, those of the smallest faithful circuit; None takes all.
     """
-    settings, test = cfg.evolve.heads, bench.data.test
-    if settings.algorithm is None or not set(NAMES) <= set(test.role_names):
+    settings, data = cfg.evolve.heads, bench.data
+    pairs = next((split for split in (data.val, data.train) if len(split)), data.test)  # as the verb heads chooses on
+    if settings.algorithm is None or not set(NAMES) <= set(pairs.role_names):
         return {}
-    order = test.spread(settings.algorithm_pairs)
-    bed = PatchBed.build(bench.subject, test.batches(cfg.data.eval_batch_size, order=order))
-    places = [NamePlaces.of(batch, test.role_names) for batch in bed.batches]
+    order = pairs.spread(settings.algorithm_pairs)
+    bed = PatchBed.build(bench.subject, pairs.batches(cfg.data.eval_batch_size, order=order))
+    places = [NamePlaces.of(batch, pairs.role_names) for batch in bed.batches]
     scores = repeat_scores(bed.heads, repeated, settings.length) | copying_of_pairs(bed, places)
     found = ioi_algorithm(bed, places, scores, pool=inside, parts=settings.algorithm)
     return {
