@@ -71,14 +71,14 @@ def summarise(outcomes: list[Outcome], full: Outcome, corrupted: Outcome, seed: 
     """
     count, groups = len(outcomes[0].kl), outcomes[0].group
 
-    def stacked(name: str) -> Float[Tensor, "*circuit pair"]:
+    def stacked(name: str) -> Tensor:
         values = torch.stack([getattr(outcome, name) for outcome in outcomes]).double()
         return values if len(outcomes) > 1 else values[0]
 
     def mean(name: str) -> Estimate:
         return mean_estimate(stacked(name), groups, seed)
 
-    def of(function: Function, *columns: Float[Tensor, "*circuit pair"]) -> Estimate:
+    def of(function: Function, *columns: Tensor) -> Estimate:
         return statistic(function, torch.stack([column.expand_as(own) for column in columns]), groups, seed).estimate()
 
     own = stacked("metric")
