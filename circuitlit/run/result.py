@@ -60,6 +60,7 @@ def rivals(cfg: DictConfig, bench: Workbench, start: EdgeScores, seconds: float)
         own.method = preset("method", name)
         begun = time.perf_counter()
         scores = attribute(own, bench)
+        bench.cut(scores)  # a method that rejected too many edges is refused here, not after training
         made.append(Rival(scores, time.perf_counter() - begun))
     return made
 
