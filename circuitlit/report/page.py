@@ -143,7 +143,8 @@ def timeline_note(evolution: dict | None) -> str:
         return f"{snapshots} {said.get(verdict, verdict)}: no stages."
     names = ", ".join(row.name for row in found if row.observed)
     absent = ", ".join(row.name for row in found if not row.observed)
-    return f"{snapshots} show these stages: {names}." + (f" Not observed: {absent}." if absent else "")
+    said = f"{snapshots} show these stages: {names}." + (f" Not observed: {absent}." if absent else "")
+    return f"{said} No boundary is tested against chance: masks that move at random show stages, too."
 
 
 def _render(run: Run) -> str:
