@@ -9,7 +9,7 @@ from rich import box
 from rich.table import Table
 from rich.text import Text
 
-from circuitlit.report.figures import BLUE, GREEN, GREY, ORANGE, RED, finish
+from circuitlit.report.figures import BLUE, GREEN, GREY, ORANGE, PINK, RED, finish
 from circuitlit.report.table import Metric, count
 
 OVERLAP_HEADINGS = (
@@ -23,7 +23,7 @@ OVERLAP_HEADINGS = (
     "kept",
 )
 NODE_HEADINGS = ("node", "CKA (null)", "cosine", "attention", "base's in tuned", "tuned's in base", "verdict")
-COLOURS = {"same": GREEN, "unlike but fits": BLUE, "like another": ORANGE, "changed": RED}
+COLOURS = {"same": GREEN, "unlike but fits": BLUE, "like another": ORANGE, "changed": RED, "uncertain": PINK}
 
 
 def overlap_rows(turnover: dict) -> list[tuple[str, ...]]:
@@ -71,8 +71,9 @@ def reuse_sentence(reuse: dict) -> str:
     verdicts = ", ".join(f"{number} {name}" for name, number in own["telling_verdicts"].items()) or "none"
     return (
         f"{own['alike']} of {own['compared']} nodes write more like themselves in the other model than 95 % of "
-        f"mismatched nodes. Of {own['swapped']} nodes swapped {own['telling']} matter enough for a swap to tell: "
-        f"{verdicts}."
+        f"mismatched nodes. Swaps are measured in shares of the task's effect in the {reuse['able']} model, "
+        f"{Metric.of(reuse['effect'])}. Of {own['swapped']} nodes swapped {own['telling']} matter enough for a swap to "
+        f"tell: {verdicts}."
     )
 
 
@@ -126,5 +127,5 @@ def reuse_figure(reuse: dict) -> go.Figure:
         )
     figure.add_hline(y=1, line={"color": GREY, "dash": "dash"})
     figure.update_xaxes(title_text="CKA of the node's writes, base and tuned")
-    figure.update_yaxes(title_text="share of the tuned model's metric with the base's node")
+    figure.update_yaxes(title_text="share of the task's effect left with the base's node")
     return finish(figure, 360)
