@@ -11,11 +11,13 @@ from test_compare import linear_subject, scored
 
 from circuitlit.compare import circuit_difference, node_modes
 from circuitlit.compare.likeness import centred_cosine, cka, js_divergence, likenesses
-from circuitlit.compare.reuse import Swap, effect_left, reuse
+from circuitlit.compare.reuse import Reuse, Swap, effect_left, reuse
 from circuitlit.compare.turnover import turnover
 from circuitlit.errors import UserError
+from circuitlit.evaluate import Estimate
 from circuitlit.model import Subject
 from circuitlit.objective import Outcome
+from circuitlit.report.reuse import reuse_sentence
 from circuitlit.tasks import Batch
 
 
@@ -154,6 +156,9 @@ def test_swaps_where_only_the_tuned_model_does_the_task() -> None:
     assert found.able == "tuned" and found.to_dict()["effect"]["value"] > 3
     verdicts = [found.nodes[head].verdict for head in heads]
     assert set(verdicts) <= {"same", "uncertain"} and verdicts.count("same") >= 10, verdicts
+    assert "effect in the tuned model" in reuse_sentence(found.to_dict())
+    nothing = Reuse({}, "base", Estimate(0.1, -0.2, 0.3))
+    assert "Neither model clearly does the task" in reuse_sentence(nothing.to_dict())
     learner = found.nodes["m2"].swap
     assert learner is not None and learner.replaces is False and learner.telling
     assert found.nodes["m2"].verdict == "changed" or found.nodes["m2"].verdict == "like another"

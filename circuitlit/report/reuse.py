@@ -67,13 +67,17 @@ def _number(value: float | None) -> str:
 
 def reuse_sentence(reuse: dict) -> str:
     """How many nodes are alike, and how many can be swapped."""
-    own = reuse["summary"]
+    own, effect = reuse["summary"], Metric.of(reuse["effect"])
+    alike = (
+        f"{own['alike']} of {own['compared']} nodes write more like themselves in the other model than 95 % of "
+        "mismatched nodes."
+    )
+    if effect.bounds is None or effect.bounds[0] <= 0:
+        return f"{alike} Neither model clearly does the task on these pairs (effect {effect}), so swaps say nothing."
     verdicts = ", ".join(f"{number} {name}" for name, number in own["telling_verdicts"].items()) or "none"
     return (
-        f"{own['alike']} of {own['compared']} nodes write more like themselves in the other model than 95 % of "
-        f"mismatched nodes. Swaps are measured in shares of the task's effect in the {reuse['able']} model, "
-        f"{Metric.of(reuse['effect'])}. Of {own['swapped']} nodes swapped {own['telling']} matter enough for a swap to "
-        f"tell: {verdicts}."
+        f"{alike} Swaps are measured in shares of the task's effect in the {reuse['able']} model, {effect}. Of "
+        f"{own['swapped']} nodes swapped {own['telling']} matter enough for a swap to tell: {verdicts}."
     )
 
 
