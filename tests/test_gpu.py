@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import gc
 import os
 import subprocess
 import sys
@@ -14,6 +15,7 @@ from conftest import CONFIGS, tiny_batch, tiny_model
 from circuitlit.discover import MaskedLoss
 from circuitlit.graph import MaskLayout
 from circuitlit.masked import MaskedModel, References
+from circuitlit.masked.captured import CapturedCall
 from circuitlit.masked.kernels import use
 from circuitlit.model import Subject
 from circuitlit.objective import kl_divergence
@@ -42,6 +44,20 @@ def test_captured_step_equals_the_cpu(name: str) -> None:
         value, grad = loss_and_grad(name, "cuda", capture, 0)
         torch.testing.assert_close(value, expected_value, rtol=1e-6, atol=1e-7)
         torch.testing.assert_close(grad, expected_grad, rtol=1e-5, atol=1e-7)
+
+
+def test_a_graph_outlives_others_of_its_stream() -> None:
+    """A product that is split over its long side needs a workspace; the first graph's must not be the second's."""
+    left, right = (torch.randn(1, 2**15, 640, device="cuda", dtype=torch.bfloat16) for _ in range(2))
+    calls = [CapturedCall(lambda a, b: (a.mT @ b,)) for _ in range(2)]
+    expected = [call(left, right)[0] for call in calls][1].clone()
+    del calls[0]
+    gc.collect()
+    torch.cuda.empty_cache()
+    filler = torch.full((2**26,), float("nan"), device="cuda")
+    assert torch.equal(calls[0](left, right)[0], expected)
+    torch.cuda.synchronize()
+    assert bool(filler.isnan().all())
 
 
 def gradient(name: str, dtype: torch.dtype, choice: str, panel: int = 2) -> torch.Tensor:

@@ -2,7 +2,8 @@
 
 from __future__ import annotations
 
-from collections.abc import Callable
+from collections.abc import Callable, Iterator
+from contextlib import contextmanager
 from functools import partial
 from typing import Any
 
@@ -86,7 +87,7 @@ class _Graph:
         torch.cuda.synchronize()
         torch.cuda.empty_cache()  # the graph has memory of its own, as much again
         self.graph = torch.cuda.CUDAGraph()
-        with torch.cuda.graph(self.graph):
+        with _own_workspaces(), torch.cuda.graph(self.graph):
             self.outputs = function(*self.inputs)
 
     def replay(self, inputs: tuple[Tensor, ...]) -> Outputs:
@@ -96,6 +97,20 @@ class _Graph:
             )
         self.graph.replay()
         return tuple(output.clone() for output in self.outputs)
+
+
+@contextmanager
+def _own_workspaces() -> Iterator[None]:
+    """Let a capture take cuBLAS workspaces from its own graph's memory.
+
+    PyTorch keeps them by stream, and graphs are captured on one stream: the workspace of the first belongs to all, and
+    goes with the first (pytorch issue 193402; an illegal memory access, seen in a process that had many runs).
+    """
+    torch._C._cuda_clearCublasWorkspaces()
+    try:
+        yield
+    finally:
+        torch._C._cuda_clearCublasWorkspaces()
 
 
 class _Replay(Function):
