@@ -6,7 +6,15 @@ import pytest
 import torch
 from conftest import tiny_batch, tiny_model
 
-from circuitlit.discover import HardConcrete, MaskedLoss, MaskLearner, Schedule, initial_log_alpha, mask_gradients
+from circuitlit.discover import (
+    HardConcrete,
+    MaskedLoss,
+    MaskLearner,
+    Schedule,
+    SigmoidTopK,
+    initial_log_alpha,
+    mask_gradients,
+)
 from circuitlit.discover.gates import logistic_noise
 from circuitlit.errors import UserError
 from circuitlit.graph import Circuit, EdgeScores, MaskLayout
@@ -142,8 +150,10 @@ def test_initial_masks() -> None:
         initial_log_alpha(MaskLayout(graph, ("other", "end")), "ranks", scores, 2, 4.0)
 
 
-def train(loss: MaskedLoss, references: References, start: torch.Tensor, steps: int, target: float) -> MaskLearner:
-    schedule = Schedule(steps, 0.3, start_sparsity=0.3, warmup=0.5, harden=0.5, final_noise=0.1)
+def train(
+    loss: MaskedLoss, references: References, start: torch.Tensor, steps: int, target: float, hard: float = 0.0
+) -> MaskLearner:
+    schedule = Schedule(steps, 0.3, start_sparsity=0.3, warmup=0.5, harden=0.5, final_noise=0.1, hard=hard)
     learner = MaskLearner(loss, references, start, target, schedule, seed=1, constraint_gradient=True)
     made = learner.configure_optimizers()
     for step in range(steps):
@@ -153,6 +163,27 @@ def train(loss: MaskedLoss, references: References, start: torch.Tensor, steps: 
         made["optimizer"].step()
         made["lr_scheduler"]["scheduler"].step()
     return learner
+
+
+def test_hard_steps_run_the_circuit_that_is_cut() -> None:
+    _, loss, references = parts()
+    count = round(0.2 * loss.layout.n_edges)
+    start = torch.randn(loss.layout.size, generator=torch.Generator().manual_seed(0))
+    for hard, same in ((0.3, True), (0.0, False)):
+        learner = train(loss, references, start, 20, 0.8, hard)
+        masks = learner.trained_masks()
+        cut = Circuit.cut(learner.scores(), count=count).kept
+        assert torch.equal(masks, cut.to(masks)) is same
+        assert (int(((masks > 0) & (masks < 1)).sum()) == 0) is same
+
+
+def test_a_hard_mask_is_0_or_1_and_has_the_slope_of_the_soft_one() -> None:
+    log_alpha = torch.linspace(-3, 3, 13, dtype=torch.float64, requires_grad=True)
+    for gates in (HardConcrete(), SigmoidTopK()):
+        hard, soft = gates.hard(log_alpha, 0.4), gates.open_probability(log_alpha, 0.4)
+        assert torch.equal(hard, (log_alpha > gates.threshold).to(hard))
+        slopes = [torch.autograd.grad(values.sum(), log_alpha)[0] for values in (hard, soft)]
+        torch.testing.assert_close(*slopes)
 
 
 def test_learning_recovers_a_planted_circuit() -> None:

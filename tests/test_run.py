@@ -33,6 +33,17 @@ def test_attribute_leaves_a_circuit_and_its_evaluation(local: Path, tmp_path: Pa
     assert result["steps"] == 0 and "attribution" not in result and result["random"]["n_circuits"] == 3
 
 
+def test_gates_that_end_soft_are_told_apart_from_the_circuit(
+    local: Path, tmp_path: Path, capsys: pytest.CaptureFixture[str]
+) -> None:
+    call(*settings(local, tmp_path, "logger=none", "mask.schedule.hard=0", "mask.schedule.harden=0"))
+    gates = json.loads((tmp_path / "result.json").read_text())["gates"]
+    assert gates["n_between"] > 0 and set(gates["kl"]) == set(INTERVALS)
+    apart = gates["cut_kl"]["value"] - gates["kl"]["value"]
+    assert gates["cut_minus_gates_kl"]["value"] == pytest.approx(apart, abs=1e-5)
+    assert "The gates as trained: " in capsys.readouterr().out
+
+
 @pytest.mark.parametrize("verb", ["train", "attribute"])
 def test_a_task_that_the_model_cannot_do_is_reported_not_searched(
     verb: str, local: Path, tmp_path: Path, capsys: pytest.CaptureFixture[str]
@@ -63,6 +74,8 @@ def test_a_whole_run_leaves_everything(local: Path, tmp_path: Path) -> None:
     assert result["full"]["kl"]["value"] == pytest.approx(0, abs=1e-6)
     assert result["full"]["faithfulness"]["value"] == pytest.approx(1)
     assert result["corrupted"]["faithfulness"]["value"] == pytest.approx(0)
+    assert result["gates"]["n_between"] == result["gates"]["n_differ"] == 0  # the last steps ran what was cut
+    assert result["gates"]["cut_minus_gates_kl"]["value"] == 0
     assert sorted(p.name for p in (tmp_path / "masks").iterdir()) == [
         f"step_{s:06d}.safetensors" for s in (0, 4, 8, 12)
     ]

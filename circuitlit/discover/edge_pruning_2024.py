@@ -70,6 +70,12 @@ class EdgePruning2024(MaskLearner):
             value = value + self._penalty(gates[edges:], self.node_target, step, self.multipliers[2:])
         return value
 
+    @torch.no_grad()
+    def trained_masks(self) -> Float[Tensor, "copies edge"]:
+        """Masks of all edges as the last step draws them."""
+        noise = logistic_noise(self.log_alpha.numel(), self.seed, self.schedule.steps - 1, 0, self.device)
+        return self.loss.layout.edges(self.gates.sample(self.log_alpha, noise))
+
     def _penalty(self, gates: Tensor, target: float, step: int, multipliers: Tensor) -> Tensor:
         progress = min(1.0, step / max(1.0, self.schedule.warmup * self.schedule.steps))
         start = self.schedule.start_sparsity or 0.0

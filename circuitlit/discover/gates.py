@@ -24,6 +24,7 @@ from circuitlit.masked.kernels import fused
 BISECTIONS = 50
 ONE_BLOCK = 2**18  # more gates than that are too many for one multiprocessor
 HALVINGS = 34  # after which a search that is all in float32 no longer moves
+SHARP = 1e-4  # a noise scale at which the expected number of open gates is the number of those above the threshold
 SPREAD = 60.0  # noise scales beyond the outermost gates at which the search begins
 Measure = Callable[[Float[Tensor, "mask"]], Float[Tensor, ""]]
 
@@ -58,6 +59,14 @@ class Gates(ABC):
     def threshold(self) -> float:
         """Log-alpha at which a gate is open with probability one half."""
         return 0.0
+
+    def hard(self, log_alpha: Float[Tensor, "mask"], scale: Scale) -> Float[Tensor, "mask"]:
+        """Masks of exactly 0 and 1, open above the threshold, with the gradient of `open_probability` straight through.
+
+        Source: the straight-through estimator, Bengio et al. (arXiv 1308.3432), section 4.
+        """
+        soft = self.open_probability(log_alpha, scale)
+        return (log_alpha.detach() > self.threshold).to(soft) + (soft - soft.detach())
 
     def scores(
         self, layout: MaskLayout, log_alpha: Float[Tensor, "copies edge"], method: str, details: dict[str, object]
@@ -213,18 +222,20 @@ class Sampler:
         gates: the family.
         held: True lets the gradient know of the shift that holds the constraint.
         measure: from the gates' open probabilities to the expected share of edges kept.
+        hard: True gives masks of exactly 0 and 1, without noise.
     """
 
     gates: Gates
     held: bool
     measure: Measure
+    hard: bool = False
 
     def __call__(
         self, log_alpha: Float[Tensor, "mask"], noise: Float[Tensor, "mask"], scale: Float[Tensor, ""]
     ) -> Float[Tensor, "mask"]:
         """The masks; `scale` is that of the noise."""
         held = self.gates.held(log_alpha, scale, self.measure) if self.held else log_alpha
-        return self.gates.sample(held, noise, scale)
+        return self.gates.hard(held, scale) if self.hard else self.gates.sample(held, noise, scale)
 
 
 def logistic_noise(size: int, seed: int, step: int, micro_batch: int, device: torch.device) -> Float[Tensor, "mask"]:

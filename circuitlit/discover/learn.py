@@ -12,12 +12,14 @@ from jaxtyping import Float
 from lightning import LightningModule
 from torch import Tensor, nn
 
-from circuitlit.discover.gates import Gates, HardConcrete, Measure, Sampler, logistic_noise, mixed
+from circuitlit.discover.gates import SHARP, Gates, HardConcrete, Measure, Sampler, logistic_noise, mixed
 from circuitlit.discover.masked_loss import MaskedLoss
 from circuitlit.errors import UserError
 from circuitlit.graph import EdgeScores
 from circuitlit.masked import References
 from circuitlit.tasks.pair import Batch
+
+HARD_WIDTH = 0.4  # noise scale whose slope the gradient of hard steps has
 
 
 @dataclass(frozen=True)
@@ -33,6 +35,8 @@ class Schedule:
         warmup: share of the run after which the target sparsity holds, reached geometrically in the edges kept.
         harden: share of the run, at its end, over which the gates' noise shrinks to `final_noise`.
         final_noise: noise scale at the last step; 1 leaves the gates as they are.
+        hard: share of the run, at its end, whose steps run the very circuit that a cut would give, without noise; the
+            gradient passes straight through.
         sizes: least and largest share of edges kept, between which every step's size is drawn (uniformly in its
             logarithm); the run then ranks all sizes and has no target of its own. None holds the target.
     """
@@ -45,6 +49,7 @@ class Schedule:
     warmup: float = 0.0
     harden: float = 0.0
     final_noise: float = 1.0
+    hard: float = 0.0
     sizes: Sequence[float] | None = None
 
     def open_share(self, step: int, target: float, seed: int = 0) -> float:
@@ -65,6 +70,10 @@ class Schedule:
             return 1.0
         progress = max(0.0, (step / self.steps - 1 + self.harden) / self.harden)
         return self.final_noise ** min(1.0, progress)
+
+    def is_hard(self, step: int) -> bool:
+        """Whether a step runs the circuit itself."""
+        return step >= (1 - self.hard) * self.steps
 
     def lr_factor(self, step: int) -> float:
         """Share of `lr` at a step."""
@@ -157,18 +166,38 @@ class MaskLearner(LightningModule):
 
     def masked_loss(self, batch: Batch, step: int, micro_batch: int) -> Float[Tensor, ""]:
         """Loss of one micro-batch under freshly sampled gates, after the constraint is set to the step's target."""
-        scale = self.schedule.noise(step)
-        share = self.schedule.open_share(step, self.target, self.seed)
         if self._shifted != step:  # once a step: a second shift would add rounding that other ranks do not have
             self._shifted = step
             with torch.no_grad():
-                shift = self.gates.shift_to(self.log_alpha, share, scale, self._measure)
+                shift = self._shift(step)
                 for values in (self.log_alpha, *self.masters()):
                     values += shift
+        sampler, inputs = self._sampler(step, micro_batch)
+        return self.loss(self.log_alpha, batch, self.references(batch), sampler, inputs)
+
+    @torch.no_grad()
+    def trained_masks(self) -> Float[Tensor, "copies edge"]:
+        """Masks of all edges as the next step would draw them, under the last step's schedule.
+
+        After hard steps they are the circuit that is cut; else they hold what noise and softness were left.
+        """
+        step = self._shifted if self._shifted >= 0 else self.schedule.steps - 1
+        sampler, inputs = self._sampler(step, 0)
+        return self.loss.layout.edges(sampler(self.log_alpha + self._shift(step), *inputs))
+
+    def _shift(self, step: int) -> Float[Tensor, ""]:
+        """What holds the constraint at a step, added to all log-alphas."""
+        scale = SHARP if self.schedule.is_hard(step) else self.schedule.noise(step)
+        share = self.schedule.open_share(step, self.target, self.seed)
+        return self.gates.shift_to(self.log_alpha, share, scale, self._measure)
+
+    def _sampler(self, step: int, micro_batch: int) -> tuple[Sampler, tuple[Tensor, Tensor]]:
+        """How a step makes masks of log-alphas, with its noise and the noise's scale."""
+        hard = self.schedule.is_hard(step)
         noise = logistic_noise(self.log_alpha.numel(), self.seed, step, micro_batch, self.device)
-        sampler = Sampler(self.gates, self.constraint_gradient, self._measure)
-        width = torch.tensor(scale).to(self.device, non_blocking=True)
-        return self.loss(self.log_alpha, batch, self.references(batch), sampler, (noise, width))
+        scale = torch.tensor(HARD_WIDTH if hard else self.schedule.noise(step))
+        sampler = Sampler(self.gates, self.constraint_gradient, self._measure, hard)
+        return sampler, (noise, scale.to(self.device, non_blocking=True))
 
     @property
     def _measure(self) -> Measure:

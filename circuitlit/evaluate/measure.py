@@ -6,7 +6,7 @@ from collections.abc import Iterable
 from dataclasses import dataclass
 
 import torch
-from jaxtyping import Bool
+from jaxtyping import Bool, Float
 from torch import Tensor
 
 from circuitlit.graph.layout import scatter_edges
@@ -54,8 +54,10 @@ class TestBed:
         return cls(model, placed, made, full, Outcome.join(corrupted))
 
     @torch.no_grad()
-    def run(self, kept: Bool[Tensor, "copies edge"], pairs: int | None = None) -> Outcome:
-        """Outcome of a set of edges, on all pairs or on the first few; the others are not run."""
+    def run(
+        self, kept: Bool[Tensor, "copies edge"] | Float[Tensor, "copies edge"], pairs: int | None = None
+    ) -> Outcome:
+        """Outcome of a set of edges, or of masks between 0 and 1, on all pairs or on the first few alone."""
         graph = self.model.graph
         device = self.model.subject.device
         masks = scatter_edges(graph, kept.to(device, torch.float32))

@@ -193,6 +193,7 @@ def notes(result: dict) -> list[str]:
         kl = Metric.of(new["kl"])
         beyond = f", {kl.sentences()} for new sentences" if kl.sentences() else ""
         said.append(f"With words that training never saw, KL {kl.text()} {kl.interval()}{beyond}.")
+    said += _gates_note(result.get("gates"))
     tried = result.get("attributions_tried") or []
     if tried:
         best = tried[0]
@@ -203,6 +204,19 @@ def notes(result: dict) -> list[str]:
         listed = ", ".join(f"{kind} ones: p = {row['p_holm']:.2g} ({row['n_circuits']} draws)" for kind, row in claims)
         said.append(f"KL below that of {listed}; Holm's correction for {len(claims)} claims.")
     return said
+
+
+def _gates_note(gates: object) -> list[str]:
+    """How far the circuit is from the gates that the last steps trained."""
+    if not isinstance(gates, dict) or "kl" not in gates:
+        return []
+    if not gates["n_between"] and not gates["n_differ"]:
+        return ["The last steps of training ran this very circuit."]
+    apart = Metric.of(gates["cut_minus_gates_kl"])
+    return [
+        f"The gates as trained: {gates['n_between']:,} between 0 and 1, {gates['n_differ']:,} on the other side of one "
+        f"half than the circuit's edges; its KL minus theirs on {gates['n_pairs']} validation pairs: {apart}."
+    ]
 
 
 def count(value: object, absent: str = "-") -> str:

@@ -7,13 +7,13 @@ from collections.abc import Sequence
 from dataclasses import dataclass, replace
 from typing import Any
 
-from jaxtyping import Bool
+from jaxtyping import Bool, Float
 from omegaconf import DictConfig
 from torch import Tensor
 
 from circuitlit.evaluate import TestBed, paired_difference, random_circuit, shuffled_circuit, summarise
 from circuitlit.evaluate.ground_truth import edge_auc
-from circuitlit.evaluate.statistics import Estimate
+from circuitlit.evaluate.statistics import Estimate, mean_estimate
 from circuitlit.evaluate.testing import LEVEL, enough_draws, holm, rank_p
 from circuitlit.files import write_json
 from circuitlit.graph import Circuit, EdgeScores, reachable_edges, top_k
@@ -84,6 +84,21 @@ def validation(bench: Workbench, pairs: int) -> TestBed | None:
     if not rows:
         return None
     return TestBed.build(bench.model, bench.fresh_references(), [bench.data.val.collate(rows)])
+
+
+def against_cut(bench: Workbench, masks: Float[Tensor, "copies edge"], circuit: Circuit, pairs: int) -> dict[str, Any]:
+    """What was trained beside what is cut from it: their KL on validation pairs, and the masks that differ."""
+    facts: dict[str, Any] = {
+        "n_between": int(((masks > 0) & (masks < 1)).sum()),
+        "n_differ": int(((masks >= 0.5).cpu() != circuit.kept).sum()),
+    }
+    bed = validation(bench, pairs)
+    if bed is None:
+        return {"gates": facts}
+    trained, cut = bed.run(masks), bed.run(circuit.kept)
+    facts |= {"n_pairs": len(cut.kl), "cut_minus_gates_kl": paired_difference(cut.kl, trained.kl, cut.group).to_dict()}
+    ends = {"kl": trained, "cut_kl": cut}
+    return {"gates": facts | {key: mean_estimate(end.kl, end.group).to_dict() for key, end in ends.items()}}
 
 
 def rankings(scores: EdgeScores) -> list[EdgeScores]:

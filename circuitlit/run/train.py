@@ -18,7 +18,7 @@ from circuitlit.run.clock import Clock
 from circuitlit.run.folder import begin
 from circuitlit.run.learn import learn
 from circuitlit.run.loggers import open_loggers
-from circuitlit.run.result import Rival, best_attribution, make_result, publish, rivals
+from circuitlit.run.result import Rival, against_cut, best_attribution, make_result, publish, rivals
 from circuitlit.run.resume import MASKS, trained_with
 from circuitlit.run.wandb_log import log_run
 from circuitlit.timeline.mask_run import MaskRun, save_evolution
@@ -84,6 +84,7 @@ def _search(
         torch.set_float32_matmul_precision("highest")
         tried = [] if together else best_attribution(bench, tried, cfg.evaluate.probe_pairs)
         result = make_result(cfg, bench, circuit, tried)
+        result |= against_cut(bench, learner.trained_masks(), circuit, cfg.evaluate.probe_pairs)
     if not ranks.is_writer():
         return {}
     steps = learner.trainer.global_step
