@@ -19,11 +19,10 @@ from circuitlit.model import Subject
 
 def with_adapters(name: str) -> tuple[Subject, PeftModel]:
     """A tiny model with LoRA on all linear modules, both factors drawn at random."""
-    model = tiny_model(name)
-    subject = Subject(model)
+    subject = Subject(tiny_model(name))
     targets = "all-linear" if name != "gpt2" else ["c_attn", "c_proj", "c_fc"]
     peft = get_peft_model(
-        model, LoraConfig(r=2, target_modules=targets, task_type="CAUSAL_LM", fan_in_fan_out=name == "gpt2")
+        subject.model, LoraConfig(r=2, target_modules=targets, task_type="CAUSAL_LM", fan_in_fan_out=name == "gpt2")
     )
     torch.manual_seed(1)
     with torch.no_grad():

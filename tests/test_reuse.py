@@ -11,17 +11,28 @@ from test_compare import linear_subject, scored
 
 from circuitlit.compare import circuit_difference, node_modes
 from circuitlit.compare.likeness import centred_cosine, cka, js_divergence, likenesses
-from circuitlit.compare.reuse import reuse
+from circuitlit.compare.reuse import Reuse, Swap, effect_left, reuse
 from circuitlit.compare.turnover import turnover
 from circuitlit.errors import UserError
+from circuitlit.evaluate import Estimate
 from circuitlit.model import Subject
+from circuitlit.objective import Outcome
+from circuitlit.report.reuse import reuse_sentence
 from circuitlit.tasks import Batch
 
 
-def with_metric(rows: int = 24) -> Batch:
+def with_metric(able: Subject | None = None, rows: int = 24) -> Batch:
+    """Pairs with wrong answers; with a model, answers are what it says, so that it can do the task."""
     batch = tiny_batch(rows=rows, answers=1)
+    if able is not None:
+        batch.answer[:] = able.logits(batch.clean, batch.positions).argmax(-1)
     batch.wrong[:] = (batch.answer[:, 0] + 1) % 50
     return batch
+
+
+def outcome(metric: torch.Tensor) -> Outcome:
+    nothing = torch.zeros_like(metric)
+    return Outcome(nothing, metric, torch.full_like(metric, torch.nan), nothing, nothing)
 
 
 def rotation(d: int) -> torch.Tensor:
@@ -67,13 +78,14 @@ def test_divergence_of_attention_by_hand() -> None:
 def test_a_model_reuses_all_of_itself(name: str) -> None:
     base = Subject(tiny_model(name))
     nodes = base.graph.writers[1:]
-    found = reuse(base, Subject(tiny_model(name)), [with_metric()], nodes)
-    for node in found.values():
+    found = reuse(base, Subject(tiny_model(name)), [with_metric(base)], nodes)
+    assert found.effect.value is not None and found.effect.value > 1
+    for node in found.nodes.values():
         assert node.likeness.cka == pytest.approx(1) and node.likeness.cosine == pytest.approx(1)
         assert node.likeness.alike and (node.likeness.attention is None or node.likeness.attention < 1e-9)
         assert node.swap is not None and node.verdict == "same"
         assert node.swap.forward.value == node.swap.backward.value == pytest.approx(1, abs=1e-9)
-    assert sum(node.likeness.attention is not None for node in found.values()) == 12
+    assert sum(node.likeness.attention is not None for node in found.nodes.values()) == 12
 
 
 def test_another_random_model_is_no_more_alike_than_mismatched_heads() -> None:
@@ -87,11 +99,11 @@ def test_another_random_model_is_no_more_alike_than_mismatched_heads() -> None:
 
 
 def test_a_changed_head_cannot_be_swapped_and_an_enhanced_one_fits_back() -> None:
-    base, model = Subject(tiny_model("gpt2")), tiny_model("gpt2")
+    models = [tiny_model("gpt2"), tiny_model("gpt2")]
     with torch.no_grad():
-        model.transformer.h[2].attn.c_proj.weight[6:12].mul_(-1)
-    batch, tuned = with_metric(), Subject(model)
-    found = reuse(base, tuned, [batch], ["a0.h0", "a2.h1"], 0.01)
+        models[1].transformer.h[2].attn.c_proj.weight[6:12].mul_(-1)
+    base, tuned = map(Subject, models)
+    found = reuse(base, tuned, [with_metric(base, 150)], ["a0.h0", "a2.h1"], 0.01).nodes
     assert found["a0.h0"].verdict == "same"
     turned = found["a2.h1"]
     assert turned.likeness.cka == pytest.approx(1) and turned.likeness.cosine == pytest.approx(-1)
@@ -99,15 +111,78 @@ def test_a_changed_head_cannot_be_swapped_and_an_enhanced_one_fits_back() -> Non
     assert not (turned.swap.replaces and turned.swap.fits_back)
 
 
+def swaps_of(pairs: int, harm: float, spread: float, draws: int = 100) -> list[bool | None]:
+    """Verdicts on swaps in a base that cannot do the task (metric 0 +- 1), of a task with an effect of 4 +- 1.
+
+    The swap costs `harm` of the effect on average, `spread` logits differently from pair to pair.
+    """
+    draw, verdicts = torch.Generator().manual_seed(0), []
+    for _ in range(draws):
+        base, effect, change = (torch.randn(pairs, generator=draw, dtype=torch.float64) for _ in range(3))
+        left = effect_left(outcome(base), outcome(base - 4 * harm + spread * change), 4 + effect)
+        verdicts.append(Swap(left, left, left, 0.05).fits)
+    return verdicts
+
+
+def test_a_swap_is_judged_by_the_tasks_effect_and_only_with_enough_pairs() -> None:
+    harmless, harmful = swaps_of(16, 0.0, 0.1), swaps_of(16, 0.5, 0.1)
+    assert harmless.count(True) == harmful.count(False) == 100
+    barely = swaps_of(16, 0.05, 0.4)  # right on the margin
+    assert barely.count(None) >= 90
+    assert swaps_of(1, 0.5, 0.1) == swaps_of(1, 0.0, 0.1) == [None] * 100
+    assert swaps_of(2, 0.1, 0.4).count(False) <= 5
+    cannot = torch.randn(16, generator=torch.Generator().manual_seed(1))
+    assert effect_left(outcome(cannot), outcome(cannot), cannot - cannot.mean()).value is None
+
+
+def test_swaps_where_only_the_tuned_model_does_the_task() -> None:
+    base, model = Subject(tiny_model("gpt2")), tiny_model("gpt2")
+    batch = with_metric()
+    swapped = torch.arange(len(batch)) % 2 == 0  # the base prefers neither side
+    batch.answer[swapped, 0], batch.wrong[swapped] = batch.wrong[swapped], batch.answer[swapped, 0]
+    learnt = list(model.transformer.h[2].mlp.parameters())
+    optimizer = torch.optim.Adam(learnt, lr=0.02)
+    for _ in range(60):
+        logits = model(batch.clean).logits[torch.arange(len(batch)), batch.positions[:, 0]]
+        torch.nn.functional.cross_entropy(logits, batch.answer[:, 0]).backward()
+        optimizer.step()
+        optimizer.zero_grad()
+    with torch.no_grad():
+        for block in model.transformer.h:
+            block.attn.c_proj.weight.mul_(1.01)  # heads hardly change
+    tuned = Subject(model)
+    heads = [name for name in base.graph.nodes if name[0] == "a"]
+    found = reuse(base, tuned, [batch], [*heads, "m2"])
+    assert found.able == "tuned" and found.to_dict()["effect"]["value"] > 3
+    verdicts = [found.nodes[head].verdict for head in heads]
+    assert set(verdicts) <= {"same", "uncertain"} and verdicts.count("same") >= 10, verdicts
+    assert "effect in the tuned model" in reuse_sentence(found.to_dict())
+    nothing = Reuse({}, "base", Estimate(0.1, -0.2, 0.3))
+    assert "Neither model clearly does the task" in reuse_sentence(nothing.to_dict())
+    learner = found.nodes["m2"].swap
+    assert learner is not None and learner.replaces is False and learner.telling
+    assert found.nodes["m2"].verdict == "changed" or found.nodes["m2"].verdict == "like another"
+
+
+def test_an_undecided_swap_makes_edges_and_node_uncertain() -> None:
+    base, tuned = (scored(linear_subject(scale), 10**6) for scale in (1.0, 3.0))
+    difference = circuit_difference(base, tuned, fits_back={"a0.h1": None})
+    out = difference.graph.writer_of == difference.graph.writers.index("a0.h1")
+    assert bool(difference.edges("uncertain")[out].all())
+    assert node_modes(base, tuned, difference, fits_back={"a0.h1": None})["a0.h1"] == "uncertain"
+    assert node_modes(base, tuned, difference, replaces={"a0.h1": None})["a0.h1"] == "enhanced"
+    assert node_modes(base, base, difference, replaces={"a0.h2": None})["a0.h2"] == "uncertain"
+
+
 def test_a_failed_swap_makes_edges_and_node_modified() -> None:
     base, tuned = (scored(linear_subject(scale), 10**6) for scale in (1.0, 3.0))
-    difference = circuit_difference(base, tuned, altered=["a0.h1"])
+    difference = circuit_difference(base, tuned, fits_back={"a0.h1": False})
     graph = difference.graph
     out = graph.writer_of == graph.writers.index("a0.h1")
     assert torch.equal(difference.edges("modified"), out)
-    assert node_modes(base, tuned, difference, altered=["a0.h1"])["a0.h1"] == "modified"
-    assert node_modes(base, tuned, difference, irreplaceable=["a0.h1"])["a0.h1"] == "enhanced"
-    assert node_modes(base, base, difference, irreplaceable=["a0.h2"])["a0.h2"] == "modified"
+    assert node_modes(base, tuned, difference, fits_back={"a0.h1": False})["a0.h1"] == "modified"
+    assert node_modes(base, tuned, difference, replaces={"a0.h1": False})["a0.h1"] == "enhanced"
+    assert node_modes(base, base, difference, replaces={"a0.h2": False})["a0.h2"] == "modified"
 
 
 def test_turnover_of_a_model_with_itself_and_with_another() -> None:

@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import math
 from collections import Counter
-from collections.abc import Collection
+from collections.abc import Mapping
 from dataclasses import dataclass
 from functools import cached_property
 from itertools import combinations, pairwise
@@ -143,7 +143,7 @@ def circuit_difference(
     tuned: Resampled,
     delta: float = math.log(1.5),
     sure: float = 0.9,
-    altered: Collection[str] = (),
+    fits_back: Mapping[str, bool | None] | None = None,
 ) -> CircuitDifference:
     """Label every edge.
 
@@ -158,7 +158,8 @@ def circuit_difference(
         tuned: of the model after it.
         delta: least change of a share, in nats.
         sure: share of resamples from which on an edge counts as there.
-        altered: nodes that are known to do something else in the tuned model, such as those whose swap failed.
+        fits_back: of nodes that were swapped, whether the tuned one does in the base model; False makes its retained
+            edges modified, None (not decided) uncertain.
 
     Raises:
         UserError: the graphs differ.
@@ -173,8 +174,10 @@ def circuit_difference(
     quantiles = torch.tensor([0.025, 0.975], dtype=torch.float64)
     low, high = torch.nanquantile(log_ratio(base.shares, tuned.shares), quantiles, dim=0)
     flipped = base.scores.signed.sum(0).sign() * tuned.scores.signed.sum(0).sign() < 0
-    flipped |= edges_from(graph, altered)
-    labels = _labels(before, after, (ratio, low, high), flipped, delta, sure)
+    swapped = fits_back or {}
+    flipped |= edges_from(graph, [node for node, fits in swapped.items() if fits is False])
+    unsure = edges_from(graph, [node for node, fits in swapped.items() if fits is None])
+    labels = _labels(before, after, (ratio, low, high), flipped, unsure, delta, sure)
     within = [
         corrected_jaccard(one, other) for model in (base, tuned) for one, other in combinations(model.circuits, 2)
     ]
@@ -206,6 +209,7 @@ def _labels(
     after: Float[Tensor, "edge"],
     change: tuple[Float[Tensor, "edge"], Float[Tensor, "edge"], Float[Tensor, "edge"]],
     flipped: Bool[Tensor, "edge"],
+    unsure: Bool[Tensor, "edge"],
     delta: float,
     sure: float,
 ) -> Int[Tensor, "edge"]:
@@ -219,6 +223,7 @@ def _labels(
         "reused": retained,
         "strengthened": retained & (ratio > delta) & (low > 0),
         "weakened": retained & (ratio < -delta) & (high < 0),
+        "uncertain": retained & unsure,
         "modified": retained & flipped,
     }
     labels = torch.full((len(before),), LABELS.index("uncertain"))

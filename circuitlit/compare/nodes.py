@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Collection
+from collections.abc import Mapping
 from itertools import combinations
 
 import torch
@@ -20,8 +20,8 @@ def node_modes(
     tuned: Resampled,
     difference: CircuitDifference,
     moved: dict[str, float] | None = None,
-    altered: Collection[str] = (),
-    irreplaceable: Collection[str] = (),
+    fits_back: Mapping[str, bool | None] | None = None,
+    replaces: Mapping[str, bool | None] | None = None,
 ) -> dict[str, str]:
     """What became of every writer of the graph, in `MODES`.
 
@@ -29,13 +29,14 @@ def node_modes(
     Of a node in both circuits: modified, where its function changed, the edges around it overlap less than resampling
     explains, or the sum of the effects out of it changes sign; enhanced, where the interval of its strength (its share
     of the circuit's weight) lies above that of the base; full reuse, where neither holds, the base's node does in the
-    tuned model, and its weights moved less than the median of its layer; else modified.
+    tuned model, and its weights moved less than the median of its layer; else modified. Uncertain is also a node that
+    would be reused or enhanced, but for a swap that does not decide.
 
     Args:
         base, tuned, difference: as given to and by `circuit_difference`.
         moved: relative weight change of each node; None leaves it out.
-        altered: nodes that fail in the base model (`Swap.fits_back` is false).
-        irreplaceable: nodes that the base's cannot replace in the tuned model (`Swap.replaces` is false).
+        fits_back: whether the tuned node does in the base model, of those that were swapped (`Swap.fits_back`).
+        replaces: whether the base's node does in the tuned model (`Swap.replaces`).
     """
     graph = difference.graph
     around = _around(graph)
@@ -52,8 +53,10 @@ def node_modes(
             modes[name] = "uncertain"
         else:
             mode = _reuse(base, tuned, difference, writer, around[writer], kept, moved)
-            mode = "modified" if name in altered or (mode == "full" and name in irreplaceable) else mode
-            modes[name] = mode
+            back, there = (fits_back or {}).get(name, True), (replaces or {}).get(name, True)
+            needed = [back, there] if mode == "full" else [back]
+            decided = "modified" if False in needed else "uncertain" if None in needed else mode
+            modes[name] = mode if mode == "modified" else decided
     return modes
 
 

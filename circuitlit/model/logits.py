@@ -14,6 +14,7 @@ from jaxtyping import Float, Int
 from torch import Tensor, nn
 from transformers import PreTrainedModel
 
+from circuitlit.errors import UserError
 from circuitlit.model.anatomy import affine, unwrap
 from circuitlit.model.families import anatomy_of, final_softcap, logit_factor
 
@@ -21,9 +22,14 @@ MULTIPLE = 8
 
 
 def unembedder(model: PreTrainedModel) -> nn.Module:
-    """The module that unembeds, for those that move, compare or share out its weights; `unembed` runs it."""
-    head = model.get_output_embeddings()
-    assert head is not None
+    """The module that unembeds, for those that move, compare or share out its weights; `unembed` runs it.
+
+    Raises:
+        UserError: there is none, so that this is no language model.
+    """
+    head = model.get_output_embeddings() if hasattr(model, "get_output_embeddings") else None
+    if head is None:
+        raise UserError(f"a subject is a Hugging Face causal language model; a {type(model).__name__} is none")
     return head
 
 

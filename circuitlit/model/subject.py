@@ -12,7 +12,8 @@ from torch import Tensor, nn
 from transformers import PreTrainedModel, PreTrainedTokenizerBase
 
 from circuitlit.graph import Graph
-from circuitlit.model.anatomy import Anatomy
+from circuitlit.model.anatomy import Anatomy, unwrap
+from circuitlit.model.borrow import frozen_view
 from circuitlit.model.families import anatomy_of, graph_of
 from circuitlit.model.logits import final_hidden, logits_at, read_out, unembed
 from circuitlit.model.weights import WeightSource
@@ -22,8 +23,11 @@ from circuitlit.model.weights import WeightSource
 class Subject:
     """A frozen causal language model with its tokenizer, anatomy and graph.
 
+    The model that is given is borrowed and stays as it is, in its mode and trainable: `model` is a view that shares its
+    weights alone. Adapters stay unmerged inside it.
+
     Attributes:
-        model: the Hugging Face model, in eval mode, no parameter trainable; adapters stay unmerged inside it.
+        model: the Hugging Face model, in eval mode, no parameter trainable; one with a PEFT wrapper may be given.
         tokenizer: its tokenizer; None for models built from a bare configuration.
         name: short name for run directories and tables.
         provenance: where the weights come from (source, revision, file hash, adapter): plain types.
@@ -39,7 +43,7 @@ class Subject:
     source: WeightSource | None = None
 
     def __post_init__(self) -> None:
-        self.model.eval().requires_grad_(False)
+        self.model = unwrap(frozen_view(self.model))
         self.anatomy: Anatomy = anatomy_of(self.model.config)
         self.graph: Graph = graph_of(self.model.config)
 

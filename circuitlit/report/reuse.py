@@ -9,7 +9,7 @@ from rich import box
 from rich.table import Table
 from rich.text import Text
 
-from circuitlit.report.figures import BLUE, GREEN, GREY, ORANGE, RED, finish
+from circuitlit.report.figures import BLUE, GREEN, GREY, ORANGE, PINK, RED, finish
 from circuitlit.report.table import Metric, count
 
 OVERLAP_HEADINGS = (
@@ -23,7 +23,7 @@ OVERLAP_HEADINGS = (
     "kept",
 )
 NODE_HEADINGS = ("node", "CKA (null)", "cosine", "attention", "base's in tuned", "tuned's in base", "verdict")
-COLOURS = {"same": GREEN, "unlike but fits": BLUE, "like another": ORANGE, "changed": RED}
+COLOURS = {"same": GREEN, "unlike but fits": BLUE, "like another": ORANGE, "changed": RED, "uncertain": PINK}
 
 
 def overlap_rows(turnover: dict) -> list[tuple[str, ...]]:
@@ -67,12 +67,17 @@ def _number(value: float | None) -> str:
 
 def reuse_sentence(reuse: dict) -> str:
     """How many nodes are alike, and how many can be swapped."""
-    own = reuse["summary"]
+    own, effect = reuse["summary"], Metric.of(reuse["effect"])
+    alike = (
+        f"{own['alike']} of {own['compared']} nodes write more like themselves in the other model than 95 % of "
+        "mismatched nodes."
+    )
+    if effect.bounds is None or effect.bounds[0] <= 0:
+        return f"{alike} Neither model clearly does the task on these pairs (effect {effect}), so swaps say nothing."
     verdicts = ", ".join(f"{number} {name}" for name, number in own["telling_verdicts"].items()) or "none"
     return (
-        f"{own['alike']} of {own['compared']} nodes write more like themselves in the other model than 95 % of "
-        f"mismatched nodes. Of {own['swapped']} nodes swapped {own['telling']} matter enough for a swap to tell: "
-        f"{verdicts}."
+        f"{alike} Swaps are measured in shares of the task's effect in the {reuse['able']} model, {effect}. Of "
+        f"{own['swapped']} nodes swapped {own['telling']} matter enough for a swap to tell: {verdicts}."
     )
 
 
@@ -126,5 +131,5 @@ def reuse_figure(reuse: dict) -> go.Figure:
         )
     figure.add_hline(y=1, line={"color": GREY, "dash": "dash"})
     figure.update_xaxes(title_text="CKA of the node's writes, base and tuned")
-    figure.update_yaxes(title_text="share of the tuned model's metric with the base's node")
+    figure.update_yaxes(title_text="share of the task's effect left with the base's node")
     return finish(figure, 360)

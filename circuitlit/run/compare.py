@@ -21,7 +21,7 @@ from circuitlit.compare import (
     weight_changes,
 )
 from circuitlit.compare.difference import kept_edges
-from circuitlit.compare.reuse import NodeReuse, reuse, summary
+from circuitlit.compare.reuse import Reuse, reuse
 from circuitlit.compare.turnover import turnover
 from circuitlit.compare.weights import node_changes
 from circuitlit.errors import UserError
@@ -72,7 +72,7 @@ def run(cfg: DictConfig, sides: dict[str, Side] | None = None) -> dict[str, Any]
         moved = node_changes(changes)
         top = settings.intruders
         intruders = module_intruders(base, tuned, top, INTRUDER_THRESHOLDS) if top else {}
-    found = {}
+    found = None
     if settings.reuse.pairs and base.graph.inputs == 1:
         with clock.phase("reuse", "Comparing and swapping nodes"):
             found = _reuse(cfg, bench, sides, base, tuned)
@@ -93,7 +93,7 @@ def run(cfg: DictConfig, sides: dict[str, Side] | None = None) -> dict[str, Any]
         "at_faithfulness": _difference(cfg, sides, counts, moved, found) if counts else None,
         "faithfulness": {name: side.faithfulness for name, side in sides.items()},
         "turnover": turnover(sides["base"].at(bench.count), sides["tuned"].at(bench.count), settings.seed).to_dict(),
-        "reuse": {"summary": summary(found), "nodes": [node.to_dict() for node in found.values()]} if found else None,
+        "reuse": found.to_dict() if found else None,
         "held_out": behaviour.to_dict(),
         "weights": _weights(changes, intruders, settings.intruders),
         **clock.times(),
@@ -115,9 +115,7 @@ def _score(cfg: DictConfig, bench: Workbench, tuned: Subject, sides: dict[str, S
                 sides[name] = score_side(cfg, bench if name == "base" else build_workbench(cfg, subject))
 
 
-def _reuse(
-    cfg: DictConfig, bench: Workbench, sides: dict[str, Side], base: Subject, tuned: Subject
-) -> dict[str, NodeReuse]:
+def _reuse(cfg: DictConfig, bench: Workbench, sides: dict[str, Side], base: Subject, tuned: Subject) -> Reuse:
     """Likeness of all nodes on test pairs, and swaps of those that carry most of either circuit."""
     settings, graph = cfg.compare.reuse, base.graph
     shares = sum(side.at(bench.count).circuit.shares for side in sides.values())
@@ -135,15 +133,15 @@ def _difference(
     sides: dict[str, Side],
     counts: tuple[int, int],
     moved: dict[str, float],
-    reused: dict[str, NodeReuse],
+    reused: Reuse | None,
 ) -> dict[str, Any]:
     """Edges and nodes of two circuits; the edges of either circuit one by one, for the page."""
     base, tuned = sides["base"].at(counts[0]), sides["tuned"].at(counts[1])
-    swaps = {name: node.swap for name, node in reused.items() if node.swap is not None}
-    altered = [name for name, swap in swaps.items() if not swap.fits_back]
-    irreplaceable = [name for name, swap in swaps.items() if not swap.replaces]
-    difference = circuit_difference(base, tuned, math.log(cfg.compare.delta), altered=altered)
-    modes = node_modes(base, tuned, difference, moved, altered, irreplaceable)
+    swaps = reused.swaps if reused else {}
+    fits_back = {name: swap.fits_back for name, swap in swaps.items()}
+    replaces = {name: swap.replaces for name, swap in swaps.items()}
+    difference = circuit_difference(base, tuned, math.log(cfg.compare.delta), fits_back=fits_back)
+    modes = node_modes(base, tuned, difference, moved, fits_back, replaces)
     return {
         "n_edges": {"base": counts[0], "tuned": counts[1]},
         **difference.to_dict(),

@@ -141,4 +141,5 @@ class PairsModule(LightningDataModule):
             batch_sampler=batches,
             collate_fn=partial(encoded.collate, pad_to=pad_to, multiple=self._multiple),
             num_workers=self._num_workers,
+            generator=torch.Generator().manual_seed(self._seed),  # or it would draw from everybody's
         )
