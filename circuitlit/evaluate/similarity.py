@@ -15,7 +15,7 @@ from torch import Tensor
 from circuitlit.evaluate.statistics import average_ranks
 from circuitlit.graph import Circuit, EdgeScores
 
-Kept = Bool[Tensor, "copies edge"]
+Kept = Bool[Tensor, "*edges"]
 Values = Float[Tensor, "copies edge"]
 
 
@@ -35,10 +35,14 @@ def corrected_jaccard(ours: Kept, theirs: Kept) -> float:
 
 def corrected_overlap(shared: int, ours: int, theirs: int, total: int) -> float:
     """J* from the sizes of two edge sets out of `total` and the number of edges that they share."""
+    union = ours + theirs - shared
     expected = chance_jaccard(min(ours, theirs), max(ours, theirs), total)
-    if expected >= 1:
-        return 1.0
-    return (shared / (ours + theirs - shared) - expected) / (1 - expected)
+    return beyond_chance(shared / union if union else 1.0, expected)
+
+
+def beyond_chance(value: float, expected: float) -> float:
+    """An overlap corrected for chance, (J - E) / (1 - E); 1 where chance alone gives 1."""
+    return 1.0 if expected >= 1 else (value - expected) / (1 - expected)
 
 
 @cache

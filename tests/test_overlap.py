@@ -1,0 +1,167 @@
+"""Overlaps against nulls: planted pairs of circuits that share nothing, that keep their nodes, that only look so."""
+
+from __future__ import annotations
+
+import pytest
+import torch
+from scipy.stats import binom
+from torch import Tensor
+
+from circuitlit.evaluate import random_circuit
+from circuitlit.evaluate.controls import shuffles
+from circuitlit.evaluate.overlap import (
+    NULLS,
+    Overlap,
+    StandIns,
+    circuit_nodes,
+    edge_overlap,
+    jaccards,
+    node_overlap,
+    node_overlap_given_edges,
+)
+from circuitlit.evaluate.similarity import jaccard
+from circuitlit.graph import Graph, top_k
+
+TINY = Graph(4, 4, 2)
+SMOLLM2 = Graph(30, 9, 3)
+
+
+def drawn(graph: Graph, weight: Tensor, count: int, draw: torch.Generator) -> Tensor:
+    """Edges drawn without replacement, with probabilities by weight."""
+    return top_k(weight.log() - (-torch.rand(graph.n_edges, generator=draw).log()).log(), count)
+
+
+def uniform(graph: Graph, count: int, draw: torch.Generator) -> tuple[Tensor, Tensor]:
+    """Two circuits that have nothing in common but their size."""
+    one, other = (drawn(graph, torch.ones(graph.n_edges), count, draw) for _ in range(2))
+    return one, other
+
+
+def profile(graph: Graph, count: int, draw: torch.Generator) -> tuple[Tensor, Tensor]:
+    """Two circuits that both read late, from early layers and from MLPs more than from heads."""
+    depth = (graph.writer_of - graph.inputs).clamp(min=0) // graph.writers_per_layer
+    mlp = (graph.writer_of - graph.inputs) % graph.writers_per_layer == graph.n_heads
+    layer = graph.reader_of // graph.readers_per_layer
+    weight = (2.0 * layer / graph.n_layers - 2.0 * depth / graph.n_layers).exp() * torch.where(mlp, 3.0, 1.0)
+    one, other = (drawn(graph, weight, count, draw) for _ in range(2))
+    return one, other
+
+
+def degrees(graph: Graph, count: int, draw: torch.Generator) -> tuple[Tensor, Tensor]:
+    """A circuit with hubs, and one with the same degrees dealt to other heads of each layer."""
+    weight = torch.randn(graph.n_writers, generator=draw).exp()[graph.writer_of]
+    one = drawn(graph, weight * torch.randn(graph.n_readers, generator=draw).exp()[graph.reader_of], count, draw)
+    renamed = torch.arange(graph.n_writers)
+    for layer in range(graph.n_layers):
+        first = graph.writers_before(layer)
+        renamed[first : first + graph.n_heads] = first + torch.randperm(graph.n_heads, generator=draw)
+    other = torch.zeros_like(one)
+    other[graph.offsets[graph.reader_of[one]] + renamed[graph.writer_of[one]]] = True
+    return one, shuffles(graph, other, 1, int(torch.randint(10**6, (), generator=draw)))[0]
+
+
+def false(graph: Graph, count: int, planted, repeats: int, draws: int = 39) -> dict[str, int]:
+    """How many of some pairs that share nothing are found to share nodes, to keep them, to share edges."""
+    found = dict.fromkeys(("nodes", "gap", "edges"), 0)
+    for repeat in range(repeats):
+        pair = planted(graph, count, torch.Generator().manual_seed(repeat))
+        one, other = (StandIns(graph, kept, draws, 2 * repeat + side) for side, kept in enumerate(pair))
+        tests = {"nodes": node_overlap, "gap": node_overlap_given_edges, "edges": edge_overlap}
+        for name, test in tests.items():
+            found[name] += test(one, other).p <= 0.05
+    return found
+
+
+@pytest.mark.parametrize("planted", [uniform, profile, degrees])
+def test_unrelated_circuits_share_nothing_beyond_chance(planted) -> None:
+    repeats = 24
+    most = int(binom.ppf(0.999, repeats, 0.05))
+    found = false(TINY, 60, planted, repeats, draws=19)
+    assert all(number <= most for number in found.values()), found
+
+
+@pytest.mark.slow
+@pytest.mark.parametrize("planted", [uniform, profile, degrees])
+@pytest.mark.parametrize(("graph", "count"), [(TINY, 60), (SMOLLM2, 2261)])
+def test_at_most_18_of_200_unrelated_circuits_are_false(graph: Graph, count: int, planted) -> None:
+    found = false(graph, count, planted, 200)
+    print(graph.n_layers, planted.__name__, found)
+    assert all(number <= 18 for number in found.values()), found
+
+
+@pytest.mark.slow
+@pytest.mark.parametrize(("graph", "count"), [(TINY, 60), (SMOLLM2, 2261)])
+def test_edges_that_follow_from_the_degrees_are_not_beyond_chance(graph: Graph, count: int) -> None:
+    """A circuit and a shuffle of it share many edges, as many as their equal degrees imply."""
+    false_edges = 0
+    for repeat in range(200):
+        one = random_circuit(graph, count, repeat)[0]
+        pair = (one, shuffles(graph, one, 1, repeat)[0])
+        sides = [StandIns(graph, kept, 39, 2 * repeat + side) for side, kept in enumerate(pair)]
+        false_edges += edge_overlap(*sides).p <= 0.05
+    assert false_edges <= 18
+
+
+def exchanged(graph: Graph, base: Tensor, allowed: Tensor, share: float, draw: torch.Generator) -> Tensor:
+    """A circuit with some of its edges exchanged for edges that leave the allowed nodes."""
+    gone = drawn(graph, base.double() + 1e-300, int(share * int(base.sum())), draw) & base
+    candidates = ~base & allowed[graph.writer_of]
+    new = drawn(graph, candidates.double() + 1e-300, int(gone.sum()), draw) & candidates
+    return (base & ~gone) | new
+
+
+def few_nodes(draw: torch.Generator) -> tuple[Tensor, Tensor]:
+    """A circuit of SmolLM2's size that leaves about half of the heads alone, and its nodes."""
+    nodes = torch.rand(SMOLLM2.n_writers, generator=draw) < 0.6
+    return drawn(SMOLLM2, nodes[SMOLLM2.writer_of].double() + 1e-300, 2261, draw), nodes
+
+
+def test_nodes_that_stay_while_edges_change_are_found() -> None:
+    draw = torch.Generator().manual_seed(0)
+    base, nodes = few_nodes(draw)
+    sides = [StandIns(SMOLLM2, kept) for kept in (base, exchanged(SMOLLM2, base, nodes, 0.5, draw))]
+    gap = node_overlap_given_edges(*sides)
+    assert jaccard(base, sides[1].kept) < 0.4 and gap.p == 1 / 200 and gap.corrected > 0.5
+
+
+def test_nodes_that_only_look_stable_are_not_found() -> None:
+    """Half of the edges are exchanged for any others: most nodes are shared, and no more than that implies."""
+    draw = torch.Generator().manual_seed(0)
+    base = random_circuit(SMOLLM2, 2261, 0)[0]
+    every = torch.ones(SMOLLM2.n_writers, dtype=torch.bool)
+    sides = [StandIns(SMOLLM2, kept) for kept in (base, exchanged(SMOLLM2, base, every, 0.5, draw))]
+    gap = node_overlap_given_edges(*sides)
+    assert gap.jaccard > 0.9 and gap.p > 0.05 and abs(gap.corrected) < 0.3
+
+
+def test_a_circuit_with_itself_says_nothing_of_the_gap() -> None:
+    one = StandIns(TINY, random_circuit(TINY, 60, 0)[0], 39)
+    nodes, edges, gap = node_overlap(one, one), edge_overlap(one, one), node_overlap_given_edges(one, one)
+    assert nodes.jaccard == nodes.corrected == edges.jaccard == edges.corrected == 1
+    assert gap.p == 1 and all(chance.expected == 1 for chance in gap.chance.values())
+
+
+def test_overlaps_are_symmetric_and_exact_where_they_can_be() -> None:
+    one, other = (StandIns(TINY, random_circuit(TINY, 60, seed)[0], 199, seed) for seed in (0, 1))
+    for test in (node_overlap, node_overlap_given_edges, edge_overlap):
+        ours, theirs = test(one, other), test(other, one)
+        assert ours.jaccard == theirs.jaccard and ours.p == theirs.p
+        assert ours.corrected == pytest.approx(theirs.corrected)
+    uniform_null = edge_overlap(one, other).chance["uniform"]
+    total, drawn_edges = TINY.n_edges, torch.stack([random_circuit(TINY, 60, seed)[0] for seed in range(2000)])
+    values = jaccards(one.kept[None], drawn_edges)[0]
+    assert total == drawn_edges.shape[1] and uniform_null.expected == pytest.approx(float(values.mean()), abs=0.005)
+    found = float(jaccards(one.kept[None], other.kept[None]))
+    assert uniform_null.p == pytest.approx(float((values >= found).double().mean()), abs=0.04)
+
+
+def test_nodes_and_what_stand_ins_keep() -> None:
+    graph, kept = TINY, random_circuit(TINY, 60, 0)[0]
+    names = {graph.edge_name(int(edge)).split("->")[0] for edge in kept.nonzero()}
+    nodes = circuit_nodes(graph, kept[None])[0]
+    assert {graph.writers[int(node)] for node in nodes.nonzero()} == names
+    dense = StandIns(graph, torch.ones(graph.n_edges, dtype=torch.bool), 3)
+    assert all(bool(dense.random_nodes[null].all()) for null in NULLS)
+    with_empty = node_overlap(StandIns(graph, kept, 19), StandIns(graph, torch.zeros_like(kept), 19))
+    assert with_empty.jaccard == 0 and with_empty.p == 1
+    assert isinstance(with_empty, Overlap) and with_empty.to_dict()["rank_p"] == 1
