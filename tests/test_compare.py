@@ -22,7 +22,6 @@ from circuitlit.compare import (
     change_rates,
     circuit_difference,
     concentration,
-    corrected_jaccard,
     distribution,
     intruder_dimensions,
     matrix_change,
@@ -34,6 +33,7 @@ from circuitlit.compare.matrices import right_singular_vectors
 from circuitlit.compare.weights import node_changes
 from circuitlit.discover import MaskedLoss, mask_gradients
 from circuitlit.errors import UserError
+from circuitlit.evaluate.similarity import corrected_jaccard
 from circuitlit.finetune import adalora, adapted, lora
 from circuitlit.graph import EdgeScores, Graph, MaskLayout
 from circuitlit.masked import MaskedModel, References
@@ -319,11 +319,13 @@ def test_the_verb_takes_runs_and_folders_and_sees_no_change_in_the_same(local: P
     size = result["at_size"]
     assert size["distance"] == 0 and not size["changed"] and result["weights"]["norm"] == 0
     assert not any(size["counts"][label] for label in LABELS[1:6])
-    assert result["turnover"]["edges"]["corrected"] == 1 and "alike" in result["turnover"]["verdict"]
+    turnover = result["turnover"]
+    assert turnover["edges"]["corrected"] == 1 and turnover["edges"]["chance"]["uniform"]["p"] < 0.05
+    assert turnover["gap"]["p_holm"] == 1  # no edge changed
     reused = result["reuse"]["summary"]
     assert reused["swapped"] == sum(reused["verdicts"].values()) > 0 and reused["compared"] == 6
     page = (tmp_path / "out" / "compare.html").read_text()
-    assert "Reuse of nodes" in page and "Nodes stay, edges change?" in page
+    assert "Reuse of nodes" in page and "is not supported" in page and "Nodes stay" not in page
     assert result["held_out"]["accuracy_p"] == 1 and result["held_out"]["kl"]["value"] == pytest.approx(0, abs=1e-6)
 
 

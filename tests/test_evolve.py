@@ -16,6 +16,7 @@ from transformers import GPTNeoXConfig, GPTNeoXForCausalLM
 
 import circuitlit.run.evolve as evolve
 from circuitlit.errors import UserError
+from circuitlit.evaluate.similarity import corrected_jaccard
 from circuitlit.finetune.mixture import KINDS, LISTS, VOCABULARY, mixture, mixture_pairs, mixture_tokenizer
 from circuitlit.finetune.pretrain import log_steps
 from circuitlit.graph import Circuit, EdgeScores, Graph
@@ -76,11 +77,14 @@ def test_a_series_end_to_end_and_interrupted_anywhere(
     rows = one["tasks"]["jsonl"]["rows"]
     assert [row["step"] for row in rows] == list(STEPS) and found["errors"] == []
     assert [row["likeness"]["last"]["corrected_jaccard"] for row in rows][-1] == 1
-    assert rows[0]["likeness"]["previous"] is None and rows[1]["likeness"]["previous"]["node_jaccard"] <= 1
+    assert rows[0]["likeness"]["previous"] is None and rows[1]["likeness"]["previous"]["nodes"]["jaccard"] <= 1
+    learned = one["tasks"]["jsonl"]["learned"]
+    assert learned["shared"] is None or learned["shared"]["nodes"]["p_holm"] >= learned["shared"]["nodes"]["rank_p"]
+    page = (whole / "evolve.html").read_text()
+    assert "eighbouring checkpoints" in page and "plotly" in page
     assert {row["circuit"]["n_edges"] for row in rows} == {round(0.3 * rows[0]["n_edges_total"])}
     assert one["causal"]["status"] == "OK" and len(one["causal"]["heads"]) <= 2
     assert one["tasks"]["jsonl"]["noise"]["n_circuits"] == 2
-    assert "plotly" in (whole / "evolve.html").read_text()
     made: list[str] = []
     work = evolve.task_cell
 
@@ -244,7 +248,10 @@ def test_likeness_by_hand() -> None:
     rows = follow(points)
     assert rows[0]["last"]["jaccard"] == pytest.approx(1 / 3) and rows[0]["last"]["weighted_jaccard"] == 1 / 3
     assert rows[1]["previous"]["edges_changed"] == 2 and rows[1]["previous"]["score_distance"] == 1
-    assert [row["edge_ewma"] for row in rows] == [None, pytest.approx(1 / 3), pytest.approx(2 / 3)]
+    alike = corrected_jaccard(points[0].circuit.kept, points[1].circuit.kept)
+    assert [row["edge_ewma"] for row in rows] == [None, pytest.approx(alike), pytest.approx((1 + alike) / 2)]
+    nodes = rows[1]["previous"]["nodes"]
+    assert nodes["jaccard"] == 1 and rows[1]["node_ewma"] == nodes["corrected"]
     assert smoothed([1.0, 0.0, 0.0]) == [1.0, 0.5, 0.25]
     speed = velocities([0, 1, 3], [0.5, math.nan], noise=0.1)
     assert np.allclose(speed, [0.4 / math.log(2), 0.4 / math.log(2), 0.0])

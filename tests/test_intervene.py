@@ -293,6 +293,10 @@ def test_generality_reverts_the_nodes_that_did_the_damage(local: Path, tuned: Pa
     call(*quick(local, tmp_path, *more), verb="generality")
     result = json.loads((tmp_path / "generality.json").read_text())
     assert result["overlap"][0][0] == result["overlap"][1][1] == pytest.approx(1)
+    (shared,) = result["shared"]
+    assert shared["of"] == ["new", "old"] and shared["edges"]["corrected"] == result["overlap"][0][1]
+    claims = [shared[part] for part in ("nodes", "edges", "gap")] + list(result["transfer"]["conflict"].values())
+    assert all(claim["p_holm"] >= claim["rank_p"] for claim in claims)
     values = [[cell["value"] for cell in row] for row in result["faithfulness"]]
     assert result["generality"] == pytest.approx((values[0][1] + values[1][0]) / (values[0][0] + values[1][1]))
     assert len(result["composites"]) == 2 and set(result["random"]) == {"new", "old"}

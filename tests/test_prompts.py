@@ -39,14 +39,17 @@ def test_table_overlap_and_page(finished: Path, capsys: pytest.CaptureFixture[st
     assert rows["union"]["n_edges"] == one.n_edges + two.n_edges - both
     (overlap,) = result["overlap"]
     assert overlap["shared"] == both
-    assert overlap["shared_by_chance"] == pytest.approx(one.n_edges * two.n_edges / one.kept.numel())
-    assert overlap["jaccard"] == pytest.approx(both / (one.n_edges + two.n_edges - both))
+    assert overlap["edges"]["jaccard"] == pytest.approx(both / (one.n_edges + two.n_edges - both))
+    assert all(0 < overlap[part]["p_holm"] <= 1 for part in ("nodes", "edges", "gap"))
+    page = write_prompts(finished).read_text()
+    assert ("nothing beyond chance" in page) == any(overlap[part]["p_holm"] >= 0.05 for part in ("nodes", "edges"))
+    assert ("Nodes stay while" in page) == (overlap["gap"]["p_holm"] < 0.05)
     for row in result["rows"]:
         assert set(row["on"]) == {"one", "two"}
     assert rows["full model"]["on"]["one"]["kl"]["value"] == pytest.approx(0, abs=1e-6)
     assert rows["full model"]["on"]["one"]["exact_match"]["value"] == 1
     assert rows["corrupted run"]["n_edges"] == 0
-    assert "intersection" in write_prompts(finished).read_text()
+    assert "intersection" in page
 
 
 def test_going_on_keeps_the_circuits(finished: Path, local: Path) -> None:

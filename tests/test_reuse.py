@@ -12,11 +12,13 @@ from test_compare import linear_subject, scored
 from circuitlit.compare import circuit_difference, node_modes
 from circuitlit.compare.likeness import centred_cosine, cka, js_divergence, likenesses
 from circuitlit.compare.reuse import Reuse, Swap, effect_left, reuse
-from circuitlit.compare.turnover import turnover
+from circuitlit.compare.turnover import Circuits, turnover
 from circuitlit.errors import UserError
 from circuitlit.evaluate import Estimate
+from circuitlit.evaluate.testing import with_holm
 from circuitlit.model import Subject
 from circuitlit.objective import Outcome
+from circuitlit.report.overlap import overlap_rows, overlap_sentence
 from circuitlit.report.reuse import reuse_sentence
 from circuitlit.tasks import Batch
 
@@ -186,11 +188,21 @@ def test_a_failed_swap_makes_edges_and_node_modified() -> None:
 
 
 def test_turnover_of_a_model_with_itself_and_with_another() -> None:
-    base = scored(Subject(tiny_model("gpt2", n_layer=2)), 40)
+    base = Circuits.of(scored(Subject(tiny_model("gpt2", n_layer=4)), 40), 39)
     same = turnover(base, base)
-    for part in (same.nodes, same.edges):
-        assert part.jaccard == part.corrected == 1 and part.kept.value == pytest.approx(1)
-    assert same.advantage.value == pytest.approx(0) and same.verdict == "nodes and edges change alike"
-    other = turnover(base, scored(Subject(tiny_model("gpt2", seed=3, n_layer=2)), 40))
+    assert same.nodes.kept.value == pytest.approx(1) and same.edges.kept.value == pytest.approx(1)
+    assert same.shared.nodes.jaccard == same.shared.edges.jaccard == 1 and same.shared.gap.p == 1
+    other = turnover(base, Circuits.of(scored(Subject(tiny_model("gpt2", seed=3, n_layer=4)), 40), 39, 1))
     assert other.edges.kept.high is not None and other.edges.kept.high < 1
-    assert other.edges.corrected < same.edges.corrected and 0 < other.nodes.chance < 1
+    assert other.shared.edges.corrected < 1 and 0 < other.shared.nodes.strictest.expected < 1
+
+
+def test_that_nodes_stay_is_only_said_where_the_test_says_so() -> None:
+    base = Circuits.of(scored(Subject(tiny_model("gpt2", n_layer=2)), 40), 39)
+    result = with_holm(turnover(base, base).to_dict())
+    assert result["gap"]["p_holm"] == 1 and "stay while edges change" not in overlap_sentence(result)
+    assert "is not supported" in overlap_sentence(result)
+    part = {**result["gap"], "p_holm": 0.001}
+    assert "Nodes stay while edges change" in overlap_sentence({**result, "gap": part})
+    rows = overlap_rows({**result, "nodes": {**result["nodes"], "p_holm": 0.2}})
+    assert rows[0][-1] == rows[2][-1] == "nothing beyond chance"

@@ -39,6 +39,7 @@ from circuitlit.discover import (
 from circuitlit.discover.sparse_difference import DifferenceLearner
 from circuitlit.errors import UserError
 from circuitlit.evaluate import consensus, similarity
+from circuitlit.evaluate.overlap import StandIns
 from circuitlit.graph import Circuit, EdgeScores, Graph, MaskLayout, export_circuit, load_circuit, top_k
 from circuitlit.graph.kinds import kind_of
 from circuitlit.masked import MaskedModel, References
@@ -95,6 +96,7 @@ def everything(circuit: Circuit, other: Circuit) -> dict[str, object]:
         "changed": changed_layers(circuit, other).tolist(),
         "composites": {name: kept.tolist() for name, kept in composites(circuit, other, COUNT).items()},
         "rows": rows,
+        "shared": StandIns.of(circuit, 39, 0).shared(StandIns.of(other, 39, 1)).to_dict(),
         "velocity": velocities([1, 2, 4], [row["previous"]["weighted_jaccard"] for row in rows[1:]], 0.0).tolist(),
         "difference": difference.to_dict(),
         "ratio": difference.ratio.nan_to_num(nan=-99).tolist(),

@@ -66,6 +66,8 @@ def test_a_story_is_told(local: Path, tmp_path: Path) -> None:
         assert told["held_out"]["accuracy_tuned"] == told["tuning"]["held_out"]["accuracy_tuned"]
     page = (tmp_path / "story.html").read_text()
     assert all(heading in page for heading, _ in suggestions(story)) and "What to freeze" in page
+    turnovers = [told["difference"]["turnover"] for told in story["ways"].values()]
+    assert page.count("base and tuned model: Jaccard") == 2 and all(one["gap"]["p_holm"] > 0 for one in turnovers)
     assert (story["status"] == "FAILED") == any(told["tuning"]["reason"] for told in story["ways"].values())
     # A story that was stopped goes on: what is there is not made again.
     (tmp_path / "parts" / "full_nodes.json").unlink()

@@ -70,8 +70,13 @@ def test_the_verb_compares_ways_to_tune(local: Path, tmp_path: Path, capsys: pyt
     assert set(result["runs"]) == {"sft lora", "sft full"} and len(result["pairs"]) == 1
     lora, full = (result["runs"][f"sft {kind}"]["weights"] for kind in ("lora", "full"))
     assert lora["modules"] > 0 and full["modules"] < full["of_modules"]
-    assert result["runs"]["sft full"]["from_base"]["edges"]["kept"]["value"] <= 1.2
-    assert "Gini" in (tmp_path / "out" / "tunings.html").read_text()
+    kept = result["runs"]["sft full"]["from_base"]["edges"]["kept"]["value"]
+    assert kept is None or kept <= 1.2
+    shared = [run["from_base"] for run in result["runs"].values()] + result["pairs"]
+    claims = [part["p_holm"] for one in shared for part in (one["nodes"], one["edges"], one["gap"])]
+    assert len(claims) == 9 and all(0 < p <= 1 for p in claims)
+    page = (tmp_path / "out" / "tunings.html").read_text()
+    assert "Gini" in page and ("Nodes stay while" in page) == any(one["gap"]["p_holm"] < 0.05 for one in shared)
     kept = Subject(AutoModelForCausalLM.from_pretrained(tmp_path / "full" / "tuned"))
     base = Subject(AutoModelForCausalLM.from_pretrained(local / "model"))
     moved = node_changes(list(weight_changes(base, kept)))

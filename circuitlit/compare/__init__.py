@@ -6,7 +6,6 @@ from circuitlit.compare.difference import (
     Resampled,
     change_rates,
     circuit_difference,
-    corrected_jaccard,
 )
 from circuitlit.compare.matrices import LowRank, MatrixChange, concentration, intruder_dimensions, matrix_change
 from circuitlit.compare.nodes import MODES, node_modes
@@ -23,7 +22,6 @@ __all__ = [
     "change_rates",
     "circuit_difference",
     "concentration",
-    "corrected_jaccard",
     "distribution",
     "intruder_dimensions",
     "matrix_change",

@@ -15,6 +15,7 @@ from jaxtyping import Bool, Float, Int
 from torch import Tensor
 
 from circuitlit.errors import UserError
+from circuitlit.evaluate.similarity import corrected_jaccard
 from circuitlit.graph import Circuit, EdgeScores, Graph, top_k
 from circuitlit.graph.scores import normalised
 from circuitlit.graph.select import edges_from
@@ -47,6 +48,11 @@ class Resampled:
         return Circuit.cut(self.scores, self.count)
 
     @cached_property
+    def kept(self) -> Bool[Tensor, "edge"]:
+        """The edges of the circuit of all pairs."""
+        return kept_edges(self.scores, self.count)
+
+    @cached_property
     def shares(self) -> Float[Tensor, "resample edge"]:
         """Each edge's share of the weight of each resample's circuit; 0 outside of it."""
         weights = [scores.weight * top_k(scores.order, self.count) for scores in self.resamples]
@@ -66,20 +72,6 @@ class Resampled:
 def kept_edges(scores: EdgeScores, count: int) -> Bool[Tensor, "edge"]:
     """The circuit of `count` masks as a set of edges; an edge without any score is in no circuit."""
     return (top_k(scores.order, count) & (scores.signed != 0)).any(0)
-
-
-def corrected_jaccard(one: Bool[Tensor, "edge"], other: Bool[Tensor, "edge"]) -> float:
-    """Jaccard overlap of two sets, corrected for chance: 1 for equal sets, 0 on average for random ones.
-
-    `(J - E[J]) / (1 - E[J])`, with E[J] from the expected intersection `|A| |B| / N` of random sets of these sizes.
-    """
-    a, b, both, total = int(one.sum()), int(other.sum()), int((one & other).sum()), one.numel()
-    if a + b == 0 or a == b == total:
-        return 1.0
-    by_chance = a * b / total
-    expected = by_chance / (a + b - by_chance)
-    jaccard = both / (a + b - both)
-    return (jaccard - expected) / (1 - expected) if expected < 1 else 1.0
 
 
 @dataclass(frozen=True)
@@ -182,7 +174,7 @@ def circuit_difference(
         corrected_jaccard(one, other) for model in (base, tuned) for one, other in combinations(model.circuits, 2)
     ]
     overlaps = torch.tensor(within, dtype=torch.float64)
-    distance = 1 - corrected_jaccard(kept_edges(base.scores, base.count), kept_edges(tuned.scores, tuned.count))
+    distance = 1 - corrected_jaccard(base.kept, tuned.kept)
     median = float((1 - overlaps).median())
     return CircuitDifference(
         graph=graph,

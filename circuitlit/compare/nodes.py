@@ -9,7 +9,8 @@ import torch
 from jaxtyping import Bool
 from torch import Tensor
 
-from circuitlit.compare.difference import CircuitDifference, Resampled, corrected_jaccard, kept_edges, log_ratio
+from circuitlit.compare.difference import CircuitDifference, Resampled, log_ratio
+from circuitlit.evaluate.similarity import corrected_jaccard
 from circuitlit.graph import Graph
 
 MODES = ("absent", "new", "lost", "full", "enhanced", "modified", "uncertain")
@@ -41,7 +42,7 @@ def node_modes(
     graph = difference.graph
     around = _around(graph)
     present = [torch.stack([(m.circuits & own).any(1).float().mean() for own in around]) for m in (base, tuned)]
-    kept = [kept_edges(m.scores, m.count) for m in (base, tuned)]
+    kept = [base.kept, tuned.kept]
     modes = {}
     for writer, name in enumerate(graph.writers):
         before, after = float(present[0][writer]), float(present[1][writer])

@@ -24,12 +24,21 @@ def random_circuit(graph: Graph, count: int, seed: int, copies: int = 1) -> Bool
 def redrawn(
     kept: Bool[Tensor, "edge"], labels: Int[Tensor, "edge"], draws: int, seed: int
 ) -> Bool[Tensor, "draw edge"]:
-    """Random sets of edges, each with as many edges under every label as `kept` has.
+    """Random sets of edges, each with as many edges under every label as `kept` has."""
+    random = np.random.default_rng(seed)
+    some = max(1, AT_ONCE // len(kept))
+    parts = [_redrawn(kept.numpy(), labels.numpy(), min(some, draws - done), random) for done in range(0, draws, some)]
+    return torch.from_numpy(np.concatenate(parts))
+
+
+def _redrawn(
+    edges: Bool[np.ndarray, "edge"], own: Int[np.ndarray, "edge"], draws: int, random: np.random.Generator
+) -> Bool[np.ndarray, "draw edge"]:
+    """Some of them at once.
 
     Places are drawn with replacement and those that hit a taken edge again, which is drawing without replacement. Where
     a label keeps more than half of its edges, the absent ones are drawn instead.
     """
-    edges, own = kept.numpy(), labels.numpy()
     order, sizes = np.argsort(own, kind="stable"), np.bincount(own)
     counts = np.bincount(own[edges], minlength=len(sizes))
     inverted = counts > sizes / 2
@@ -38,14 +47,13 @@ def redrawn(
     owner = np.empty(len(taken), dtype=np.int64)
     label = np.tile(np.repeat(np.arange(len(sizes)), few), draws)
     row = np.repeat(np.arange(draws) * len(edges), few.sum())
-    random = np.random.default_rng(seed)
     while len(label):
         place = row + order[starts[label] + (random.random(len(label)) * sizes[label]).astype(np.int64)]
         owner[place] = np.arange(len(place))
         won = ~taken[place] & (owner[place] == np.arange(len(place)))  # of equal new places one wins
         taken[place] = True
         label, row = label[~won], row[~won]
-    return torch.from_numpy(taken.reshape(draws, -1) ^ inverted[own])
+    return taken.reshape(draws, -1) ^ inverted[own]
 
 
 def shuffled_circuit(graph: Graph, kept: Bool[Tensor, "copies edge"], seed: int) -> Bool[Tensor, "copies edge"]:

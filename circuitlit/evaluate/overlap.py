@@ -1,4 +1,4 @@
-"""How far two circuits share nodes and edges, beside what circuits with nothing in common share.
+"""What circuits share of nodes and edges, beside what circuits with nothing in common share.
 
 A node is in a circuit where any edge leaves it, so that even unrelated circuits share most of their nodes. What an
 overlap says is therefore how far it lies above that with random stand-ins: one circuit stays, the other is replaced by
@@ -8,23 +8,36 @@ and share them for that reason alone.) An overlap is beyond chance only where it
 
 from __future__ import annotations
 
-from dataclasses import asdict, dataclass
+from collections.abc import Mapping, Sequence
+from dataclasses import dataclass, replace
 from functools import cache, cached_property
+from itertools import combinations
 from typing import Any
 
 import numpy as np
 import torch
 from jaxtyping import Bool, Float, Int
-from scipy.stats import hypergeom
 from torch import Tensor
 
 from circuitlit.evaluate.controls import redrawn, shuffles
-from circuitlit.evaluate.similarity import beyond_chance, chance_jaccard
-from circuitlit.evaluate.testing import rank_p
-from circuitlit.graph import Graph
+from circuitlit.evaluate.similarity import beyond_chance
+from circuitlit.evaluate.testing import enough_draws, rank_p
+from circuitlit.graph import Circuit, Graph
 
 NULLS = ("uniform", "layers", "blocks")  # of nodes, from the one that keeps least to the one that keeps most
+TESTS = 3  # of every two circuits: nodes, edges, nodes beyond what the shared edges bring
 DRAWS = 199
+ROUNDING = 1e-9  # of means of equal numbers
+
+
+def draws_for(comparisons: int, others: int = 0) -> int:
+    """Stand-ins with which every test can be significant after Holm's correction for all claims of a result.
+
+    Args:
+        comparisons: of two circuits (or of several such pairs by their mean).
+        others: claims beside those.
+    """
+    return max(DRAWS, enough_draws(TESTS * comparisons + others))
 
 
 @dataclass(frozen=True)
@@ -32,30 +45,38 @@ class Chance:
     """An overlap under one null.
 
     Attributes:
-        expected: mean Jaccard index of a circuit and the other's stand-ins.
-        low, high: 2.5 and 97.5 % quantiles.
-        corrected: J* = (J - expected) / (1 - expected) of the overlap found: 1 is the same set, 0 what chance gives.
-        p: probability of an overlap at least as large; the larger one of both directions.
+        value: Jaccard index of the circuits.
+        drawn: that with stand-ins for the second circuit, and with stand-ins for the first.
     """
 
-    expected: float
-    low: float
-    high: float
-    corrected: float
-    p: float
+    value: float
+    drawn: tuple[Float[Tensor, "draw"], Float[Tensor, "draw"]]
 
-    @classmethod
-    def of(cls, value: float, *directions: Float[Tensor, "draw"]) -> Chance:
-        """From draws in which one circuit stays, and draws in which the other does."""
-        drawn = torch.cat(directions)
-        low, high = drawn.quantile(torch.tensor([0.025, 0.975], dtype=drawn.dtype)).tolist()
-        p = max(rank_p(value, draws.tolist()) for draws in directions)
-        return cls(float(drawn.mean()), low, high, beyond_chance(value, float(drawn.mean())), p)
+    @property
+    def expected(self) -> float:
+        """Mean with stand-ins."""
+        return float(torch.cat(self.drawn).mean())
+
+    @property
+    def corrected(self) -> float:
+        """J* = (J - expected) / (1 - expected): 1 is the same set, 0 what chance gives."""
+        return beyond_chance(self.value, self.expected)
+
+    @property
+    def p(self) -> float:
+        """Probability of an overlap at least as large; the larger one of both directions."""
+        return max(rank_p(self.value - ROUNDING, draws.tolist()) for draws in self.drawn)
+
+    def to_dict(self) -> dict[str, float]:
+        """Plain types; low and high are 2.5 and 97.5 % quantiles."""
+        both = torch.cat(self.drawn)
+        low, high = both.quantile(torch.tensor([0.025, 0.975], dtype=both.dtype)).tolist()
+        return {"expected": self.expected, "low": low, "high": high, "corrected": self.corrected, "p": self.p}
 
 
 @dataclass(frozen=True)
 class Overlap:
-    """Two circuits as sets of nodes, or of edges.
+    """Two circuits as sets of nodes, or of edges; or the mean over several such pairs.
 
     Attributes:
         total: nodes or edges of the graph.
@@ -65,23 +86,88 @@ class Overlap:
     """
 
     total: int
-    sizes: tuple[int, int]
+    sizes: tuple[float, float]
     jaccard: float
     chance: dict[str, Chance]
+
+    @classmethod
+    def of(
+        cls,
+        ours: Bool[Tensor, "item"],
+        theirs: Bool[Tensor, "item"],
+        nulls: dict[str, tuple[Bool[Tensor, "draw item"], Bool[Tensor, "draw item"]]],
+    ) -> Overlap:
+        """With stand-ins for ours and for theirs under each null."""
+        value = float(jaccards(ours[None], theirs[None]))
+        chance = {
+            name: Chance(value, (jaccards(ours[None], for_theirs)[0], jaccards(theirs[None], for_ours)[0]))
+            for name, (for_ours, for_theirs) in nulls.items()
+        }
+        return cls(len(ours), (int(ours.sum()), int(theirs.sum())), value, chance)
+
+    @classmethod
+    def mean(cls, found: Sequence[Overlap]) -> Overlap:
+        """The mean Jaccard index of several pairs; its draws are means over the pairs, too."""
+        value = sum(one.jaccard for one in found) / len(found)
+        chance = {}
+        for null in found[0].chance:
+            first, second = ([one.chance[null].drawn[way] for one in found] for way in (0, 1))
+            chance[null] = Chance(value, (torch.stack(first).mean(0), torch.stack(second).mean(0)))
+        ours, theirs = (sum(one.sizes[side] for one in found) / len(found) for side in (0, 1))
+        return cls(found[0].total, (ours, theirs), value, chance)
+
+    @property
+    def strictest(self) -> Chance:
+        """The null that leaves least of the overlap."""
+        return min(self.chance.values(), key=lambda null: null.corrected)
+
+    @property
+    def corrected(self) -> float:
+        """J* under the strictest null."""
+        return self.strictest.corrected
 
     @property
     def p(self) -> float:
         """Probability of such an overlap under the null that explains it best."""
         return max(null.p for null in self.chance.values())
 
-    @property
-    def corrected(self) -> float:
-        """J* under the null that leaves least of it."""
-        return min(null.corrected for null in self.chance.values())
+    def to_dict(self) -> dict[str, Any]:
+        """Plain types; `expected` and `corrected` are of the strictest null."""
+        return {
+            "total": self.total,
+            "sizes": list(self.sizes),
+            "jaccard": self.jaccard,
+            "expected": self.strictest.expected,
+            "corrected": self.corrected,
+            "chance": {name: null.to_dict() for name, null in self.chance.items()},
+        }
+
+
+@dataclass(frozen=True)
+class Shared:
+    """What two circuits share; or the mean over several such pairs.
+
+    Attributes:
+        nodes: beside nodes of circuits that have nothing in common.
+        edges: beside chance: "uniform", and "degrees", where every node keeps its number of edges: do the circuits
+            share more edges than follows from their nodes?
+        gap: the nodes again, beside circuits that share as many edges: do nodes stay while edges change? A circuit that
+            keeps some edges keeps the nodes that they leave; only an overlap above that is nodes that stay.
+    """
+
+    nodes: Overlap
+    edges: Overlap
+    gap: Overlap
+
+    @classmethod
+    def mean(cls, found: Sequence[Shared]) -> Shared:
+        """Of several pairs of circuits."""
+        return cls(*(Overlap.mean([getattr(one, name) for one in found]) for name in ("nodes", "edges", "gap")))
 
     def to_dict(self) -> dict[str, Any]:
-        """Plain types; `rank_p` is p, to be corrected with the other claims of a result."""
-        return {**asdict(self), "corrected": self.corrected, "rank_p": self.p}
+        """Plain types, three claims: each one's `rank_p` is to be corrected with the other claims of a result."""
+        parts = {"nodes": self.nodes, "edges": self.edges, "gap": self.gap}
+        return {name: {**part.to_dict(), "rank_p": part.p} for name, part in parts.items()}
 
 
 @dataclass(frozen=True)
@@ -90,9 +176,9 @@ class StandIns:
 
     Attributes:
         graph: the edges' order.
-        kept: the circuit's edges.
+        kept: the circuit's edges; token roles are joined.
         draws: random sets under each null.
-        seed: of the draws.
+        seed: of the draws; two circuits that are compared have different ones.
     """
 
     graph: Graph
@@ -100,17 +186,22 @@ class StandIns:
     draws: int = DRAWS
     seed: int = 0
 
+    @classmethod
+    def of(cls, circuit: Circuit, draws: int = DRAWS, seed: int = 0) -> StandIns:
+        """For a circuit."""
+        return cls(circuit.graph, circuit.kept.any(0), draws, seed)
+
     @cached_property
-    def nodes(self) -> Bool[Tensor, "writer"]:
+    def nodes(self) -> Bool[Tensor, "node"]:
         """The circuit's nodes."""
         return circuit_nodes(self.graph, self.kept[None])[0]
 
     @cached_property
-    def random_nodes(self) -> dict[str, Bool[Tensor, "draw writer"]]:
+    def random_nodes(self) -> dict[str, Bool[Tensor, "draw node"]]:
         """Nodes of stand-ins for a circuit compared with one that is unrelated, by null."""
         return {null: self.nodes_given(None, null) for null in NULLS}
 
-    def nodes_given(self, other: Bool[Tensor, "edge"] | None, null: str) -> Bool[Tensor, "draw writer"]:
+    def nodes_given(self, other: Bool[Tensor, "edge"] | None, null: str) -> Bool[Tensor, "draw node"]:
         """Nodes of stand-ins that share as many edges with another circuit as this one does.
 
         They are the other circuit with as many edges exchanged at random as are exchanged in this one.
@@ -125,78 +216,73 @@ class StandIns:
         labels = labels if other is None else 2 * labels + other.long()
         return circuit_nodes(self.graph, redrawn(self.kept, labels, self.draws, self.seed))
 
+    @property
+    def random_edges(self) -> Bool[Tensor, "draw edge"]:
+        """Stand-ins drawn uniformly."""
+        return redrawn(self.kept, _labels(self.graph)["uniform"], self.draws, self.seed)
+
     @cached_property
     def shuffled(self) -> Bool[Tensor, "draw edge"]:
         """Edges of stand-ins in which every node has as many edges as it has in the circuit."""
         return shuffles(self.graph, self.kept, self.draws, self.seed)
 
+    def shared(self, other: StandIns) -> Shared:
+        """What this circuit and another one of the same graph share."""
+        return Shared(self.node_overlap(other), self.edge_overlap(other), self.gap(other))
 
-def node_overlap(ours: StandIns, theirs: StandIns) -> Overlap:
-    """Nodes that two circuits share, beside those that one shares with stand-ins for the other."""
-    nulls = {null: (ours.random_nodes[null], theirs.random_nodes[null]) for null in NULLS}
-    return _overlap(ours.nodes, theirs.nodes, nulls)
+    def gap(self, other: StandIns) -> Overlap:
+        """`Shared.gap` alone."""
+        given = {null: (self.nodes_given(other.kept, null), other.nodes_given(self.kept, null)) for null in NULLS}
+        return Overlap.of(self.nodes, other.nodes, given)
+
+    def node_overlap(self, other: StandIns) -> Overlap:
+        """`Shared.nodes` alone."""
+        apart = {null: (self.random_nodes[null], other.random_nodes[null]) for null in NULLS}
+        return Overlap.of(self.nodes, other.nodes, apart)
+
+    def edge_overlap(self, other: StandIns) -> Overlap:
+        """`Shared.edges` alone."""
+        found = Overlap.of(self.kept, other.kept, {"degrees": (self.shuffled, other.shuffled)})
+        return replace(found, chance={"uniform": self._uniform(other), **found.chance})
+
+    def _uniform(self, other: StandIns) -> Chance:
+        """Beside `random_edges`, which need not be drawn: the number that two circuits share is hypergeometric."""
+        ours, theirs, both = int(self.kept.sum()), int(other.kept.sum()), int((self.kept & other.kept).sum())
+        random = np.random.default_rng((self.seed, other.seed))
+        counts = random.hypergeometric(ours, len(self.kept) - ours, theirs, (2, self.draws))
+        drawn = torch.from_numpy(counts / np.maximum(1, ours + theirs - counts))
+        return Chance(both / max(1, ours + theirs - both), (drawn[0], drawn[1]))
 
 
-def node_overlap_given_edges(ours: StandIns, theirs: StandIns) -> Overlap:
-    """Nodes that two circuits share, beside those left where as many edges are exchanged at random: do nodes stay?
+def shared_by_pairs(circuits: Mapping[str, Circuit], seed: int = 0, others: int = 0) -> dict[tuple[str, str], Shared]:
+    """What every two of some circuits of one graph share.
 
-    A circuit that keeps some edges keeps the nodes that they leave; only an overlap above that is nodes that stay.
+    Args:
+        circuits: by name.
+        seed: of the stand-ins.
+        others: claims of the same result beside these.
     """
-    nulls = {null: (ours.nodes_given(theirs.kept, null), theirs.nodes_given(ours.kept, null)) for null in NULLS}
-    return _overlap(ours.nodes, theirs.nodes, nulls)
+    draws = draws_for(len(circuits) * (len(circuits) - 1) // 2, others)
+    sides = {name: StandIns.of(own, draws, seed + number) for number, (name, own) in enumerate(circuits.items())}
+    return {(one, two): sides[one].shared(sides[two]) for one, two in combinations(sides, 2)}
 
 
-def edge_overlap(ours: StandIns, theirs: StandIns) -> Overlap:
-    """Edges that two circuits share, beside chance: "uniform", which is exact, and "degrees".
-
-    Under "degrees" one circuit is shuffled so that every node keeps its number of edges: do the circuits share more
-    edges than follows from their nodes?
-    """
-    found = _overlap(ours.kept, theirs.kept, {"degrees": (ours.shuffled, theirs.shuffled)})
-    uniform = _uniform(*found.sizes, int((ours.kept & theirs.kept).sum()), found.total)
-    return Overlap(found.total, found.sizes, found.jaccard, {"uniform": uniform, **found.chance})
-
-
-def circuit_nodes(graph: Graph, kept: Bool[Tensor, "circuit edge"]) -> Bool[Tensor, "circuit writer"]:
-    """Nodes that any edge of a circuit leaves, whether or not it is on a path from the input to the logits.
+def circuit_nodes(graph: Graph, kept: Bool[Tensor, "circuit edge"]) -> Bool[Tensor, "circuit node"]:
+    """Heads and MLPs that any edge of a circuit leaves, whether or not it is on a path from the input to the logits.
 
     Random sets of edges have few such paths: their nodes would be fewer for a reason that says nothing of nodes.
     """
     circuit, edge = np.divmod(np.flatnonzero(kept.numpy()), graph.n_edges)
-    nodes = torch.zeros(len(kept), graph.n_writers, dtype=torch.bool)
-    nodes[torch.from_numpy(circuit), graph.writer_of[edge]] = True
-    return nodes
+    writers = torch.zeros(len(kept), graph.n_writers, dtype=torch.bool)
+    writers[torch.from_numpy(circuit), graph.writer_of[edge]] = True
+    return writers[:, graph.inputs :]
 
 
 def jaccards(ours: Bool[Tensor, "one item"], theirs: Bool[Tensor, "two item"]) -> Float[Tensor, "one two"]:
     """Jaccard index of every two sets."""
-    shared = (ours.float() @ theirs.float().T).double()
+    shared = torch.stack([theirs[:, one].sum(1) for one in ours]).double()
     union = ours.sum(1)[:, None] + theirs.sum(1) - shared
     return torch.where(union > 0, shared / union, 1.0)
-
-
-def _overlap(
-    ours: Bool[Tensor, "item"],
-    theirs: Bool[Tensor, "item"],
-    nulls: dict[str, tuple[Bool[Tensor, "draw item"], Bool[Tensor, "draw item"]]],
-) -> Overlap:
-    """With stand-ins for either circuit under each null."""
-    value = float(jaccards(ours[None], theirs[None]))
-    chance = {
-        name: Chance.of(value, jaccards(ours[None], for_theirs)[0], jaccards(theirs[None], for_ours)[0])
-        for name, (for_ours, for_theirs) in nulls.items()
-    }
-    return Overlap(len(ours), (int(ours.sum()), int(theirs.sum())), value, chance)
-
-
-def _uniform(ours: int, theirs: int, shared: int, total: int) -> Chance:
-    """Edges drawn uniformly: the number that two circuits share is hypergeometric."""
-    null = hypergeom(total, ours, theirs)
-    value, low, high = (
-        float(number / max(1, ours + theirs - number)) for number in (shared, *null.ppf([0.025, 0.975]))
-    )
-    expected = chance_jaccard(min(ours, theirs), max(ours, theirs), total)
-    return Chance(expected, low, high, beyond_chance(value, expected), min(1.0, float(null.sf(shared - 1))))
 
 
 @cache

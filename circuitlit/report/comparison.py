@@ -15,7 +15,8 @@ from rich.text import Text
 from circuitlit.compare import LABELS
 from circuitlit.report.behaviour import behaviour_table
 from circuitlit.report.figures import BLUE, GREEN, GREY, ORANGE, PINK, RED, finish
-from circuitlit.report.reuse import claim, reuse_sentence, section, tables
+from circuitlit.report.overlap import overlap_sentence
+from circuitlit.report.reuse import reuse_sentence, section, tables
 from circuitlit.report.table import Metric, count, percent
 
 COLOURS = {
@@ -54,7 +55,7 @@ def print_comparison(result: dict, console: Console) -> None:
     )
     for table in tables(result):
         console.print(table)
-    console.print(claim(result["turnover"]))
+    console.print(overlap_sentence(result["turnover"]))
     if result["reuse"]:
         console.print(reuse_sentence(result["reuse"]))
 

@@ -10,7 +10,7 @@ from typing import Any
 import plotly.graph_objects as go
 from plotly.subplots import make_subplots
 
-from circuitlit.report.evolution_table import algorithm_lines, causal_lines, stages_text
+from circuitlit.report.evolution_table import algorithm_lines, causal_lines, neighbours_text, stages_text
 from circuitlit.report.figures import BLUE, GREEN, GREY, ORANGE, PINK, RED, finish
 from circuitlit.report.scaling_figure import scaling_figure
 from circuitlit.report.size_tables import size_tables
@@ -28,7 +28,7 @@ def write_evolution_page(result: dict[str, Any], path: Path) -> Path:
     lines = [html.escape(f"{series['name']}: {text}") for series in result["series"] for text in causal_lines(series)]
     for series in result["series"]:
         lines += [
-            html.escape(f"{series['name']}, {task}: {stages_text(entry['stages'])}")
+            html.escape(f"{series['name']}, {task}: {stages_text(entry['stages'])} {neighbours_text(entry['learned'])}")
             for task, entry in series["tasks"].items()
         ]
         lines += [

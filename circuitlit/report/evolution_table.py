@@ -9,6 +9,7 @@ from rich.console import Console
 from rich.table import Table
 from rich.text import Text
 
+from circuitlit.report.overlap import overlap_sentence
 from circuitlit.report.size_tables import size_tables, tokens_text
 from circuitlit.report.table import Metric, count
 
@@ -20,6 +21,7 @@ def print_evolution(result: dict[str, Any], console: Console) -> None:
             if entry["rows"]:
                 console.print(_table(series, task, entry, result["faithfulness"], console.width))
                 console.print(Text(f"  {stages_text(entry['stages'])}"), soft_wrap=True)
+                console.print(Text(f"  {neighbours_text(entry['learned'])}"), soft_wrap=True)
                 for text in algorithm_lines(entry):
                     console.print(Text(f"  {text}"), soft_wrap=True)
         if series["heads"]["rows"]:
@@ -46,7 +48,7 @@ def _table(series: dict[str, Any], task: str, entry: dict[str, Any], target: flo
     total = entry["rows"][0]["n_edges_total"]
     table = _empty(f"{series['name']}, {task}: {count(total)} edges")
     wide, faithful = width >= 100, f"edges for\n{target:.0%}"
-    headings = ("step", "tokens", "accuracy", faithful, "raw", "nodes", "J* to\nbefore", "J* to\nlast", "node\nEWMA")
+    headings = ("step", "tokens", "accuracy", faithful, "raw", "nodes", "J* to\nbefore", "J* to\nlast", "node J*\nEWMA")
     for heading in headings:
         table.add_column(heading, justify="right", no_wrap=True)
     for row in entry["rows"]:
@@ -65,6 +67,13 @@ def _table(series: dict[str, Any], task: str, entry: dict[str, Any], target: flo
             _number(alike["node_ewma"]),
         )
     return table
+
+
+def neighbours_text(learned: dict[str, Any]) -> str:
+    """What circuits share with those of the checkpoint before, from emergence on."""
+    if learned["shared"] is None:
+        return "What neighbouring checkpoints share was not tested: fewer than two from emergence on."
+    return f"Neighbouring checkpoints from emergence on, mean. {overlap_sentence(learned['shared'])}"
 
 
 def _heads_table(series: dict[str, Any]) -> Table:

@@ -13,12 +13,13 @@ from rich.table import Table
 from rich.text import Text
 
 from circuitlit.report.figures import finish
+from circuitlit.report.overlap import overlap_sentence
 from circuitlit.report.simple_page import write_simple_page
 from circuitlit.report.table import Metric
 
 TITLES = {
     "faithfulness": "faithfulness of circuit (row) on task (column)",
-    "overlap": "overlap of the circuits beyond chance",
+    "overlap": "overlap of the circuits' edges, corrected for chance (0 as by chance, 1 the same)",
     "lost": "share of the task (column) lost without the circuit (row)",
 }
 
@@ -53,6 +54,7 @@ def sentences(result: dict) -> list[str]:
     for entry in result["composites"]:
         on = ", ".join(f"{name} {_cell(value)}" for name, value in entry["faithfulness"].items())
         made.append(f"{entry['kind']} of {' and '.join(entry['of'])}, {entry['n_edges']:,} edges: {on}.")
+    made += [f"{' and '.join(pair['of'])}: {overlap_sentence(pair)}" for pair in result["shared"]]
     made += prevention_sentences(result.get("prevention"))
     transfer = result["transfer"]
     if transfer is None:

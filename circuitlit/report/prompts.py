@@ -11,6 +11,7 @@ from rich.console import Console
 from rich.table import Table
 from rich.text import Text
 
+from circuitlit.report.overlap import overlap_sentence
 from circuitlit.report.simple_page import write_simple_page
 from circuitlit.report.table import Metric, count
 
@@ -51,10 +52,7 @@ def sentences(result: dict) -> list[str]:
     made = []
     for entry in result["overlap"]:
         one, two = entry["of"]
-        made.append(
-            f"{one} and {two} share {entry['shared']:,} edges, by chance {entry['shared_by_chance']:,.1f}; Jaccard "
-            f"{entry['jaccard']:.3f}, by chance {entry['jaccard_by_chance']:.4f}."
-        )
+        made.append(f"{one} and {two} share {entry['shared']:,} edges. {overlap_sentence(entry)}")
     for name, found in (result["untuned_behaviour"] or {}).items():
         after = Metric.of(result["behaviour"][name]["accuracy"])
         made.append(f"{name}: accuracy on validation pairs {Metric.of(found['accuracy'])} untuned, {after} tuned.")

@@ -10,40 +10,18 @@ from rich.table import Table
 from rich.text import Text
 
 from circuitlit.report.figures import BLUE, GREEN, GREY, ORANGE, PINK, RED, finish
-from circuitlit.report.table import Metric, count
+from circuitlit.report.overlap import OVERLAP_HEADINGS, overlap_rows, overlap_sentence
+from circuitlit.report.table import Metric
 
-OVERLAP_HEADINGS = (
-    "what",
-    "base / tuned",
-    "Jaccard",
-    "by chance",
-    "corrected",
-    "between models",
-    "within a model",
-    "kept",
-)
+STABILITY_HEADINGS = ("what", "between models", "within a model", "kept")
 NODE_HEADINGS = ("node", "CKA (null)", "cosine", "attention", "base's in tuned", "tuned's in base", "verdict")
 COLOURS = {"same": GREEN, "unlike but fits": BLUE, "like another": ORANGE, "changed": RED, "uncertain": PINK}
 
 
-def overlap_rows(turnover: dict) -> list[tuple[str, ...]]:
-    """Nodes and edges, one row each."""
-    rows = []
-    for name in ("nodes", "edges"):
-        own = turnover[name]
-        plain = (f"{own[key]:.3f}" for key in ("jaccard", "chance", "corrected"))
-        estimates = (str(Metric.of(own[key])) for key in ("between", "within", "kept"))
-        rows.append((name, f"{count(own['base'])} / {count(own['tuned'])}", *plain, *estimates))
-    return rows
-
-
-def claim(turnover: dict) -> str:
-    """The claim that nodes stay while edges change, in one sentence."""
-    gap = Metric.of(turnover["advantage"])
-    return (
-        f"Nodes stay, edges change? Plain Jaccard overlaps differ by {turnover['stated']:.3f}; corrected for chance "
-        f"and for what resampling does, nodes keep {gap} more of their overlap than edges: {turnover['verdict']}."
-    )
+def stability_rows(turnover: dict) -> list[tuple[str, ...]]:
+    """How much of nodes and of edges stays, beside what resampling the pairs leaves."""
+    keys = ("between", "within", "kept")
+    return [(name, *(str(Metric.of(turnover[name][key])) for key in keys)) for name in ("nodes", "edges")]
 
 
 def node_rows(reuse: dict, most: int = 12) -> list[tuple[str, ...]]:
@@ -83,7 +61,11 @@ def reuse_sentence(reuse: dict) -> str:
 
 def tables(result: dict) -> list[Table]:
     """For the terminal."""
-    made = [_table("overlap of the circuits", OVERLAP_HEADINGS, overlap_rows(result["turnover"]))]
+    turnover = result["turnover"]
+    made = [
+        _table("overlap of the circuits", OVERLAP_HEADINGS, overlap_rows(turnover)),
+        _table("corrected overlap of circuits of other resamples", STABILITY_HEADINGS, stability_rows(turnover)),
+    ]
     if result["reuse"]:
         made.append(_table("nodes swapped", NODE_HEADINGS, node_rows(result["reuse"])))
     return made
@@ -100,8 +82,11 @@ def _table(title: str, headings: tuple[str, ...], rows: list[tuple[str, ...]]) -
 
 def section(result: dict) -> str:
     """For the page."""
-    html = "<h2>Overlap of the circuits</h2>" + _html(OVERLAP_HEADINGS, overlap_rows(result["turnover"]))
-    html += f"<p>{escape(claim(result['turnover']))}</p>"
+    turnover = result["turnover"]
+    html = "<h2>Overlap of the circuits</h2>" + _html(OVERLAP_HEADINGS, overlap_rows(turnover))
+    html += f"<p>{escape(overlap_sentence(turnover))}</p>"
+    html += "<p>Corrected overlap of circuits of other resamples of the pairs:</p>"
+    html += _html(STABILITY_HEADINGS, stability_rows(turnover))
     if result["reuse"]:
         html += f"<h2>Reuse of nodes</h2><p>{escape(reuse_sentence(result['reuse']))}</p>"
         html += _html(NODE_HEADINGS, node_rows(result["reuse"], most=100))

@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 from collections.abc import Sequence
-from dataclasses import dataclass
+from dataclasses import dataclass, field
 from itertools import combinations
 from pathlib import Path
 from typing import Any
@@ -12,10 +12,13 @@ import plotly.graph_objects as go
 from plotly.subplots import make_subplots
 
 from circuitlit.errors import UserError
+from circuitlit.evaluate.overlap import StandIns, draws_for
 from circuitlit.evaluate.similarity import similarity
+from circuitlit.evaluate.testing import with_holm
 from circuitlit.report.artefacts import Run, read_run
 from circuitlit.report.evolution_figure import STAGE_COLOURS, stage_rows
 from circuitlit.report.figures import BLUE, GREEN, GREY, ORANGE, PINK, RED, SCALE, finish, series
+from circuitlit.report.overlap import overlap_sentence
 from circuitlit.report.page import render, save_page
 from circuitlit.report.table import Metric, columns, count, entry_of, percent
 from circuitlit.timeline.agreement import Agreement, agreement
@@ -34,12 +37,19 @@ class Pair:
         reason: why they cannot be compared; empty where they can.
         values: Jaccard index, the same corrected for chance, share of the smaller one in the larger, rank correlation
             of the scores of all edges that either keeps.
+        shared: nodes and edges beside chance.
     """
 
     first: str
     second: str
     reason: str = ""
     values: dict[str, float] | None = None
+    shared: dict[str, Any] = field(default_factory=dict)
+
+    @property
+    def sentence(self) -> str:
+        """What they share, in words."""
+        return overlap_sentence(self.shared)
 
 
 def write_runs_page(folders: Sequence[Path], path: Path) -> Path:
@@ -57,14 +67,15 @@ def write_runs_page(folders: Sequence[Path], path: Path) -> Path:
     runs = [read_run(folder) for folder in folders]
     names = run_names(folders)
     evolved = [(name, run.evolution) for name, run in zip(names, runs, strict=True) if run.evolution]
-    figures = {"overlap": overlap_figure(names, circuit_pairs(names, runs)), "curves": curves_figure(names, runs)}
+    pairs = circuit_pairs(names, runs)
+    figures = {"overlap": overlap_figure(names, pairs), "curves": curves_figure(names, runs)}
     if evolved:
         figures["stages"] = stages_figure(evolved)
     values = {
         "names": names,
         "heading": columns(runs[0].result),
         "rows": [(name, run, _metrics(run, columns(runs[0].result))) for name, run in zip(names, runs, strict=True)],
-        "pairs": circuit_pairs(names, runs),
+        "pairs": pairs,
         "agreement": stages_agreement([evolution for _, evolution in evolved]),
         "stages": [(name, stage_rows(evolution)) for name, evolution in evolved],
         "count": count,
@@ -85,12 +96,17 @@ def run_names(folders: Sequence[Path]) -> list[str]:
 
 def circuit_pairs(names: Sequence[str], runs: Sequence[Run]) -> list[Pair]:
     """Every two runs' circuits, compared where their graphs and token roles are the same."""
-    pairs = []
+    pairs, draws = [], draws_for(len(runs) * (len(runs) - 1) // 2)
+    sides = {
+        name: StandIns.of(run.circuit, draws, seed) for seed, (name, run) in enumerate(zip(names, runs, strict=True))
+    }
     for (first, one), (second, two) in combinations(zip(names, runs, strict=True), 2):
         try:
-            pairs.append(Pair(first, second, values=similarity(one.circuit, two.circuit)))
+            values = similarity(one.circuit, two.circuit)
+            pairs.append(Pair(first, second, "", values, sides[first].shared(sides[second]).to_dict()))
         except ValueError as error:
             pairs.append(Pair(first, second, reason=str(error)))
+    with_holm([pair.shared for pair in pairs])
     return pairs
 
 

@@ -17,7 +17,7 @@ def scaling_figure(result: dict[str, Any]) -> go.Figure | None:
     series = [one for one in result["series"] if one["n_parameters"] is not None]
     if len({one["n_parameters"] for one in series}) < 2:
         return None
-    titles = ("tokens (or steps) to emergence", "nodes of the smallest circuit", "likeness of neighbours (nodes)")
+    titles = ("tokens (or steps) to emergence", "nodes of the smallest circuit", "overlap of neighbours (J* of nodes)")
     figure = make_subplots(rows=1, cols=3, subplot_titles=titles)
     for number, task in enumerate(result["tasks"]):
         entries = [(one["n_parameters"], one["tasks"][task]) for one in series]

@@ -31,7 +31,7 @@ def size_tables(result: dict[str, Any]) -> Iterator[Table]:
         for name, title in (
             ("nodes", "nodes of the smallest faithful circuit, mean from emergence on [least, most of any seed]"),
             ("edges", "its edges"),
-            ("stability", "Jaccard of nodes with the checkpoint before, mean from emergence on"),
+            ("stability", "J* of nodes with the checkpoint before (0 as by chance), mean from emergence on"),
         ):
             cells = [[_spread(row[name][task], name) for task in tasks] for row in sizes]
             named = [[count(row["n_parameters"]), *own] for row, own in zip(sizes, cells, strict=True)]

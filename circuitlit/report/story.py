@@ -14,8 +14,9 @@ from rich.console import Console
 from rich.table import Table
 from rich.text import Text
 
-from circuitlit.report.evolution_table import stages_text
+from circuitlit.report.evolution_table import neighbours_text, stages_text
 from circuitlit.report.figures import BLUE, GREEN, GREY, ORANGE, PINK, RED, finish
+from circuitlit.report.overlap import overlap_sentence
 from circuitlit.report.simple_page import write_simple_page
 from circuitlit.report.suggestions import suggestions
 from circuitlit.report.table import Metric, count
@@ -54,6 +55,7 @@ def write_story(folder: Path) -> Path:
         ("The timeline and its stages", timeline_figure(story)),
         ("Stages", f"<ul>{stages}</ul><p>A stage that is not named was not observed.</p>"),
         ("What changed in the circuit", _html(*_changes(story))),
+        ("What nodes and edges the circuits share", "".join(f"<p>{escape(text)}</p>" for text in _shared(story))),
         ("Where the weights moved", weight_figure(story)),
         ("What nodes and layers carry", _html(*_carried(story))),
         ("Layers moved into the base model", layer_figure(story)),
@@ -178,6 +180,15 @@ def _changes(story: dict[str, Any]) -> tuple[list[str], list[list[str]]]:
     names = [f"edges {label}" for label in _EDGES]
     names += ["distance of the circuits", "noise floor of resampling", "verdict", "change of the weights, |dW| / |W|"]
     return ["", *story["ways"]], [list(row) for row in zip(names, *columns, strict=True)]
+
+
+def _shared(story: dict[str, Any]) -> list[str]:
+    """What base and tuned circuit share, and what neighbouring checkpoints do, way by way."""
+    found = []
+    for name, told in story["ways"].items():
+        found.append(f"{name}, base and tuned model: {overlap_sentence(told['difference']['turnover'])}")
+        found.append(f"{name}: {neighbours_text(told['timeline']['learned'])}")
+    return found
 
 
 def _carried(story: dict[str, Any]) -> tuple[list[str], list[list[str]]]:

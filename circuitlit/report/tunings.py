@@ -13,6 +13,7 @@ from rich.table import Table
 from rich.text import Text
 
 from circuitlit.report.figures import finish
+from circuitlit.report.overlap import OVERLAP_HEADINGS, overlap_rows, overlap_sentence
 from circuitlit.report.simple_page import write_simple_page
 from circuitlit.report.table import Metric, percent
 
@@ -20,6 +21,7 @@ SCORE = ("run", "step", "validation", "accuracy", "metric", "KL, nats", "KL on t
 CHANGE = ("run", "|dW|/|W|", "unchanged", "matrices", "effective rank", "layers for 80 %", "Gini layers", "Gini nodes")
 CIRCUIT = ("run", "edges kept", "nodes kept", "edge overlap", "node overlap", "score strength", "score entropy")
 PAIR = ("runs", "edge overlap", "between", "within a model", "edges kept", "nodes kept")
+OVERLAP = ("circuits", *OVERLAP_HEADINGS)
 
 
 def print_tunings(result: dict, console: Console) -> None:
@@ -31,7 +33,8 @@ def print_tunings(result: dict, console: Console) -> None:
         for row in rows:
             table.add_row(*row)
         console.print(table)
-    console.print(lead(result), highlight=False)
+    for sentence in (lead(result), *overlap_sentences(result)):
+        console.print(sentence, highlight=False)
 
 
 def lead(result: dict) -> str:
@@ -56,7 +59,22 @@ def tunings_tables(result: dict) -> dict[str, tuple[tuple[str, ...], list[tuple[
         "weights": (CHANGE, [_change_row(name, run["weights"]) for name, run in runs.items()]),
         "circuit against the base's": (CIRCUIT, [_circuit_row(name, run, result) for name, run in runs.items()]),
         "circuits against each other": (PAIR, [_pair_row(pair) for pair in result["pairs"]]),
+        "overlaps beside chance": (
+            OVERLAP,
+            [(name, *row) for name, shared in _overlaps(result).items() for row in overlap_rows(shared)],
+        ),
     }
+
+
+def _overlaps(result: dict) -> dict[str, dict]:
+    """Of every run with the base and with every other."""
+    beside_base = {f"{name} / base": run["from_base"] for name, run in result["runs"].items()}
+    return beside_base | {" / ".join(pair["of"]): pair for pair in result["pairs"]}
+
+
+def overlap_sentences(result: dict) -> list[str]:
+    """What circuits share, and whether nodes stay while edges change."""
+    return [f"{name}: {overlap_sentence(shared)}" for name, shared in _overlaps(result).items()]
 
 
 def _score_row(name: str, run: dict) -> tuple[str, ...]:
@@ -109,6 +127,7 @@ def write_tunings(folder: Path) -> Path:
         head = "".join(f"<th>{escape(heading)}" for heading in headings)
         body = "".join("<tr>" + "".join(f"<td>{escape(cell)}" for cell in row) for row in rows)
         sections.append((title, f"<table><tr>{head}{body}</table>"))
+    sections.append(("What circuits share", "".join(f"<p>{escape(text)}</p>" for text in overlap_sentences(result))))
     sections.insert(2, ("Edges kept, and weights moved", reach_figure(result)))
     title = f"{result['task']}: ways to tune {result['base']['name']}"
     return write_simple_page(folder / "tunings.html", title, lead(result), sections)
@@ -119,7 +138,9 @@ def reach_figure(result: dict) -> go.Figure:
     figure = go.Figure()
     for name, run in result["runs"].items():
         kept = Metric.of(run["from_base"]["edges"]["kept"])
-        value = kept.value or 0.0
+        value = kept.value
+        if value is None:  # resamples of one model share nothing beyond chance
+            continue
         error = {
             "type": "data",
             "symmetric": False,

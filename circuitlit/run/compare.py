@@ -20,11 +20,12 @@ from circuitlit.compare import (
     node_modes,
     weight_changes,
 )
-from circuitlit.compare.difference import kept_edges
 from circuitlit.compare.reuse import Reuse, reuse
-from circuitlit.compare.turnover import turnover
+from circuitlit.compare.turnover import Circuits, turnover
 from circuitlit.compare.weights import node_changes
 from circuitlit.errors import UserError
+from circuitlit.evaluate.overlap import draws_for
+from circuitlit.evaluate.testing import with_holm
 from circuitlit.files import write_json
 from circuitlit.finetune import HeldOut, behaviour_change
 from circuitlit.model import Subject
@@ -92,7 +93,7 @@ def run(cfg: DictConfig, sides: dict[str, Side] | None = None) -> dict[str, Any]
         "at_size": size,
         "at_faithfulness": _difference(cfg, sides, counts, moved, found) if counts else None,
         "faithfulness": {name: side.faithfulness for name, side in sides.items()},
-        "turnover": turnover(sides["base"].at(bench.count), sides["tuned"].at(bench.count), settings.seed).to_dict(),
+        "turnover": with_holm(_turnover(cfg, sides, bench.count)),
         "reuse": found.to_dict() if found else None,
         "held_out": behaviour.to_dict(),
         "weights": _weights(changes, intruders, settings.intruders),
@@ -128,6 +129,13 @@ def _reuse(cfg: DictConfig, bench: Workbench, sides: dict[str, Side], base: Subj
     return reuse(base, tuned, batches, nodes[: settings.nodes], settings.margin)
 
 
+def _turnover(cfg: DictConfig, sides: dict[str, Side], count: int) -> dict[str, Any]:
+    settings = cfg.compare
+    draws = settings.draws or draws_for(1)
+    base, tuned = (Circuits.of(sides[name].at(count), draws, seed) for seed, name in enumerate(("base", "tuned")))
+    return turnover(base, tuned, settings.seed).to_dict()
+
+
 def _difference(
     cfg: DictConfig,
     sides: dict[str, Side],
@@ -153,7 +161,7 @@ def _difference(
 def _points(base: Resampled, tuned: Resampled, difference: CircuitDifference, most: int = 3000) -> list[dict[str, Any]]:
     """The edges of either circuit, largest share of its weight first: name, both shares (0 outside), label."""
     shares = torch.stack([base.circuit.shares, tuned.circuit.shares])
-    kept = kept_edges(base.scores, base.count) | kept_edges(tuned.scores, tuned.count)
+    kept = base.kept | tuned.kept
     chosen = kept.nonzero()[:, 0]
     ranked = chosen[shares[:, chosen].max(0).values.argsort(descending=True)][:most].tolist()
     return [

@@ -17,8 +17,11 @@ from circuitlit.discover import MaskedLoss, Schedule, initial_log_alpha
 from circuitlit.discover.sparse_difference import DifferenceLearner, SparseDifference
 from circuitlit.errors import UserError
 from circuitlit.evaluate import TestBed, summarise
+from circuitlit.evaluate.overlap import shared_by_pairs
+from circuitlit.evaluate.testing import with_holm
 from circuitlit.files import write_json
 from circuitlit.graph import EdgeScores
+from circuitlit.report.overlap import overlap_sentence
 from circuitlit.report.table import Metric, count
 from circuitlit.run import ranks
 from circuitlit.run.build import Workbench, attribute, build_workbench, provenance
@@ -124,7 +127,8 @@ def _measured(cfg: DictConfig, benches: list[Workbench], found: SparseDifference
             for of, circuit in circuits.items()
         }
     both = (circuits["base"].kept & circuits["tuned"].kept).sum()
-    return result | {"edges_in_both": int(both)}
+    (shared,) = shared_by_pairs(circuits).values()
+    return result | {"edges_in_both": int(both), "shared": with_holm(shared.to_dict())}
 
 
 def _say(result: dict[str, Any]) -> None:
@@ -136,6 +140,7 @@ def _say(result: dict[str, Any]) -> None:
         row = result[f"{name}_model"]
         table.add_row(f"{name} model", str(Metric.of(row["base"])), str(Metric.of(row["tuned"])))
     CONSOLE.print(table)
+    CONSOLE.print(overlap_sentence(result["shared"]), highlight=False)
     names = [f"{edge} ({shift:+.2f})" for edge, shift in result["different"].items()]
     more = f" and {len(names) - SHOWN} more" if len(names) > SHOWN else ""
     text = f"{len(names)} edges in the difference mask: {', '.join(names[:SHOWN])}{more}" if names else "no difference"

@@ -14,7 +14,6 @@ from omegaconf import DictConfig, ListConfig
 from torch import Tensor
 
 from circuitlit.compare.capability import Capability, capabilities
-from circuitlit.compare.difference import corrected_jaccard
 from circuitlit.compare.effects import PairBed, as_dict, gain_share, node_weights, plain_logits
 from circuitlit.compare.generality import (
     ablation_specificity,
@@ -29,6 +28,7 @@ from circuitlit.compare.transplant import Transplant, withheld
 from circuitlit.compare.weights import node_changes, weight_changes
 from circuitlit.errors import UserError
 from circuitlit.evaluate import TestBed, random_circuit, summarise
+from circuitlit.evaluate.overlap import TESTS, shared_by_pairs
 from circuitlit.evaluate.statistics import mean_of
 from circuitlit.evaluate.testing import LEAST_DRAWS, enough_draws, rank_p, until_clear, with_holm
 from circuitlit.files import write_json
@@ -102,7 +102,7 @@ def run(cfg: DictConfig) -> dict[str, Any]:
             own = {name: task.circuit for name, task in made.items()}
             result["prevention"] = prevention(cfg, tasks, own, base)
     result |= {**clock.times(), "provenance": provenance(cfg, base)}
-    write_json(run_dir() / "generality.json", result)
+    write_json(run_dir() / "generality.json", with_holm(result))
     page = write_generality(run_dir())
     print_generality(result, CONSOLE)
     for path in (run_dir() / "generality.json", page):
@@ -138,12 +138,34 @@ def _matrices(cfg: DictConfig, tasks: dict[str, _Task]) -> dict[str, Any]:
     values = [[cell.value for cell in row] for row in f]
     return {
         "faithfulness": [[as_dict(cell) for cell in row] for row in f],
-        "overlap": [[corrected_jaccard(one.kept[0], two.kept[0]) for two in members] for one in members],
+        **_shared(cfg, tasks),
         "lost": lost,
         "generality": generality(values),
         "specificity": ablation_specificity(lost),
         "random": {name: _random(task.bed, int(task.kept.sum()), settings) for name, task in tasks.items()},
     }
+
+
+def _shared(cfg: DictConfig, tasks: dict[str, _Task]) -> dict[str, Any]:
+    """What every two circuits share beside chance, and as a matrix J* of their edges under the strictest null."""
+    circuits = {name: task.circuit for name, task in tasks.items()}
+    found = shared_by_pairs(circuits, cfg.seed, _others(cfg))
+    alike = {frozenset(pair): shared.edges.corrected for pair, shared in found.items()}
+    return {
+        "overlap": [[alike.get(frozenset((one, two)), 1.0) for two in tasks] for one in tasks],
+        "shared": [{"of": list(pair), **shared.to_dict()} for pair, shared in found.items()],
+    }
+
+
+def _others(cfg: DictConfig) -> int:
+    """Claims beside what circuits share: of a tuned model the conflict and the reverted nodes of every task."""
+    return 0 if cfg.tuned is None else 2 * len(cfg.generality.tasks)
+
+
+def _most(cfg: DictConfig) -> int:
+    """Random draws that are enough for all claims of the page."""
+    n_tasks = len(cfg.generality.tasks)
+    return enough_draws(TESTS * n_tasks * (n_tasks - 1) // 2 + _others(cfg))
 
 
 def _random(bed: TestBed, count: int, settings: DictConfig) -> dict[str, float | None]:
@@ -188,13 +210,13 @@ def _negative(cfg: DictConfig, tasks: dict[str, _Task], base: Subject, tuned: Su
             if capability.verdict == "degraded"
         },
     }
-    return with_holm(found)
+    return found
 
 
 def _conflict(cfg: DictConfig, task: _Task, moved: dict[str, float]) -> dict[str, Any]:
     importance = node_weights(task.circuit)
     own = conflict_index(importance, moved)
-    chance = shuffled_conflict(importance, moved, max(200, enough_draws(2 * len(cfg.generality.tasks))), cfg.seed)
+    chance = shuffled_conflict(importance, moved, max(200, _most(cfg)), cfg.seed)
     return {
         "index": own,
         "by_chance": as_dict(mean_of(chance)),
@@ -226,7 +248,7 @@ def _revert(
         return found
 
     own = reverted(nodes)
-    sets = matched_nodes(back.graph, nodes, settings.draws or enough_draws(2 * len(settings.tasks)), cfg.seed)
+    sets = matched_nodes(back.graph, nodes, settings.draws or _most(cfg), cfg.seed)
     others = until_clear([own[name].value], map(reverted, sets), lambda one: [one[name].value])
     recovered = [found[name].value for found in others if found[name].value is not None]
     return {

@@ -8,7 +8,6 @@ from __future__ import annotations
 import json
 from dataclasses import dataclass
 from functools import reduce
-from itertools import combinations
 from typing import Any
 
 import torch
@@ -21,7 +20,8 @@ from torch import Tensor
 from circuitlit.errors import UserError
 from circuitlit.evaluate import TestBed, random_circuit, summarise
 from circuitlit.evaluate.behaviour import Behaviour
-from circuitlit.evaluate.similarity import chance_jaccard, jaccard
+from circuitlit.evaluate.overlap import shared_by_pairs
+from circuitlit.evaluate.testing import with_holm
 from circuitlit.files import write_json
 from circuitlit.graph import Circuit
 from circuitlit.masked import MaskedModel
@@ -198,7 +198,7 @@ def _table(cfg: DictConfig, prompts: list[_Prompt], circuits: dict[str, Circuit]
         "n_pairs": pairs,
         "n_edges_total": graph.n_edges,
         "rows": rows,
-        "overlap": [_overlap(one, two, kept) for one, two in combinations(kept, 2)],
+        "overlap": _overlaps(cfg, circuits),
     }
 
 
@@ -213,15 +213,14 @@ def _column(cfg: DictConfig, bed: TestBed, sets: dict[str, Kept], sizes: list[in
     return [summarise(outcomes, bed.full, bed.corrupted).to_dict() for outcomes in groups]
 
 
-def _overlap(one: str, two: str, kept: dict[str, Kept]) -> dict[str, Any]:
-    ours, theirs, total = int(kept[one].sum()), int(kept[two].sum()), kept[one].numel()
-    return {
-        "of": [one, two],
-        "shared": int((kept[one] & kept[two]).sum()),
-        "shared_by_chance": ours * theirs / total,
-        "jaccard": jaccard(kept[one], kept[two]),
-        "jaccard_by_chance": chance_jaccard(min(ours, theirs), max(ours, theirs), total),
-    }
+def _overlaps(cfg: DictConfig, circuits: dict[str, Circuit]) -> list[dict[str, Any]]:
+    """What every two circuits share, beside chance."""
+    return with_holm(
+        [
+            {"of": [one, two], "shared": int((circuits[one].kept & circuits[two].kept).sum()), **shared.to_dict()}
+            for (one, two), shared in shared_by_pairs(circuits, cfg.seed).items()
+        ]
+    )
 
 
 def _shortfall(cfg: DictConfig, result: dict[str, Any]) -> str | None:

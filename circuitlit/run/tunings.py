@@ -13,13 +13,14 @@ from omegaconf import DictConfig, ListConfig
 from torch import Tensor
 
 from circuitlit.compare import Resampled, weight_changes
-from circuitlit.compare.difference import kept_edges
 from circuitlit.compare.effects import text_kl
 from circuitlit.compare.likeness import attention_change
 from circuitlit.compare.tuning import change_figures, common_level, nearest_step, score_figures
-from circuitlit.compare.turnover import turnover
+from circuitlit.compare.turnover import Circuits, turnover
 from circuitlit.errors import UserError
+from circuitlit.evaluate.overlap import draws_for
 from circuitlit.evaluate.statistics import mean_estimate
+from circuitlit.evaluate.testing import with_holm
 from circuitlit.files import write_json
 from circuitlit.finetune import HeldOut, behaviour_change
 from circuitlit.model import Subject
@@ -52,8 +53,9 @@ def run_tunings(cfg: DictConfig) -> dict[str, Any]:
         bench = build_workbench(cfg, base)
         held_out = HeldOut(base.model, bench.data.test, cfg.data.eval_batch_size, base.device)
         text = passages(cfg, base, settings.text.passages, settings.text.length)
-        before = score_side(cfg, bench).at(bench.count)
-    circuits: dict[str, Resampled] = {}
+        draws = settings.draws or draws_for(len(runs) * (len(runs) + 1) // 2)
+        before = Circuits.of(score_side(cfg, bench).at(bench.count), draws, 0)
+    circuits: dict[str, Circuits] = {}
     rows: dict[str, dict[str, Any]] = {}
     for name, path in runs.items():
         with clock.phase(f"run_{name}", f"{name} at step {steps[name]}"):
@@ -62,14 +64,14 @@ def run_tunings(cfg: DictConfig) -> dict[str, Any]:
             if tuned.graph != base.graph:
                 raise UserError(f"run {name} is of another graph than the base; only models of one can be compared")
             own = build_workbench(cfg, tuned)
-            circuits[name] = score_side(cfg, own).at(own.count)
+            circuits[name] = Circuits.of(score_side(cfg, own).at(own.count), draws, 1 + len(circuits))
             rows[name] = {
                 "run": path,
                 "step": steps[name],
                 "matched_score": series[name][steps[name]],
                 "held_out": behaviour_change(held_out.base, held_out.measure(tuned.model)).to_dict(),
                 **_changes(base, tuned, list(own.data.test.batches(cfg.data.eval_batch_size)), text),
-                "scores": score_figures(circuits[name].scores),
+                "scores": score_figures(circuits[name].model.scores),
                 "from_base": turnover(before, circuits[name], settings.seed).to_dict(),
             }
     result = {
@@ -83,17 +85,17 @@ def run_tunings(cfg: DictConfig) -> dict[str, Any]:
         "n_edges": bench.count,
         "n_edges_total": base.graph.n_edges,
         "resamples": settings.resamples,
-        "base_scores": score_figures(before.scores),
+        "base_scores": score_figures(before.model.scores),
         "runs": rows,
         "pairs": [
             {"of": [a, b], **turnover(circuits[a], circuits[b], settings.seed).to_dict()}
             for a, b in combinations(circuits, 2)
         ],
-        "shared": _shared(circuits),
+        "shared": _shared({name: side.model for name, side in circuits.items()}),
         **clock.times(),
         "provenance": provenance(cfg, base),
     }
-    write_json(run_dir() / "tunings.json", result)
+    write_json(run_dir() / "tunings.json", with_holm(result))
     page = write_tunings(run_dir())
     print_tunings(result, CONSOLE)
     for path in (run_dir() / "tunings.json", page):
@@ -144,7 +146,7 @@ def _estimate(values: torch.Tensor | None) -> dict[str, float | None] | None:
 
 def _shared(circuits: dict[str, Resampled]) -> dict[str, Any]:
     """Edges of all circuits at once, and those that only one has."""
-    kept = {name: kept_edges(side.scores, side.count) for name, side in circuits.items()}
+    kept = {name: side.kept for name, side in circuits.items()}
     every = torch.stack([*kept.values()])
     return {
         "all": int(every.all(0).sum()),

@@ -5,17 +5,19 @@ from __future__ import annotations
 import math
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
-from itertools import combinations
+from itertools import combinations, pairwise
 from typing import Any
 
 import numpy as np
 from jaxtyping import Float
 
-from circuitlit.evaluate.similarity import Spread, jaccard, similarity, weighted_jaccard
+from circuitlit.evaluate.overlap import DRAWS, Shared, StandIns
+from circuitlit.evaluate.similarity import Spread, similarity, weighted_jaccard
 from circuitlit.graph import Circuit
 from circuitlit.timeline.stages import Signals, Timeline, find_stages
 
 SMOOTHING = 0.5
+SOME = 39  # stand-ins that say what chance gives; a test takes more
 
 
 @dataclass(frozen=True)
@@ -35,15 +37,16 @@ class Point:
     smallest: Circuit | None = None
 
 
-def compared(ours: Circuit, theirs: Circuit) -> dict[str, float]:
-    """Similarity of edges (see `similarity`) and of nodes, edges that differ, and how far the weights have moved.
+def compared(ours: Circuit, theirs: Circuit) -> dict[str, Any]:
+    """Similarity of edges (see `similarity`), overlap of nodes, edges that differ, how far the weights have moved.
 
+    `nodes` is an `Overlap`: what says something is how far it lies above chance.
     `score_distance` sums differences of the edges' shares, from 0 (proportional) to 2 (nothing in common).
     """
     shares = [weight / weight.sum() for weight in (ours.weight, theirs.weight)]
     return {
         **similarity(ours, theirs),
-        "node_jaccard": jaccard(ours.nodes[None], theirs.nodes[None]),
+        "nodes": StandIns.of(ours, SOME, 0).node_overlap(StandIns.of(theirs, SOME, 1)).to_dict(),
         "edges_changed": float((ours.kept ^ theirs.kept).sum()),
         "score_distance": float((shares[0] - shares[1]).abs().sum()),
     }
@@ -54,8 +57,8 @@ def follow(points: Sequence[Point]) -> list[dict[str, Any]]:
 
     Returns:
         A row each: `previous` and `last` compare circuits of equal size, `smallest_previous` and `smallest_last` the
-        smallest faithful ones where both exist, `node_ewma` and `edge_ewma` are exponentially weighted means of the
-        Jaccard with the checkpoint before, which begin with the first such value.
+        smallest faithful ones where both exist, `node_ewma` and `edge_ewma` are exponentially weighted means of J*
+        with the checkpoint before, which begin with the first such value.
     """
     rows: list[dict[str, Any]] = []
     before: Point | None = None
@@ -66,11 +69,22 @@ def follow(points: Sequence[Point]) -> list[dict[str, Any]]:
         row["smallest_previous"] = _both(point, before)
         rows.append(row)
         before = point
-    for name, key in (("node_ewma", "node_jaccard"), ("edge_ewma", "jaccard")):
-        values = smoothed([row["previous"][key] for row in rows[1:]])
-        for row, value in zip(rows, [None, *values], strict=True):
+    before_each = [row["previous"] for row in rows[1:]]
+    alike = {
+        "node_ewma": [one["nodes"]["corrected"] for one in before_each],
+        "edge_ewma": [one["corrected_jaccard"] for one in before_each],
+    }
+    for name, values in alike.items():
+        for row, value in zip(rows, [None, *smoothed(values)], strict=True):
             row[name] = value
     return rows
+
+
+def shared_by_neighbours(points: Sequence[Point], draws: int = DRAWS) -> Shared | None:
+    """What circuits of equal size share with those of the checkpoint before, mean; None for fewer than two points."""
+    circuits = (StandIns.of(point.circuit, draws, seed) for seed, point in enumerate(points))
+    found = [one.shared(other) for one, other in pairwise(circuits)]
+    return Shared.mean(found) if found else None
 
 
 def smoothed(values: Sequence[float], weight: float = SMOOTHING) -> list[float]:
@@ -81,7 +95,7 @@ def smoothed(values: Sequence[float], weight: float = SMOOTHING) -> list[float]:
     return means
 
 
-def _both(point: Point, other: Point | None) -> dict[str, float] | None:
+def _both(point: Point, other: Point | None) -> dict[str, Any] | None:
     if other is None or point.smallest is None or other.smallest is None:
         return None
     return compared(point.smallest, other.smallest)

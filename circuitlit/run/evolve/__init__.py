@@ -10,6 +10,8 @@ import torch
 from omegaconf import DictConfig
 
 from circuitlit.errors import UserError
+from circuitlit.evaluate.overlap import draws_for
+from circuitlit.evaluate.testing import with_holm
 from circuitlit.files import write_json
 from circuitlit.report.evolution_page import write_evolution_page
 from circuitlit.report.evolution_table import print_evolution
@@ -170,23 +172,30 @@ def _written(cfg: DictConfig, finished: Finished, tasks: list[str], clock: Clock
     if len(errors) == len(rows):
         raise UserError(f"evolve: no checkpoint could be measured; the first: {errors[0]['reason']}")
     threshold = cfg.evolve.heads.threshold
-    series = [summarise_series(name, one, tasks, threshold) for name, one in finished.items()]
+    draws = cfg.evolve.draws or draws_for(len(finished) * len(tasks), others=2 * len(finished))  # and causal checks
+    series = [summarise_series(name, one, tasks, threshold, draws) for name, one in finished.items()]
     sizes = by_size(series, tasks)
-    result: dict[str, Any] = {
-        "status": "OK",
-        "model": cfg.model.name,
-        "tasks": tasks,
-        "circuits": cfg.evolve.circuits,
-        "faithfulness": cfg.evolve.faithfulness,
-        "threshold": threshold,
-        "series": series,
-        "sizes": sizes,
-        "trends": {task: {name: asdict(one) for name, one in trends(series, task).items()} for task in tasks},
-        "account": account(series, sizes, tasks),
-        "errors": [{key: row[key] for key in ("series", "task", "step", "reason")} for row in errors],
-        **clock.times(),
-        "provenance": {"seed": cfg.seed, "method": plain(cfg.method), "versions": {p: version(p) for p in PACKAGES}},
-    }
+    result: dict[str, Any] = with_holm(
+        {
+            "status": "OK",
+            "model": cfg.model.name,
+            "tasks": tasks,
+            "circuits": cfg.evolve.circuits,
+            "faithfulness": cfg.evolve.faithfulness,
+            "threshold": threshold,
+            "series": series,
+            "sizes": sizes,
+            "trends": {task: {name: asdict(one) for name, one in trends(series, task).items()} for task in tasks},
+            "account": account(series, sizes, tasks),
+            "errors": [{key: row[key] for key in ("series", "task", "step", "reason")} for row in errors],
+            **clock.times(),
+            "provenance": {
+                "seed": cfg.seed,
+                "method": plain(cfg.method),
+                "versions": {p: version(p) for p in PACKAGES},
+            },
+        }
+    )
     folder: Path = run_dir()
     write_json(folder / "evolve.json", result)
     page = write_evolution_page(result, folder / "evolve.html")

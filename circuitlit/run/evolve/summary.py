@@ -9,21 +9,21 @@ from circuitlit.graph import Circuit
 from circuitlit.run.checks import run_dir
 from circuitlit.run.evolve.cells import CAUSAL, HEADS, cell_name
 from circuitlit.timeline.emergence import emergence
-from circuitlit.timeline.series import Noise, Point, follow, handovers, stages_of
+from circuitlit.timeline.series import Noise, Point, follow, handovers, shared_by_neighbours, stages_of
 
 Finished = dict[str, dict[str, list[dict[str, Any]]]]
 
 
 def summarise_series(
-    name: str, rows: dict[str, list[dict[str, Any]]], tasks: list[str], threshold: float
+    name: str, rows: dict[str, list[dict[str, Any]]], tasks: list[str], threshold: float, draws: int
 ) -> dict[str, Any]:
-    """Everything about one series, plain types only."""
+    """Everything about one series, plain types only; `draws` random circuits stand beside what neighbours share."""
     heads = [row for row in rows[HEADS] if row["status"] == "OK"]
     return {
         "name": name,
         "n_parameters": heads[-1]["n_parameters"] if heads else None,
         "tasks": {
-            task: _task(rows[task])
+            task: _task(rows[task], draws)
             | {"roles": _roles(rows[task], heads, threshold), "algorithm_roles": _algorithm_roles(rows[task])}
             for task in tasks
         },
@@ -51,7 +51,7 @@ def _share(change: dict[str, float | None] | None, gain: float) -> float | None:
     return None if gain == 0 or value is None else -value / gain
 
 
-def _task(cells: list[dict[str, Any]]) -> dict[str, Any]:
+def _task(cells: list[dict[str, Any]], draws: int) -> dict[str, Any]:
     done = [cell for cell in cells if cell["status"] != "ERROR"]
     points = [_point(cell) for cell in done]
     likeness = follow(points) if points else []
@@ -67,22 +67,26 @@ def _task(cells: list[dict[str, Any]]) -> dict[str, Any]:
         "noise": asdict(noise),
         "stages": stages_of(points, likeness, noise).to_dict(),
         "emerged": begun,
-        "learned": _learned(rows, begun),
+        "learned": _learned(rows, points, begun, draws),
     }
 
 
-def _learned(rows: list[dict[str, Any]], begun: dict[str, Any] | None) -> dict[str, float | None]:
-    """Means over the checkpoints from emergence on: size of the smallest circuit, likeness of neighbours.
+def _learned(
+    rows: list[dict[str, Any]], points: list[Point], begun: dict[str, Any] | None, draws: int
+) -> dict[str, Any]:
+    """Means over the checkpoints from emergence on: size of the smallest circuit, what neighbours share.
 
-    `stability` is the Jaccard of the nodes of circuits of equal size to the checkpoint before.
+    `stability` is J* of the nodes of circuits of equal size with the checkpoint before: 1 the same nodes, 0 as
+    unrelated circuits; None where those have the same nodes, too. `shared` tests it, for nodes and edges.
     """
     late = [row for row in rows if begun is not None and row["step"] >= begun["step"]]
+    shared = shared_by_neighbours([point for point in points if late and point.step >= late[0]["step"]], draws)
     faithful = [row["smallest"] for row in late if row["status"] == "OK"]
-    alike = [row["likeness"]["previous"]["node_jaccard"] for row in late[1:]]
     return {
         "nodes": _mean([found["n_nodes"] for found in faithful]),
         "edges": _mean([found["n_edges"] for found in faithful]),
-        "stability": _mean(alike),
+        "stability": shared.nodes.corrected if shared and shared.nodes.strictest.expected < 1 else None,
+        "shared": shared.to_dict() if shared else None,
     }
 
 

@@ -114,7 +114,7 @@ def _short(difference: dict[str, Any]) -> dict[str, Any]:
     for key in ("at_size", "at_faithfulness"):
         entry = difference[key]
         kept[key] = entry and {name: value for name, value in entry.items() if name != "points"}
-    weights = difference["weights"]
+    kept["turnover"], weights = difference["turnover"], difference["weights"]
     return kept | {"weights": {"relative": weights["relative"], "distribution": weights["distribution"]}}
 
 

@@ -9,12 +9,14 @@ from hydra import compose
 from omegaconf import DictConfig, OmegaConf
 
 from circuitlit.errors import UserError
+from circuitlit.evaluate.overlap import TESTS
 from circuitlit.evaluate.testing import enough_draws
 from circuitlit.run.ablate import CLAIMS
 from circuitlit.run.build import plain
 from circuitlit.run.configs import composed
 from circuitlit.run.study.cells import entries
 
+COMPARISONS = 2  # of circuits: base and tuned, neighbouring checkpoints
 RANKINGS = 3  # of layers: by circuit difference, base circuit and weight change
 _SHARED = ("task", "model", "method", "ablation", "sparsity", "mask", "data", "evaluate", "paths", "strategy", "seed")
 _LEAST = 2  # a story compares
@@ -66,8 +68,8 @@ def story_task(cfg: DictConfig) -> DictConfig:
 
 
 def most_draws(cfg: DictConfig) -> int:
-    """Most random sets for each comparison: enough for every claim that the story's page makes of layers and nodes."""
-    claims = len(cfg.story.ways) * (RANKINGS * len(cfg.story.layers) + CLAIMS)
+    """Most random sets for each comparison: enough for every claim that the story's page makes."""
+    claims = len(cfg.story.ways) * (RANKINGS * len(cfg.story.layers) + CLAIMS + COMPARISONS * TESTS)
     return cfg.story.draws or enough_draws(claims)
 
 
@@ -86,6 +88,7 @@ def verb_settings(cfg: DictConfig, verb: str, changes: dict[str, Any]) -> DictCo
     own.trainer.accelerator = cfg.trainer.accelerator
     own.task = story_task(cfg)
     if verb == "evolve":
+        own.evolve.draws = most_draws(cfg)
         own.evolve.heads.run = False
         own.evolve.smallest = cfg.story.smallest
         own.evolve.probe_pairs = cfg.story.probe_pairs
@@ -94,6 +97,7 @@ def verb_settings(cfg: DictConfig, verb: str, changes: dict[str, Any]) -> DictCo
         own.intervene.passages = cfg.story.passages
         own.text = cfg.story.text
     if verb == "compare":
+        own.compare.draws = most_draws(cfg)
         own.compare.probe_pairs = cfg.story.probe_pairs
     more = cfg.story["with"].get(verb) or {}
     made = OmegaConf.merge(own, OmegaConf.create({verb: more}), OmegaConf.create(changes))

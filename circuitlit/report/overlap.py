@@ -1,0 +1,58 @@
+"""What circuits share, beside chance: rows of a table and sentences, from `Shared.to_dict()` with corrected p."""
+
+from __future__ import annotations
+
+from typing import Any
+
+from circuitlit.evaluate.testing import LEVEL
+from circuitlit.report.table import count
+
+OVERLAP_HEADINGS = ("what", "sizes", "Jaccard", "by chance", "corrected", "p", "finding")
+PARTS = {"nodes": "nodes", "edges": "edges", "gap": "nodes, given the shared edges"}
+NOTHING = "nothing beyond chance"
+
+
+def beyond(part: dict[str, Any]) -> bool:
+    """Whether an overlap is beyond chance after correction for all claims of the page."""
+    return part["p_holm"] is not None and part["p_holm"] < LEVEL
+
+
+def finding(part: dict[str, Any]) -> str:
+    """The same in words."""
+    return "beyond chance" if beyond(part) else NOTHING
+
+
+def overlap_rows(shared: dict[str, Any]) -> list[tuple[str, ...]]:
+    """Nodes, edges, and nodes beside circuits that share as many edges."""
+    return [(name, *overlap_cells(shared[key])) for key, name in PARTS.items()]
+
+
+def overlap_cells(part: dict[str, Any]) -> tuple[str, ...]:
+    """Under all headings but the first."""
+    sizes = " / ".join(count(round(size)) for size in part["sizes"])
+    numbers = (f"{part[key]:.3f}" for key in ("jaccard", "expected", "corrected"))
+    return (sizes, *numbers, f"{part['p_holm']:.2g}", finding(part))
+
+
+def overlap_sentence(shared: dict[str, Any]) -> str:
+    """Nodes and edges, each beside chance, and whether nodes stay while edges change."""
+    parts = [
+        f"{name} {shared[name]['jaccard']:.3f} (by chance {shared[name]['expected']:.3f}, "
+        f"p = {shared[name]['p_holm']:.2g}: {finding(shared[name])})"
+        for name in ("nodes", "edges")
+    ]
+    return f"Jaccard overlap of {', of '.join(parts)}. {gap_sentence(shared['gap'])}"
+
+
+def gap_sentence(gap: dict[str, Any]) -> str:
+    """The claim that nodes stay while edges change; said only where the test supports it."""
+    beside = (
+        f"node overlap {gap['jaccard']:.3f}, with as many edges exchanged at random {gap['expected']:.3f}, "
+        f"p = {gap['p_holm']:.2g}"
+    )
+    noise = ""
+    if "within" in gap:
+        noise = f" Corrected so: {gap['between']:.3f} between the models, {gap['within']:.3f} between resamples of one."
+    if beyond(gap):
+        return f"Nodes stay while edges change: {beside}.{noise}"
+    return f"That nodes stay more than the shared edges imply is not supported: {beside}.{noise}"
