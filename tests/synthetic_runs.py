@@ -31,9 +31,9 @@ def noise(draw: np.random.Generator, n: int, width: int, coefficient: float) -> 
     return values[50:]
 
 
-def length(draw: np.random.Generator) -> int:
-    """20 to 150 snapshots, log-uniform."""
-    return round(float(np.exp(draw.uniform(np.log(20), np.log(150)))))
+def length(draw: np.random.Generator, shortest: int = 20, longest: int = 150) -> int:
+    """A number of snapshots, log-uniform."""
+    return round(float(np.exp(draw.uniform(np.log(shortest), np.log(longest)))))
 
 
 def coefficient(seed: int) -> float:
@@ -41,10 +41,19 @@ def coefficient(seed: int) -> float:
     return 0.5 * (seed % 2)
 
 
-def four_stages(seed: int, ratio: float = 5.0) -> Synthetic:
-    """A run of four stages of at least four snapshots; `ratio` is a signal's deviation by its noise's."""
+def four_stages(
+    seed: int, ratio: float = 5.0, snapshots: tuple[int, int] = (20, 150), autocorrelation: float | None = None
+) -> Synthetic:
+    """A run of four stages of at least four snapshots.
+
+    Args:
+        seed: of everything that is drawn.
+        ratio: a signal's deviation by its noise's.
+        snapshots: fewest and most.
+        autocorrelation: of the noise; None as `coefficient` says.
+    """
     draw = np.random.default_rng(seed)
-    n = length(draw)
+    n = length(draw, *snapshots)
     knots = np.zeros(3, int)
     while min(np.diff([0, *knots, n])) < 4:
         knots = np.sort(draw.choice(np.arange(4, n - 3), 3, replace=False))
@@ -60,21 +69,28 @@ def four_stages(seed: int, ratio: float = 5.0) -> Synthetic:
     velocity = np.repeat(speeds, np.diff([0, *knots, n]))
     clean = np.stack([level, velocity, overlap, size], 1)
     deviation = clean.std(0) / ratio
-    seen = clean + deviation * noise(draw, n, 4, coefficient(seed))
+    seen = clean + deviation * noise(draw, n, 4, coefficient(seed) if autocorrelation is None else autocorrelation)
     floors = ONE_SIDED * deviation
     return Synthetic(_signals(seen, floors[1], floors[2]), tuple(map(int, knots)))
 
 
-def nothing(seed: int) -> Signals:
+def nothing(seed: int, n: int, autocorrelation: float) -> Signals:
     """Pure noise."""
+    return _signals(noise(np.random.default_rng(seed), n, 4, autocorrelation), ONE_SIDED, ONE_SIDED)
+
+
+def walking(seed: int, n: int, signals: int) -> Signals:
+    """The first signals, 1 for the level alone, are walks; the others are AR(1) noise of .5."""
     draw = np.random.default_rng(seed)
-    return _signals(noise(draw, length(draw), 4, coefficient(seed)), ONE_SIDED, ONE_SIDED)
+    seen = noise(draw, n, 4, 0.5)
+    seen[:, :signals] = draw.normal(size=(n, signals)).cumsum(0)
+    return _signals(seen, ONE_SIDED * seen[:, 1].std(), ONE_SIDED * seen[:, 2].std())
 
 
-def at_once(seed: int) -> Signals:
+def at_once(seed: int, longest: int = 150) -> Signals:
     """A task solved before the second snapshot."""
     draw = np.random.default_rng(seed)
-    n = length(draw)
+    n = length(draw, longest=longest)
     clean = np.tile([1.0, 0.0, 1.0, 0.0], (n, 1))
     clean[0] = [0, 1, 0.2, 1]
     clean[1, 1] = 1

@@ -98,7 +98,7 @@ def _read_evolution(path: Path) -> dict | None:
         return None
     evolution = _read_json(path)
     missing = [key for key in _EVOLVED if key not in evolution]
-    if evolution.get("format") != 1 or missing:
+    if evolution.get("format") != 2 or missing:
         raise UserError(f"{path}: not of this version; write it again with `timeline run={path.parent}`")
     return evolution if len(evolution["steps"]) > 1 else None
 

@@ -3,19 +3,16 @@
 from __future__ import annotations
 
 from collections.abc import Iterator
-from dataclasses import dataclass
 from typing import Any
 
 import plotly.graph_objects as go
 from plotly.subplots import make_subplots
 
 from circuitlit.report.figures import BLUE, GREEN, GREY, ORANGE, PINK, RED, SCALE, finish, thinned
+from circuitlit.report.stages import Evolution, boundaries, doubtful, stage_rows
 from circuitlit.timeline.mask_run import KINDS
-from circuitlit.timeline.stages import NAMES
 
-STAGE_COLOURS = dict(zip(NAMES, (GREY, ORANGE, BLUE, GREEN), strict=True))
 KIND_COLOURS = dict(zip(KINDS, (BLUE, ORANGE, GREEN, PINK, RED), strict=True))
-Evolution = dict[str, Any]
 Look = dict[str, Any]
 
 # Key in evolution.json, name in the legend, line.
@@ -24,43 +21,6 @@ SHARES: tuple[tuple[str, str, Look], ...] = (
     ("overlap_previous", "overlap with the snapshot before", {"color": GREEN, "width": 1.6}),
     ("undecided", "undecided gates", {"color": PINK, "width": 1.6, "dash": "dot"}),
 )
-
-
-@dataclass(frozen=True)
-class StageRow:
-    """A stage as the page's buttons and tables say it.
-
-    Attributes:
-        name: as it is shown, without underscores.
-        colour: of its band.
-        observed: False leaves the rest empty.
-        first, last: training steps.
-        start, end: steps with intervals in words.
-        snapshot: number of the snapshot at which it starts.
-    """
-
-    name: str
-    colour: str
-    observed: bool
-    first: int = 0
-    last: int = 0
-    start: str = ""
-    end: str = ""
-    snapshot: int = 0
-
-
-def stage_rows(evolution: Evolution) -> list[StageRow]:
-    """All four stages; the ones that were not observed, too."""
-    rows = []
-    for stage in evolution["stages"]["stages"]:
-        name, colour = stage["name"].replace("_", " "), STAGE_COLOURS[stage["name"]]
-        if not stage["observed"]:
-            rows.append(StageRow(name, colour, False))
-            continue
-        first, last = stage["start"]["step"], stage["end"]["step"]
-        texts = (_boundary(stage["start"]), _boundary(stage["end"]))
-        rows.append(StageRow(name, colour, True, first, last, *texts, evolution["steps"].index(first)))
-    return rows
 
 
 def timeline_figure(evolution: Evolution) -> go.Figure:
@@ -96,7 +56,10 @@ def timeline_figure(evolution: Evolution) -> go.Figure:
 
 
 def timeline_shapes(evolution: Evolution) -> Iterator[dict[str, Any]]:
-    """Bands, boundaries with their intervals, knots of the schedule; each from the bottom of the figure to its top."""
+    """Bands, boundaries with their intervals, those that are not beyond chance, knots of the schedule.
+
+    Each goes from the bottom of the figure to its top.
+    """
     upright = {"yref": "paper", "y0": 0, "y1": 1, "layer": "below"}
     for row in stage_rows(evolution):
         if row.observed:
@@ -107,16 +70,20 @@ def timeline_shapes(evolution: Evolution) -> Iterator[dict[str, Any]]:
         yield {"type": "rect", "x0": point["low"], "x1": point["high"], **upright, **look}
         line = {"color": GREY, "width": 1.5, "dash": "dash" if point["mark"] else "solid"}
         yield {"type": "line", "x0": point["step"], "x1": point["step"], **upright, "line": line, "name": "boundary"}
+    for point in doubtful(evolution["stages"]):
+        line = {"color": GREY, "width": 1, "dash": "dot"}
+        yield {
+            "type": "line",
+            "x0": point["step"],
+            "x1": point["step"],
+            **upright,
+            "line": line,
+            "name": point["status"],
+        }
     for name, knot in evolution["schedule"]["knots"].items():
         if knot is not None:
             line = {"color": RED, "width": 1, "dash": "dot"}
             yield {"type": "line", "x0": knot, "x1": knot, **upright, "line": line, "name": name}
-
-
-def boundaries(evolution: Evolution) -> list[dict[str, Any]]:
-    """Where one stage gives way to the next, without the run's own start and end."""
-    inner = [stage["start"] for stage in evolution["stages"]["stages"] if stage["observed"]]
-    return inner[1:]
 
 
 def kept_figure(evolution: Evolution, snapshot: int = -1) -> go.Figure:
@@ -175,8 +142,3 @@ def _most(evolution: Evolution) -> int:
     snapshots = zip(*(kept[kind] for kind in KINDS[:4]), strict=True)
     layers = [sum(parts) for kinds in snapshots for parts in zip(*kinds, strict=True)]
     return max([*layers, *kept["logits"], 1])
-
-
-def _boundary(at: dict[str, Any]) -> str:
-    interval = f" [{at['low']:,}, {at['high']:,}]" if at["high"] > at["low"] else ""
-    return f"{at['step']:,}{interval}{', schedule' if at['mark'] else ''}"

@@ -10,10 +10,11 @@ from typing import Any
 import plotly.graph_objects as go
 from plotly.subplots import make_subplots
 
-from circuitlit.report.evolution_table import algorithm_lines, causal_lines, neighbours_text, stages_text
+from circuitlit.report.evolution_table import algorithm_lines, causal_lines, neighbours_text
 from circuitlit.report.figures import BLUE, GREEN, GREY, ORANGE, PINK, RED, finish
 from circuitlit.report.scaling_figure import scaling_figure
 from circuitlit.report.size_tables import size_tables
+from circuitlit.report.stages import stages_text
 from circuitlit.report.table import Metric
 
 _COLOURS = (BLUE, ORANGE, GREEN, RED, PINK)

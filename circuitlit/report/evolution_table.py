@@ -11,6 +11,7 @@ from rich.text import Text
 
 from circuitlit.report.overlap import overlap_sentence
 from circuitlit.report.size_tables import size_tables, tokens_text
+from circuitlit.report.stages import stages_text
 from circuitlit.report.table import Metric, count
 
 
@@ -131,16 +132,6 @@ def causal_lines(series: dict[str, Any]) -> list[str]:
             f"p = {check['rank_p']:.3f})"
         )
     return lines
-
-
-def stages_text(stages: dict[str, Any]) -> str:
-    """Stages with their steps in one line."""
-    seen = [
-        f"{stage['name'].replace('_', ' ')} {stage['start']['step']:,} to {stage['end']['step']:,}"
-        for stage in stages["stages"]
-        if stage["observed"]
-    ]
-    return "stages: " + (", ".join(seen) or stages["verdict"])
 
 
 def _empty(title: str) -> Table:

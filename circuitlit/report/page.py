@@ -18,9 +18,11 @@ from circuitlit.report.artefacts import Run, read_run
 from circuitlit.report.circuit_figure import COLOURS, DRAWN, circuit_figure
 from circuitlit.report.drawing import DRAWABLE, drawing
 from circuitlit.report.edges import RankedEdge, ranked_edges, ranking_note
-from circuitlit.report.evolution_figure import flow_figure, kept_figure, stage_rows, timeline_figure
+from circuitlit.report.evolution_figure import flow_figure, kept_figure, timeline_figure
 from circuitlit.report.figures import layer_figure, training_figure
+from circuitlit.report.stages import doubtful_text, stage_rows
 from circuitlit.report.table import Metric, columns, count, notes, percent, result_rows
+from circuitlit.timeline.chance import NOT_BEYOND
 
 LISTED = 30
 _TEMPLATE = "page.html.j2"
@@ -139,12 +141,16 @@ def timeline_note(evolution: dict | None) -> str:
     verdict, found = evolution["stages"]["verdict"], stage_rows(evolution)
     snapshots = f"{len(evolution['steps'])} snapshots of the masks"
     if verdict != "learning":
-        said = {"no learning": "show no change that stands out of the noise", "too few snapshots": "are too few"}
-        return f"{snapshots} {said.get(verdict, verdict)}: no stages."
+        said = {
+            "no learning": "show no change that stands out of the noise",
+            "too few snapshots": "are too few",
+            NOT_BEYOND: "show no boundary beyond chance: walks with the same steps have as clear ones",
+        }
+        return f"{snapshots} {said.get(verdict, verdict)}: no stages. {doubtful_text(evolution['stages'])}".strip()
     names = ", ".join(row.name for row in found if row.observed)
     absent = ", ".join(row.name for row in found if not row.observed)
-    said = f"{snapshots} show these stages: {names}." + (f" Not observed: {absent}." if absent else "")
-    return f"{said} No boundary is tested against chance: masks that move at random show stages, too."
+    others = [f"Not observed: {absent}." if absent else "", doubtful_text(evolution["stages"])]
+    return " ".join(text for text in (f"{snapshots} show these stages: {names}.", *others) if text)
 
 
 def _render(run: Run) -> str:

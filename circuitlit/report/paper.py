@@ -12,8 +12,8 @@ from matplotlib.figure import Figure
 from circuitlit.graph import Graph
 from circuitlit.report.artefacts import Run
 from circuitlit.report.edges import RankedEdge, ranked_edges
-from circuitlit.report.evolution_figure import boundaries, stage_rows
 from circuitlit.report.figures import BLUE, GREEN, GREY, ORANGE, PINK, RED, series, thinned
+from circuitlit.report.stages import boundaries, stage_rows
 
 FORMATS = ("svg", "png", "pdf")
 WIDTH = 5.5  # inches, a text column

@@ -16,10 +16,10 @@ from circuitlit.evaluate.overlap import StandIns, draws_for
 from circuitlit.evaluate.similarity import similarity
 from circuitlit.evaluate.testing import with_holm
 from circuitlit.report.artefacts import Run, read_run
-from circuitlit.report.evolution_figure import STAGE_COLOURS, stage_rows
 from circuitlit.report.figures import BLUE, GREEN, GREY, ORANGE, PINK, RED, SCALE, finish, series
 from circuitlit.report.overlap import overlap_sentence
 from circuitlit.report.page import render, save_page
+from circuitlit.report.stages import STAGE_COLOURS, stage_rows
 from circuitlit.report.table import Metric, columns, count, entry_of, percent
 from circuitlit.timeline.agreement import Agreement, agreement
 from circuitlit.timeline.stages import Boundary, Stage, Timeline

@@ -14,10 +14,11 @@ from rich.console import Console
 from rich.table import Table
 from rich.text import Text
 
-from circuitlit.report.evolution_table import neighbours_text, stages_text
+from circuitlit.report.evolution_table import neighbours_text
 from circuitlit.report.figures import BLUE, GREEN, GREY, ORANGE, PINK, RED, finish
 from circuitlit.report.overlap import overlap_sentence
 from circuitlit.report.simple_page import write_simple_page
+from circuitlit.report.stages import stages_text
 from circuitlit.report.suggestions import suggestions
 from circuitlit.report.table import Metric, count
 

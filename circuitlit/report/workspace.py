@@ -11,7 +11,7 @@ CURVES = {
         "Overlap with the snapshot before and the start": ["masks/overlap_previous", "masks/overlap_start"],
         "Edges changed": ["masks/churn"],
         "Undecided gates": ["masks/undecided"],
-        "Stage, 1 to 4": ["masks/stage"],
+        "Stage so far, not tested, 1 to 4": ["masks/stage_untested"],
     },
     "Circuit as cut, validation": {
         "KL (nats)": ["val/hard_kl"],

@@ -253,5 +253,5 @@ class Progress(RichProgressBar):
         shown: dict[str, Any] = dict(self._known)
         for callback in trainer.callbacks:  # type: ignore[attr-defined]
             if isinstance(callback, Evolution) and callback.stage:
-                shown["stage"] = callback.stage
+                shown["stage?"] = callback.stage
         return shown

@@ -9,9 +9,9 @@ from typing import Any
 from lightning import Callback, LightningModule, Trainer
 
 from circuitlit.discover import MaskLearner
+from circuitlit.timeline.labels import NAMES
 from circuitlit.timeline.mask_run import load_masks, of_edges
 from circuitlit.timeline.snapshots import Snapshots
-from circuitlit.timeline.stages import NAMES
 
 BUDGET = 0.03  # share of the run's time
 
@@ -21,7 +21,8 @@ class Evolution(Callback):
 
     `masks/overlap_previous` and `masks/overlap_start` are chance-corrected overlaps of the circuit that would be cut
     now; `masks/churn` counts the edges that went in or out since the last snapshot; `masks/undecided` is a share of
-    gates; `masks/stage` is 1 to 4, judged with today's circuit in place of the final one.
+    gates; `masks/stage_untested` is 1 to 4, judged with today's circuit in place of the final one; it is compared with
+    chance only when the run has ended (`save_evolution`).
 
     The stage is the dear part: it is left out whenever the callback has used more than `BUDGET` of the run's time,
     except where the run may stop on it. With several processes all come to the same decision.
@@ -33,7 +34,7 @@ class Evolution(Callback):
         stop: True ends the run at convergence, once the schedule's last knot has passed.
 
     Attributes:
-        stage: name of the stage, "" as long as none is known.
+        stage: name of the stage, untested, "" as long as none is known.
         seconds: that this callback has taken.
     """
 
@@ -74,7 +75,7 @@ class Evolution(Callback):
         if self.stop or self.seconds <= BUDGET * (began - self._started):
             self.stage = seen.timeline(resamples=0).current or ""
         if self.stage:
-            figures["stage"] = float(NAMES.index(self.stage) + 1)
+            figures["stage_untested"] = float(NAMES.index(self.stage) + 1)
         for logger in trainer.loggers:
             logger.log_metrics({f"masks/{name}": value for name, value in figures.items()}, step=step)
         knots = [knot for knot in seen.knots().values() if knot is not None]

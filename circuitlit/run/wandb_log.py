@@ -14,8 +14,8 @@ from lightning.pytorch.utilities import rank_zero_only
 from circuitlit.evaluate.statistics import INTERVALS
 from circuitlit.report.artefacts import Run, read_run
 from circuitlit.report.edges import ranked_edges
-from circuitlit.report.evolution_figure import stage_rows
 from circuitlit.report.page import run_figures
+from circuitlit.report.stages import doubtful, stage_rows
 from circuitlit.report.table import columns, entry_of, result_rows
 
 LISTED = 500
@@ -77,9 +77,12 @@ def _log_tables(logger: WandbLogger, found: Run) -> None:
         edges.add_data(rank, edge.name, edge.kind, edge.role, edge.score)
     tables = {"result/table": results, "circuit/edges": edges}
     if found.evolution:
-        tables["timeline/stages"] = wandb.Table(columns=["stage", "observed", "start", "end"])
+        tables["timeline/stages"] = wandb.Table(columns=["stage", "observed", "start", "end", "p"])
         for row in stage_rows(found.evolution):
-            tables["timeline/stages"].add_data(row.name, row.observed, row.start, row.end)
+            tables["timeline/stages"].add_data(row.name, row.observed, row.start, row.end, row.p)
+        for point in doubtful(found.evolution["stages"]):
+            step = f"{point['step']:,}"
+            tables["timeline/stages"].add_data(point["status"], False, step, step, point["p"])
     logger.experiment.log(tables)
 
 

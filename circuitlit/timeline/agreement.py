@@ -7,7 +7,9 @@ from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
 from statistics import median
 
-from circuitlit.timeline.stages import NAMES, Timeline
+from circuitlit.timeline.chance import BEYOND, NOT_BEYOND
+from circuitlit.timeline.labels import NAMES
+from circuitlit.timeline.stages import Timeline
 
 TOLERANCE = 0.1  # share of the steps
 
@@ -20,9 +22,10 @@ class Agreement:
 
     Attributes:
         stage: its name.
-        starts: step of each run, None where it was not observed.
-        verdict: of the repetitions: "agree" within a tenth of the steps, "not reproducible", "not observed" in any of
-            them, or "one run".
+        starts: step of each run, None where no boundary beyond chance starts it: a stage that begins with the run has
+            no boundary either.
+        verdict: of the repetitions: "agree" within a tenth of the steps, "not reproducible", "not beyond chance" in any
+            of them, or "one run".
         moved: of each run with another schedule: "with the schedule", "not with the schedule" or "unknown"; None for
             repetitions.
     """
@@ -52,7 +55,7 @@ def agreement(timelines: Sequence[Timeline], knots: Sequence[Knots], steps: int)
     usual = knots[repeated.index(True)]
     made = []
     for name in NAMES[1:]:
-        starts = [timeline.starts().get(name) for timeline in timelines]
+        starts = [_start(timeline, name) for timeline in timelines]
         same = [start for start, own in zip(starts, repeated, strict=True) if own]
         verdict = _verdict(same, steps)
         moved = [
@@ -63,10 +66,15 @@ def agreement(timelines: Sequence[Timeline], knots: Sequence[Knots], steps: int)
     return made
 
 
+def _start(timeline: Timeline, name: str) -> int | None:
+    (start,) = (stage.start for stage in timeline.stages if stage.name == name)
+    return start.step if start is not None and start.status == BEYOND else None
+
+
 def _verdict(starts: list[int | None], steps: int) -> str:
     seen = [start for start in starts if start is not None]
     if not seen:
-        return "not observed"
+        return NOT_BEYOND
     if len(starts) == 1:
         return "one run"
     return "agree" if len(seen) == len(starts) and max(seen) - min(seen) <= TOLERANCE * steps else "not reproducible"

@@ -3,12 +3,12 @@
 Everything is about the `k` best edges of each snapshot, `k` being the final circuit's count, because their number does
 not move with the sparsity schedule. `evolution.json` in a run's directory holds, with S snapshots and L layers:
 
-    format          1
+    format          2
     steps           [S] training steps, from the masks' start to the last snapshot
     count, n_masks  edges in the circuit, masks in all (edges times token roles)
     roles           names of the token roles; empty for one mask at all positions
     graph           n_layers, n_heads, n_kv_heads, parallel
-    schedule        steps: of the whole run; knots: {"warmup_end": step or null, "harden_start": step or null};
+    schedule        steps: of the whole run; knots: step or null of {warmup_end, harden_start, lr_height, lr_half};
                     sparsity: [S] asked for; noise: [S] scale of the gates' noise
     overlap_final   [S] chance-corrected Jaccard overlap with the last snapshot: 1 the same edges, 0 as by chance
     progress        [S] the same, rescaled to 0 at the first snapshot and 1 at the last
@@ -24,9 +24,12 @@ not move with the sparsity schedule. `evolution.json` in a run's directory holds
                     L the logits); counts: [S][P] edges of the circuit between them; pairs that never have any are left
                     out
     log_alpha       edges: [B + 1] of bins; counts: [S][B] gates; the outer bins hold what lies beyond, too
-    stages          `Timeline.to_dict()`: verdict ("learning", "no learning", "too few snapshots"); stages: four of
-                    {name, observed, start, end}; change_points; criterion; n_snapshots. A start, end or change point is
-                    {step, low, high, mark} (95 % interval; mark "schedule" within one snapshot of a knot) or null
+    stages          `Timeline.to_dict()`: verdict ("learning", "not beyond chance", "no learning", "too few
+                    snapshots"); stages: four of {name, observed, start, end}; change_points, all of them; criterion;
+                    n_snapshots. A start, end or change point is null or {step, low, high, mark, p, p_walk, draws,
+                    status} (95 % interval; mark "schedule" within one snapshot of a knot; p among so many draws of
+                    walks with the run's own steps, null at the run's own start and end; p_walk is for series of
+                    checkpoints; status "beyond chance" or "not beyond chance")
 
 `stages` stands in `result.json`, too.
 """
@@ -53,6 +56,7 @@ from circuitlit.discover.gates import Gates
 from circuitlit.errors import UserError
 from circuitlit.files import write_json
 from circuitlit.graph import Graph, MaskLayout, reachable_edges
+from circuitlit.timeline.chance import DRAWS
 from circuitlit.timeline.snapshots import Snapshots
 from circuitlit.timeline.stages import Timeline
 
@@ -125,9 +129,9 @@ def save_evolution(run: MaskRun, folder: Path) -> tuple[Snapshots, Timeline]:
         histograms.append(np.histogram(log_alpha.clamp(BINS[0], BINS[-1]).numpy(), BINS)[0].tolist())
         share = run.layout.share(run.gates.open_probability(log_alpha, run.schedule.noise(step)))
         opened.append(round(float(share), 6))
-    timeline = seen.timeline(run.hard_kl)
+    timeline = seen.timeline(draws=DRAWS)
     content = {
-        "format": 1,
+        "format": 2,
         "count": seen.count,
         "n_masks": len(seen.kept[0]),
         "roles": list(seen.roles),

@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-from collections.abc import Mapping
 from dataclasses import dataclass, field
 
 import numpy as np
@@ -11,32 +10,21 @@ from jaxtyping import Bool, Float
 from circuitlit.discover import Schedule
 from circuitlit.evaluate.similarity import corrected_overlap
 from circuitlit.graph import Graph
-from circuitlit.timeline.stages import Signals, Timeline, find_stages
+from circuitlit.timeline.labels import Signals
+from circuitlit.timeline.segment import largest_gains
+from circuitlit.timeline.stages import Timeline, find_stages
+from circuitlit.timeline.walks import best_edges, level_and_velocity, walks
 
 UNDECIDED = 2.0  # log-alpha
-PROBED = 0.9  # share of snapshots with a hard KL from which on it helps to find change points
-
-
-def best_edges(log_alpha: Float[np.ndarray, "mask"], count: int) -> tuple[Bool[np.ndarray, "mask"], bool]:
-    """The `count` masks of largest log-alpha, and whether they were free of ties.
-
-    Of masks that tie for the last places some are drawn, always the same: those that start equal are a random set.
-    """
-    log_alpha = np.nan_to_num(log_alpha, nan=-np.inf)  # a run that went wrong is stopped elsewhere
-    threshold = np.partition(log_alpha, -count)[-count]
-    kept = log_alpha > threshold
-    tied = np.flatnonzero(log_alpha == threshold)
-    missing = count - int(kept.sum())
-    if missing == len(tied):
-        kept[tied] = True
-        return kept, True
-    kept[np.random.default_rng(0).choice(tied, missing, replace=False)] = True
-    return kept, False
+MOST = 100_000  # masks that stages are read off
 
 
 @dataclass
 class Snapshots:
     """The circuits that a run's snapshots would be cut to; grows while the run goes on.
+
+    Stages are read off at most `MOST` masks, drawn at random: such a sample is itself a run under the same schedule,
+    and its overlaps are those of all masks within a few hundredths.
 
     Attributes:
         graph: the edges' order.
@@ -45,6 +33,7 @@ class Snapshots:
         roles: token roles with masks of their own.
         steps, kept, sure, undecided: of every snapshot: its step, its edges, whether no ties decided them, its share of
             undecided gates.
+        sample: log-alphas of the masks that stages are read off, of every snapshot.
     """
 
     graph: Graph
@@ -55,6 +44,7 @@ class Snapshots:
     kept: list[Bool[np.ndarray, "mask"]] = field(default_factory=list)
     sure: list[bool] = field(default_factory=list)
     undecided: list[float] = field(default_factory=list)
+    sample: list[Float[np.ndarray, "sampled"]] = field(default_factory=list)
 
     def add(self, step: int, log_alpha: Float[np.ndarray, "mask"]) -> bool:
         """Take in a snapshot; False if it is not later than the last one."""
@@ -65,6 +55,8 @@ class Snapshots:
         self.kept.append(kept)
         self.sure.append(sure)
         self.undecided.append(float((np.abs(log_alpha) < UNDECIDED).mean()))
+        chosen = np.random.default_rng(0).choice(len(log_alpha), MOST, replace=False) if len(log_alpha) > MOST else ...
+        self.sample.append(log_alpha[chosen].astype(np.float32))
         return True
 
     def overlap(self, first: int, second: int) -> float:
@@ -86,37 +78,42 @@ class Snapshots:
 
     def velocity(self) -> Float[np.ndarray, "snapshot"]:
         """Distance to the snapshot before, per hundredth of the run; not from a start that ties decided."""
-        values = np.zeros(len(self.steps))
-        for at in range(1, len(self.steps)):
-            share = (self.steps[at] - self.steps[at - 1]) / self.schedule.steps
-            values[at] = (1 - self.overlap_previous(at)) / (100 * share)
-        unsure = [at for at in range(len(values)) if at == 0 or not self.sure[at - 1]]
-        for at in reversed(unsure):
-            values[at] = values[at + 1] if at + 1 < len(values) else 0.0
-        return values
+        return level_and_velocity(self.kept, self.steps, self.schedule.steps, self.sure)[1]
 
     def knots(self) -> dict[str, float | None]:
-        """Steps at which the schedule changes by itself: the sparsity target is reached, the noise begins to shrink."""
+        """Steps at which the schedule changes by itself.
+
+        The sparsity target is reached; the noise begins to shrink; the learning rate is at its height; it has fallen
+        half of its way down, where it falls fastest.
+        """
         schedule = self.schedule
         warms = schedule.start_sparsity is not None and schedule.warmup > 0
         return {
             "warmup_end": schedule.warmup * schedule.steps if warms else None,
             "harden_start": (1 - schedule.harden) * schedule.steps if schedule.harden > 0 else None,
+            "lr_height": schedule.lr_warmup if schedule.lr_warmup else None,
+            "lr_half": (schedule.steps + schedule.lr_warmup) / 2 if schedule.lr_final < 1 else None,
         }
 
-    def timeline(self, hard_kl: Mapping[int, float] | None = None, resamples: int = 200) -> Timeline:
+    def timeline(self, resamples: int = 200, draws: int = 0) -> Timeline:
         """The stages, as far as the run has come.
 
         Args:
-            hard_kl: by step; used where nearly every snapshot was measured.
             resamples: for the intervals.
+            draws: walks that the boundaries are compared with; 0 tests nothing.
         """
         if len(self.steps) < 2:
             return Timeline("too few snapshots", n_snapshots=len(self.steps))
-        level = self.overlap_final()
-        probes = [step for step in self.steps if step in (hard_kl or {})]
-        others = {}
-        if hard_kl and len(probes) >= PROBED * len(self.steps):
-            others["hard_kl"] = np.interp(self.steps, probes, [hard_kl[step] for step in probes])
-        signals = Signals(self.steps, level, self.velocity(), level, others, ends=(float(level[0]), 1.0))
-        return find_stages(signals, [knot for knot in self.knots().values() if knot is not None], resamples)
+        size = len(self.sample[0])
+        count = max(1, round(self.count * size / len(self.kept[0])))
+        whole = size == len(self.kept[0])
+        kept = self.kept if whole else [best_edges(values, count)[0] for values in self.sample]
+        about = self.steps, self.schedule.steps, self.sure
+        level, velocity = level_and_velocity(kept, *about)
+        signals = Signals(self.steps, level, velocity, level, ends=(float(level[0]), 1.0))
+        knots = [knot for knot in self.knots().values() if knot is not None]
+        if not draws:
+            return find_stages(signals, knots, resamples)
+        return find_stages(
+            signals, knots, resamples, lambda _: [largest_gains(walks(np.stack(self.sample), count, *about, draws))]
+        )

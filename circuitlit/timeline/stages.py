@@ -1,65 +1,28 @@
 """The four stages of a run, read off its signals: initialization, rapid learning, fine-tuning, convergence.
 
-Pieces between change points (`segment.py`) are given labels from left to right, so that they break the rules least:
+Signals are cut into straight pieces (`segment.py`). A boundary between two pieces counts only where it is beyond chance
+(`chance.py`); pieces on the two sides of any other are joined. What is left is given labels from left to right, so that
+they break the rules least:
 
 - initialization: progress p ends below .1;
 - rapid_learning: p goes from .1 to .9, faster than on average;
 - fine_tuning: p is at .9 or above, and the circuit still changes;
 - convergence: p stands still, the circuit does not change, and it is the final one, to the end of the run.
 
-Any stage may be missing. No stage has a range of steps laid down for it, and where the change from first to last
-snapshot does not stand out of the noise, the verdict is "no learning" and there are no stages.
+Any stage may be missing, and no stage has a range of steps laid down for it. There are no stages where no boundary is
+beyond chance, or where the change from first to last snapshot does not stand out of the noise.
 """
 
 from __future__ import annotations
 
-from collections.abc import Mapping, Sequence
-from dataclasses import asdict, dataclass, field
+from collections.abc import Sequence
+from dataclasses import asdict, dataclass
 
-import numpy as np
-from jaxtyping import Float
-
-from circuitlit.timeline.segment import SHORTEST, Segmentation, segment
-
-NAMES = ("initialization", "rapid_learning", "fine_tuning", "convergence")
-EARLY, LATE = 0.1, 0.9  # progress that ends initialization and begins fine-tuning
-STILL = 0.05  # share of the fastest piece's velocity that counts as none; share of progress that counts as none
-STANDS_OUT = 3.0  # standard errors
-BROKEN = 0.25  # what a rule without a scale of its own costs, in units of progress
-
-Series = Float[np.ndarray, "snapshot"]
-
-
-@dataclass(frozen=True)
-class Signals:
-    """What stages are read from, one value a snapshot.
-
-    Attributes:
-        steps: training steps, rising.
-        level: what is learned: a task metric, or the overlap with the final circuit; any unit, either direction.
-        velocity: how fast the circuit changes: distance to the previous snapshot's by time; at least 0.
-        overlap: chance-corrected overlap with the final circuit, 1 is the same.
-        others: more signals that help to find change points.
-        ends: level at the very start and end where they are known without noise; None estimates them.
-        velocity_floor: velocity that is nothing but noise (95th percentile of a null distribution).
-        overlap_floor: distance to the final circuit that is nothing but noise (likewise).
-    """
-
-    steps: Sequence[int]
-    level: Series
-    velocity: Series
-    overlap: Series
-    others: Mapping[str, Series] = field(default_factory=dict)
-    ends: tuple[float, float] | None = None
-    velocity_floor: float = 0.0
-    overlap_floor: float = 0.05
-
-    def matrix(self) -> Float[np.ndarray, "snapshot signal"]:
-        """The signals side by side, level first; overlap only where it is not the level."""
-        columns = [self.level, self.velocity, *self.others.values()]
-        if self.overlap is not self.level:
-            columns.append(self.overlap)
-        return np.stack(columns, 1).astype(float)
+from circuitlit.timeline.chance import BEYOND, NOT_BEYOND, UNDECIDED, Chance, Null, chances
+from circuitlit.timeline.intervals import intervals
+from circuitlit.timeline.labels import NAMES, Signals, best_labels, label_costs, progress_of
+from circuitlit.timeline.pieces import SHORTEST
+from circuitlit.timeline.segment import Segmentation, partitioned, segment
 
 
 @dataclass(frozen=True)
@@ -69,12 +32,18 @@ class Boundary:
     Attributes:
         step, low, high: training steps.
         mark: "schedule" where a knot of the schedule is no further than one snapshot away; None elsewhere.
+        p, p_walk, draws, status: see `Chance`; None and 0 where nothing was tested: at the run's own start and end, and
+            while it goes on.
     """
 
     step: int
     low: int
     high: int
     mark: str | None = None
+    p: float | None = None
+    p_walk: float | None = None
+    draws: int = 0
+    status: str | None = None
 
 
 @dataclass(frozen=True)
@@ -96,9 +65,10 @@ class Timeline:
     """The stages of a run.
 
     Attributes:
-        verdict: "learning", "no learning", or "too few snapshots".
+        verdict: "learning" where there are stages; else "not beyond chance" (no boundary is), "undecided" (some might
+            be), "no learning" (the level's change does not stand out of the noise) or "too few snapshots".
         stages: always four, in order.
-        change_points: all of them; between stages and within.
+        change_points: all of them, those that are not beyond chance, too; between stages and within.
         criterion: of 1, 2 ... pieces (see `Segmentation`): how well four describe the run is for the reader to judge.
         n_snapshots: how many there were.
     """
@@ -135,105 +105,63 @@ def _boundaries(stage: Stage) -> dict[str, object]:
     return {name: None if at is None else asdict(at) for name, at in (("start", stage.start), ("end", stage.end))}
 
 
-def find_stages(signals: Signals, knots: Sequence[float] = (), resamples: int = 200) -> Timeline:
-    """Segment the signals and label the pieces.
+def find_stages(
+    signals: Signals, knots: Sequence[float] = (), resamples: int = 200, null: Null | None = None
+) -> Timeline:
+    """Segment the signals, test the boundaries and label the pieces.
 
     Args:
         signals: one run's.
         knots: steps at which the run's schedule changes by itself.
         resamples: for the intervals; 0 for none.
+        null: what runs without stages look like; None tests nothing, and every boundary counts.
     """
     steps = list(signals.steps)
     if len(steps) < 2 * SHORTEST:
         return Timeline("too few snapshots", n_snapshots=len(steps))
-    parts = segment(signals.matrix(), resamples)
-    points = _change_points(steps, parts, knots)
-    progress = _progress(signals, parts)
+    matrix = signals.matrix()
+    parts = segment(matrix)
+    found = None if null is None or not parts.change_points else chances(parts, null)
+    around = intervals(matrix, parts, resamples)
+    points = _change_points(steps, parts, around, found, knots)
+    about = {"change_points": points, "criterion": parts.criterion, "n_snapshots": len(steps)}
+    if progress_of(signals, parts) is None:
+        return Timeline("no learning", **about)
+    if null is not None:
+        kept = tuple(at for at, point in zip(parts.change_points, points, strict=True) if point.status == BEYOND)
+        if not kept:
+            unclear = any(point.status == UNDECIDED for point in points)
+            return Timeline(UNDECIDED if unclear else NOT_BEYOND, **about)
+        parts = partitioned(matrix, kept, (), ())
+        points = tuple(point for point in points if point.status == BEYOND)
+    progress = progress_of(signals, parts)
     if progress is None:
-        return Timeline("no learning", criterion=parts.criterion, n_snapshots=len(steps))
-    first = Boundary(steps[0], steps[0], steps[0])
-    last = Boundary(steps[-1], steps[-1], steps[-1])
-    labels = _best_labels(_costs(signals, parts, progress))
-    edges = [first, *points, last]
+        return Timeline("no learning", **about)
+    labels = best_labels(label_costs(signals, parts, progress))
+    edges = [Boundary(steps[0], steps[0], steps[0]), *points, Boundary(steps[-1], steps[-1], steps[-1])]
+    return Timeline("learning", _stages(labels, edges), **about)
+
+
+def _stages(labels: Sequence[int], edges: Sequence[Boundary]) -> tuple[Stage, ...]:
     stages = []
     for label, name in enumerate(NAMES):
         own = [piece for piece, given in enumerate(labels) if given == label]
         stages.append(Stage(name, edges[own[0]], edges[own[-1] + 1]) if own else Stage(name))
-    return Timeline("learning", tuple(stages), tuple(points), parts.criterion, len(steps))
+    return tuple(stages)
 
 
-def _change_points(steps: list[int], parts: Segmentation, knots: Sequence[float]) -> list[Boundary]:
-    intervals = parts.intervals or tuple((place, place) for place in parts.change_points)
+def _change_points(
+    steps: list[int],
+    parts: Segmentation,
+    around: Sequence[tuple[int, int]],
+    found: Sequence[Chance] | None,
+    knots: Sequence[float],
+) -> tuple[Boundary, ...]:
     points = []
-    for place, (low, high) in zip(parts.change_points, intervals, strict=True):
+    for number, place in enumerate(parts.change_points):
         before, after = steps[place - 1], steps[min(place + 1, len(steps) - 1)]
         mark = "schedule" if any(before <= knot <= after for knot in knots) else None
-        points.append(Boundary(steps[place], steps[low], steps[high], mark))
-    return points
-
-
-def _progress(signals: Signals, parts: Segmentation) -> Series | None:
-    """The fitted level, 0 at the start and 1 at the end; None where the change does not stand out of the noise."""
-    fitted, deviation = parts.fitted[:, 0], float(parts.deviation[0])
-    if signals.ends is not None:
-        start, end = signals.ends
-        if abs(end - start) <= signals.overlap_floor:
-            return None
-        return (fitted - start) / (end - start)
-    sizes = [end - first for first, end in (parts.pieces()[0], parts.pieces()[-1])]
-    inflation = (1 + parts.coefficient) / (1 - parts.coefficient)
-    # variance of a fitted line at its end; no worse than that of the value itself
-    errors = [deviation * min(1.0, inflation * (4 * m - 2) / (m * (m + 1))) ** 0.5 for m in sizes]
-    start = _unless_far(float(fitted[0]), float(signals.level[0]), deviation)
-    end = float(fitted[-1])
-    if abs(end - start) <= max(STANDS_OUT * float(np.hypot(*errors)), 1e-12):
-        return None
-    return (fitted - start) / (end - start)
-
-
-def _unless_far(fitted: float, value: float, deviation: float) -> float:
-    """The fitted start, or the first value where it is far from it: a task solved before the second snapshot."""
-    return value if abs(value - fitted) > STANDS_OUT * deviation else fitted
-
-
-def _costs(signals: Signals, parts: Segmentation, progress: Series) -> Float[np.ndarray, "piece 4"]:
-    """How badly every piece breaks the rules of every label, in units of progress times snapshots."""
-    medians = [float(np.median(signals.velocity[i:j])) for i, j in parts.pieces()]
-    still = max(signals.velocity_floor, STILL * max(medians))
-    average = 1 / len(progress)
-    rows = []
-    for (i, j), velocity in zip(parts.pieces(), medians, strict=True):
-        p = progress[i:j]
-        change = float(p[-1] - p[0])
-        slope = change / (j - i - 1)
-        late = np.maximum(0, LATE - p).mean()
-        initialization = np.maximum(0, p - EARLY).mean()
-        outside = (np.maximum(0, EARLY - p) + np.maximum(0, p - LATE)).mean()
-        rapid = outside + BROKEN * float(np.clip(1 - slope / average, 0, 1))
-        tuning = late + BROKEN * (velocity <= still)
-        final = float(np.median(signals.overlap[i:j])) >= 1 - signals.overlap_floor
-        stands = abs(change) <= max(STILL, _uncertainty(parts, i, j, progress))
-        converged = late if velocity <= still and final and stands else np.inf
-        rows.append([(j - i) * cost for cost in (initialization, rapid, tuning, converged)])
-    return np.array(rows)
-
-
-def _uncertainty(parts: Segmentation, first: int, end: int, progress: Series) -> float:
-    """Half of the 95 % interval of a piece's change in progress."""
-    size = end - first
-    unit = abs(float(progress[-1] - progress[0])) / max(abs(float(parts.fitted[-1, 0] - parts.fitted[0, 0])), 1e-12)
-    inflation = (1 + parts.coefficient) / (1 - parts.coefficient)
-    return 1.96 * unit * float(parts.deviation[0]) * (12 * inflation * (size - 1) / (size * (size + 1))) ** 0.5
-
-
-def _best_labels(costs: Float[np.ndarray, "piece 4"]) -> list[int]:
-    """The cheapest labels that never go back."""
-    total, came_from = costs[0].copy(), []
-    for row in costs[1:]:
-        source = [int(np.argmin(total[: label + 1])) for label in range(len(NAMES))]
-        came_from.append(source)
-        total = total[source] + row
-    labels = [int(np.argmin(total))]
-    for source in reversed(came_from):
-        labels.append(source[labels[-1]])
-    return labels[::-1]
+        low, high = around[number]
+        chance = {} if found is None else asdict(found[number])
+        points.append(Boundary(steps[place], steps[low], steps[high], mark, **chance))
+    return tuple(points)
