@@ -240,11 +240,13 @@ def make_evolution(moved: int = 0) -> dict:
     """Six snapshots of a circuit of 4 edges in the graph of these tests, with two stages."""
     layers = GRAPH.n_layers
 
-    def at(step: int, low: int, high: int, mark: str | None = None) -> dict:
-        return {"step": step, "low": low, "high": high, "mark": mark}
+    def at(step: int, low: int, high: int, mark: str | None = None, p: float | None = None) -> dict:
+        status = None if p is None else "beyond chance" if p <= 0.05 else "not beyond chance"
+        chance = {"p": p, "p_walk": None, "draws": 0 if p is None else 199, "status": status}
+        return {"step": step, "low": low, "high": high, "mark": mark, **chance}
 
     found = {"initialization": None, "rapid_learning": None, "fine_tuning": None, "convergence": None}
-    found["rapid_learning"] = (at(0, 0, 0), at(20 + moved, 10 + moved, 20 + moved, "schedule"))
+    found["rapid_learning"] = (at(0, 0, 0), at(20 + moved, 10 + moved, 20 + moved, "schedule", 0.005))
     found["convergence"] = (found["rapid_learning"][1], at(50, 50, 50))
     stages = [
         {"name": name, "observed": ends is not None, "start": ends and ends[0], "end": ends and ends[1]}
@@ -252,7 +254,7 @@ def make_evolution(moved: int = 0) -> dict:
     ]
     counts = [[4 - n, n] for n in (0, 1, 2, 3, 3, 3)]
     return {
-        "format": 1,
+        "format": 2,
         "steps": [0, 10, 20, 30, 40, 50],
         "count": 4,
         "graph": {"n_layers": layers},
@@ -273,7 +275,11 @@ def make_evolution(moved: int = 0) -> dict:
             "logits": [0] * 6,
         },
         "flow": {"pairs": [[0, 0], [1, 1]], "counts": counts},
-        "stages": {"verdict": "learning", "stages": stages, "change_points": []},
+        "stages": {
+            "verdict": "learning",
+            "stages": stages,
+            "change_points": [found["rapid_learning"][1], at(40, 30, 40, None, 0.3)],
+        },
     }
 
 
@@ -292,7 +298,8 @@ def with_evolution(folder: Path, evolution: dict) -> Path:
 def test_the_page_says_when_stages_begin_and_which_are_absent(tmp_path: Path) -> None:
     text = html.unescape(without_plotly(write_page(with_evolution(tmp_path, make_evolution())).read_text()))
     assert "6 snapshots of the masks show these stages: rapid learning, convergence." in text
-    assert "0 to 20 [10, 20], schedule</small>" in text and text.count("<small>not observed</small>") == 2
+    assert "0 to 20 [10, 20], schedule, p 0.005</small>" in text and text.count("<small>not observed</small>") == 2
+    assert "Change points that make no stage: step 40 [30, 40], p 0.300, not beyond chance." in text
     figures = dict(re.findall(r'<script type="application/json" id="figure-(\w+)">(.*?)</script>', text))
     shapes = json.loads(figures["timeline"])["layout"]["shapes"]
     bands = [(s["x0"], s["x1"]) for s in shapes if s["type"] == "rect" and s["name"] != "interval"]
@@ -300,6 +307,18 @@ def test_the_page_says_when_stages_begin_and_which_are_absent(tmp_path: Path) ->
     assert [(s["x0"], s["x1"]) for s in shapes if s["name"] == "interval"] == [(10, 20)]
     assert [s["x0"] for s in shapes if s["name"] == "warmup_end"] == [20]
     assert [s["line"]["dash"] for s in shapes if s["name"] == "boundary"] == ["dash"]
+    assert [(s["x0"], s["line"]["dash"]) for s in shapes if s["name"] == "not beyond chance"] == [(40, "dot")]
+
+
+@pytest.mark.parametrize("verdict", ["not beyond chance", "no learning"])
+def test_the_page_has_no_stages_where_chance_has_them_too(tmp_path: Path, verdict: str) -> None:
+    evolution = make_evolution()
+    point = evolution["stages"]["change_points"][1]
+    stages = [{"name": n["name"], "observed": False, "start": None, "end": None} for n in evolution["stages"]["stages"]]
+    evolution["stages"] = {"verdict": verdict, "stages": stages, "change_points": [point]}
+    text = html.unescape(without_plotly(write_page(with_evolution(tmp_path, evolution)).read_text()))
+    assert "no stages. Change points that make no stage: step 40 [30, 40], p 0.300, not beyond chance." in text
+    assert text.count("<small>not observed</small>") == 4
 
 
 def test_an_evolution_of_another_version_is_refused(tmp_path: Path) -> None:

@@ -28,7 +28,7 @@ class Signals:
         steps: training steps, rising.
         level: what is learned: a task metric, or the overlap with the final circuit; any unit, either direction.
         velocity: how fast the circuit changes: distance to the previous snapshot's by time; at least 0.
-        overlap: chance-corrected overlap with the final circuit, 1 is the same.
+        overlap: chance-corrected overlap with the final circuit, 1 is the same; it only tells what has converged.
         others: more signals that help to find change points.
         ends: level at the very start and end where they are known without noise; None estimates them.
         velocity_floor: velocity that is nothing but noise (95th percentile of a null distribution).
@@ -45,11 +45,11 @@ class Signals:
     overlap_floor: float = 0.05
 
     def matrix(self) -> Float[np.ndarray, "snapshot signal"]:
-        """The signals side by side, level first; overlap only where it is not the level."""
-        columns = [self.level, self.velocity, *self.others.values()]
-        if self.overlap is not self.level:
-            columns.append(self.overlap)
-        return np.stack(columns, 1).astype(float)
+        """What change points are read off, level first.
+
+        Not the overlap: it ends at 1 by construction, whatever the circuits do.
+        """
+        return np.stack([self.level, self.velocity, *self.others.values()], 1).astype(float)
 
 
 def progress_of(signals: Signals, parts: Segmentation) -> Series | None:

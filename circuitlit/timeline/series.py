@@ -14,6 +14,7 @@ from jaxtyping import Float
 from circuitlit.evaluate.overlap import DRAWS, Shared, StandIns
 from circuitlit.evaluate.similarity import Spread, similarity, weighted_jaccard
 from circuitlit.graph import Circuit
+from circuitlit.timeline.chance import noise_or_walk
 from circuitlit.timeline.stages import Signals, Timeline, find_stages
 
 SMOOTHING = 0.5
@@ -127,6 +128,8 @@ def stages_of(
 ) -> Timeline:
     """The four stages, read off the metric, the circuits' velocity and their overlap with the last one.
 
+    A boundary counts only where it is beyond AR(1) noise, and beyond a metric that walks.
+
     Velocity is the weighted Jaccard distance to the checkpoint before, beyond what noise makes, by logarithmic time.
     """
     if len(points) < 2:
@@ -137,7 +140,8 @@ def stages_of(
     level = np.array([point.level for point in points])
     sizes = [point.smallest.n_edges if point.smallest else None for point in points]
     others = {"log_size": np.log([size for size in sizes if size])} if all(sizes) else {}
-    return find_stages(Signals(steps, level, velocity, overlap, others, overlap_floor=noise.overlap), (), resamples)
+    signals = Signals(steps, level, velocity, overlap, others, overlap_floor=noise.overlap)
+    return find_stages(signals, (), resamples, noise_or_walk)
 
 
 def velocities(steps: Sequence[int], alike: Sequence[float], noise: float) -> Float[np.ndarray, "point"]:

@@ -5,7 +5,8 @@ so warm-up, decay of the learning rate and shrinking noise are as they were. The
 for all edges and changes no ranking; it is taken out before the signs (as the mean of each step) and plays no part.
 
 Adam remembers about ten steps, so that even a gradient without direction moves a mask the same way for some time. One
-sign therefore holds for `MEMORY` steps. Edges get signs of their own: noise that many edges share is not in the null.
+sign therefore holds for `MEMORY` steps, and steps are made longer by what a change of sign takes from a walk
+(`_stretch`). Edges get signs of their own: noise that many edges share is not in the null.
 """
 
 from __future__ import annotations
@@ -17,6 +18,7 @@ from jaxtyping import Bool, Float
 
 from circuitlit.evaluate.similarity import corrected_overlap
 
+MOMENTUM = 0.9  # Adam's
 MEMORY = 20  # training steps, twice what Adam remembers
 Values = Float[np.ndarray, "snapshot mask"]
 Kept = Bool[np.ndarray, "mask"]
@@ -93,7 +95,9 @@ def walks(
     """
     moves = np.diff(values, axis=0)
     moves -= moves.mean(1, keepdims=True)
-    block = max(1, round(MEMORY / float(np.median(np.diff(steps)))))
+    every = float(np.median(np.diff(steps)))
+    block = max(1, round(MEMORY / every))
+    moves *= _stretch(round(block * every))
     draw = np.random.default_rng(seed)
     start = best_edges(values[0], count)[0]
     found = []
@@ -105,6 +109,17 @@ def walks(
             kept.append(best_edges(place, count)[0])
         found.append(np.stack(level_and_velocity(kept, steps, total, sure), 1))
     return np.stack(found)
+
+
+def _stretch(length: int) -> float:
+    """By how much a walk with momentum gets further than one of the same steps whose signs change every `length` steps.
+
+    Steps that are k apart are alike by `MOMENTUM ** k`, and have one sign with a probability of 1 - k / length.
+    """
+    apart = np.arange(1, length)
+    alike = MOMENTUM**apart
+    within = 1 + 2 * float(alike @ (1 - apart / length))
+    return ((1 + MOMENTUM) / (1 - MOMENTUM) / within) ** 0.5
 
 
 def _signs(draw: np.random.Generator, blocks: int, size: int) -> Float[np.ndarray, "block mask"]:
