@@ -16,6 +16,7 @@ from circuitlit.files import write_json
 from circuitlit.run.checks import run_dir
 from circuitlit.run.clock import CONSOLE
 from circuitlit.timeline.agreement import Agreement, agreement, repetitions
+from circuitlit.timeline.chance import BEYOND
 from circuitlit.timeline.mask_run import MaskRun, save_evolution
 from circuitlit.timeline.snapshots import Snapshots
 from circuitlit.timeline.stages import Boundary, Timeline
@@ -66,11 +67,14 @@ def _print_stages(folder: Path, seen: Snapshots, timeline: Timeline) -> None:
     CONSOLE.print(table)
     knots = [f"{name.replace('_', ' ')} at step {at:.0f}" for name, at in seen.knots().items() if at is not None]
     CONSOLE.print(f"  schedule: {', '.join(knots) or 'no knots'}; * within one snapshot of one", highlight=False)
+    for point in timeline.change_points:
+        if point.status != BEYOND:
+            CONSOLE.print(f"  no stage begins at step {_text(point)}: {point.status}", highlight=False)
 
 
 def _text(at: Boundary) -> str:
     interval = f" [{at.low}, {at.high}]" if at.high > at.low else ""
-    return f"{at.step}{interval}{'*' if at.mark else ''}"
+    return f"{at.step}{interval}{'*' if at.mark else ''}{'' if at.p is None else f', p {at.p:.3f}'}"
 
 
 def _compare(folders: list[Path], followed: list[tuple[Snapshots, Timeline]]) -> dict[str, Any]:

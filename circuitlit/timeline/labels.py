@@ -30,6 +30,8 @@ class Signals:
         velocity: how fast the circuit changes: distance to the previous snapshot's by time; at least 0.
         overlap: chance-corrected overlap with the final circuit, 1 is the same; it only tells what has converged.
         others: more signals that help to find change points.
+        distance: to the previous snapshot's circuit; where given, change points are read off it in place of the
+            velocity, whose noise varies with the time between snapshots.
         ends: level at the very start and end where they are known without noise; None estimates them.
         velocity_floor: velocity that is nothing but noise (95th percentile of a null distribution).
         overlap_floor: distance to the final circuit that is nothing but noise (likewise).
@@ -40,6 +42,7 @@ class Signals:
     velocity: Series
     overlap: Series
     others: Mapping[str, Series] = field(default_factory=dict)
+    distance: Series | None = None
     ends: tuple[float, float] | None = None
     velocity_floor: float = 0.0
     overlap_floor: float = 0.05
@@ -49,7 +52,8 @@ class Signals:
 
         Not the overlap: it ends at 1 by construction, whatever the circuits do.
         """
-        return np.stack([self.level, self.velocity, *self.others.values()], 1).astype(float)
+        change = self.velocity if self.distance is None else self.distance
+        return np.stack([self.level, change, *self.others.values()], 1).astype(float)
 
 
 def progress_of(signals: Signals, parts: Segmentation) -> Series | None:

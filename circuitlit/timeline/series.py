@@ -135,12 +135,14 @@ def stages_of(
     if len(points) < 2:
         return Timeline("too few snapshots", n_snapshots=len(points))
     steps = [point.step for point in points]
-    velocity = velocities(steps, [row["previous"]["weighted_jaccard"] for row in rows[1:]], noise.distance)
+    alike = [row["previous"]["weighted_jaccard"] for row in rows[1:]]
+    velocity = velocities(steps, alike, noise.distance)
+    distance = 1 - np.nan_to_num(np.array([alike[0], *alike]), nan=1.0)
     overlap = np.array([row["last"]["corrected_jaccard"] for row in rows])
     level = np.array([point.level for point in points])
     sizes = [point.smallest.n_edges if point.smallest else None for point in points]
     others = {"log_size": np.log([size for size in sizes if size])} if all(sizes) else {}
-    signals = Signals(steps, level, velocity, overlap, others, overlap_floor=noise.overlap)
+    signals = Signals(steps, level, velocity, overlap, others, distance, overlap_floor=noise.overlap)
     return find_stages(signals, (), resamples, noise_or_walk)
 
 
