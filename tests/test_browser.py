@@ -10,6 +10,9 @@ from pathlib import Path
 import pytest
 from cli import call, settings
 
+from circuitlit.report import write_page
+from circuitlit.timeline.labels import NAMES
+
 webdriver = pytest.importorskip("selenium.webdriver", reason="selenium is not installed")
 from selenium.webdriver.common.by import By  # noqa: E402
 from selenium.webdriver.common.keys import Keys  # noqa: E402
@@ -35,10 +38,25 @@ def open_browser(downloads: Path) -> webdriver.Chrome:
 
 @pytest.fixture(scope="module")
 def folder(local: Path, tmp_path_factory: pytest.TempPathFactory) -> Path:
-    """A run with many snapshots whose masks start equal, so that there are stages to see."""
+    """A run with many snapshots whose masks start equal, and two stages put on its page."""
     out = tmp_path_factory.mktemp("browser") / "run"
     more = ["mask.schedule.steps=60", "callbacks.snapshot_every=2", "mask.init=equal", "mask.init_from=null"]
     call(*settings(local, out, "logger=none", "callbacks.checkpoint_every=0", *more))
+    evolution = json.loads((out / "evolution.json").read_text())
+    start, middle, end = ({"step": at, "low": at, "high": at, "mark": None, "p": None} for at in (0, 20, 60))
+    middle |= {"p": 0.005, "p_walk": None, "draws": 199, "status": "beyond chance"}
+    ends = {"initialization": (start, middle), "rapid_learning": (middle, end)}
+    stages = [
+        {
+            "name": name,
+            "observed": name in ends,
+            **dict(zip(("start", "end"), ends.get(name, (None, None)), strict=True)),
+        }
+        for name in NAMES
+    ]
+    evolution["stages"] |= {"verdict": "learning", "stages": stages, "change_points": [middle]}
+    (out / "evolution.json").write_text(json.dumps(evolution))
+    write_page(out)
     return out
 
 

@@ -11,11 +11,15 @@ from collections.abc import Iterable
 
 import numpy as np
 import pytest
+import torch
 from synthetic_masks import Gradients, simulated
 from synthetic_runs import at_once, cut_short, four_stages, nothing, walking
 
+from circuitlit.graph import Circuit, EdgeScores, Graph
 from circuitlit.timeline import Signals, Timeline, find_stages
 from circuitlit.timeline.chance import BEYOND, DRAWS, noise_or_walk
+from circuitlit.timeline.series import Noise, Point, follow, stages_of
+from circuitlit.timeline.walks import walks
 
 ALL = pytest.param(range(200), marks=pytest.mark.slow)
 FALSE = 18  # of 200: what a rate of 5 % stays within in 99 of 100 cases
@@ -53,6 +57,35 @@ def test_masks_that_learn_have_boundaries_beyond_chance(seeds: range) -> None:
         runs = (simulated(seed, Gradients(signal), "ranks") for seed in seeds)
         found = verdicts(f"signal {signal}", (run.timeline(resamples=0, draws=DRAWS) for run in runs))
         assert found["learning"] >= (len(seeds) / 4 if signal == 5 else 0)
+
+
+def test_null_walks_go_as_far_as_walks_under_the_optimizer() -> None:
+    """Fewer changes would make any walk look fast; the overlap of start and end is compared."""
+    ratios = []
+    for seed in range(3):
+        run = simulated(seed, WALKS["noise in the gradient"], "ranks")
+        values = np.stack(run.sample)
+        null = walks(values, run.count, run.steps, run.schedule.steps, run.sure, 10)
+        ratios.append((1 - null[:, 0, 0].mean()) / (1 - run.overlap(0, -1)))
+    assert np.mean(ratios) == pytest.approx(1, abs=0.04)
+
+
+def circuits(seed: int, n: int) -> list[Point]:
+    """Checkpoints whose metric walks, with circuits of nothing but noise."""
+    draw, graph = np.random.default_rng(seed), Graph(3, 4, 4)
+    scores = torch.from_numpy(draw.normal(size=(n, 1, graph.n_edges)).astype(np.float32))
+    level = draw.normal(size=n).cumsum()
+    return [
+        Point(10 * at, float(level[at]), Circuit.cut(EdgeScores(graph, scores[at], "noise"), 40)) for at in range(n)
+    ]
+
+
+@pytest.mark.parametrize("n", [20, 40])
+@pytest.mark.parametrize("seeds", [range(2), ALL], ids=["2", "200"])
+def test_checkpoints_whose_metric_walks_have_no_stages(seeds: range, n: int) -> None:
+    series = (circuits(seed, n) for seed in seeds)
+    found = verdicts(f"{n} checkpoints", (stages_of(points, follow(points), Noise(), 0) for points in series))
+    assert found["learning"] <= (FALSE if len(seeds) == 200 else 0)
 
 
 @pytest.mark.parametrize("n", [20, 30, 50, 100])

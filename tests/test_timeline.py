@@ -17,6 +17,7 @@ from synthetic_runs import every, four_stages, noise
 from circuitlit.discover import Schedule
 from circuitlit.evaluate.similarity import corrected_overlap
 from circuitlit.graph import Circuit, Graph
+from circuitlit.run.timeline import print_stages
 from circuitlit.timeline import Snapshots, find_stages, segment
 from circuitlit.timeline.agreement import agreement
 from circuitlit.timeline.autocorrelation import ar1, pooled_ar1
@@ -26,6 +27,8 @@ from circuitlit.timeline.labels import NAMES
 from circuitlit.timeline.pieces import best_partitions, line_errors, lines
 from circuitlit.timeline.stages import Boundary, Stage, Timeline
 from circuitlit.timeline.walks import best_edges
+
+NO_KNOTS = dict.fromkeys(("warmup_end", "harden_start", "hard_start", "lr_height", "lr_half"))
 
 
 def test_fewer_checkpoints_give_the_same_stages() -> None:
@@ -135,9 +138,9 @@ def test_overlap_and_churn_against_numbers_by_hand() -> None:
     by_hand = (2 / 4 - expected) / (1 - expected)
     assert seen.overlap_previous(1) == pytest.approx(by_hand)
     assert seen.velocity() == pytest.approx([(1 - by_hand) / 50] * 2)
-    assert seen.knots() == {"warmup_end": 5, "harden_start": 10, "lr_height": None, "lr_half": 10}
-    slow = Snapshots(GRAPH, 3, Schedule(20, 0.1, lr_warmup=4, lr_final=0.5)).knots()
-    assert slow == {"warmup_end": None, "harden_start": None, "lr_height": 4, "lr_half": 12}
+    assert seen.knots() == NO_KNOTS | {"warmup_end": 5, "harden_start": 10, "lr_half": 10}
+    slow = Snapshots(GRAPH, 3, Schedule(20, 0.1, lr_warmup=4, lr_final=0.5, hard=0.25)).knots()
+    assert slow == NO_KNOTS | {"hard_start": 15, "lr_height": 4, "lr_half": 12}
     assert Schedule(20, 0.1, lr_warmup=4, lr_final=0.5).lr_factor(12) == pytest.approx(0.75)
 
 
@@ -203,7 +206,7 @@ def test_a_mask_run_leaves_its_evolution(mask_run: Path) -> None:
     circuit = Circuit.load(mask_run)
     assert content["stages"] == result["stages"] and content["stages"]["n_snapshots"] == 13
     assert content["steps"] == list(range(0, 61, 5))
-    knots = {"warmup_end": 30, "harden_start": 30, "lr_height": None, "lr_half": 30}
+    knots = NO_KNOTS | {"warmup_end": 30, "harden_start": 30, "hard_start": 42, "lr_half": 30}
     assert content["schedule"]["knots"] == knots
     assert all(0 < point["p"] <= 1 and point["draws"] == 199 for point in content["stages"]["change_points"])
     assert content["schedule"]["sparsity"][-1] == pytest.approx(0.8)
@@ -243,6 +246,17 @@ def test_the_verb_follows_saved_runs_finished_or_not(
     assert "13 snapshots to step 60 of 60" in " ".join(shown.split()) and all(name in shown for name in NAMES)
     assert "name one run" in failure(capsys, f"hydra.run.dir={tmp_path}/verb", verb="timeline")
     assert "no masks" in failure(capsys, f"run={tmp_path}", f"hydra.run.dir={tmp_path}/verb", verb="timeline")
+
+
+def test_the_verb_says_which_boundaries_are_beyond_chance(capsys: pytest.CaptureFixture[str]) -> None:
+    seen = Snapshots(GRAPH, 3, Schedule(20, 0.1))
+    for step in (0, 10, 20):
+        seen.add(step, log_alphas(*NAMED[step // 10 : step // 10 + 3]))
+    middle, other = Boundary(10, 0, 20, None, 0.005, None, 199, BEYOND), Boundary(20, 20, 20, None, 0.3, None, 199, "x")
+    stages = (Stage(NAMES[0], Boundary(0, 0, 0), middle), Stage(NAMES[1], middle, Boundary(20, 20, 20)))
+    print_stages(Path("runs/one"), seen, Timeline("learning", stages, (middle, other), (), 3))
+    shown = " ".join(capsys.readouterr().out.split())
+    assert "10 [0, 20] 0.005" in shown and "no stage begins at step 20: x, p 0.300" in shown
 
 
 def test_seeds_and_a_shorter_warm_up_are_compared(

@@ -36,7 +36,7 @@ def run(cfg: DictConfig) -> dict[str, Any]:
         raise UserError("name one run (run=DIR) or several to compare (runs=[A,B,C])")
     followed = [_follow(folder) for folder in folders]
     for folder, (seen, timeline) in zip(folders, followed, strict=True):
-        _print_stages(folder, seen, timeline)
+        print_stages(folder, seen, timeline)
     if len(folders) == 1:
         return followed[0][1].to_dict()
     return _compare(folders, followed)
@@ -50,11 +50,12 @@ def _follow(folder: Path) -> tuple[Snapshots, Timeline]:
     return seen, timeline
 
 
-def _print_stages(folder: Path, seen: Snapshots, timeline: Timeline) -> None:
+def print_stages(folder: Path, seen: Snapshots, timeline: Timeline) -> None:
+    """One run's stages as a table, the schedule's knots, and the change points at which no stage begins."""
     steps, final = seen.steps, seen.overlap_final()
     title = f"{folder}: {timeline.verdict}, {len(steps)} snapshots to step {steps[-1]} of {seen.schedule.steps}"
     table = Table(title=title, title_justify="left", box=box.SIMPLE_HEAD)
-    for name in ("stage", "start", "end", "overlap with the end", "edges changed"):
+    for name in ("stage", "start", "p", "end", "overlap with the end", "edges changed"):
         table.add_column(name, justify="left" if name == "stage" else "right")
     for stage in timeline.stages:
         if stage.start is None or stage.end is None:
@@ -63,18 +64,22 @@ def _print_stages(folder: Path, seen: Snapshots, timeline: Timeline) -> None:
         first, last = steps.index(stage.start.step), steps.index(stage.end.step)
         changed = sum(seen.churn(at) for at in range(first + 1, last + 1))
         overlaps = f"{final[first]:.3f} to {final[last]:.3f}"
-        table.add_row(stage.name, _text(stage.start), _text(stage.end), overlaps, str(changed))
+        table.add_row(stage.name, _text(stage.start), _p(stage.start), _text(stage.end), overlaps, str(changed))
     CONSOLE.print(table)
     knots = [f"{name.replace('_', ' ')} at step {at:.0f}" for name, at in seen.knots().items() if at is not None]
     CONSOLE.print(f"  schedule: {', '.join(knots) or 'no knots'}; * within one snapshot of one", highlight=False)
     for point in timeline.change_points:
         if point.status != BEYOND:
-            CONSOLE.print(f"  no stage begins at step {_text(point)}: {point.status}", highlight=False)
+            CONSOLE.print(f"  no stage begins at step {_text(point)}: {point.status}, p {_p(point)}", highlight=False)
 
 
 def _text(at: Boundary) -> str:
     interval = f" [{at.low}, {at.high}]" if at.high > at.low else ""
-    return f"{at.step}{interval}{'*' if at.mark else ''}{'' if at.p is None else f', p {at.p:.3f}'}"
+    return f"{at.step}{interval}{'*' if at.mark else ''}"
+
+
+def _p(at: Boundary) -> str:
+    return "-" if at.p is None else f"{at.p:.3f}"
 
 
 def _compare(folders: list[Path], followed: list[tuple[Snapshots, Timeline]]) -> dict[str, Any]:

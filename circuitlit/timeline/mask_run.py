@@ -8,8 +8,8 @@ not move with the sparsity schedule. `evolution.json` in a run's directory holds
     count, n_masks  edges in the circuit, masks in all (edges times token roles)
     roles           names of the token roles; empty for one mask at all positions
     graph           n_layers, n_heads, n_kv_heads, parallel
-    schedule        steps: of the whole run; knots: step or null of {warmup_end, harden_start, lr_height, lr_half};
-                    sparsity: [S] asked for; noise: [S] scale of the gates' noise
+    schedule        steps: of the whole run; knots: step or null of {warmup_end, harden_start, hard_start,
+                    lr_height, lr_half}; sparsity: [S] asked for; noise: [S] scale of the gates' noise
     overlap_final   [S] chance-corrected Jaccard overlap with the last snapshot: 1 the same edges, 0 as by chance
     progress        [S] the same, rescaled to 0 at the first snapshot and 1 at the last
     overlap_previous [S] overlap with the snapshot before; first null

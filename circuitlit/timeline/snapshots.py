@@ -83,14 +83,15 @@ class Snapshots:
     def knots(self) -> dict[str, float | None]:
         """Steps at which the schedule changes by itself.
 
-        The sparsity target is reached; the noise begins to shrink; the learning rate is at its height; it has fallen
-        half of its way down, where it falls fastest.
+        The sparsity target is reached; the noise begins to shrink; steps begin to run the circuit itself; the learning
+        rate is at its height; it has fallen half of its way down, where it falls fastest.
         """
         schedule = self.schedule
         warms = schedule.start_sparsity is not None and schedule.warmup > 0
         return {
             "warmup_end": schedule.warmup * schedule.steps if warms else None,
             "harden_start": (1 - schedule.harden) * schedule.steps if schedule.harden > 0 else None,
+            "hard_start": (1 - schedule.hard) * schedule.steps if schedule.hard > 0 else None,
             "lr_height": schedule.lr_warmup if schedule.lr_warmup else None,
             "lr_half": (schedule.steps + schedule.lr_warmup) / 2 if schedule.lr_final < 1 else None,
         }
