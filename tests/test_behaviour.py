@@ -7,7 +7,7 @@ from pathlib import Path
 
 import pytest
 import torch
-from cli import call, failure, settings
+from cli import call, settings
 from conftest import tiny_batch, tiny_model
 
 from circuitlit.evaluate import Behaviour
@@ -47,5 +47,3 @@ def test_from_the_command_line(local: Path, tmp_path: Path, capsys: pytest.Captu
     assert [(row["task"], row["split"], row["n_pairs"]) for row in rows] == [("mine", "train", 8), ("mine", "test", 8)]
     assert all("does not do the task" in row["reason"] for row in rows if row["accuracy"]["value"] < 0.9)
     assert "mine" in capsys.readouterr().out
-    for setting, words in (("behaviour.splits=[all]", "are not some of train, val, test"), ("behaviour.pairs=0", "1")):
-        assert words in failure(capsys, *settings(local, tmp_path / "no", setting), verb="behaviour")

@@ -336,8 +336,7 @@ def test_mistakes_get_one_sentence(local: Path, tmp_path: Path, capsys: pytest.C
         (tmp_path / "deeper" / file.name).write_bytes(file.read_bytes())
     cases = {
         f"tuned={tmp_path}/deeper": "only models of one graph",
-        f"tuned={tmp_path}/missing": "neither a model folder",
-        f"tuned={local}/model compare.resamples=3": "at least 10",
+        f"tuned={tmp_path}/missing": "missing does not exist",
         "seed=0": "tuned has no value",
     }
     for more, words in cases.items():

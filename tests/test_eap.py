@@ -12,7 +12,7 @@ from pathlib import Path
 import pytest
 import torch
 from brute_force import masked_logits, writer_outputs
-from cli import call, failure, settings
+from cli import call, settings
 from conftest import tiny_batch, tiny_model
 from torch import Tensor
 
@@ -347,8 +347,3 @@ def test_every_method_from_the_command_line(name: str, local: Path, tmp_path: Pa
     result = json.loads((tmp_path / "result.json").read_text())
     assert result["method"] == name
     assert result["n_edges"] > 0 and result["kl"]["value"] is not None
-
-
-def test_a_wrong_setting_is_one_line(local: Path, tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:
-    argv = settings(local, tmp_path, "method=eap_ig", "method.score.rule=middle", "logger=none")
-    assert "method.score.rule=middle is not one of left, midpoint, right" in failure(capsys, *argv, verb="attribute")

@@ -94,13 +94,10 @@ def other_circuit(folder: Path, roles: tuple[str, ...] = (), graph: Graph = TINY
 
 BAD = {
     "no circuit": ([], "circuit has no value"),
-    "missing circuit": (["circuit=missing"], "circuit=missing does not exist"),
     "other graph": (["circuit={tmp}/other"], "the model has 2 layers x 2 heads (2 key/value)"),
     "other roles": (["circuit={tmp}/roles"], "evaluate it on a task with its roles"),
     "not a circuit": (["circuit={tmp}"], "not a readable circuit"),
-    "unknown ranking": (["circuit={tmp}/same", "evaluate.ranking=best"], "evaluate.ranking=best"),
     "gates by size": (["circuit={tmp}/gates", "evaluate.ranking=absolute"], "scores without a sign"),
-    "unknown selection": (["circuit={tmp}/same", "sparsity.select=best"], "sparsity.select=best"),
     "other reference": (["circuit={tmp}/same", "evaluate.reference=ioi_gpt2"], "take scores of that model"),
 }
 
@@ -120,8 +117,6 @@ def test_evaluate_refuses_in_one_sentence(
 
 
 BAD_EXPORTS = {
-    "missing": (["circuit=missing"], "not a readable circuit"),
-    "format": (["circuit={tmp}/same", "d_model=8", "format=xml"], "format=xml is not one of"),
     "width": (["circuit={tmp}/same"], "d_model=768"),
     "roles": (["circuit={tmp}/roles", "d_model=8"], "find it without roles"),
 }

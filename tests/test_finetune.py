@@ -321,8 +321,7 @@ def test_a_resumed_run_is_the_unbroken_one(kind: str, local: Path, tmp_path: Pat
 
 BAD = {
     "rank": (["adapter=lora", "+adapter.build.rank_pattern.nothing=3"], "'nothing'"),
-    "adapter": (["adapter=peft", "adapter.path=somewhere"], "finished adapter"),
-    "score": (["tune.score=beauty"], "neither accuracy nor metric"),
+    "adapter": (["adapter=peft", "adapter.path=some/where"], "finished adapter"),
     "steps": (["tune.steps=0"], "tune.steps=0"),
     "checkpoints": (["tune.checkpoints=[99]"], "outside 0 to 12"),
     "data": (["tune.data=missing.jsonl"], "missing.jsonl"),

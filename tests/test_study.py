@@ -166,13 +166,18 @@ def test_a_stopped_study_goes_on(done: Path, local: Path, tmp_path: Path, capsys
 
 
 def test_a_cell_that_fails_is_recorded(local: Path, tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:
-    more = ["study.attributions=[mask_gradients,nonsense]", "study.sparsities=[0.8]", "study.seeds=[0]"]
-    more.append("study.learners=[{name: bad,with: ['mask=hard_concrete','mask.init=equal','mask.init_scale=nan']}]")
+    more = [
+        "study.attributions=[mask_gradients,{name: nonsense,with: [ablation.steps=3]}]",
+        "study.sparsities=[0.8]",
+        "study.seeds=[0]",
+    ]
+    bad = "mask=hard_concrete,mask.init=equal,mask.init_from=null,objective.loss.path=cli.not_a_number"
+    more.append(f"study.learners=[{{name: bad,with: [{bad}]}}]")
     call(*small(local, tmp_path, *more, "study.resamples=0"), verb="study")
     study = study_of(tmp_path)
     assert study["status"] == "FAILED"
     errors = {item["cell"]: item["error"] for item in study["failed"]}
-    assert "there is no method=nonsense" in errors["jsonl--attribution--nonsense"]
+    assert "ablation.steps is no setting of the chosen presets" in errors["jsonl--attribution--nonsense"]
     assert "the loss is nan" in errors["jsonl--learner--bad--0.8--seed0"]
     assert {row["method"] for row in study["rows"]} == {"random circuits", "mask_gradients"}
     assert "FAILED jsonl--attribution--nonsense" in capsys.readouterr().out
@@ -180,7 +185,8 @@ def test_a_cell_that_fails_is_recorded(local: Path, tmp_path: Path, capsys: pyte
 
 @pytest.mark.slow
 def test_several_tasks_share_the_model(local: Path, tmp_path: Path) -> None:
-    tasks = "[{name: one,with: ['task=jsonl']},{name: two,with: ['task=jsonl','task.build.seed=3']},nonsense]"
+    tasks = "[{name: one,with: [task=jsonl]},{name: two,with: [task=jsonl,task.build.seed=3]}"
+    tasks += ",{name: nonsense,with: [ablation.steps=3]}]"
     more = [f"study.tasks={tasks}", "study.attributions=[mask_gradients]", "study.learners=[]", "study.resamples=0"]
     call(*small(local, tmp_path, *more, "study.sparsities=[0.8]"), verb="study")
     study = study_of(tmp_path)
@@ -190,14 +196,14 @@ def test_several_tasks_share_the_model(local: Path, tmp_path: Path) -> None:
 
 BAD = {
     "no methods": (["study.attributions=[]", "study.learners=[]"], "both empty"),
-    "percent": (["study.sparsities=[95]"], "not shares between 0 and 1"),
+    "percent": (["study.sparsities=[95]"], "did you mean 0.95?"),
     "no seeds": (["study.seeds=[]"], "study.seeds is empty"),
-    "no entry": (["study.learners=[{name: x}]"], "neither a preset of mask"),
+    "no entry": (["study.learners=[{name: x}]"], "study.learners[0].with is missing"),
     "no such part": (["study.parts=2", "study.part=2"], "one of the parts 0 to 1"),
     "no such rival": (["study.match={method: acdc,sparsity: 0.9}"], "study.match: acdc"),
     "twice": (["study.attributions=[mask_gradients,mask_gradients]"], "called 'mask_gradients'"),
     "missing model": (["model.path=missing"], "config.json"),
-    "no cell works": (["study.tasks=[nonsense]"], "no cell could be run"),
+    "no cell works": (["study.tasks=[{name: x,with: [ablation.steps=3]}]"], "no cell could be run"),
 }
 
 

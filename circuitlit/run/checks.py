@@ -3,15 +3,19 @@
 from __future__ import annotations
 
 import os
+import re
 from collections.abc import Iterator
 from contextlib import contextmanager
 from contextvars import ContextVar
 from pathlib import Path
+from typing import Any
 
 from hydra.core.hydra_config import HydraConfig
 from omegaconf import DictConfig, OmegaConf
 
 from circuitlit.errors import UserError
+from circuitlit.run.arguments import setting
+from circuitlit.run.schema import check_settings
 
 _PART: ContextVar[Path | None] = ContextVar("folder of a part of the run", default=None)
 
@@ -32,43 +36,71 @@ def writing_to(folder: Path) -> Iterator[None]:
         _PART.reset(token)
 
 
-def check(cfg: DictConfig) -> None:
+def check(cfg: DictConfig, verb: str) -> None:
     """Refuse what cannot work.
 
     Raises:
-        UserError: a setting is missing or out of its range.
+        UserError: a setting is missing, unknown, not of its kind, or does not fit another one.
     """
     missing = sorted(OmegaConf.missing_keys(cfg))
     if missing:
         raise UserError(f"{missing[0]} has no value; give it on the command line: {missing[0]}=...")
-    if cfg.sparsity.target is not None:
-        _check_sparsity(cfg.sparsity.target)
-    elif cfg.verb != "attribute" or not cfg.method.get("own_size"):
+    check_settings(cfg, verb)
+    if cfg.verb != verb:
+        raise UserError(f"verb={cfg.verb} is not {verb}; the verb stands first: python -m circuitlit {cfg.verb} ...")
+    if cfg.sparsity.target is None and (verb != "attribute" or not cfg.method.get("own_size")):
         raise UserError("sparsity=own is for methods that choose their own size, such as attribute method=acdc")
-    if cfg.sparsity.select not in ("top_k", "greedy"):
-        raise UserError(f"sparsity.select={cfg.sparsity.select} is neither top_k nor greedy; choose one")
-    steps = cfg.mask.schedule.steps
-    if not isinstance(steps, int) or steps < 1:
-        raise UserError(f"mask.schedule.steps={steps} is not a whole number of at least 1")
-    if cfg.evaluate.controls < 1 or cfg.evaluate.control_pairs < 1:
-        raise UserError("evaluate.controls and evaluate.control_pairs must be at least 1; a result needs its controls")
-    least = cfg.task.get("min_accuracy", 0)
-    if not isinstance(least, int | float) or not 0 <= least <= 1:
-        raise UserError(f"task.min_accuracy={least} is not a share between 0 and 1")
     precision = str(cfg.trainer.precision)
     if precision.endswith("-true") and not precision.startswith("32"):
         raise UserError(f"trainer.precision={precision} would round the masks; use 32-true and model.dtype")
-    if cfg.ckpt_path is not None and not Path(cfg.ckpt_path).exists():
-        raise UserError(f"ckpt_path={cfg.ckpt_path} does not exist; name a .ckpt file of a run's checkpoints/ folder")
+    for word in _words(OmegaConf.to_container(cfg)):
+        setting(verb, word)
+    _check_files(cfg, verb)
     _check_writable(run_dir())
 
 
-def _check_sparsity(target: object) -> None:
-    if isinstance(target, int | float) and 0 < target < 1:
-        return
-    percent = isinstance(target, int | float) and 1 < target < 100
-    hint = f"; did you mean {target / 100:g}?" if percent else ""  # type: ignore[operator]
-    raise UserError(f"sparsity.target={target} is not a share between 0 and 1{hint}")
+def _words(content: Any) -> Iterator[str]:
+    """The settings that lists of entries hold: `{name: LABEL, with: [settings]}`."""
+    if isinstance(content, dict):
+        words = content.get("with")
+        yield from map(str, words if isinstance(words, list) else [])
+    for each in content.values() if isinstance(content, dict) else content if isinstance(content, list) else []:
+        yield from _words(each)
+
+
+def _check_files(cfg: DictConfig, verb: str) -> None:
+    """Look for the files that several settings together say are there."""
+    made = cfg.get("pretrain") is not None  # models and pairs are made first
+    pairs = None if made else cfg.task.build.get("path")
+    if pairs is not None and not Path(pairs).is_file():
+        what = "is a folder" if Path(pairs).is_dir() else "does not exist"
+        raise UserError(f"task.build.path={pairs} {what}; name a file with one pair a line")
+    elsewhere = made or cfg.get("base") or verb in ("bench", "evolve", "export", "report", "timeline")
+    if cfg.model.source == "local" and not elsewhere:
+        if not cfg.model.path:
+            raise UserError("model.path is empty; name a folder or a Hugging Face model: model=local model.path=DIR")
+        if not (Path(cfg.model.path) / "config.json").is_file():
+            raise UserError(f"model.path={cfg.model.path} is not a folder with a config.json; save a model there first")
+    adapter = cfg.adapter.path
+    if adapter is not None and not Path(adapter).is_dir() and not re.fullmatch(r"[\w-][\w.-]*/[\w.-]+", adapter):
+        raise UserError(
+            f"adapter '{adapter}' is neither a folder nor a hub name like owner/name; name a folder with a PEFT adapter"
+        )
+    if cfg.ckpt_path is not None:
+        _check_checkpoint(Path(cfg.ckpt_path))
+
+
+def _check_checkpoint(path: Path) -> None:
+    """Refuse what is no checkpoint of training by its look alone."""
+    if path.is_dir():
+        if not (path / "checkpoint").is_dir():  # DeepSpeed's are folders with this one in it
+            raise UserError(f"ckpt_path={path} is a folder; name a .ckpt file of its checkpoints/ folder")
+    elif path.suffix == ".safetensors":
+        raise UserError(
+            f"ckpt_path={path} holds masks, not a checkpoint; name a .ckpt file, or start from it with mask.init_from"
+        )
+    elif path.read_bytes()[:2] != b"PK":  # torch writes zip files
+        raise UserError(f"ckpt_path={path} is not a readable checkpoint; resume from an older one")
 
 
 def _check_writable(folder: Path) -> None:

@@ -6,14 +6,24 @@ from hydra import compose
 from hydra.core.hydra_config import HydraConfig
 from omegaconf import DictConfig
 
+from circuitlit.run.arguments import setting
+from circuitlit.run.schema import check_settings
+
 
 def composed(*settings: str) -> DictConfig:
-    """The command's own configuration with some settings changed."""
-    keys = {_key(setting) for setting in settings}
+    """The command's own configuration with some settings changed.
+
+    Raises:
+        UserError: one of them does not exist or is not of its kind.
+    """
+    keys = {_key(word) for word in settings}
     hydra = HydraConfig.get()
     own = [override for override in hydra.overrides.task if _key(override) not in keys]
-    assert hydra.job.config_name is not None
-    return compose(hydra.job.config_name, [*own, *settings])
+    verb = hydra.job.config_name
+    assert verb is not None
+    cfg = compose(verb, [*own, *(setting(verb, word) for word in settings)])
+    check_settings(cfg, verb)
+    return cfg
 
 
 def _key(override: str) -> str:

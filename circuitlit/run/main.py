@@ -8,7 +8,7 @@ import os
 import signal
 import sys
 import warnings
-from pathlib import Path
+from importlib import metadata
 from typing import Any
 
 VERBS = {
@@ -43,12 +43,13 @@ CHATTY = (
     "lightning_utilities.core.rank_zero",
 )
 FAILED = 3  # exit status of a command with fail=true whose result has that status
-PACKAGE = Path(__file__).resolve().parent.parent
 
 
 def main() -> None:
     """Entry of the console script: the first word is the verb."""
     verb = sys.argv[1] if len(sys.argv) > 1 else ""
+    if verb == "--version":
+        return _say_version()
     if verb not in VERBS:
         lines = "\n".join(f"  {name:12} {text}" for name, text in VERBS.items())
         print(f"usage: python -m circuitlit VERB [key=value ...]\n\nverbs:\n{lines}", file=sys.stderr)
@@ -62,11 +63,14 @@ def run_verb(verb: str, argv: list[str]) -> None:
     Any mistake of the user's ends in one line on stderr and exit status 1, with nothing of the run left but what Hydra
     itself writes.
     """
+    if "--version" in argv[1:]:
+        return _say_version()
     _quiet()
     import hydra
 
     from circuitlit.errors import Stopped
     from circuitlit.run import folder, ranks, resume, stopping
+    from circuitlit.run.arguments import conf_dir, readable
     from circuitlit.run.mistakes import explain
 
     original = list(sys.argv)
@@ -82,7 +86,7 @@ def run_verb(verb: str, argv: list[str]) -> None:
             if cfg.resume is not None:
                 cfg = resume.as_it_was(cfg)
             folder.settle_run_id(cfg)
-            check(cfg)
+            check(cfg, verb)
             ranks.check(cfg, verb)
             if ranks.wanted_here(cfg) > 1:
                 sys.exit(ranks.spawn(cfg, original))
@@ -94,20 +98,21 @@ def run_verb(verb: str, argv: list[str]) -> None:
                 print(stopping.farewell(stop, cfg, original), file=sys.stderr)
             sys.exit(128 + stop.number)
         except Exception as error:
-            message = explain(error)
+            message = explain(error, verb)
             if message is None:
                 raise
             mistakes.append(message)  # not raised: Hydra would print an error of its own
 
     try:
-        sys.argv = [*resume.expanded(verb, argv), *ranks.hydra_overrides()]
+        words = resume.expanded(verb, argv)[1:]
+        sys.argv = [argv[0], *readable(verb, [*words, *ranks.hydra_overrides()])]
         with stopping.listening(), folder.new_run_id():
             hydra.main(version_base="1.3", config_path=str(conf_dir()), config_name=verb)(job)()
     except (KeyboardInterrupt, Stopped) as stop:
         print("stopped before anything was made", file=sys.stderr)
         sys.exit(128 + (stop.number if isinstance(stop, Stopped) else signal.SIGINT))
     except Exception as error:
-        message = explain(error)
+        message = explain(error, verb)
         if message is None:
             raise
         mistakes.append(message)
@@ -119,10 +124,8 @@ def run_verb(verb: str, argv: list[str]) -> None:
         sys.exit(FAILED)
 
 
-def conf_dir() -> Path:
-    """The configuration tree: beside the package in a checkout, inside it when installed."""
-    beside = PACKAGE.parent / "conf"
-    return beside if (beside / "base.yaml").is_file() else PACKAGE / "conf"
+def _say_version() -> None:
+    print(f"circuitlit {metadata.version('circuitlit')}")
 
 
 def _quiet() -> None:

@@ -10,18 +10,23 @@ from hydra.errors import HydraException
 from omegaconf.errors import OmegaConfBaseException
 
 from circuitlit.errors import UserError
+from circuitlit.run.kinds import no_preset, unknown
+from circuitlit.run.schema import names
 
 
-def explain(error: BaseException) -> str | None:
-    """One sentence for a mistake that the user can mend; None for a defect of ours, which deserves its traceback."""
+def explain(error: BaseException, verb: str = "train") -> str | None:
+    """One sentence for a mistake that the user can mend; None for a defect of ours, which deserves its traceback.
+
+    Args:
+        error: what was raised.
+        verb: whose settings they were.
+    """
     for cause in _causes(error):
         if isinstance(cause, UserError):
             return str(cause)
     for cause in _causes(error):
         if isinstance(cause, HydraException | OmegaConfBaseException) and str(cause).strip():
-            return _one_line(str(cause))
-    if isinstance(error, ValueError) and "Config group override must be" in str(error):
-        return "a group takes the name of a preset, not a number: sparsity=p95, or sparsity.target=0.95"
+            return _one_line(str(cause), verb)
     if isinstance(error, OSError) and error.filename and _makes_a_folder(error):
         return f"'{error.filename}' cannot be written ({error.strerror}); choose another folder: hydra.run.dir=DIR"
     return None
@@ -41,15 +46,29 @@ def _causes(error: BaseException | None) -> list[BaseException]:
     return found
 
 
-def _one_line(text: str) -> str:
-    """Hydra's paragraphs as one sentence."""
-    missing = re.search(r"Could not find '([^'/]+)/([^']+)'", text)
-    options = re.search(r"Available options in '[^']*':\s*((?:.|\n)*?)(?:\n\s*Config search path|\Z)", text)
+def _one_line(text: str, verb: str) -> str:
+    """Hydra's paragraphs as one sentence in our words."""
+    missing = re.search(r"Could not find '([^']+)/([^'/]*)'", text)
     if missing:
-        known = ", ".join(options[1].split()) if options else "see conf/"
-        return f"there is no {missing[1]}={missing[2]}; choose one of: {known}"
+        options = re.search(r"Available options in '[^']*':\s*((?:.|\n)*?)(?:\n\s*Config search path|\Z)", text)
+        return no_preset(*missing.groups(), options[1].split() if options else [])
+    full_key = re.search(r"full_key: (\S+)", text)
+    key = re.search(r"Could not (?:override|append|delete)[^']*'([^']+)'", text) or full_key
+    if key and ("not in struct" in text or "Could not" in text):
+        return _absent(key[1], verb)
+    other = re.search(r"Interpolation key '([^']+)' not found", text)
+    if other:
+        return f"{full_key[1] if full_key else 'a setting'} takes its value from {other[1]}, which does not exist"
     lines = [line.strip() for line in text.splitlines() if line.strip() and "See https" not in line]
     return "; ".join(line for line in lines if not line.startswith(("full_key", "object_type", "reference_type")))
+
+
+def _absent(key: str, verb: str) -> str:
+    """One sentence on a setting that the chosen presets do not have."""
+    every = names(verb)
+    if key not in every:
+        return unknown(key, every)
+    return f"{key} is no setting of the chosen presets; see conf/{key.partition('.')[0]}/ for one that has it"
 
 
 def sweep_up(folder: Path, before: set[Path]) -> None:

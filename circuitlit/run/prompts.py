@@ -30,6 +30,7 @@ from circuitlit.objective import Outcome
 from circuitlit.report.prompts import print_prompts, write_prompts
 from circuitlit.run import ranks, tune
 from circuitlit.run.ability import inability, measure_behaviour
+from circuitlit.run.arguments import setting
 from circuitlit.run.build import Workbench, attribute, build_subject, build_workbench, plain, provenance
 from circuitlit.run.checks import run_dir
 from circuitlit.run.clock import CONSOLE, Clock
@@ -144,7 +145,7 @@ def _prompts(tasks: dict[str, DictConfig], subject: Subject) -> list[_Prompt]:
 
 def _tune(cfg: DictConfig) -> None:
     """Run `finetune` in this run's directory, with the settings of `prompts.tune` on this run's model."""
-    settings = compose("finetune", [str(setting) for setting in cfg.prompts.tune])
+    settings = compose("finetune", [setting("finetune", str(word)) for word in cfg.prompts.tune])
     OmegaConf.set_struct(settings, False)
     for group in ("model", "paths"):
         settings[group] = plain(cfg[group])

@@ -49,7 +49,7 @@ def entries(items: ListConfig | None, group: str) -> list[Entry]:
         if isinstance(item, str):
             made.append(Entry(item, (f"{group}={item}",)))
         elif isinstance(item, DictConfig) and {"name", "with"} <= set(item) <= {"name", "with", "cost"}:
-            settings = tuple(str(setting) for setting in item["with"])
+            settings = tuple(str(word) for word in item["with"])
             made.append(Entry(str(item.name), settings, item.get("cost")))
         else:
             raise UserError(f"study: '{item}' is neither a preset of {group} nor {{name: LABEL, with: [settings]}}")
