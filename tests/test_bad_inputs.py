@@ -99,7 +99,7 @@ WORDS: list[Case] = [
     ("heads", "heads.scores=[repeat]", "did you mean repeats?"),
     ("heads", "heads.causal.roles=[inductoin]", "did you mean induction?"),
     ("guided", "guided.ways=[uniform,random]", "guided.ways[1]=random"),
-    ("behaviour", "behaviour.splits=[train,dev]", "train, val or test"),
+    ("behaviour", "behaviour.splits=[train,dev]", "train, val, test or new_words"),
     ("bench", "bench=steps", "did you mean step?"),
     ("bench", "dtypes=[float8]", "dtypes[0]=float8"),
     ("train", "logger=csv verb=attribute", "verb=attribute is not train"),

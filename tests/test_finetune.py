@@ -328,7 +328,7 @@ BAD = {
     "dtype": (["model.dtype=bfloat16"], "would round the updates"),
     "beta": (["tune=dpo", "tune.build.beta=0"], "not above 0"),
     "group": (["tune=grpo", "tune.build.group=1"], "at least 2"),
-    "nan": (["tune.lr=1e30"], "lower tune.lr"),
+    "nan": (["tune.lr=1e6"], "lower tune.lr"),
 }
 
 

@@ -153,7 +153,7 @@ def _value(value: str, kind: Kind | None) -> str:
     """A value as Hydra is to read it: texts between quotes, and whatever else its language has no word for."""
     quoted = len(value) > 1 and value[0] == value[-1] and value[0] in "'\""
     literal = kind is not None and kind.literal
-    if literal and kind.is_list and re.fullmatch(r"\[[^\[\]{}'\"]*\]", value):
+    if kind is not None and kind.literal and kind.is_list and re.fullmatch(r"\[[^\[\]{}'\"]*\]", value):
         return f"[{','.join(_quoted(each.strip()) for each in value[1:-1].split(',') if each.strip())}]"
     holds = value[:1] in ("[", "{") and kind is not None and (kind.is_list or kind.inner or kind.open)
     if (holds or quoted or not literal or value in ("null", "???")) and _parses(value):

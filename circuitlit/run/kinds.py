@@ -110,7 +110,7 @@ def number(least: float | None = None, above: float | None = None, most: float |
     """A finite number, of at least `least`, above `above` and of at most `most`."""
     limits = [f"of at least {least:g}"] if least is not None else []
     limits += [f"above {above:g}"] if above is not None else []
-    limits += [f"of at most {most:g}"] if most is not None else []
+    limits += [f"of at most {most:.0f}"] if most is not None else []
     low, open_low = (-math.inf, True) if least is None and above is None else (least, False)
     low, open_low = (above, True) if above is not None else (low, open_low)
     top = math.inf if most is None else most

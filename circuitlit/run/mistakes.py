@@ -51,7 +51,7 @@ def _one_line(text: str, verb: str) -> str:
     missing = re.search(r"Could not find '([^']+)/([^'/]*)'", text)
     if missing:
         options = re.search(r"Available options in '[^']*':\s*((?:.|\n)*?)(?:\n\s*Config search path|\Z)", text)
-        return no_preset(*missing.groups(), options[1].split() if options else [])
+        return no_preset(missing[1], missing[2], options[1].split() if options else [])
     full_key = re.search(r"full_key: (\S+)", text)
     key = re.search(r"Could not (?:override|append|delete)[^']*'([^']+)'", text) or full_key
     if key and ("not in struct" in text or "Could not" in text):
