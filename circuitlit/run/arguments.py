@@ -22,12 +22,15 @@ from hydra.core.override_parser.types import Override, Quote, QuotedString, Valu
 from hydra.errors import HydraException
 
 from circuitlit.errors import UserError
-from circuitlit.run.kinds import Kind, no_preset, path, replaced, shown, unknown
+from circuitlit.run.kinds import Kind, mapping, no_preset, path, replaced, shown, unknown
 from circuitlit.run.schema import find, home_of, is_section, known, names, path_to
 from circuitlit.run.verb_settings import OF_VERBS
 
 PACKAGE = Path(__file__).resolve().parent.parent
 HYDRA = {name: path() for name in ("hydra.run.dir", "hydra.sweep.dir", "hydra.sweep.subdir")}  # of its own, texts
+
+
+SECTION = mapping({}, open=True)
 
 
 def conf_dir() -> Path:
@@ -76,9 +79,10 @@ def setting(verb: str, word: str, sweep: bool = False) -> str:
     if key.startswith(("hydra.", "hydra/")) and key not in HYDRA:
         return word
     home, settings = home_of(key, verb), known(verb)
-    if home is None and is_section(key, settings):
+    section = home is None and is_section(key, settings)
+    if section and not value.startswith("{"):
         raise UserError(replaced(key, value, [name for name in settings if name.startswith(f"{key}.")]))
-    kind = HYDRA.get(key) or find(key, verb)
+    kind = SECTION if section else HYDRA.get(key) or find(key, verb)
     if home is None and kind is None:
         raise UserError(_no_setting(key, verb, list(groups)))
     text = _value(value, kind)
@@ -179,12 +183,12 @@ def _rewritten(value: str) -> str:
 
 
 def _check_value(key: str, value: str, text: str, kind: Kind | None, sweep: bool) -> None:
-    """Refuse a value that is not of its kind; one that is made of other settings is looked at later."""
+    """Refuse a value that is not of its kind; settings inside, or one made of others, are looked at later."""
     parsed = _parsed(text)
     if parsed.is_sweep_override() and not sweep:
         listed = f"write {key}=[{value}]" if kind is not None and kind.is_list else "add -m for a run of each"
         raise UserError(f"{key}={value} names several values; {listed}")
-    if kind is None or "${" in text or "???" in text or parsed.value_type is ValueType.GLOB_CHOICE_SWEEP:
+    if kind is None or value.startswith("{") or "${" in text or "???" in text or parsed.value_type is ValueType.GLOB_CHOICE_SWEEP:
         return
     values = list(parsed.sweep_iterator()) if parsed.is_sweep_override() else [parsed.value()]
     for each in values:

@@ -20,7 +20,14 @@ OPEN, CLOSE = "<predict>", "</predict>"
 
 
 def jsonl(
-    tokenizer: PreTrainedTokenizerBase, path: str, seed: int, val_fraction: float = 0.2, test_fraction: float = 0.4
+    tokenizer: PreTrainedTokenizerBase,
+    path: str,
+    seed: int,
+    val_fraction: float = 0.2,
+    test_fraction: float = 0.4,
+    n_train: int | None = None,
+    n_val: int | None = None,
+    n_test: int | None = None,
 ) -> Splits:
     """The pairs of a file.
 
@@ -37,6 +44,7 @@ def jsonl(
         seed: lines without `split` are dealt out by it.
         val_fraction: share of those lines for validation, in [0, 1].
         test_fraction: share of those lines for the test, in [0, 1]; the rest is for training.
+        n_train, n_val, n_test: at most so many pairs of each split; None keeps all.
 
     Raises:
         UserError: the file cannot be read, a line is malformed, or no pair is in the test split.
@@ -62,7 +70,8 @@ def jsonl(
     if not made["test"]:
         raise UserError(f'{path} has no pair for the test; give a line "split": "test" or raise test_fraction')
     roles = (OTHER, *_role_names(made.values()), END)
-    return Splits("jsonl", made["train"], made["val"], made["test"], roles, new_words=made["new_words"])
+    splits = Splits("jsonl", made["train"], made["val"], made["test"], roles, new_words=made["new_words"])
+    return splits.first(n_train, n_val, n_test)
 
 
 def _deal_out(

@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from dataclasses import dataclass, field
+from dataclasses import dataclass, field, replace
 
 from circuitlit.errors import UserError
 from circuitlit.tasks.pair import Pair
@@ -38,6 +38,11 @@ class Splits:
     role_names: tuple[str, ...] = (OTHER, END)
     exhaustive: bool = False
     new_words: list[Pair] = field(default_factory=list)
+
+    def first(self, n_train: int | None, n_val: int | None, n_test: int | None) -> Splits:
+        """At most so many pairs of a split, the first ones; None keeps all. `new_words` has as many as the test."""
+        train, val, test, words = self.train[:n_train], self.val[:n_val], self.test[:n_test], self.new_words[:n_test]
+        return replace(self, train=train, val=val, test=test, new_words=words)
 
     def __post_init__(self) -> None:
         names = self.role_names

@@ -22,13 +22,21 @@ PAD = "compiler_pad"
 PROGRAMS = {"reverse": (("1", "2", "3"), 3), "proportion": (("a", "b", "c", "x"), 4)}  # words, longest input
 
 
-def tracr(tokenizer: PreTrainedTokenizerBase, program: str, seed: int) -> Splits:
+def tracr(
+    tokenizer: PreTrainedTokenizerBase,
+    program: str,
+    seed: int,
+    n_train: int | None = None,
+    n_val: int | None = None,
+    n_test: int | None = None,
+) -> Splits:
     """All inputs of a program, in every split.
 
     Args:
         tokenizer: of the compiled model.
         program: "reverse" or "proportion".
         seed: of the corrupted prompts.
+        n_train, n_val, n_test: at most so many inputs in each split; None keeps all.
 
     Raises:
         UserError: no such program, or the model is not the compiled one.
@@ -41,7 +49,7 @@ def tracr(tokenizer: PreTrainedTokenizerBase, program: str, seed: int) -> Splits
         raise UserError(f"task tracr_{program} needs {needed}; this model does not know '{missing[0]}'")
     draw = random.Random(f"{program}/{seed}")
     pairs = [_pair(program, words, draw) for words in inputs(program)]
-    return Splits(f"tracr_{program}", pairs, pairs, pairs, exhaustive=True)
+    return Splits(f"tracr_{program}", pairs, pairs, pairs, exhaustive=True).first(n_train, n_val, n_test)
 
 
 def inputs(program: str) -> list[tuple[str, ...]]:
