@@ -188,7 +188,13 @@ def _check_value(key: str, value: str, text: str, kind: Kind | None, sweep: bool
     if parsed.is_sweep_override() and not sweep:
         listed = f"write {key}=[{value}]" if kind is not None and kind.is_list else "add -m for a run of each"
         raise UserError(f"{key}={value} names several values; {listed}")
-    if kind is None or value.startswith("{") or "${" in text or "???" in text or parsed.value_type is ValueType.GLOB_CHOICE_SWEEP:
+    if (
+        kind is None
+        or value.startswith("{")
+        or "${" in text
+        or "???" in text
+        or parsed.value_type is ValueType.GLOB_CHOICE_SWEEP
+    ):
         return
     values = list(parsed.sweep_iterator()) if parsed.is_sweep_override() else [parsed.value()]
     for each in values:

@@ -54,6 +54,7 @@ METHODS: Targets = {
         "count": COUNT | None,
         "chunk": COUNT,
         "searches": COUNT,
+        "bracket": listed(number(above=0), 2, 2),
         "seconds": number(above=0) | None,
     },
     "circuitlit.discover.clean_corrupted": {},

@@ -19,7 +19,7 @@ from circuitlit.run.kinds import (
 )
 from circuitlit.run.settings import CIRCUIT, COUNT, SEED, SOME, TEXT, entries
 
-DRAWS = whole(20)  # random sets; fewer say nothing about chance
+DRAWS = whole(20) | None  # random sets; fewer say nothing about chance
 SIDE = path("a model folder, an adapter folder or a finished run", "folder")
 RUN = path("the folder of a run", "folder")
 _PASSAGES = {"count": whole(2), "length": whole(2)}
@@ -61,7 +61,7 @@ OF_VERBS: dict[str, dict[str, Kind]] = {
         "study.resamples": SOME,
         "study.curve_pairs": SOME,
         "study.consensus": share(zero=False),
-        "study.match": mapping({"method": text(), "sparsity": share()}, ("method", "sparsity")) | None,
+        "study.match": mapping({"method": text(), "sparsity": share()}, ("method",)) | None,
         "study.finished_only": flag(),
         "study.part": SOME,
         "study.parts": COUNT,
@@ -172,7 +172,7 @@ OF_VERBS: dict[str, dict[str, Kind]] = {
         "knowledge.top": COUNT,
         "knowledge.least": share(),
         "knowledge.alpha": share(zero=False, one=False),
-        "knowledge.draws": COUNT,
+        "knowledge.draws": COUNT | None,
         "knowledge.inject": mapping(
             {"new": COUNT, "revised": COUNT, "only_known": flag(), "nodes": COUNT, "draws": DRAWS}
         )
@@ -208,7 +208,7 @@ OF_VERBS: dict[str, dict[str, Kind]] = {
             )
         ),
         "heads.causal.ablation": choice("interchange", "mean", "zero"),
-        "heads.causal.draws": COUNT,
+        "heads.causal.draws": COUNT | None,
     },
     "evolve": {
         "pretrain": mapping(
