@@ -148,14 +148,14 @@ def test_the_verb_on_another_task_with_a_text_and_a_circuit(local: Path, tmp_pat
 @pytest.mark.parametrize(
     "wrong,says",
     [
-        ("heads.scores=[indction]", "heads.scores: 'indction' is unknown; choose from repeats"),
-        ("heads.causal.ablation=resample", "heads.causal.ablation: 'resample' is unknown; choose from interchange"),
-        ("heads.algorithm.parts=A", "heads.algorithm.parts: 'A' is unknown; choose from B, C, D"),
+        ("heads.scores=[indction]", "heads.scores[0]=indction is not repeats"),
+        ("heads.causal.ablation=resample", "heads.causal.ablation=resample is not interchange"),
+        ("heads.algorithm.parts=A", "heads.algorithm.parts=A is not B, C or D"),
         ("heads.top=3", "heads.top=3 is more than half of the model's heads"),
         ("heads.pairs=0", "heads.pairs=0 is not a whole number"),
         ("heads.repeats.sequences=2", "take at least 16 sequences"),
         ("text=nowhere.txt", "text=nowhere.txt does not exist"),
-        ("heads.circuit=nowhere", "not a readable circuit"),
+        ("heads.circuit=nowhere", "heads.circuit=nowhere does not exist"),
     ],
 )
 def test_wrong_settings_end_in_one_line(

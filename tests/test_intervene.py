@@ -363,16 +363,16 @@ def test_mistakes_get_one_sentence(local: Path, tmp_path: Path, capsys: pytest.C
         ("intervene", "intervene.nodes=[a7.h0]"): "no node 'a7.h0'",
         ("intervene", "intervene.doses=[1.0]"): "must hold 0",
         ("intervene", f"tuned={tmp_path}/deeper"): "one graph",
-        ("intervene", f"heads={tmp_path}/nothing"): "heads.json",
+        ("intervene", f"heads={tmp_path}/nothing"): "nothing does not exist",
         ("intervene", "intervene.other_tasks=[nonsense]"): "no task=nonsense",
         ("capabilities", f"tuned={tmp_path}/deeper"): "only models of one graph",
-        ("capabilities", f"tuned={tmp_path}/missing"): "neither a model folder",
-        ("capabilities", f"tuned={local}/model capabilities.by=magic"): "neither activations nor weights",
-        ("generality", "generality.tasks=[{name:a,with:[]}]"): "at least two",
+        ("capabilities", f"tuned={tmp_path}/missing"): "missing does not exist",
+        ("capabilities", f"tuned={local}/model capabilities.by=magic"): "activations or weights",
+        ("generality", "generality.tasks=[{name:a,with:[]}]"): "a list of at least 2",
         (
             "generality",
             "generality.tasks=[{name:a,with:[]},{name:b,with:[]}] generality.circuits=[x]",
-        ): "1 circuits for 2 tasks",
+        ): "a list of at least 2",
         ("generality", "seed=0"): "generality.tasks has no value",
     }
     for (verb, more), words in cases.items():

@@ -124,7 +124,7 @@ OF_VERBS: dict[str, dict[str, Kind]] = {
         "intervene.candidates": COUNT | None,
         "intervene.edges": COUNT,
         "intervene.steps": listed(COUNT, 1),
-        "intervene.doses": listed(number(0), 2),
+        "intervene.doses": listed(number(0), 1),
         "intervene.draws": DRAWS,
         "intervene.pairs": whole(2),
         "intervene.control_pairs": whole(2),
