@@ -4,16 +4,19 @@ from __future__ import annotations
 
 import json
 import random
+import sys
 from pathlib import Path
 
 import pytest
 import torch
+from absl import logging as absl_logging
 from hydra.core.global_hydra import GlobalHydra
 from tokenizers import Tokenizer, models, pre_tokenizers
 from transformers import AutoConfig, AutoModelForCausalLM, PreTrainedTokenizerFast
 
 from circuitlit.run.main import run_verb
 
+absl_logging.get_absl_handler().python_handler.stream = sys.__stderr__  # pytest's own it would close, with Hydra's help
 WORDS = [f"w{number}" for number in range(40)]
 FAST = [
     "model=local",

@@ -42,7 +42,8 @@ class Splits:
     def first(self, n_train: int | None, n_val: int | None, n_test: int | None) -> Splits:
         """At most so many pairs of a split, the first ones; None keeps all. `new_words` has as many as the test."""
         train, val, test, words = self.train[:n_train], self.val[:n_val], self.test[:n_test], self.new_words[:n_test]
-        return replace(self, train=train, val=val, test=test, new_words=words)
+        all_there = self.exhaustive and len(test) == len(self.test)
+        return replace(self, train=train, val=val, test=test, new_words=words, exhaustive=all_there)
 
     def __post_init__(self) -> None:
         names = self.role_names
