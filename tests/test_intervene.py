@@ -375,7 +375,8 @@ def test_mistakes_get_one_sentence(local: Path, tmp_path: Path, capsys: pytest.C
         ): "a list of at least 2",
         ("generality", "seed=0"): "generality.tasks has no value",
     }
+    capsys.readouterr()  # saving shows progress
     for (verb, more), words in cases.items():
         assert words in failure(capsys, *quick(local, tmp_path / "out", *more.split()), verb=verb)
-        left = {path.name for path in (tmp_path / "out").iterdir()}
+        left = {path.name for path in (tmp_path / "out").glob("*")}
         assert left <= {".hydra", "intervene.log", "capabilities.log", "generality.log"}

@@ -7,6 +7,7 @@ from pathlib import Path
 
 import pytest
 from hydra import compose, initialize_config_dir
+from hydra.core.hydra_config import HydraConfig
 from hydra.errors import HydraException
 from hydra.utils import get_class, get_method
 from omegaconf import DictConfig, ListConfig, OmegaConf
@@ -15,6 +16,7 @@ import circuitlit
 from circuitlit.model import graph_of
 from circuitlit.model.load import config_from
 from circuitlit.run.main import VERBS
+from circuitlit.run.schema import check_settings
 
 ROOT = Path(__file__).parent.parent
 ORDER = [
@@ -86,8 +88,13 @@ def test_every_group_of_the_design_is_there() -> None:
 def test_every_config_composes_and_names_real_things(group: str, option: str) -> None:
     if group == "hydra":
         return
-    cfg = composed(f"{group}={option}")
+    cfg = composed(f"{group}={option}", "hydra.runtime.output_dir=/out")
     assert cfg.verb in VERBS
+    HydraConfig.instance().set_config(cfg)
+    own = OmegaConf.masked_copy(cfg, [str(key) for key in cfg if key != "hydra"])
+    for missing in OmegaConf.missing_keys(own):
+        OmegaConf.update(own, missing, "given by the user")
+    check_settings(own, cfg.verb)
     pending = [cfg[g] for g in GROUPS if cfg.get(g)]
     found = 0
     while pending:

@@ -109,9 +109,9 @@ OTHER = {
     "length": (["mask.schedule.steps=24"], "mask.schedule.steps: 12 then, 24 now"),
     "objective": (["objective=cross_entropy"], "objective."),
     "ablation": (["ablation=zero"], "ablation.kind: interchange then, zero now"),
-    "data": (["task.build.path=other.jsonl"], "task.build.path"),
-    "model": (["model.path=elsewhere"], "model.path"),
-    "adapter": (["adapter=peft", "adapter.path=elsewhere"], "adapter.path"),
+    "data": (["task.build.path={other}/pairs.jsonl"], "task.build.path"),
+    "model": (["model.path={other}/model"], "model.path"),
+    "adapter": (["adapter=peft", "adapter.path={other}"], "adapter.path"),
     "seed": (["seed=1"], "seed: 0 then, 1 now"),
     "method": (["method=eap"], "method."),
     "clipping": (["+trainer.gradient_clip_val=1"], "trainer.gradient_clip_val: not set then, 1 now"),
@@ -125,6 +125,8 @@ def test_a_difference_is_named_before_anything_is_loaded(
     how: str, name: str, local: Path, whole: Path, tmp_path: Path, capsys: pytest.CaptureFixture[str]
 ) -> None:
     more, words = OTHER[name]
+    other = copy_of(local, tmp_path / "other")
+    more = [word.replace("{other}", str(other)) for word in more]
     if how == "resume":
         out = copy_of(whole, tmp_path / "out")
         (out / "result.json").unlink()

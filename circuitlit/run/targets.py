@@ -93,6 +93,7 @@ SCHEDULES: Targets = {
         "start_sparsity": share(one=False) | None,
         "warmup": share(),
         "harden": share(),
+        "hard": share(),
         "final_noise": share(zero=False),
         "sizes": listed(share(zero=False), 2, 2) | None,
     },

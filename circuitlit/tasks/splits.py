@@ -22,7 +22,8 @@ class Splits:
         val: pairs that settings are chosen by; may be empty.
         test: held-out pairs that results are reported on; of tasks with sentences, new ones with the words of training.
         role_names: names of the token roles; "other" first, "end" (the last prompt token) last.
-        exhaustive: True where the splits hold all inputs there are, so that they may be the same.
+        exhaustive: True where the test holds all inputs there are.
+        overlapping: True where a pair may be in several splits, as where each holds all inputs.
         new_words: held-out pairs in the test split's sentences, with words that training and validation lack; empty for
             tasks that do not tell sentences from words.
 
@@ -37,6 +38,7 @@ class Splits:
     test: list[Pair]
     role_names: tuple[str, ...] = (OTHER, END)
     exhaustive: bool = False
+    overlapping: bool = False
     new_words: list[Pair] = field(default_factory=list)
 
     def first(self, n_train: int | None, n_val: int | None, n_test: int | None) -> Splits:
@@ -53,6 +55,6 @@ class Splits:
         for split in SPLITS:
             for pair in getattr(self, split):
                 other, twin = home.setdefault((pair.clean, pair.corrupted, pair.answer), (split, pair))
-                if other != split and not self.exhaustive:
+                if other != split and not self.overlapping:
                     places = f"{other} ({twin.source or twin.clean}) and in {split} ({pair.source or pair.clean})"
                     raise UserError(f"task {self.name}: the same pair is in {places}; keep it in one split")

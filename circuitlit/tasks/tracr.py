@@ -49,7 +49,9 @@ def tracr(
         raise UserError(f"task tracr_{program} needs {needed}; this model does not know '{missing[0]}'")
     draw = random.Random(f"{program}/{seed}")
     pairs = [_pair(program, words, draw) for words in inputs(program)]
-    return Splits(f"tracr_{program}", pairs, pairs, pairs, exhaustive=True).first(n_train, n_val, n_test)
+    return Splits(f"tracr_{program}", pairs, pairs, pairs, exhaustive=True, overlapping=True).first(
+        n_train, n_val, n_test
+    )
 
 
 def inputs(program: str) -> list[tuple[str, ...]]:
