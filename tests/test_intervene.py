@@ -364,7 +364,7 @@ def test_mistakes_get_one_sentence(local: Path, tmp_path: Path, capsys: pytest.C
         ("intervene", "intervene.doses=[1.0]"): "must hold 0",
         ("intervene", f"tuned={tmp_path}/deeper"): "one graph",
         ("intervene", f"heads={tmp_path}/nothing"): "nothing does not exist",
-        ("intervene", "intervene.other_tasks=[nonsense]"): "no task=nonsense",
+        ("intervene", "intervene.other_tasks=[nonsense]"): "nonsense is not a preset of task",
         ("capabilities", f"tuned={tmp_path}/deeper"): "only models of one graph",
         ("capabilities", f"tuned={tmp_path}/missing"): "missing does not exist",
         ("capabilities", f"tuned={local}/model capabilities.by=magic"): "activations or weights",
