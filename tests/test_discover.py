@@ -177,6 +177,16 @@ def test_hard_steps_run_the_circuit_that_is_cut() -> None:
         assert (int(((masks > 0) & (masks < 1)).sum()) == 0) is same
 
 
+def test_the_shift_to_a_cut_keeps_the_very_count_though_gates_lie_close() -> None:
+    gates = HardConcrete()
+    log_alpha = torch.randn(1000, generator=torch.Generator().manual_seed(0)).sort().values
+    log_alpha[900] = log_alpha[899] + 1e-6
+    shifted = log_alpha + gates.shift_to_cut(log_alpha, 0.1)
+    assert int((shifted > gates.threshold).sum()) == 100
+    weighted = gates.shift_to_cut(log_alpha, 0.3, lambda chance: (chance * torch.tensor([2.0, 0.0]).repeat(500)).mean())
+    assert int((log_alpha[::2] + weighted > gates.threshold).sum()) == 150
+
+
 def test_a_hard_mask_is_0_or_1_and_has_the_slope_of_the_soft_one() -> None:
     log_alpha = torch.linspace(-3, 3, 13, dtype=torch.float64, requires_grad=True)
     for gates in (HardConcrete(), SigmoidTopK()):

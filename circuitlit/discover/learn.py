@@ -12,7 +12,7 @@ from jaxtyping import Float
 from lightning import LightningModule
 from torch import Tensor, nn
 
-from circuitlit.discover.gates import SHARP, Gates, HardConcrete, Measure, Sampler, logistic_noise, mixed
+from circuitlit.discover.gates import Gates, HardConcrete, Measure, Sampler, logistic_noise, mixed
 from circuitlit.discover.masked_loss import MaskedLoss
 from circuitlit.errors import UserError
 from circuitlit.graph import EdgeScores
@@ -187,9 +187,10 @@ class MaskLearner(LightningModule):
 
     def _shift(self, step: int) -> Float[Tensor, ""]:
         """What holds the constraint at a step, added to all log-alphas."""
-        scale = SHARP if self.schedule.is_hard(step) else self.schedule.noise(step)
         share = self.schedule.open_share(step, self.target, self.seed)
-        return self.gates.shift_to(self.log_alpha, share, scale, self._measure)
+        if self.schedule.is_hard(step):
+            return self.gates.shift_to_cut(self.log_alpha, share, self._measure)
+        return self.gates.shift_to(self.log_alpha, share, self.schedule.noise(step), self._measure)
 
     def _sampler(self, step: int, micro_batch: int) -> tuple[Sampler, tuple[Tensor, Tensor]]:
         """How a step makes masks of log-alphas, with its noise and the noise's scale."""

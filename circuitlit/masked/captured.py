@@ -103,8 +103,8 @@ class _Graph:
 def _own_workspaces() -> Iterator[None]:
     """Let a capture take cuBLAS workspaces from its own graph's memory.
 
-    PyTorch keeps them by stream, and graphs are captured on one stream: the workspace of the first belongs to all, and
-    goes with the first (pytorch issue 193402; an illegal memory access, seen in a process that had many runs).
+    PyTorch keeps them by stream, and all graphs are captured on one. From version 2.12 on the end of a graph frees
+    the workspace that the others still write to (pytorch issue 193402).
     """
     torch._C._cuda_clearCublasWorkspaces()
     try:
