@@ -141,6 +141,8 @@ def test_encode_refuses_long_prompts_and_slow_tokenizers(byte_bpe, monkeypatch):
 def test_a_pair_in_two_splits_is_refused():
     with pytest.raises(UserError, match=r"in train \(pairs.jsonl:18\) and in test \(pairs.jsonl:18\)"):
         Splits("mine", [pair()], [], [pair()])
+    with pytest.raises(UserError, match=r"in test .* and in new_words"):
+        Splits("mine", [], [], [pair()], new_words=[pair()])
     with pytest.raises(ValueError, match="role names"):
         Splits("mine", [], [], [], ("end", "other"))
 
@@ -201,6 +203,19 @@ def test_rows_without_a_split_are_dealt_out_by_the_seed(byte_bpe, tmp_path):
     assert one.test[0].clean == CLEAN
 
 
+def test_groups_of_a_file_stay_together_and_lines_without_one_stand_alone(byte_bpe, tmp_path):
+    rows = [{**GOOD, "clean": f"{CLEAN} {i}", "group": f"g{i % 10}", "split": None} for i in range(40)]
+    splits = jsonl(byte_bpe, write(tmp_path, *rows), seed=0, val_fraction=0.2, test_fraction=0.4)
+    units = [{p.unit for p in own} for own in (splits.train, splits.val, splits.test)]
+    assert [len(own) for own in units] == [4, 2, 4] and len(set.union(*units)) == 10
+    assert [len(own) for own in (splits.train, splits.val, splits.test)] == [16, 8, 16]
+    held_out = {**GOOD, "group": "g3", "split": "new_words"}
+    splits = jsonl(byte_bpe, write(tmp_path, *rows, held_out), seed=0)
+    assert len(splits.new_words) == 5 and {p.unit for p in splits.new_words} == {"g3"}
+    alone = jsonl(byte_bpe, write(tmp_path, GOOD, {**GOOD, "clean": CLEAN + " 2"}), seed=0).test
+    assert len({p.unit for p in alone}) == 2 and "" not in {p.unit for p in alone}
+
+
 TAGGED = {"clean": "a b<predict> c</predict>", "corrupted": "a d<predict> e</predict>"}
 BAD_ROWS = {
     "not JSON": "{",
@@ -213,6 +228,7 @@ BAD_ROWS = {
     "answer is empty": {**GOOD, "answer": ""},
     "answer and wrong_answer are both ' Mary'": {**GOOD, "wrong_answer": " Mary"},
     "split is 'dev'; it is one of train, val": {**GOOD, "split": "dev"},
+    "group is a int, not a text": {**GOOD, "group": 5},
     "roles is a list": {**GOOD, "roles": []},
     "role 'end' is given to tokens by itself": {**GOOD, "roles": {"end": [0, 4]}},
     "role 'x' is \\[1\\]; write": {**GOOD, "roles": {"x": [1]}},
