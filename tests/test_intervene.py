@@ -295,6 +295,10 @@ def test_generality_reverts_the_nodes_that_did_the_damage(local: Path, tuned: Pa
     assert result["overlap"][0][0] == result["overlap"][1][1] == pytest.approx(1)
     (shared,) = result["shared"]
     assert shared["of"] == ["new", "old"] and shared["edges"]["corrected"] == result["overlap"][0][1]
+    beside = result["random"]["new"]
+    assert (
+        20 <= beside["draws"] <= 180 and beside["p_holm"] >= beside["rank_p"] and beside["circuit"]["value"] is not None
+    )
     claims = [shared[part] for part in ("nodes", "edges", "gap")] + list(result["transfer"]["conflict"].values())
     assert all(claim["p_holm"] >= claim["rank_p"] for claim in claims)
     values = [[cell["value"] for cell in row] for row in result["faithfulness"]]

@@ -44,6 +44,12 @@ def test_table_overlap_and_page(finished: Path, capsys: pytest.CaptureFixture[st
     page = write_prompts(finished).read_text()
     assert ("nothing beyond chance" in page) == any(overlap[part]["p_holm"] >= 0.05 for part in ("nodes", "edges"))
     assert ("Nodes stay while" in page) == (overlap["gap"]["p_holm"] < 0.05)
+    beside = result["chance"]["one"]
+    few = [row["on"]["one"]["kl"]["value"] for row in result["rows"] if row["circuit"].startswith("random")]
+    assert beside["draws"] == 100 and beside["random_kl"] == pytest.approx(few[0], rel=1e-5)
+    assert beside["p_holm"] >= beside["rank_p"] >= 1 / 101 and f"of 100 random ones {beside['random_kl']:.3f}" in page
+    if beside["n_pairs"] == result["n_pairs"]["one"]:
+        assert beside["kl"] == pytest.approx(rows["one"]["on"]["one"]["kl"]["value"], rel=1e-5)
     for row in result["rows"]:
         assert set(row["on"]) == {"one", "two"}
     assert rows["full model"]["on"]["one"]["kl"]["value"] == pytest.approx(0, abs=1e-6)
@@ -78,7 +84,7 @@ def test_a_model_that_cannot_is_tuned_first(local: Path, tmp_path: Path) -> None
 
 def test_one_prompt_is_refused(local: Path, tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:
     one = "prompts.tasks=[{name: one, with: ['seed=0']}]"
-    assert "at least two tasks" in failure(capsys, *settings(local, tmp_path, one), verb="prompts")
+    assert "a list of at least 2" in failure(capsys, *settings(local, tmp_path, one), verb="prompts")
 
 
 @pytest.mark.parametrize("name", ["boolean_small", "boolean_codellama"])

@@ -54,6 +54,11 @@ def sentences(result: dict) -> list[str]:
     for entry in result["composites"]:
         on = ", ".join(f"{name} {_cell(value)}" for name, value in entry["faithfulness"].items())
         made.append(f"{entry['kind']} of {' and '.join(entry['of'])}, {entry['n_edges']:,} edges: {on}.")
+    made += [
+        f"{name}: faithfulness of its circuit {_cell(beside['circuit'])}, of {beside['draws']} random ones "
+        f"{_cell(beside)} on the same {beside['n_pairs']} pairs; lower KL by chance: p = {beside['p_holm']:.2g}."
+        for name, beside in result["random"].items()
+    ]
     made += [f"{' and '.join(pair['of'])}: {overlap_sentence(pair)}" for pair in result["shared"]]
     made += prevention_sentences(result.get("prevention"))
     transfer = result["transfer"]
@@ -68,9 +73,13 @@ def sentences(result: dict) -> list[str]:
     for name, found in transfer["reverted"].items():
         made.append(
             f"{name}: putting back {' '.join(found['nodes'])} recovers {_cell(found['recovered'])} of the loss, random "
-            f"sets {_cell(found['random_recovered'])}."
+            f"sets {_cell(found['random_recovered'])}{_p(found)}."
         )
     return made
+
+
+def _p(found: dict) -> str:
+    return "" if found["p_holm"] is None else f" (p = {found['p_holm']:.2g})"
 
 
 def prevention_sentences(found: dict | None) -> list[str]:

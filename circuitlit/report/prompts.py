@@ -48,8 +48,13 @@ def grid(result: dict, intervals: bool) -> tuple[list[str], list[list[str]]]:
 
 
 def sentences(result: dict) -> list[str]:
-    """The overlaps, each beside what chance gives, and what the model could do."""
+    """Circuits beside random ones, overlaps beside what chance gives, and what the model could do."""
     made = []
+    for name, beside in result["chance"].items():
+        made.append(
+            f"{name}, on {beside['n_pairs']} pairs: KL of its circuit {beside['kl']:.3f} nats, of {beside['draws']} "
+            f"random ones {beside['random_kl']:.3f}, p = {beside['p_holm']:.2g}."
+        )
     for entry in result["overlap"]:
         one, two = entry["of"]
         made.append(f"{one} and {two} share {entry['shared']:,} edges. {overlap_sentence(entry)}")

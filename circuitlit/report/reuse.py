@@ -48,7 +48,7 @@ def reuse_sentence(reuse: dict) -> str:
     own, effect = reuse["summary"], Metric.of(reuse["effect"])
     alike = (
         f"{own['alike']} of {own['compared']} nodes write more like themselves in the other model than 95 % of "
-        "mismatched nodes."
+        "mismatched nodes (by chance 5 %)."
     )
     if effect.bounds is None or effect.bounds[0] <= 0:
         return f"{alike} Neither model clearly does the task on these pairs (effect {effect}), so swaps say nothing."

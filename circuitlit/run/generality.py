@@ -127,7 +127,7 @@ def _task(cfg: DictConfig, subject: Subject, path: str | None) -> _Task:
 
 def _matrices(cfg: DictConfig, tasks: dict[str, _Task]) -> dict[str, Any]:
     """F, O and D, the figures made of them, and what random circuits reach."""
-    members, settings = list(tasks.values()), cfg.generality
+    members = list(tasks.values())
 
     def faithfulness(kept: Tensor, bed: TestBed) -> Any:
         return summarise([bed.run(kept)], bed.full, bed.corrupted).faithfulness
@@ -142,7 +142,7 @@ def _matrices(cfg: DictConfig, tasks: dict[str, _Task]) -> dict[str, Any]:
         "lost": lost,
         "generality": generality(values),
         "specificity": ablation_specificity(lost),
-        "random": {name: _random(task.bed, int(task.kept.sum()), settings) for name, task in tasks.items()},
+        "random": {name: _random(cfg, task) for name, task in tasks.items()},
     }
 
 
@@ -158,8 +158,8 @@ def _shared(cfg: DictConfig, tasks: dict[str, _Task]) -> dict[str, Any]:
 
 
 def _others(cfg: DictConfig) -> int:
-    """Claims beside what circuits share: of a tuned model the conflict and the reverted nodes of every task."""
-    return 0 if cfg.tuned is None else 2 * len(cfg.generality.tasks)
+    """Claims of every task beside overlaps: circuit against random ones; of a tuned model conflict, reverting."""
+    return (1 if cfg.tuned is None else 3) * len(cfg.generality.tasks)
 
 
 def _most(cfg: DictConfig) -> int:
@@ -168,11 +168,25 @@ def _most(cfg: DictConfig) -> int:
     return enough_draws(TESTS * n_tasks * (n_tasks - 1) // 2 + _others(cfg))
 
 
-def _random(bed: TestBed, count: int, settings: DictConfig) -> dict[str, float | None]:
-    pairs = min(settings.control_pairs, len(bed.full.kl))
-    drawn = [random_circuit(bed.model.graph, count, seed) for seed in range(settings.draws or LEAST_DRAWS)]
-    outcomes = [bed.run(kept, pairs) for kept in drawn]
-    return as_dict(summarise(outcomes, bed.full, bed.corrupted).faithfulness)
+def _random(cfg: DictConfig, task: _Task) -> dict[str, Any]:
+    """Faithfulness of random circuits of the same size, and the task's own circuit by KL among them, on the same pairs.
+
+    The pairs are of every sentence.
+    """
+    bed, settings = task.bed, cfg.generality
+    pairs = min(max(settings.control_pairs, len(bed.full.group.unique())), len(bed.full.kl))
+    own, count = bed.run(task.kept, pairs), int(task.kept.sum())
+    most = settings.draws or _most(cfg)
+    drawn = (bed.run(random_circuit(bed.model.graph, count, seed), pairs) for seed in range(most))
+    closeness = -float(own.kl.mean())
+    found = until_clear([closeness], drawn, lambda one: [-float(one.kl.mean())])
+    return {
+        **as_dict(summarise(found, bed.full, bed.corrupted).faithfulness),
+        "n_pairs": pairs,
+        "draws": len(found),
+        "circuit": as_dict(summarise([own], bed.full, bed.corrupted).faithfulness),
+        "rank_p": rank_p(closeness, [-float(one.kl.mean()) for one in found]),
+    }
 
 
 def _composites(cfg: DictConfig, tasks: dict[str, _Task]) -> list[dict[str, Any]]:

@@ -20,13 +20,12 @@ from torch import Tensor
 from circuitlit.errors import UserError
 from circuitlit.evaluate import TestBed, random_circuit, summarise
 from circuitlit.evaluate.behaviour import Behaviour
-from circuitlit.evaluate.overlap import shared_by_pairs
-from circuitlit.evaluate.testing import with_holm
+from circuitlit.evaluate.overlap import TESTS, shared_by_pairs
+from circuitlit.evaluate.testing import LEVEL, enough_draws, rank_p, with_holm
 from circuitlit.files import write_json
 from circuitlit.graph import Circuit
 from circuitlit.masked import MaskedModel
 from circuitlit.model import Subject
-from circuitlit.objective import Outcome
 from circuitlit.report.prompts import print_prompts, write_prompts
 from circuitlit.run import ranks, tune
 from circuitlit.run.ability import inability, measure_behaviour
@@ -183,45 +182,66 @@ def _table(cfg: DictConfig, prompts: list[_Prompt], circuits: dict[str, Circuit]
     sets["union"] = reduce(torch.logical_or, kept.values())
     graph = next(iter(circuits.values())).graph
     sizes = sorted({circuit.n_edges for circuit in circuits.values()})
-    columns, pairs = {}, {}
+    draws = cfg.prompts.draws or enough_draws(_claims(len(prompts)))
+    columns, pairs, chance = {}, {}, {}
     for prompt in prompts:  # one after the other: the references of all held-out pairs are large
         bed = held_out(prompt.cfg, prompt.bench)
-        columns[prompt.name], pairs[prompt.name] = _column(cfg, bed, sets, sizes), len(bed.full.kl)
+        pairs[prompt.name] = len(bed.full.kl)
+        columns[prompt.name], chance[prompt.name] = _column(cfg, bed, sets, sizes, prompt.name, draws)
         del bed
     edges = [graph.n_edges, *(int(chosen.sum()) for chosen in sets.values()), *sizes, 0]
-    labels = ["full model", *sets, *(f"random, mean of {cfg.prompts.draws}" for _ in sizes), "corrupted run"]
+    labels = ["full model", *sets, *(f"random, mean of {draws}" for _ in sizes), "corrupted run"]
     rows = [
         {"circuit": label, "n_edges": number, "on": {name: column[place] for name, column in columns.items()}}
         for place, (label, number) in enumerate(zip(labels, edges, strict=True))
     ]
-    return {
+    found = {
         "tasks": list(columns),
         "n_pairs": pairs,
         "n_edges_total": graph.n_edges,
         "rows": rows,
+        "chance": chance,
         "overlap": _overlaps(cfg, circuits),
     }
+    return with_holm(found)
 
 
-def _column(cfg: DictConfig, bed: TestBed, sets: dict[str, Kept], sizes: list[int]) -> list[dict[str, Any]]:
-    """Full model, circuits, random circuits (on the first few pairs) and corrupted run under one prompt."""
-    few = min(cfg.evaluate.control_pairs, len(bed.full.kl))
-    groups: list[list[Outcome]] = [[bed.full], *([bed.run(kept)] for kept in sets.values())]
-    for size in sizes:
-        drawn = [random_circuit(bed.model.graph, size, seed) for seed in range(cfg.prompts.draws)]
-        groups.append([bed.run(kept, few) for kept in drawn])
-    groups.append([bed.corrupted])
-    return [summarise(outcomes, bed.full, bed.corrupted).to_dict() for outcomes in groups]
+def _claims(prompts: int) -> int:
+    """Claims of a page: what every two circuits share, and that every circuit is better than random ones."""
+    return TESTS * prompts * (prompts - 1) // 2 + prompts
+
+
+def _column(
+    cfg: DictConfig, bed: TestBed, sets: dict[str, Kept], sizes: list[int], own: str, draws: int
+) -> tuple[list[dict[str, Any]], dict[str, Any]]:
+    """Full model, circuits, random circuits and corrupted run under one prompt; its own circuit beside random ones.
+
+    Random circuits are measured on some pairs of every sentence, and the own circuit is compared on the same ones.
+    """
+    few = min(max(cfg.evaluate.control_pairs, len(bed.full.group.unique())), len(bed.full.kl))
+    found = {name: bed.run(kept) for name, kept in sets.items()}
+    random = {
+        size: [bed.run(random_circuit(bed.model.graph, size, seed), few) for seed in range(draws)] for size in sizes
+    }
+    kl, *others = (float(one.head(few).kl.mean()) for one in (found[own], *random[int(sets[own].sum())]))
+    chance = {
+        "n_pairs": few,
+        "kl": kl,
+        "random_kl": sum(others) / len(others),
+        "draws": draws,
+        "rank_p": rank_p(-kl, [-other for other in others]),
+    }
+    groups = [[bed.full], *([outcome] for outcome in found.values()), *random.values(), [bed.corrupted]]
+    return [summarise(outcomes, bed.full, bed.corrupted).to_dict() for outcomes in groups], chance
 
 
 def _overlaps(cfg: DictConfig, circuits: dict[str, Circuit]) -> list[dict[str, Any]]:
     """What every two circuits share, beside chance."""
-    return with_holm(
-        [
-            {"of": [one, two], "shared": int((circuits[one].kept & circuits[two].kept).sum()), **shared.to_dict()}
-            for (one, two), shared in shared_by_pairs(circuits, cfg.seed).items()
-        ]
-    )
+    found = shared_by_pairs(circuits, cfg.seed, others=len(circuits))
+    return [
+        {"of": [one, two], "shared": int((circuits[one].kept & circuits[two].kept).sum()), **shared.to_dict()}
+        for (one, two), shared in found.items()
+    ]
 
 
 def _shortfall(cfg: DictConfig, result: dict[str, Any]) -> str | None:
@@ -231,7 +251,10 @@ def _shortfall(cfg: DictConfig, result: dict[str, Any]) -> str | None:
         kl, worst = (rows[label][name]["kl"]["value"] for label in (name, "corrupted run"))
         if kl > cfg.evaluate.max_kl_share * worst:
             return f"the circuit of {name} has a KL of {kl:.3f} nats, the corrupted run {worst:.3f}"
-        random = next(row["on"][name]["kl"] for row in result["rows"] if row["circuit"].startswith("random"))
-        if rows[name][name]["kl"]["high"] >= random["low"]:
-            return f"the circuit of {name} is not clearly better than random ones"
+        beside = result["chance"][name]
+        if beside["p_holm"] >= LEVEL:
+            return (
+                f"the circuit of {name} is not better than {beside['draws']} random ones beyond chance "
+                f"(p = {beside['p_holm']:.2g})"
+            )
     return None

@@ -163,7 +163,7 @@ OF_VERBS: dict[str, dict[str, Kind]] = {
     "prompts": {
         "prompts.tasks": entries("task", 2),
         "prompts.tune": listed(text()) | None,
-        "prompts.draws": COUNT,
+        "prompts.draws": DRAWS,
     },
     "knowledge": {
         "base": SIDE | None,
