@@ -13,7 +13,7 @@ from conftest import tiny_model
 from lightning import Trainer
 from peft import LoraConfig, PeftModel
 from safetensors.torch import load_file
-from transformers import AutoModelForCausalLM, AutoTokenizer
+from transformers import AutoModelForCausalLM, AutoTokenizer, PreTrainedTokenizerBase
 
 from circuitlit.errors import UserError
 from circuitlit.evaluate.statistics import INTERVALS
@@ -347,3 +347,21 @@ def test_tuning_on_a_file_of_preferences(local: Path, tmp_path: Path, capsys: py
     assert [row["step"] for row in json.loads((tmp_path / "out/history.json").read_text())["rows"] if "margin" in row]
     file.write_text(file.read_text() + '\n{"prompt": "w1"}')
     assert ":25:" in failure(capsys, *tune(local, tmp_path / "bad", f"tune.data={file}"), verb="finetune")
+
+
+def test_a_space_at_the_end_of_a_prompt_is_the_continuations(byte_bpe: PreTrainedTokenizerBase, tmp_path: Path) -> None:
+    rows = {}
+    for name, end, start in (("usual", "", " "), ("spaced", " ", "")):
+        lines = [
+            {
+                "prompt": f"John gave a drink to{end}",
+                "chosen": f"{start}Mary",
+                "rejected": f"{start}Tom",
+                "split": split,
+            }
+            for split in ("train", "test")
+        ]
+        (tmp_path / name).write_text("\n".join(map(json.dumps, lines)))
+        made = examples_of_file(str(tmp_path / name), byte_bpe)["train"]
+        rows[name] = [made.chosen.rows, made.rejected.rows if made.rejected else None]
+    assert rows["usual"] == rows["spaced"]

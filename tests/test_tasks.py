@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import copy
 import json
 import sys
 from dataclasses import replace
@@ -10,6 +11,7 @@ from pathlib import Path
 import pytest
 from hydra.utils import instantiate
 from omegaconf import OmegaConf
+from tokenizers import processors
 from transformers import PreTrainedTokenizerBase
 
 from circuitlit.errors import UserError
@@ -96,8 +98,9 @@ def test_padding_to_a_width_gives_every_batch_one_shape(byte_bpe):
 LONG = CORRUPTED.replace("gave", "gave gave")
 BAD_PAIRS = {
     "clean has 15 tokens, corrupted 16; patching is position-wise": [pair(corrupted=LONG)],
-    "answer merges with the last token of the prompt; begin it with a space": [pair(clean=CLEAN[:-1], answer="o")],
-    "wrong answer merges": [pair(clean=CLEAN[:-2] + "a", corrupted=CORRUPTED[:-2] + "a", wrong="nd")],
+    r"the answer 'o' merges with the last token of the prompt: alone that ends in the tokens \[.*' t'\], joined in "
+    r"\[.*' to'\]; begin the answer with a space": [pair(clean=CLEAN[:-1], corrupted=CORRUPTED[:-1], answer="o")],
+    "the wrong answer 'nd' merges": [pair(clean=CLEAN[:-2] + "a", corrupted=CORRUPTED[:-2] + "a", wrong="nd")],
     "answer is empty": [pair(answer=" ")],
     "wrong answer is empty": [pair(wrong="")],
     "a prompt is empty": [pair(clean=" ")],
@@ -114,6 +117,66 @@ BAD_PAIRS = {
 def test_encode_says_what_is_wrong_with_a_pair(message, byte_bpe):
     with pytest.raises(UserError, match=message):
         encode(BAD_PAIRS[message], byte_bpe, ("other", "end"))
+
+
+# --- the border between prompt and answer
+
+
+@pytest.mark.parametrize("trimmed", [False, True])
+@pytest.mark.parametrize("name", ["byte_bpe", "metaspace", "packaged"])
+def test_a_space_at_the_end_of_the_prompt_is_the_answers(name, trimmed, request):
+    tokenizer = copy.deepcopy(request.getfixturevalue(name))
+    if trimmed and name != "metaspace":  # as GPT-2's offsets, which leave spaces out
+        tokenizer.backend_tokenizer.post_processor = processors.ByteLevel(trim_offsets=True)
+    roles = (("name", CLEAN.index("Mary"), CLEAN.index("Mary") + 4),)
+    choices = {"right": (" Mary", " John"), "wrong": (" Paul",)}
+    usual = Pair(CLEAN, CORRUPTED, " Mary", " John", roles, **choices)
+    bare = {side: tuple(text[1:] for text in texts) for side, texts in choices.items()}
+    spaced = Pair(f"{CLEAN} ", f"{CORRUPTED} ", "Mary", "John", roles, **bare)
+    names = ("other", "name", "end")
+    assert encode([spaced], tokenizer, names).rows == encode([usual], tokenizer, names).rows
+    longer = (
+        replace(usual, answer=" Zyx Mary", wrong_answer=None),
+        replace(spaced, answer="Zyx Mary", wrong_answer=None),
+    )
+    assert len({encode([one], tokenizer, names).rows[0] for one in longer}) == 1
+
+
+def test_the_format_of_edge_pruning_with_a_space_before_the_tag(byte_bpe, tmp_path):
+    lines = [
+        {
+            "clean": f"{CLEAN} <predict>{a}</predict>.",
+            "corrupted": f"{CORRUPTED} <predict>{b}</predict>.",
+            "split": split,
+        }
+        for split, a, b in (("train", "Mary", "Paul"), ("val", "John", "Tom"), ("test", "Paul", "Sam"))
+    ]
+    file = tmp_path / "pairs.jsonl"
+    file.write_text("\n".join(map(json.dumps, lines)))
+    (made,) = jsonl(byte_bpe, str(file), seed=0).train
+    row = encode([made], byte_bpe, ("other", "end")).rows[0]
+    assert byte_bpe.decode(row.answer) == " Mary" and byte_bpe.decode(row.clean) == CLEAN
+
+
+def test_all_texts_of_a_pair_share_one_border(byte_bpe):
+    """A space that only one of two answers takes is handed to both."""
+    row = encode([pair(f"{CLEAN} ", f"{CORRUPTED} ", "Mary", "\nMary")], byte_bpe, ("other", "end")).rows[0]
+    assert byte_bpe.decode(row.clean) == CLEAN and byte_bpe.decode(row.answer) == " Mary"
+    assert byte_bpe.decode([row.wrong]).startswith(" ") and row.contrast == 0
+
+
+def test_an_answer_inside_the_prompts_last_word_is_scored_there_and_said(byte_bpe, caplog):
+    row = encode([pair(answer="Mary")], byte_bpe, ("other", "end")).rows[0]
+    assert byte_bpe.decode(row.clean[:-1] if len(row.answer) > 1 else row.clean) == CLEAN
+    assert row.answer == tuple(byte_bpe(f"{CLEAN}Mary")["input_ids"][row.end + 1 :])
+    assert "'Mary' follows" in caplog.text and "(1 such answers)" in caplog.text
+    caplog.clear()
+    encode(
+        [pair(), pair(f"{CLEAN} ", f"{CORRUPTED} ", "Mary"), pair(f"{CLEAN} (", f"{CORRUPTED} (", "Mary")],
+        byte_bpe,
+        ("", "end"),
+    )
+    assert not caplog.text
 
 
 def test_many_pairs_are_shared_out_in_order(byte_bpe, monkeypatch):

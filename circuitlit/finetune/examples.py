@@ -14,7 +14,7 @@ from transformers import PreTrainedTokenizerBase
 from circuitlit.errors import UserError
 from circuitlit.tasks import Batch, EncodedPairs, Pair, Splits, encode
 from circuitlit.tasks.encoded import Row
-from circuitlit.tasks.tokens import front_tokens, tokenise
+from circuitlit.tasks.tokens import front_tokens, part
 
 SPLITS = ("train", "val", "test")
 FIELDS = ("prompt", "chosen", "rejected", "split")
@@ -131,24 +131,26 @@ def _read(path: str) -> list[dict[str, str]]:
 def _encoded(rows: list[dict[str, str]], tokenizer: PreTrainedTokenizerBase, front: list[int]) -> Examples:
     if not rows:
         return Examples(EncodedPairs([], ()), None)
-    prompts = tokenise([row["prompt"] for row in rows], tokenizer, front)
-
-    def side(name: str) -> list[list[int]]:
-        texts = tokenise([row["prompt"] + row[name] for row in rows], tokenizer, front)
-        return [_continuation(name, row, *both) for row, *both in zip(rows, prompts, texts, strict=True)]
-
-    chosen = side("chosen")
     paired = all("rejected" in row for row in rows)
-    rejected = side("rejected") if paired else [[] for _ in rows]
-    kept = [_row(*parts) for parts in zip(rows, prompts, chosen, rejected, strict=True)]
-    mirrored = [_row(*parts) for parts in zip(rows, prompts, rejected, chosen, strict=True)] if paired else []
+    sides = ("chosen", "rejected") if paired else ("chosen",)
+    parted = [_parted(row, sides, tokenizer, front) for row in rows]
+    both = [
+        (row, prompt, after[0], after[1] if paired else []) for row, (prompt, after) in zip(rows, parted, strict=True)
+    ]
+    kept = [_row(row, prompt, chosen, rejected) for row, prompt, chosen, rejected in both]
+    mirrored = [_row(row, prompt, rejected, chosen) for row, prompt, chosen, rejected in both] if paired else []
     return Examples(EncodedPairs(kept, ()), EncodedPairs(mirrored, ()) if paired else None)
 
 
-def _continuation(name: str, row: dict[str, str], prompt: list[int], whole: list[int]) -> list[int]:
-    if whole[: len(prompt)] != prompt or len(whole) == len(prompt):
-        raise UserError(f"{row['source']}: {name} merges with the last token of the prompt; begin it with a space")
-    return whole[len(prompt) :]
+def _parted(
+    row: dict[str, str], sides: Sequence[str], tokenizer: PreTrainedTokenizerBase, front: list[int]
+) -> tuple[list[int], list[list[int]]]:
+    """Tokens of a line's prompt and of what may follow it."""
+    try:
+        prompt, _, after = part(row["prompt"], {name: row[name] for name in sides}, tokenizer, front)
+    except UserError as error:
+        raise UserError(f"{row['source']}: {error}") from None
+    return prompt, after
 
 
 def _row(row: dict[str, str], prompt: list[int], answer: list[int], other: list[int]) -> Row:

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import gc
+import logging
 import multiprocessing
 import os
 from collections.abc import Iterable, Iterator, Sequence
@@ -16,8 +17,17 @@ from circuitlit.errors import UserError
 from circuitlit.tasks.encoded import EncodedPairs, Row
 from circuitlit.tasks.pair import Pair
 from circuitlit.tasks.splits import END
-from circuitlit.tasks.tokens import Offsets, front_tokens, tokenise, tokenise_lists, tokenise_with_offsets, touched
+from circuitlit.tasks.tokens import (
+    Offsets,
+    front_tokens,
+    part,
+    tokenise,
+    tokenise_lists,
+    tokenise_with_offsets,
+    touched,
+)
 
+log = logging.getLogger(__name__)
 _CHUNK = 1024  # pairs tokenised at once: tokens with their offsets are many small objects
 _MANY = 20_000  # pairs from which on several processes share them
 
@@ -49,6 +59,7 @@ def encode(pairs: Sequence[Pair], tokenizer: PreTrainedTokenizerBase, role_names
             unknown role, or has an answer that is not separate from the prompt or from the wrong answer.
     """
     _check_texts(pairs)
+    _warn_of_words_in_one(pairs)
     numbers = {name: number for number, name in enumerate(role_names)}
     work = partial(_rows, pairs, tokenizer, front_tokens(tokenizer), numbers)
     begins = range(0, len(pairs), _CHUNK)
@@ -71,6 +82,8 @@ def _rows(
     chunk, rows = pairs[begin : begin + _CHUNK], []
     for number, (pair, texts) in enumerate(zip(chunk, _tokenised(chunk, tokenizer, front), strict=True), begin):
         try:
+            if not (pair.in_place or _is_parted(texts)):
+                texts = _parted(pair, tokenizer, front)
             row = _row(pair, texts, numbers)
             if len(row.clean) > tokenizer.model_max_length:
                 raise UserError(f"{len(row.clean)} tokens, the model takes {tokenizer.model_max_length}; shorten it")
@@ -133,6 +146,23 @@ def _tokenised(pairs: Sequence[Pair], tokenizer: PreTrainedTokenizerBase, front:
     return [_Texts(clean, offsets, b, c, d, e) for (clean, offsets), b, c, d, e in columns]
 
 
+def _is_parted(texts: _Texts) -> bool:
+    """Whether what follows the prompt leaves its tokens as they are."""
+    start = len(texts.clean)
+    following = (texts.answered, texts.contrasted, *texts.chosen)
+    return all(len(whole) > start and whole[:start] == texts.clean for whole in following)
+
+
+def _parted(pair: Pair, tokenizer: PreTrainedTokenizerBase, front: list[int]) -> _Texts:
+    """Tokens of a pair whose prompt has others at its end when something follows."""
+    texts = {"answer": pair.answer, "wrong answer": pair.wrong_answer or pair.answer}
+    texts |= {f"continuation {number}": text for number, text in enumerate((*pair.right, *pair.wrong), 1)}
+    clean, offsets, after = part(pair.clean, texts, tokenizer, front)
+    corrupted, _, _ = part(pair.corrupted, texts, tokenizer, front)
+    answered, contrasted, *chosen = ([*clean, *tokens] for tokens in after)
+    return _Texts(clean, offsets, corrupted, answered, contrasted, chosen)
+
+
 def _name(number: int, pair: Pair) -> str:
     origin = pair.source or pair.template
     return f"pair {number} ({origin})" if origin else f"pair {number}"
@@ -153,6 +183,31 @@ def _check_texts(pairs: Iterable[Pair]) -> None:
         twin = first.setdefault((pair.clean, pair.corrupted, pair.answer), name)
         if twin != name:
             raise UserError(f"{name}: the same as {twin}; drop one")
+
+
+def _warn_of_words_in_one(pairs: Sequence[Pair]) -> None:
+    """Say where an answer goes on with the prompt's last word, which is rarely meant: "to" and "Mary" are "toMary"."""
+    glued = [
+        (number, pair, answer)
+        for number, pair in enumerate(pairs)
+        for answer in (pair.answer, pair.wrong_answer)
+        if answer and not pair.in_place and _has_case(pair.clean[-1]) and _has_case(answer[0])
+    ]
+    if glued:
+        number, pair, answer = glued[0]
+        log.warning(
+            "%s: %r follows %r without a space, so the token scored is the one inside that word (%d such answers); "
+            "begin answers with a space if they are words of their own",
+            _name(number, pair),
+            answer,
+            pair.clean[-10:],
+            len(glued),
+        )
+
+
+def _has_case(letter: str) -> bool:
+    """Whether a letter is of a script whose words are parted by spaces."""
+    return letter.lower() != letter.upper()
 
 
 def _row(pair: Pair, texts: _Texts, numbers: dict[str, int]) -> Row:
@@ -193,7 +248,7 @@ def _choices(pair: Pair, clean: list[int], texts: Sequence[list[int]]) -> list[i
         raise UserError("right and wrong continuations belong together; name both or neither")
     tokens = []
     for text, whole in zip((*pair.right, *pair.wrong), texts, strict=True):
-        row = _continuation(f"continuation {text!r}", clean, whole)
+        row = whole[len(clean) :]
         if len(row) > 1:
             raise UserError(f"continuation {text!r} is {len(row)} tokens; only single tokens can be summed")
         tokens.append(row[0])
@@ -204,17 +259,10 @@ def _choices(pair: Pair, clean: list[int], texts: Sequence[list[int]]) -> list[i
 
 def _answer(what: str, pair: Pair, clean: list[int], tokens: list[int]) -> list[int]:
     if not pair.in_place:
-        return _continuation(what, clean, tokens)
+        return tokens[len(clean) :]
     if len(tokens) > len(clean):
         raise UserError(f"{what} has {len(tokens)} tokens, the prompt it stands in {len(clean)}; shorten it")
     return tokens
-
-
-def _continuation(what: str, prompt: list[int], whole: list[int]) -> list[int]:
-    start = len(prompt)
-    if whole[:start] != prompt or len(whole) == start:
-        raise UserError(f"{what} merges with the last token of the prompt; begin it with a space")
-    return whole[start:]
 
 
 def _roles(pair: Pair, offsets: Offsets, numbers: dict[str, int]) -> list[int]:

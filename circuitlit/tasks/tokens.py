@@ -61,6 +61,43 @@ def _encodings(texts: Sequence[str], tokenizer: PreTrainedTokenizerBase) -> Sequ
     return backend.encode_batch(list(texts), add_special_tokens=False)
 
 
+def part(
+    prompt: str, texts: dict[str, str], tokenizer: PreTrainedTokenizerBase, front: list[int]
+) -> tuple[list[int], Offsets, list[list[int]]]:
+    """Tokens of a prompt, their places, and tokens of what may follow it, as the joined texts have them.
+
+    A token belongs to the prompt if it ends there. White space at the prompt's end goes to the texts where a tokenizer
+    puts it into their first token: "gave it to " and "Mary" are parted as "gave it to" and " Mary".
+
+    Args:
+        prompt: what the model reads.
+        texts: by a name for messages, what it may say next.
+        tokenizer: the model's.
+        front: as in `tokenise`.
+
+    Raises:
+        UserError: a token holds letters of both, or two texts need different tokens of the prompt.
+    """
+    joined = tokenise_with_offsets([prompt + text for text in texts.values()], tokenizer, front)
+    ends = [bisect_right(offsets, len(prompt), key=lambda span: span[1]) for _, offsets in joined]
+    border, (shortest, offsets) = min(zip(ends, joined, strict=True), key=lambda one: one[0])
+    for (name, text), (ids, places), end in zip(texts.items(), joined, ends, strict=True):
+        within = prompt[max(places[end - 1][1], 0) if end else 0 :].strip()
+        if within or end == len(ids) or ids[:border] != shortest[:border]:
+            alone, _ = tokenise_with_offsets([prompt], tokenizer, front)[0]
+            raise UserError(
+                f"the {name} {text!r} merges with the last token of the prompt: alone that ends in the tokens "
+                f"{_last(alone, len(alone), tokenizer)}, joined in {_last(ids, end + 1, tokenizer)}; begin the {name} "
+                "with a space, or end the prompt elsewhere"
+            )
+    return shortest[:border], offsets[:border], [ids[border:] for ids, _ in joined]
+
+
+def _last(ids: list[int], end: int, tokenizer: PreTrainedTokenizerBase, count: int = 3) -> list[str]:
+    """The last tokens ahead of `end`, as texts."""
+    return [str(tokenizer.decode([token])) for token in ids[max(0, end - count) : end]]
+
+
 def touched(offsets: Offsets, start: int, end: int) -> range:
     """Positions of the tokens that hold a character of `[start, end)`."""
     first = bisect_right(offsets, start, key=lambda span: span[1])
