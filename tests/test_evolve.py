@@ -21,10 +21,8 @@ from circuitlit.finetune.mixture import KINDS, LISTS, VOCABULARY, mixture, mixtu
 from circuitlit.finetune.pretrain import log_steps
 from circuitlit.graph import Circuit, EdgeScores, Graph
 from circuitlit.run.evolve.series import Series, parted
-from circuitlit.timeline.account import account
 from circuitlit.timeline.checkpoints import SCHEDULES, Checkpoint, hub_checkpoints, local_checkpoints, scheduled_steps
-from circuitlit.timeline.emergence import Emergence, by_size, emergence, trend
-from circuitlit.timeline.series import Point, follow, handovers, smoothed, velocities
+from circuitlit.timeline.series import Point, follow, smoothed, velocities
 
 STEPS = (0, 1, 2, 10)
 NUMBERS = {"hidden_size": 16, "intermediate_size": 32, "num_hidden_layers": 2, "num_attention_heads": 2}
@@ -250,43 +248,6 @@ def test_likeness_by_hand() -> None:
     assert smoothed([1.0, 0.0, 0.0]) == [1.0, 0.5, 0.25]
     speed = velocities([0, 1, 3], [0.5, math.nan], noise=0.1)
     assert np.allclose(speed, [0.4 / math.log(2), 0.4 / math.log(2), 0.0])
-
-
-def test_emergence_and_handovers_by_hand() -> None:
-    values = [0.0, 0.7, 0.1, 0.9, 1.0]
-    assert emergence(values, values, values) == Emergence(place=3, before=2, sure=3)  # not 1, where it did not stay
-    unsure = emergence(values, [0.0, 0.6, 0.0, 0.4, 0.9], [0.2, 0.8, 0.6, 1.0, 1.0])
-    assert unsure == Emergence(place=3, before=0, sure=4)
-    assert emergence([0.5] * 5, [0.4] * 5, [0.6] * 5) is None
-    scores = [{"a": 0.1, "b": 0.0, "c": 0.9}, {"a": 0.8, "b": 0.2, "c": 0.9}, {"a": 0.2, "b": 0.7, "c": 0.9}]
-    assert handovers([1, 2, 4], scores, 0.5) == [{"head": "a", "peak": 2, "lost": 4, "taken_over_by": ["b"]}]
-
-
-def entry(parameters: int, at: float, nodes: float, name: str = "m") -> dict:
-    """A series that emerges within a factor of two of `at` tokens."""
-    begun = {"at": at, "before": at / 2, "sure": 2 * at, "step": 1, "tokens": at, "axis": "tokens"}
-    learned = {"nodes": nodes, "edges": 3 * nodes, "stability": 0.5}
-    accuracy = {"accuracy": {"value": 1.0, "low": 1.0, "high": 1.0}}
-    lost = [{"head": "a0.h0", "peak": 1, "lost": 2, "taken_over_by": ["a0.h1"]}]
-    rows = [{"behaviour": accuracy}]
-    task = {"emerged": begun, "learned": learned, "rows": rows, "roles": {"induction": {"handovers": lost}}}
-    heads = {"emerged": {"induction": begun}}
-    return {"name": name, "n_parameters": parameters, "tasks": {"induction": task}, "heads": heads}
-
-
-def test_what_goes_with_size_by_hand() -> None:
-    line = trend([1, 10, 100, 1000], [2.0, 4.0, 8.0, 16.0])
-    assert line.r == pytest.approx(1) and trend([1, 10, 100], [1.0, None, 2.0]).r is None
-    known = trend([1, 10, 100, 1000, 10_000], [1.0, 10.0, 1.0, 10.0, 1.0])
-    assert known.r == pytest.approx(0, abs=1e-9) and known.high == pytest.approx(math.tanh(1.96 / math.sqrt(2)))
-    series = [entry(10, 100.0, 5), entry(10, 400.0, 7), entry(40, 800.0, 20), entry(90, 800.0, 30)]
-    small, *_ = sizes = by_size(series, ["induction"])
-    assert small["emerged"]["induction"] == {"value": pytest.approx(200), "low": 50, "high": 800, "n": 2}
-    assert small["nodes"]["induction"] == {"value": 6, "low": 5, "high": 7, "n": 2}
-    said = {claim["claim"]: claim["verdict"] for claim in account(series, sizes, ["induction"])}
-    assert said["circuits have more nodes in larger models (induction)"] == "agrees"
-    assert said["emergence after the same number of tokens at every size: the task induction"] == "disagrees"
-    assert said["heads of a circuit lose their role to others while the behaviour stays"] == "agrees"
 
 
 def test_parts_share_the_checkpoints_of_all_series() -> None:

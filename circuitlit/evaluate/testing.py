@@ -8,7 +8,7 @@ from typing import Any, TypeVar
 
 import torch
 from jaxtyping import Float
-from scipy.stats import binomtest, false_discovery_control, spearmanr, ttest_1samp
+from scipy.stats import PermutationMethod, binomtest, false_discovery_control, pearsonr, spearmanr, ttest_1samp
 from torch import Tensor
 
 from circuitlit.evaluate.statistics import Groups, group_means
@@ -131,6 +131,30 @@ def _claims(node: Any) -> list[dict[str, Any]]:
         node["p_holm"] = None
         found.append(node)
     return found
+
+
+def correlation(x: Sequence[float], y: Sequence[float]) -> tuple[float, float] | None:
+    """Pearson's correlation and its two-sided p under permutations, exact up to seven values; None without spread.
+
+    The least p of n values is 2 / n!.
+    """
+    if len(x) < 2 or len(set(x)) < 2 or len(set(y)) < 2:
+        return None
+    found = pearsonr(x, y, method=PermutationMethod(random_state=0))
+    return float(found[0]), float(found[1])  # type: ignore[arg-type]
+
+
+def censored_scores(times: Sequence[tuple[float, float]]) -> list[float]:
+    """How many others each time is surely later than, less how many it is surely earlier than.
+
+    Args:
+        times: each lies after its first number and no later than its second, which is infinite where it never came.
+
+    Source: Gehan, Biometrika 52 (1965), for times known to lie between two others.
+    """
+    return [
+        float(sum((low >= other_high) - (high <= other_low) for other_low, other_high in times)) for low, high in times
+    ]
 
 
 def monotonicity(doses: Sequence[float], values: Sequence[float]) -> float:

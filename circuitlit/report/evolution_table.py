@@ -104,8 +104,8 @@ def algorithm_lines(entry: dict[str, Any]) -> list[str]:
     ]
     named = [f"{role.replace('_', ' ')} {' '.join(heads)}" for role, heads in last["roles"].items() if heads]
     lost = [
-        f"{row['head']} was {role.replace('_', ' ')} at step {row['peak']:,}, taken over by "
-        f"{' '.join(row['taken_over_by']) or 'nobody'}"
+        f"{row['head']} was {role.replace('_', ' ')} at step {row['peak']:,}, lost it by step "
+        f"{row['lost']:,}; who got it meanwhile: {' '.join(row['taken_over_by']) or 'nobody'}"
         for role, one in entry["algorithm_roles"].items()
         for row in one["handovers"][:4]
     ]

@@ -13,7 +13,10 @@ _COLOURS = (BLUE, ORANGE, GREEN, RED, PINK, GREY)
 
 
 def scaling_figure(result: dict[str, Any]) -> go.Figure | None:
-    """Three panels over parameters; None with fewer than two sizes. Bars go over the interval of each model."""
+    """Three panels over parameters; None with fewer than two sizes. Bars go over the interval of each model.
+
+    Open triangles emerge surely at no checkpoint of theirs, so they may have to stand higher.
+    """
     series = [one for one in result["series"] if one["n_parameters"] is not None]
     if len({one["n_parameters"] for one in series}) < 2:
         return None
@@ -24,11 +27,13 @@ def scaling_figure(result: dict[str, Any]) -> go.Figure | None:
         look = {"name": task, "legendgroup": task, "mode": "markers"}
         look["marker"] = {"color": _COLOURS[number % len(_COLOURS)], "size": 9}
         begun = [(size, entry["emerged"]) for size, entry in entries if entry["emerged"]]
-        at = [max(1.0, one["at"]) for _, one in begun]
-        above = [max(0.0, (one["sure"] or one["at"]) - one["at"]) for _, one in begun]
-        below = [max(0.0, one["at"] - max(1.0, one["before"])) for _, one in begun]
+        at = [max(1.0, one["before"] if one["at"] is None else one["at"]) for _, one in begun]
+        above = [0.0 if one["sure"] is None else one["sure"] - place for (_, one), place in zip(begun, at, strict=True)]
+        below = [place - max(1.0, one["before"]) for (_, one), place in zip(begun, at, strict=True)]
         bars = {"type": "data", "array": above, "arrayminus": below, "thickness": 1}
-        figure.add_trace(go.Scatter(x=[size for size, _ in begun], y=at, error_y=bars, **look), row=1, col=1)
+        symbols = ["triangle-up-open" if one["sure"] is None else "circle" for _, one in begun]
+        own = {**look, "marker": {**look["marker"], "symbol": symbols}}
+        figure.add_trace(go.Scatter(x=[size for size, _ in begun], y=at, error_y=bars, **own), row=1, col=1)
         for column, name in ((2, "nodes"), (3, "stability")):
             known = [(size, e["learned"][name]) for size, e in entries if e["learned"][name] is not None]
             x, y = [size for size, _ in known], [value for _, value in known]

@@ -39,10 +39,14 @@ def size_tables(result: dict[str, Any]) -> Iterator[Table]:
     if len(sizes) > 1:
         names = {"emergence": f"{_axis(result)} to emergence", **{n: n for n in ("nodes", "edges", "stability")}}
         rows = [[text, *(_r(result["trends"][task][name]) for task in tasks)] for name, text in names.items()]
-        yield "correlation with model size (logarithms) [95 % interval]", ["", *tasks], rows
+        yield (
+            "correlation with model size (logarithms; a size's models count once), p of sizes permuted",
+            ["", *tasks],
+            rows,
+        )
     lost = list(handover_rows(result["series"], tasks))
     if lost:
-        headings = ["series", "task", "role", "head", "best at step", "lost at step", "taken over by"]
+        headings = ["series", "task", "role", "head", "best at step", "lost at step", "got it meanwhile"]
         keys = ("series", "task", "role", "head", "peak", "lost")
         rows = [[*(str(row[key]) for key in keys), _heads(row["taken_over_by"])] for row in lost[:MOST]]
         more = f" (the first {MOST} of {len(lost)})" if len(lost) > MOST else ""
@@ -59,11 +63,14 @@ def _axis(result: dict[str, Any]) -> str:
 
 
 def when_text(found: Found) -> str:
-    """`1.2M [0.9M, 1.4M]`, "-" for what did not emerge."""
+    """`1.2M [0.9M, 1.4M]`, `1 of 2 seeds [0.9M, -]`, `not by 20M`; "-" where nothing was measured."""
     if found is None:
         return "-"
+    if not found["n"]:
+        return f"not by {tokens_text(found['low'])}" if found["low"] else "not seen"
     high = "-" if found["high"] is None else tokens_text(found["high"])
-    return f"{tokens_text(found['value'])} [{tokens_text(found['low'])}, {high}]"
+    at = f"{found['n']} of {found['seeds']} seeds" if found["value"] is None else tokens_text(found["value"])
+    return f"{at} [{tokens_text(found['low'])}, {high}]"
 
 
 def _spread(found: Found, name: str) -> str:
@@ -74,7 +81,10 @@ def _spread(found: Found, name: str) -> str:
 
 
 def _r(found: dict[str, Any]) -> str:
-    return "-" if found["r"] is None else f"{found['r']:.2f} [{found['low']:.2f}, {found['high']:.2f}]"
+    if found["r"] is None:
+        return "-"
+    p = f"p {found['p']:.3f}" if found["p"] is not None else f"p not measurable, {found['sizes']} sizes"
+    return f"{found['r']:.2f}, {p}"
 
 
 def tokens_text(tokens: float | None) -> str:

@@ -7,13 +7,17 @@ ones in particular, can only agree or disagree in kind.
 
 from __future__ import annotations
 
+import math
 from collections.abc import Iterator, Sequence
 from dataclasses import asdict, dataclass
 from typing import Any, Literal
 
-from circuitlit.timeline.emergence import Trend, trend
+from circuitlit.evaluate.testing import LEVEL, benjamini_hochberg
+from circuitlit.timeline.emergence import LEAST_SIZES, Between, Trend, trend, trend_of_times, within
+from circuitlit.timeline.handovers import Held, beyond_chance
 
-Verdict = Literal["agrees", "disagrees", "undecided"]
+Verdict = Literal["agrees", "disagrees", "undecided", "not measurable"]
+UNMEASURABLE: Verdict = "not measurable"
 ALIKE = 2.0  # largest ratio of token counts that counts as the same
 
 
@@ -24,7 +28,7 @@ class Claim:
     Attributes:
         claim: what is published.
         measured: what was found here.
-        verdict: "undecided" where the data cannot tell.
+        verdict: "undecided" where the data do not tell, "not measurable" where so few never could.
     """
 
     claim: str
@@ -52,32 +56,44 @@ def account(series: Sequence[dict[str, Any]], sizes: Sequence[dict[str, Any]], t
 def _same_tokens(sizes: Sequence[dict[str, Any]], tasks: Sequence[str]) -> Iterator[Claim]:
     asked = [("heads", "induction", "induction heads"), *(("emerged", task, f"the task {task}") for task in tasks)]
     for kind, key, name in asked:
-        at = [row[kind].get(key) for row in sizes]
-        values = [one["value"] for one in at if one is not None]
-        claim = f"emergence after the same number of tokens at every size: {name}"
-        if len(values) < 2:
-            yield Claim(claim, f"emerged at {len(values)} of {len(sizes)} sizes", "undecided")
-            continue
-        ratio = max(values) / min(values)
-        text = f"at {len(values)} of {len(sizes)} sizes; latest over earliest {ratio:.1f}"
-        same = ratio <= ALIKE and len(values) == len(sizes)
-        yield Claim(claim, text, "agrees" if same else "disagrees")
+        found = [one for row in sizes if (one := row[kind].get(key)) is not None]
+        text = f"in all seeds of {sum(one['value'] is not None for one in found)} of {len(sizes)} sizes"
+        ends = [Between(one["low"], math.inf if one["high"] is None else one["high"]) for one in found]
+        same = within(ends, ALIKE) if len(ends) > 1 else None
+        if len(ends) > 1:
+            text += f"; between checkpoints that leave {_ratios(ends)} for the latest over the earliest"
+        yield Claim(f"emergence after the same number of tokens at every size: {name}", text, _verdict(same))
+
+
+def _ratios(times: Sequence[Between]) -> str:
+    """The least and largest ratio of the latest to the earliest time."""
+    first, last = min(one.low for one in times), max(one.high for one in times)
+    least = max(1.0, max(one.low for one in times) / min(one.high for one in times))
+    most = math.inf if first == 0 else last / first
+    return f"{least:.1f} or more" if math.isinf(most) else f"{least:.1f} to {most:.1f}"
+
+
+def _verdict(holds: bool | None) -> Verdict:
+    return "undecided" if holds is None else "agrees" if holds else "disagrees"
 
 
 def _with_size(series: Sequence[dict[str, Any]], tasks: Sequence[str]) -> Iterator[Claim]:
+    """Correlations; their p are corrected for one another."""
     claims = {
         "nodes": "circuits have more nodes in larger models",
         "stability": "circuits of larger models change less from checkpoint to checkpoint",
     }
-    for name, claim in claims.items():
-        for task in tasks:
-            found = trends(series, task)[name]
-            if found.r is None or found.low is None or found.high is None:
-                yield Claim(f"{claim} ({task})", f"{found.n} models with a value", "undecided")
-                continue
-            verdict: Verdict = "agrees" if found.low > 0 else "disagrees" if found.high < 0 else "undecided"
-            text = f"r of the logarithms {found.r:.2f} [{found.low:.2f}, {found.high:.2f}] over {found.n} models"
-            yield Claim(f"{claim} ({task})", text, verdict)
+    found = {f"{claims[name]} ({task})": trends(series, task)[name] for name in claims for task in tasks}
+    tested = {claim: one.p for claim, one in found.items() if one.p is not None}
+    corrected = dict(zip(tested, benjamini_hochberg(list(tested.values())), strict=True))
+    for claim, one in found.items():
+        if one.r is None or claim not in corrected:
+            few = f"{one.sizes} sizes with a value; {LEAST_SIZES} can tell a correlation from chance"
+            yield Claim(claim, few, UNMEASURABLE if one.sizes < LEAST_SIZES else "undecided")
+            continue
+        p = corrected[claim]
+        text = f"r of the logarithms {one.r:.2f} over {one.sizes} sizes ({one.models} models), corrected p {p:.3f}"
+        yield Claim(claim, text, _verdict(one.r > 0 if p <= LEVEL else None))
 
 
 def trends(series: Sequence[dict[str, Any]], task: str) -> dict[str, Trend]:
@@ -88,8 +104,8 @@ def trends(series: Sequence[dict[str, Any]], task: str) -> dict[str, Trend]:
         name: trend(parameters, [one["tasks"][task]["learned"][name] for one in known])
         for name in ("nodes", "edges", "stability")
     }
-    begun = [one["tasks"][task]["emerged"] for one in known]
-    found["emergence"] = trend(parameters, [None if one is None else one["at"] for one in begun])
+    begun = [(one["n_parameters"], at) for one in known if (at := one["tasks"][task]["emerged"]) is not None]
+    found["emergence"] = trend_of_times([size for size, _ in begun], [Between.of(at) for _, at in begun])
     return found
 
 
@@ -97,38 +113,48 @@ def _together(series: Sequence[dict[str, Any]], tasks: Sequence[str]) -> Iterato
     """Behaviour and the heads that carry it; asked of induction, where both are measured."""
     if "induction" not in tasks:
         return
-    ratios = []
-    for one in series:
-        task, heads = one["tasks"]["induction"]["emerged"], one["heads"]["emerged"].get("induction")
-        if task is not None and heads is not None:
-            ratios.append(max(1.0, task["at"]) / max(1.0, heads["at"]))
+    found = [(one["tasks"]["induction"]["emerged"], one["heads"]["emerged"].get("induction")) for one in series]
+    close = [
+        within([Between.of(task), Between.of(heads)], ALIKE)
+        for task, heads in found
+        if task is not None and heads is not None and (task["at"] is not None or heads["at"] is not None)
+    ]
     claim = "a behaviour emerges together with the heads that carry it (induction)"
-    if not ratios:
-        yield Claim(claim, "in no series both were seen to emerge", "undecided")
+    if not close:
+        yield Claim(claim, "seen to emerge in no series", "undecided")
         return
-    close = sum(1 / ALIKE <= ratio <= ALIKE for ratio in ratios)
-    text = f"within a factor of {ALIKE:g} of each other in {close} of {len(ratios)} series"
-    yield Claim(claim, text, "agrees" if close == len(ratios) else "disagrees")
+    counts = f"surely in {close.count(True)}, surely not in {close.count(False)} of {len(close)} series"
+    holds = False if False in close else None if None in close else True
+    yield Claim(claim, f"within a factor of {ALIKE:g} of each other {counts}", _verdict(holds))
 
 
 def _handed_over(series: Sequence[dict[str, Any]], tasks: Sequence[str]) -> Iterator[Claim]:
-    """Heads that lose a role in a circuit while others have it at the end."""
-    rows = list(handover_rows(series, tasks))
-    taken = sum(bool(row["taken_over_by"]) for row in rows)
-    kept = [
-        one["tasks"][row["task"]]["rows"][-1]["behaviour"]["accuracy"]["value"]
-        >= 0.9 * max(r["behaviour"]["accuracy"]["value"] for r in one["tasks"][row["task"]]["rows"])
-        for row in rows
-        for one in series
-        if one["name"] == row["series"] and row["taken_over_by"]
-    ]
+    """Heads that lose a role in a circuit while others get it, beside how often that happens at other times."""
+    kept = [[entry for task in tasks if _kept(entry := one["tasks"][task])] for one in series]
+    roles = [[Held.of(role) for entry in own for role in entry["roles"].values()] for own in kept]
+    losses = sum(len(role.losses) for own in roles for role in own)
     claim = "heads of a circuit lose their role to others while the behaviour stays"
-    text = f"{len(rows)} losses of a role in a circuit, {taken} with a successor, {sum(kept)} of these without harm"
-    yield Claim(claim, text, "agrees" if sum(kept) else "disagrees" if rows else "undecided")
+    if not losses:
+        yield Claim(claim, "no loss of a role in a circuit whose behaviour stays", "undecided")
+        return
+    taken = sum(role.succeeded() for own in roles for role in own)
+    expected, p = beyond_chance(roles)
+    text = f"{losses} losses of a role without harm, another head gets it meanwhile in {taken}; "
+    if p is None:
+        yield Claim(claim, text + "too few checkpoints to tell that from chance", UNMEASURABLE)
+        return
+    text += f"moved to random times, in {expected:.1f}, p {p:.3f}"
+    yield Claim(claim, text, _verdict(True if p <= LEVEL else None))
+
+
+def _kept(entry: dict[str, Any]) -> bool:
+    """Whether accuracy at the last checkpoint is nine tenths of the best one, or more."""
+    values = [row["behaviour"]["accuracy"]["value"] for row in entry["rows"]]
+    return bool(values) and values[-1] >= 0.9 * max(values)
 
 
 def handover_rows(series: Sequence[dict[str, Any]], tasks: Sequence[str]) -> Iterator[dict[str, Any]]:
-    """Every loss of a role in a circuit: series, task, role, head, when it peaked and lost it, and who took over."""
+    """Every loss of a role in a circuit: series, task, role, head, when it peaked and lost it, who got it meanwhile."""
     for one in series:
         for task in tasks:
             for role, found in one["tasks"][task]["roles"].items():

@@ -5,11 +5,13 @@ from __future__ import annotations
 import math
 from collections.abc import Sequence
 from dataclasses import dataclass
+from statistics import mean
 from typing import Any
 
-import numpy as np
+from circuitlit.evaluate.testing import censored_scores, correlation
 
 LEAST = 0.1  # gain of accuracy or head score that counts as emergence
+LEAST_SIZES = 5  # of n sizes permuted, the least two-sided p is 2 / n!
 
 Value = float | None
 
@@ -67,30 +69,66 @@ def _number(values: Sequence[Value], place: int) -> float:
 
 @dataclass(frozen=True)
 class Trend:
-    """How a quantity goes with the size of the model.
+    """How a quantity goes with the size of the model; models of one size are not independent and count once.
 
     Attributes:
-        r: Pearson correlation of the logarithms, None where it does not exist.
-        low, high: its 95 % interval by Fisher's transformation, which takes every model as an independent one.
-        n: models.
+        r: correlation over sizes, None where it does not exist.
+        p: two-sided, of sizes permuted; None below `LEAST_SIZES`, where it cannot fall to .05.
+        sizes: that have a value.
+        models: of these sizes.
     """
 
     r: float | None
-    low: float | None
-    high: float | None
-    n: int
+    p: float | None
+    sizes: int
+    models: int
 
 
 def trend(sizes: Sequence[float], values: Sequence[Value]) -> Trend:
-    """Correlation of the logarithms of model size and of a positive quantity; models without it do not count."""
-    known = [(size, value) for size, value in zip(sizes, values, strict=True) if value is not None and value > 0]
-    if len(known) < 4 or len({size for size, _ in known}) < 2 or len({value for _, value in known}) < 2:
-        return Trend(None, None, None, len(known))
-    x, y = np.log(np.array(known, dtype=float)).T
-    r = float(np.corrcoef(x, y)[0, 1])
-    width = 1.96 / math.sqrt(len(known) - 3)
-    middle = math.atanh(max(-1 + 1e-12, min(1 - 1e-12, r)))
-    return Trend(r, math.tanh(middle - width), math.tanh(middle + width), len(known))
+    """Pearson correlation of the logarithms of model size and of a positive quantity, a mean over each size's models.
+
+    Models without a value do not count.
+    """
+    known = [(size, math.log(value)) for size, value in zip(sizes, values, strict=True) if value and value > 0]
+    return _over_sizes(known)
+
+
+def trend_of_times(sizes: Sequence[float], times: Sequence[Between]) -> Trend:
+    """Correlation of the logarithm of model size with the order of times, which may not have come.
+
+    Each model's time is scored by how many others it is surely later than (`censored_scores`); a size has the mean.
+    """
+    scores = censored_scores([(one.low, one.high) for one in times])
+    return _over_sizes(list(zip(sizes, scores, strict=True)))
+
+
+def _over_sizes(known: Sequence[tuple[float, float]]) -> Trend:
+    means = {at: mean(value for size, value in known if size == at) for at in sorted({size for size, _ in known})}
+    found = correlation([math.log(size) for size in means], list(means.values()))
+    r, p = (None, None) if found is None else found
+    return Trend(r, p if len(means) >= LEAST_SIZES else None, len(means), len(known))
+
+
+@dataclass(frozen=True)
+class Between:
+    """A time after `low` and no later than `high`, which is infinite where it has not come."""
+
+    low: float
+    high: float
+
+    @classmethod
+    def of(cls, found: dict[str, Any]) -> Between:
+        """From an entry of evolve.json."""
+        return cls(found["before"], math.inf if found["sure"] is None else found["sure"])
+
+
+def within(times: Sequence[Between], ratio: float) -> bool | None:
+    """Whether the latest is less than `ratio` times the earliest: True or False where that is sure, else None."""
+    first, last = min(one.low for one in times), max(one.high for one in times)
+    if first > 0 and last / first <= ratio:
+        return True
+    apart = max(one.low for one in times) >= ratio * min(one.high for one in times)
+    return False if apart else None
 
 
 def by_size(series: Sequence[dict[str, Any]], tasks: Sequence[str]) -> list[dict[str, Any]]:
@@ -103,7 +141,8 @@ def by_size(series: Sequence[dict[str, Any]], tasks: Sequence[str]) -> list[dict
     Returns:
         Rows with `n_parameters`, `series`, and `{value, low, high, n}` by task under `emerged`, `nodes`, `edges` and
         `stability`, by role under `heads`. Of emergence (`emerged`, `heads`), value is the geometric mean over seeds of
-        the tokens (or steps), and the interval goes from the earliest to the latest that any seed's interval holds.
+        the tokens (or steps), None where it has not come in all `seeds` but in `n`, and the interval goes from the
+        earliest to the latest that any seed's interval holds; high is None where that is not known.
         Sizes of the smallest faithful circuits and the likeness of neighbours' nodes are means over the checkpoints
         from emergence on, with the least and the most of any seed.
     """
@@ -124,12 +163,16 @@ def _joined(found: Sequence[dict[str, Any] | None]) -> dict[str, Any] | None:
     known = [one for one in found if one is not None]
     if not known:
         return None
-    at = [max(1.0, one["at"]) for one in known]
-    highs = [one["sure"] if one["sure"] is not None else math.inf for one in known]
-    high = max(highs)
-    value = math.exp(sum(map(math.log, at)) / len(at))
-    low = min(one["before"] for one in known)
-    return {"value": value, "low": low, "high": None if math.isinf(high) else high, "n": len(known)}
+    at = [max(1.0, one["at"]) for one in known if one["at"] is not None]
+    times = [Between.of(one) for one in known]
+    high = max(one.high for one in times)
+    return {
+        "value": math.exp(mean(map(math.log, at))) if len(at) == len(known) else None,
+        "low": min(one.low for one in times),
+        "high": None if math.isinf(high) else high,
+        "n": len(at),
+        "seeds": len(known),
+    }
 
 
 def _spread(values: Sequence[Value]) -> dict[str, Any] | None:

@@ -155,28 +155,3 @@ def velocities(steps: Sequence[int], alike: Sequence[float], noise: float) -> Fl
     distance = [0.0 if math.isnan(value) else max(0.0, 1 - value - noise) for value in alike]
     values = np.array(distance) / np.diff(times)
     return np.concatenate([values[:1], values])
-
-
-def handovers(steps: Sequence[int], scores: Sequence[Mapping[str, float]], threshold: float) -> list[dict[str, Any]]:
-    """Heads that lost a role, and the heads that took it over.
-
-    Args:
-        steps: of the checkpoints.
-        scores: each checkpoint's score by head name.
-        threshold: above it a head has the role.
-
-    Returns:
-        A row for each head that once had the role and has it no more at the end: when it peaked, the first checkpoint
-        without it for good, and the heads that have the role at the end but did not at the peak.
-    """
-    final = {head for head, value in scores[-1].items() if value > threshold}
-    rows = []
-    for head in scores[-1]:
-        own = [one.get(head, 0.0) for one in scores]
-        if head in final or max(own) <= threshold:
-            continue
-        peak = int(np.argmax(own))
-        lost = max(place for place, value in enumerate(own) if value > threshold) + 1
-        held = {name for name, value in scores[peak].items() if value > threshold}
-        rows.append({"head": head, "peak": steps[peak], "lost": steps[lost], "taken_over_by": sorted(final - held)})
-    return rows

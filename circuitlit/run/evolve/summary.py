@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+from collections.abc import Mapping, Sequence
 from dataclasses import asdict
 from typing import Any
 
@@ -9,7 +10,8 @@ from circuitlit.graph import Circuit
 from circuitlit.run.checks import run_dir
 from circuitlit.run.evolve.cells import CAUSAL, HEADS, cell_name
 from circuitlit.timeline.emergence import emergence
-from circuitlit.timeline.series import Noise, Point, follow, handovers, shared_by_neighbours, stages_of
+from circuitlit.timeline.handovers import handovers
+from circuitlit.timeline.series import Noise, Point, follow, shared_by_neighbours, stages_of
 
 Finished = dict[str, dict[str, list[dict[str, Any]]]]
 
@@ -61,7 +63,7 @@ def _task(cells: list[dict[str, Any]], draws: int) -> dict[str, Any]:
         {key: value for key, value in cell.items() if key not in left_out} | {"likeness": alike}
         for cell, alike in zip(done, likeness, strict=True)
     ]
-    begun = _emergence(done, [cell["behaviour"]["accuracy"] for cell in done])
+    begun = when_emerged(done, [cell["behaviour"]["accuracy"] for cell in done])
     return {
         "rows": rows,
         "noise": asdict(noise),
@@ -79,7 +81,7 @@ def _learned(
     `stability` is J* of the nodes of circuits of equal size with the checkpoint before: 1 the same nodes, 0 as
     unrelated circuits; None where those have the same nodes, too. `shared` tests it, for nodes and edges.
     """
-    late = [row for row in rows if begun is not None and row["step"] >= begun["step"]]
+    late = [row for row in rows if begun and begun["at"] is not None and row["step"] >= begun["step"]]
     shared = shared_by_neighbours([point for point in points if late and point.step >= late[0]["step"]], draws)
     faithful = [row["smallest"] for row in late if row["status"] == "OK"]
     return {
@@ -91,7 +93,7 @@ def _learned(
 
 
 def _roles(cells: list[dict[str, Any]], heads: list[dict[str, Any]], threshold: float) -> dict[str, Any]:
-    """By role: the heads of the smallest faithful circuit that have it, over steps, and who took over when one lost it.
+    """By role: the heads of the smallest faithful circuit that have it, over steps, and who got it while one lost it.
 
     A head outside the circuit has no role in it, whatever its score.
     """
@@ -138,13 +140,21 @@ def _point(cell: dict[str, Any]) -> Point:
     return Point(cell["step"], level, Circuit.load(folder), smallest)
 
 
-def _emergence(rows: list[dict[str, Any]], estimates: list[dict[str, float | None]]) -> dict[str, Any] | None:
-    """When something stays above half of its gain: step and tokens, and the interval, in tokens if they are known."""
+def when_emerged(rows: list[dict[str, Any]], estimates: Sequence[Mapping[str, float | None]]) -> dict[str, Any] | None:
+    """When something stays above half of its gain: step and tokens, and the interval, in tokens if they are known.
+
+    What has not emerged does so after the last checkpoint, if ever: `before` is that one, or 0 for a series that does
+    not begin at step 0, in which it may have emerged unseen. None where nothing was measured.
+    """
     values, lows, highs = ([one[key] for one in estimates] for key in ("value", "low", "high"))
-    found = emergence(values, lows, highs)
-    if found is None:
+    known = [place for place, value in enumerate(values) if value is not None]
+    if not known:
         return None
     axis = "step" if any(row["tokens"] is None for row in rows) else "tokens"
+    found = emergence(values, lows, highs)
+    if found is None:
+        before = rows[known[-1]][axis] if rows[known[0]]["step"] == 0 else 0
+        return {"step": None, "tokens": None, "axis": axis, "at": None, "before": before, "sure": None}
     ends = {"at": found.place, "before": found.before, "sure": found.sure}
     places = {name: None if place is None else rows[place][axis] for name, place in ends.items()}
     return {"step": rows[found.place]["step"], "tokens": rows[found.place]["tokens"], "axis": axis, **places}
@@ -161,7 +171,7 @@ def _heads(rows: list[dict[str, Any]], threshold: float) -> dict[str, Any]:
             for row, top in zip(rows, best, strict=True)
         ],
         "emerged": {
-            role: _emergence(rows, [dict.fromkeys(("value", "low", "high"), top[role]) for top in best])
+            role: when_emerged(rows, [dict.fromkeys(("value", "low", "high"), top[role]) for top in best])
             for role in best[0]
         },
         "handovers": {role: handovers(steps, [row["scores"][role] for row in rows], threshold) for role in best[0]},
