@@ -110,7 +110,8 @@ def test_what_has_not_emerged_is_later_than_the_last_checkpoint() -> None:
 
 def test_an_emergence_that_never_came_is_written_as_such() -> None:
     rows = [{"step": step, "tokens": 10 * step} for step in (0, 1, 2)]
-    flat, never = [dict.fromkeys(("value", "low", "high"), 0.5)] * 3, {"step": None, "tokens": None, "axis": "tokens"}
+    flat: list[dict[str, float | None]] = [{"value": 0.5, "low": 0.5, "high": 0.5}] * 3
+    never = {"step": None, "tokens": None, "axis": "tokens"}
     assert when_emerged(rows, flat) == never | {"at": None, "before": 20, "sure": None}
     assert when_emerged(rows[1:], flat[1:]) == never | {"at": None, "before": 0, "sure": None}
     assert when_emerged([], []) is None
