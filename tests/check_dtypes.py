@@ -27,7 +27,7 @@ from circuitlit.masked.kernels import use
 def measure(dtype: str, kernels: str, device: str, pairs: int = 32) -> tuple[torch.Tensor, torch.Tensor]:
     """Logits at the answers and gradient of the KL, under the same random masks."""
     use(kernels)
-    subject = load_subject("smollm2", "package", dtype=dtype, device=device)
+    subject = load_subject("smollm2", dtype=dtype, device=device)
     splits = ioi(subject.tokenizer, n_train=pairs, n_val=8, n_test=8, seed=0)
     batch = PairsModule(splits, subject.tokenizer, pairs, seed=0).train.collate(range(pairs)).to(device)
     model, layout = MaskedModel(subject, panel=4), MaskLayout(subject.graph)

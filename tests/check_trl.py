@@ -41,7 +41,7 @@ def main() -> int:
     ]
     lines = [json.dumps(row | {"split": split}) for split in ("train", "val", "test") for row in rows]
     (folder / "preferences.jsonl").write_text("\n".join(lines))
-    subject = load_subject("local", "local", str(folder / "model"))
+    subject = load_subject(folder / "model")
     assert subject.tokenizer is not None
     examples = examples_of_file(str(folder / "preferences.jsonl"), subject.tokenizer)["train"]
     reference = reference_log_probs(subject.model, examples, ROWS)

@@ -15,11 +15,13 @@ from transformers.models.llama import modeling_llama
 from transformers.models.mistral import modeling_mistral
 from transformers.models.qwen2 import modeling_qwen2
 from transformers.models.qwen3 import modeling_qwen3
+from transformers.utils.logging import disable_progress_bar
 
 from circuitlit.model import Subject
 from circuitlit.tasks.pair import Batch
 
 torch.set_num_threads(1)  # tiny tensors: a second thread only waits
+disable_progress_bar()  # as the console does, before anything is imported
 
 VOCAB = 50
 _GROUPED = {

@@ -64,7 +64,7 @@ def test_repeated_tokens() -> None:
 
 
 def test_passages_and_successor_lists(local: Path, tmp_path: Path) -> None:
-    subject = load_subject("local", "local", str(local / "model"))
+    subject = load_subject(local / "model")
     ids = sample_passages(subject, 5, 9, seed=1, rows=3)
     assert ids.shape == (5, 9) and torch.equal(ids, sample_passages(subject, 5, 9, seed=1, rows=3))
     assert not torch.equal(ids, sample_passages(subject, 5, 9, seed=2, rows=3))

@@ -148,7 +148,7 @@ def test_lora_model_keeps_the_identities(name: str, targets: list[str], batch: B
 
 
 def test_no_hook_outlives_its_block(subject: Subject, batch: Batch) -> None:
-    with pytest.raises(IndexError):
+    with pytest.raises(UserError, match="beyond the model's embedding"):
         ablated_run(subject, Batch(**{**vars(batch), "corrupted": batch.corrupted + 10_000}), "interchange")
     assert not any(m._forward_hooks or m._forward_pre_hooks for m in subject.model.modules())
 

@@ -25,7 +25,7 @@ def test_the_python_example_runs(
     (code,) = re.findall(r"```python\n(.*?)```", README.read_text(), re.DOTALL)
     assert len([line for line in code.splitlines() if line.strip()]) <= 12
     subject = Subject(tiny_model("gpt2", vocab_size=len(byte_bpe)).float(), byte_bpe, name="smollm2")
-    monkeypatch.setattr(circuitlit, "load_subject", lambda name, source: subject, raising=False)
+    monkeypatch.setattr(circuitlit, "load_subject", lambda name: subject, raising=False)
     monkeypatch.chdir(tmp_path)
     scores = torch.rand(1, subject.graph.n_edges)
     Circuit.cut(EdgeScores(subject.graph, scores, "test"), 30).save(tmp_path)  # a finished run's

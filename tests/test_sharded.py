@@ -164,7 +164,7 @@ def load_share(folder: Path, whole: torch.nn.Module) -> None:
         held[0] -= unit.total if unit._room.nbytes() else 0
         release(unit)
 
-    source = Counted(CheckpointWeights(folder, "model"))
+    source = Counted(CheckpointWeights(folder, model.subject.model))
     shard(model, CPU, source)
     Unit.gather, Unit.release = counted_gather, counted_release
     assert sum(source.sizes) <= total / 2 + 8 * 128 and max(source.sizes) <= block / 2 + 128
@@ -187,12 +187,15 @@ def test_one_process_keeps_its_weights_in_the_host() -> None:
 def test_files_that_do_not_fit_get_one_sentence(checkpoint: tuple[Path, torch.nn.Module], tmp_path: Path) -> None:
     folder, _ = checkpoint
     other = tiny_model("llama", num_hidden_layers=7).config
-    for config, words in ((other, "no weights called"), (tiny_model("llama", vocab_size=60).config, "has the shape")):
+    for config, words in (
+        (other, "no weights for model.layers.6"),
+        (tiny_model("llama", vocab_size=60).config, "has the shape"),
+    ):
         with pytest.raises(UserError, match=words):
             model = MaskedModel(Subject(empty_model(config, torch.float32)), 2, True)
-            shard(model, CPU, CheckpointWeights(folder, "model"))
+            shard(model, CPU, CheckpointWeights(folder, model.subject.model))
     with pytest.raises(UserError, match="holds no safetensors file"):
-        CheckpointWeights(tmp_path / "meeting", "model")
+        CheckpointWeights(tmp_path / "meeting", empty_model(other, torch.float32))
 
 
 def test_a_checkpoint_of_the_body_alone_and_tied_weights(tmp_path: Path) -> None:
@@ -200,7 +203,7 @@ def test_a_checkpoint_of_the_body_alone_and_tied_weights(tmp_path: Path) -> None
     whole = tiny_model("gpt2").float().eval()
     whole.transformer.save_pretrained(tmp_path)
     model = MaskedModel(Subject(empty_model(whole.config, torch.float32)), 2, True)
-    shard(model, CPU, CheckpointWeights(tmp_path, "transformer"), offload=True)
+    shard(model, CPU, CheckpointWeights(tmp_path, model.subject.model), offload=True)
     ids = tiny_batch().clean
     with torch.no_grad():
         assert torch.equal(model.subject.model(ids).logits, whole(ids).logits)

@@ -9,7 +9,8 @@ import torch
 
 from circuitlit.graph import MaskLayout
 from circuitlit.masked import MaskedModel, References
-from circuitlit.model.load import PACKAGE, load_subject
+from circuitlit.model.gguf import PACKAGE
+from circuitlit.model.load import load_subject
 from circuitlit.objective import kl_divergence, says_answer
 from circuitlit.tasks import PairsModule, ioi
 
@@ -17,7 +18,7 @@ pytestmark = pytest.mark.skipif(importlib.util.find_spec(PACKAGE) is None, reaso
 
 
 def test_real_model_keeps_the_identities() -> None:
-    subject = load_subject("smollm2", "package")
+    subject = load_subject("smollm2")
     assert subject.graph.n_edges == 70_651
     assert not hasattr(subject.model.config, "quantization_config")
     assert subject.tokenizer is not None

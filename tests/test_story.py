@@ -147,7 +147,7 @@ def test_ranks_by_layer_train_as_many_parameters_as_uniform_ones() -> None:
 
 
 def test_the_gradient_probe_sees_where_the_gradient_is(local: Path) -> None:
-    subject = load_subject("tiny", "local", str(local / "model"))
+    subject = load_subject(local / "model", name="tiny")
     examples = examples_of_task(jsonl(subject.tokenizer, str(local / "pairs.jsonl"), seed=0), subject.tokenizer)
     batch = examples["train"].collate(range(8))
     before = {name: value.clone() for name, value in subject.model.state_dict().items()}
@@ -160,7 +160,7 @@ def test_the_gradient_probe_sees_where_the_gradient_is(local: Path) -> None:
 
 
 def test_only_the_circuits_weights_move(local: Path, tmp_path: Path) -> None:
-    subject = load_subject("tiny", "local", str(local / "model"))
+    subject = load_subject(local / "model", name="tiny")
     graph = subject.graph
     kept = torch.zeros(1, graph.n_edges, dtype=torch.bool)
     names = [graph.edge_name(edge) for edge in range(graph.n_edges)]

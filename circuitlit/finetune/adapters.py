@@ -14,6 +14,7 @@ from transformers import PreTrainedModel
 from transformers.pytorch_utils import Conv1D
 
 from circuitlit.errors import UserError
+from circuitlit.model.adapters import check_fresh_adapters
 
 ConfigOf = Callable[[PreTrainedModel, int], LoraConfig]
 
@@ -107,13 +108,15 @@ def adapted(model: PreTrainedModel, config: LoraConfig) -> PeftModel:
     """The model with fresh adapters on it, which alone are trainable; at first they change nothing.
 
     Raises:
-        UserError: no module, or none for one of the patterns, or no layer that an adapter can go on.
+        UserError: no module, or none for one of the patterns, or no layer that an adapter can go on, or an adapter that
+            acts outside the weights.
     """
     try:
         wrapped = get_peft_model(model, config)
     except ValueError as error:
         raise UserError(f"adapter.build.target_modules fits this model ill ({str(error).splitlines()[0]})") from error
     names = [name for name, module in wrapped.named_modules() if hasattr(module, "lora_A")]
+    check_fresh_adapters(wrapped)  # type: ignore[arg-type]
     patterns = (
         [] if isinstance(config, AdaLoraConfig) else [*(config.rank_pattern or {}), *(config.alpha_pattern or {})]
     )

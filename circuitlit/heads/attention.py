@@ -17,7 +17,6 @@ from torch import Tensor, nn
 from circuitlit.errors import UserError
 from circuitlit.model import BlockParts, Subject
 from circuitlit.model.anatomy import HeadMap
-from circuitlit.model.families import window_of
 from circuitlit.model.logits import final_norm
 
 Stream = Float[Tensor, "batch pos d"]
@@ -44,11 +43,8 @@ def run_streams(subject: Subject, ids: Int[Tensor, "batch pos"]) -> list[Stream]
     """The residual streams of a stock forward: ahead of each block, then ahead of the final norm.
 
     Raises:
-        UserError: a prompt longer than a sliding attention window, where attention is not plainly causal.
+        UserError: a prompt that the model does not take.
     """
-    window = window_of(subject.model.config)
-    if window is not None and ids.shape[1] > window:
-        raise UserError(f"a prompt of {ids.shape[1]} tokens exceeds the model's attention window of {window}")
     with record_streams(subject) as streams:
         subject.hidden(ids)
     return streams

@@ -11,6 +11,7 @@ from torch import Tensor
 
 from circuitlit.errors import UserError
 from circuitlit.model import Subject
+from circuitlit.model.limits import check_length
 from circuitlit.tasks.tokens import front_tokens
 
 OPENINGS = ("The", "In", "When", "A", "One", "After", "It", "This", "There", "She", "He", "They", "For", "As")
@@ -56,7 +57,11 @@ def sample_passages(
         length: tokens of each, the opening included.
         seed: equal seeds give equal passages on the same device.
         rows: passages written at once.
+
+    Raises:
+        UserError: the model does not take passages of that length.
     """
+    check_length(subject.model.config, length)
     tokenizer = subject.tokenizer
     assert tokenizer is not None
     front = front_tokens(tokenizer)

@@ -10,13 +10,13 @@ from jaxtyping import Bool, Float, Int
 from torch import Tensor, nn
 from torch.utils.checkpoint import checkpoint
 
-from circuitlit.errors import UserError
 from circuitlit.masked.ablation import Ablated
 from circuitlit.masked.block import MaskedBlock
 from circuitlit.masked.ledger import Ledger, Token
 from circuitlit.masked.live import LiveBlock
 from circuitlit.masked.short_attention import Rotary
-from circuitlit.model.families import layer_kinds, window_of
+from circuitlit.model.families import layer_kinds
+from circuitlit.model.limits import check_length
 from circuitlit.model.logits import final_norm
 from circuitlit.model.subject import Subject
 
@@ -56,7 +56,6 @@ class MaskedModel(nn.Module):
         for block in self.blocks:
             block.reread = recompute == "reads"  # type: ignore[assignment]
         self.final_norm = final_norm(model)
-        self._window = window_of(model.config)
 
     def forward(
         self,
@@ -125,13 +124,12 @@ class MaskedModel(nn.Module):
         return token, stream
 
     def check_length(self, length: int) -> None:
-        """Refuse prompts on which the stock model's attention is not plainly causal.
+        """Refuse prompts that the stock model does not take, or on which its attention is not plainly causal.
 
         Raises:
-            UserError: the prompt is longer than the model's attention window.
+            UserError: the prompt is too long.
         """
-        if self._window is not None and length > self._window:
-            raise UserError(f"a prompt of {length} tokens exceeds the model's attention window of {self._window}")
+        check_length(self.subject.model.config, length)
 
     def written_positions(self, batch: int, length: int) -> Float[Tensor, "token d"]:
         """Position embeddings of all tokens, where they are a writer."""

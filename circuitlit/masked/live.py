@@ -6,18 +6,18 @@ from typing import Any
 
 import torch
 from jaxtyping import Float
+from peft.tuners.lora import Linear
 from torch import Tensor, nn
 from transformers.pytorch_utils import Conv1D
 
-from circuitlit.errors import UserError
 from circuitlit.graph import Graph
 from circuitlit.masked.block import MaskedBlock
 from circuitlit.masked.ledger import Ledger, Token
-from circuitlit.model.anatomy import Anatomy
+from circuitlit.model.anatomy import Anatomy, refuse_curved, unit_map
 
 
 class LiveBlock(MaskedBlock):
-    """Like `MaskedBlock`, but gradients reach the LoRA factors of the block's linear modules.
+    """Like `MaskedBlock`, but gradients reach the adapters of the block's linear modules.
 
     The ablated run is a constant of the step: it is run with the adapters as they are, and no gradient goes through it.
 
@@ -31,7 +31,7 @@ class LiveBlock(MaskedBlock):
     def __init__(self, anatomy: Anatomy, block: nn.Module, graph: Graph, layer: int) -> None:
         super().__init__(anatomy.parts(block, graph, live_affine), graph, layer)
         self._source = (anatomy, block, graph)  # a tuple: the block is not to be registered twice
-        self._affine = None  # the fused projection has no gradient for weights
+        self._affine = self._mlp_affine = None  # what is fused has no gradient for weights
 
     def _own(self, name: str, value: Tensor | None) -> None:
         object.__setattr__(self, name, value)
@@ -44,6 +44,7 @@ class LiveBlock(MaskedBlock):
             self._own(f"{name}_weight", heads.weight)
             self._own(f"{name}_bias", heads.bias)
         self._own("out_weight", parts.out)
+        self._own("out_bias", parts.out_bias)
         return super().forward(*args, **more)
 
     def _write_heads(self, ledger: Ledger, token: Token, results: Float[Tensor, "head token width"]) -> Token:
@@ -51,18 +52,31 @@ class LiveBlock(MaskedBlock):
 
 
 def live_affine(module: nn.Module) -> tuple[Float[Tensor, "into out"], Float[Tensor, "out"] | None]:
-    """Weight `[into, out]` and bias of a linear module, LoRA factors multiplied out with their gradient.
+    """Weight `[into, out]` and bias of a linear module, with a gradient for its adapter's parameters.
+
+    LoRA's factors are multiplied out; any other adapter, or LoRA in another state, is applied to unit vectors.
 
     Raises:
-        UserError: another kind of adapter.
+        UserError: it is no affine map.
     """
-    base: Any = getattr(module, "base_layer", module)
-    if type(base) not in (nn.Linear, Conv1D):
-        raise UserError(f"a projection is a {type(base).__name__}, not a linear layer; this model cannot be masked")
-    weight = base.weight if type(base) is Conv1D else base.weight.t()
-    for name in getattr(module, "active_adapters", ()):
-        down = module.lora_A[name]  # type: ignore[index]
-        if not isinstance(down, nn.Linear) or len(getattr(module, "lora_magnitude_vector", ())):
-            raise UserError("only plain LoRA adapters can be trained with masks; take adapter=lora")
-        weight = weight + module.scaling[name] * (module.lora_B[name].weight @ down.weight).t()  # type: ignore[index]
-    return weight, base.bias
+    if type(module) is nn.Linear:
+        return module.weight.t(), module.bias
+    if type(module) is Conv1D:
+        return module.weight, module.bias
+    if not _is_plain_lora(module):
+        refuse_curved(module)
+        return unit_map(module)
+    layer: Any = module
+    weight = layer.base_layer.weight if type(layer.base_layer) is Conv1D else layer.base_layer.weight.t()
+    for name in layer.active_adapters:
+        if name in layer.lora_A:
+            weight = weight + layer.scaling[name] * (layer.lora_B[name].weight @ layer.lora_A[name].weight).t()
+    return weight, layer.base_layer.bias
+
+
+def _is_plain_lora(module: nn.Module) -> bool:
+    """Whether a module is its base layer plus factors, without bias, variant or a flag that changes what it does."""
+    if type(module) is not Linear or type(module.base_layer) not in (nn.Linear, Conv1D):
+        return False
+    biased = any(getattr(factor, "bias", None) is not None for factor in module.lora_B.values())
+    return not (module.merged or module.disable_adapters or module.lora_variant or biased)

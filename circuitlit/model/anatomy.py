@@ -9,6 +9,7 @@ from __future__ import annotations
 from collections.abc import Callable, Sequence
 from dataclasses import dataclass
 from operator import attrgetter
+from typing import Any
 
 import torch
 from jaxtyping import Float
@@ -23,6 +24,7 @@ Rotate = Callable[[Tensor, Tensor, Tensor, Tensor], tuple[Tensor, Tensor]]
 Split = Callable[[Sequence[Tensor], Graph], tuple[Tensor, Tensor, Tensor]]
 Place = Callable[[nn.Module, Tensor], Tensor]
 Read = Callable[[nn.Module], tuple[Tensor, Tensor | None]]
+BENT = {torch.float64: 1e-9, torch.float32: 1e-4, torch.bfloat16: 0.1, torch.float16: 0.02}  # of the largest output
 
 
 @dataclass(frozen=True)
@@ -195,18 +197,56 @@ class Anatomy:
 
 @torch.no_grad()
 def affine(module: nn.Module) -> tuple[Float[Tensor, "into out"], Float[Tensor, "out"] | None]:
-    """Weight `[into, out]` and bias of a linear module; of any adapter-wrapped one by what it does to unit vectors."""
+    """Weight `[into, out]` and bias of a linear module; of any adapter-wrapped one by what it does to unit vectors.
+
+    Raises:
+        UserError: it is no affine map.
+    """
     if type(module) is nn.Linear:
         return module.weight.t(), module.bias
     if type(module) is Conv1D:
         return module.weight, module.bias
-    base = getattr(module, "base_layer", None)
-    if base is None:
-        raise UserError(f"a projection is a {type(module).__name__}, not a linear layer; this model cannot be masked")
-    width = base.weight.shape[0] if type(base) is Conv1D else base.weight.shape[1]
-    unit = torch.eye(width, dtype=base.weight.dtype, device=base.weight.device)
+    refuse_curved(module)
+    return unit_map(module)
+
+
+def unit_map(module: nn.Module) -> tuple[Float[Tensor, "into out"], Float[Tensor, "out"]]:
+    """Weight and bias of a module with an adapter, with a gradient for the adapter's parameters."""
+    base = _base_layer(module)
+    unit = torch.eye(_width(base), dtype=base.weight.dtype, device=base.weight.device)
     bias = module(torch.zeros_like(unit[:1]))[0]
     return module(unit) - bias, bias
+
+
+@torch.no_grad()
+def refuse_curved(module: nn.Module) -> None:
+    """Refuse a projection that is no affine map, by two vectors and one on the line through them.
+
+    Raises:
+        UserError: it is none.
+    """
+    base = _base_layer(module)
+    draw = torch.Generator().manual_seed(0)
+    x, y = torch.randn(2, 1, _width(base), generator=draw).to(base.weight.device, base.weight.dtype)
+    along, found = 2 * module(x) - module(y), module(2 * x - y)
+    if not float((along - found).abs().max()) <= BENT[found.dtype] * float(along.abs().max()):
+        kind = type(module).__module__.removeprefix("peft.tuners.").split(".")[0]
+        raise UserError(f"a projection's adapter ({kind}) is no affine map, so edges cannot be read off it; take LoRA")
+
+
+def _base_layer(module: nn.Module) -> Any:
+    """The linear layer inside an adapter."""
+    base = module
+    while type(base) not in (nn.Linear, Conv1D):
+        base = getattr(base, "base_layer", None) or getattr(base, "original_module", None)
+        if base is None:
+            kind = type(module).__name__
+            raise UserError(f"a projection is a {kind}, not a linear layer; this model cannot be masked")
+    return base
+
+
+def _width(base: nn.Linear | Conv1D) -> int:
+    return base.weight.shape[0] if type(base) is Conv1D else base.weight.shape[1]
 
 
 def unwrap(model: nn.Module) -> PreTrainedModel:

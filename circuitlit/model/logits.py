@@ -17,6 +17,7 @@ from transformers import PreTrainedModel
 from circuitlit.errors import UserError
 from circuitlit.model.anatomy import affine, unwrap
 from circuitlit.model.families import anatomy_of, final_softcap, logit_factor
+from circuitlit.model.limits import check_ids
 
 MULTIPLE = 8
 
@@ -71,7 +72,12 @@ def final_norm(model: PreTrainedModel) -> nn.Module:
 
 
 def final_hidden(model: PreTrainedModel, ids: Int[Tensor, "batch pos"]) -> Float[Tensor, "batch pos d"]:
-    """Final normed residual stream of the stock forward. Rows are padded on the right, so causality hides pads."""
+    """Final normed residual stream of the stock forward. Rows are padded on the right, so causality hides pads.
+
+    Raises:
+        UserError: rows that the model does not take; see `longest_prompt`.
+    """
+    check_ids(model, ids)
     return model.base_model(input_ids=ids, use_cache=False).last_hidden_state
 
 

@@ -8,10 +8,12 @@ from typing import Any
 
 import torch
 from jaxtyping import Bool, Float, Int
+from peft import PeftModel
 from torch import Tensor, nn
 from transformers import PreTrainedModel, PreTrainedTokenizerBase
 
 from circuitlit.graph import Graph
+from circuitlit.model.adapters import check_adapters
 from circuitlit.model.anatomy import Anatomy, unwrap
 from circuitlit.model.borrow import frozen_view
 from circuitlit.model.families import anatomy_of, graph_of
@@ -43,7 +45,7 @@ class Subject:
     source: WeightSource | None = None
 
     def __post_init__(self) -> None:
-        self.model = unwrap(frozen_view(self.model))
+        self.model = _borrowed(self.model)
         self.anatomy: Anatomy = anatomy_of(self.model.config)
         self.graph: Graph = graph_of(self.model.config)
 
@@ -82,3 +84,11 @@ class Subject:
     ) -> Float[Tensor, "batch answer vocab"]:
         """Stock logits at some positions only."""
         return logits_at(self.model, ids, positions)
+
+
+def _borrowed(model: nn.Module) -> PreTrainedModel:
+    """A frozen view of a causal language model, without its PEFT wrapper, whose adapters are checked."""
+    view = frozen_view(model)
+    if isinstance(view, PeftModel):
+        check_adapters(view)
+    return unwrap(view)

@@ -6,7 +6,6 @@ For models that no process holds as a whole: each reads from a checkpoint what i
 from __future__ import annotations
 
 import hashlib
-import json
 from collections.abc import Iterator, Sequence
 from contextlib import contextmanager
 from math import prod
@@ -20,6 +19,8 @@ from torch import Tensor, nn
 from transformers import AutoModelForCausalLM, PretrainedConfig, PreTrainedModel
 
 from circuitlit.errors import UserError
+from circuitlit.model.files import check_folder, weight_files
+from circuitlit.model.report import refuse_incomplete, refuse_not_finite
 
 STANDARD_DEVIATION = 0.02  # of random weights
 
@@ -66,51 +67,65 @@ class CheckpointWeights:
 
     Args:
         folder: with `model.safetensors`, or several files and their index.
-        prefix: the name that the model's body has in the causal language model; checkpoints of the body alone lack it.
+        model: that they are for; its parameters may be without memory. Checkpoints of its body alone will do.
 
     Raises:
-        UserError: no such files.
+        UserError: no such files, or they are cut off, or do not fill the model exactly.
     """
 
-    def __init__(self, folder: Path | str, prefix: str) -> None:
-        self.folder, self.prefix = Path(folder), prefix
-        index = self.folder / "model.safetensors.index.json"
-        if index.is_file():
-            self._files: dict[str, str] = json.loads(index.read_text())["weight_map"]
-            return
-        self._files = {}
-        for file in sorted(self.folder.glob("*.safetensors")):
-            with safe_open(file, "pt") as opened:
-                self._files |= dict.fromkeys(opened.keys(), file.name)
+    def __init__(self, folder: Path | str, model: PreTrainedModel) -> None:
+        self.folder, self.prefix = Path(folder), model.base_model_prefix
+        check_folder(self.folder)
+        self._files: dict[str, str] = {}
+        self._shapes: dict[str, list[int]] = {}
+        for file in weight_files(self.folder):
+            with safe_open(self.folder / file, "pt") as opened:
+                for key in opened.keys():  # noqa: SIM118 (no mapping)
+                    self._files[key], self._shapes[key] = file, list(opened.get_slice(key).get_shape())
         if not self._files:
             raise UserError(f"{folder} holds no safetensors file; save the model there with save_pretrained")
+        self._check(model)
+
+    def _check(self, model: PreTrainedModel) -> None:
+        names: dict[int, list[str]] = {}
+        for name, parameter in model.named_parameters(remove_duplicate=False):
+            names.setdefault(id(parameter), []).append(name)
+        missing, wrong = [], []
+        for parameter in model.parameters():
+            key = self._find(names[id(parameter)])
+            if key is None:
+                missing.append(names[id(parameter)][0])
+            elif self._shapes[key] != list(parameter.shape):
+                wrong.append((key, self._shapes[key], parameter.shape))
+        known = {key for own in names.values() for name in own for key in self._spellings(name)}
+        refuse_incomplete(self.folder, model, missing, set(self._files) - known, wrong)
 
     def read(self, names: Sequence[str], shape: Sequence[int], start: int, stop: int) -> Float[Tensor, "_"]:
         """The rows that hold the piece are read, no others.
 
         Raises:
-            UserError: the parameter is missing, of another shape or unreadable.
+            UserError: it cannot be read, or is not finite.
         """
-        key = self._key(names)
+        key = self._find(names)
+        assert key is not None  # as checked above
+        file = self.folder / self._files[key]
         try:
-            with safe_open(self.folder / self._files[key], "pt") as opened:  # closed again, or its pages would pile up
-                stored = opened.get_slice(key)
-                if list(stored.get_shape()) != list(shape):
-                    raise UserError(
-                        f"{self.folder}: {key} has the shape {stored.get_shape()}, config.json says {list(shape)}"
-                    )
+            with safe_open(file, "pt") as opened:  # closed again, or its pages would pile up
                 width = max(1, prod(shape[1:]))
                 first, last = start // width, -(-stop // width)
-                return stored[first:last].flatten()[start - first * width : stop - first * width].clone()
+                rows = opened.get_slice(key)[first:last]
         except (OSError, SafetensorError) as error:
-            raise UserError(f"{self.folder / self._files[key]} cannot be read ({error}); download it again") from error
+            raise UserError(f"{file} cannot be read ({error}); download it again") from error
+        piece = rows.flatten()[start - first * width : stop - first * width].clone()
+        refuse_not_finite(file, [(key, piece)])
+        return piece
 
-    def _key(self, names: Sequence[str]) -> str:
-        for name in names:
-            for key in (name, name.removeprefix(f"{self.prefix}."), f"{self.prefix}.{name}"):
-                if key in self._files:
-                    return key
-        raise UserError(f"{self.folder} has no weights called {names[0]}; it is not a checkpoint of this architecture")
+    def _find(self, names: Sequence[str]) -> str | None:
+        return next((key for name in names for key in self._spellings(name) if key in self._files), None)
+
+    def _spellings(self, name: str) -> tuple[str, str, str]:
+        """A parameter's name in checkpoints of the whole model and of its body alone."""
+        return name, name.removeprefix(f"{self.prefix}."), f"{self.prefix}.{name}"
 
 
 class RandomWeights:

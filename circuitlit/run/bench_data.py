@@ -15,7 +15,8 @@ from circuitlit.graph import EdgeScores, MaskLayout
 from circuitlit.graph.select import edge_budget
 from circuitlit.masked import References
 from circuitlit.model import Subject
-from circuitlit.model.load import DTYPES, config_from, packaged_weights
+from circuitlit.model.gguf import packaged_weights
+from circuitlit.model.load import DTYPES, config_from
 from circuitlit.model.weights import RandomWeights, empty_model
 from circuitlit.run.build import Workbench, device_of, masked_model, plain, shards
 from circuitlit.tasks import PairsModule, Splits

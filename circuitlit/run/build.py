@@ -24,6 +24,7 @@ from circuitlit.graph.select import Select, edge_budget
 from circuitlit.masked import Ablated, MaskedModel, References, mean_writers
 from circuitlit.masked.sharded import shard, share
 from circuitlit.model import Subject
+from circuitlit.model.limits import check_rows
 from circuitlit.model.load import load_subject
 from circuitlit.run.ranks import join, mean_over_ranks, rank, started_by_launcher, world
 from circuitlit.tasks import PairsModule, Splits
@@ -110,9 +111,9 @@ def build_subject(cfg: DictConfig) -> Subject:
 
         return load_tracr(model.program, model.name)
     return load_subject(
-        name=model.name,
+        model.path or model.name,
         source=model.source,
-        path=model.path,
+        name=model.name,
         revision=model.revision,
         dtype=model.dtype,
         adapter=cfg.adapter.path,
@@ -170,7 +171,10 @@ def encoded(cfg: DictConfig, splits: Splits, subject: Subject) -> PairsModule:
     """A task's pairs with their loaders; the seed orders the training pairs."""
     assert subject.tokenizer is not None
     settings = cfg.data
-    return PairsModule(splits, subject.tokenizer, settings.batch_size, cfg.seed, settings.pad_to, settings.num_workers)
+    data = PairsModule(splits, subject.tokenizer, settings.batch_size, cfg.seed, settings.pad_to, settings.num_workers)
+    for name in ("train", "val", "test"):
+        check_rows(subject.model.config, getattr(data, name).rows, name)
+    return data
 
 
 def attribute(

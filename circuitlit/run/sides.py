@@ -16,6 +16,7 @@ from circuitlit.errors import UserError
 from circuitlit.graph import INPUTS, Graph
 from circuitlit.heads.text import read_passages, sample_passages, write_passages
 from circuitlit.model import Subject
+from circuitlit.model.limits import longest_prompt
 from circuitlit.model.load import load_subject
 from circuitlit.model.tracr import load_tracr
 from circuitlit.run.build import build_subject, device_of
@@ -41,16 +42,17 @@ def load_side(cfg: DictConfig, path: str, which: str) -> Subject:
         return load_side(cfg, str(folder / "tuned"), which)
     if (folder / "adapter_config.json").is_file():
         under = _read(folder / "adapter_config.json").get("base_model_name_or_path")
-        source = "local" if under and Path(under).is_dir() else "hub"
-        return load_subject(which, source, under, adapter=str(folder), **common)
+        if not under:
+            raise UserError(f"{which}={path}: adapter_config.json does not say which model it is for; add that to it")
+        return load_subject(under, name=which, adapter=str(folder), **common)
     if (folder / "config.json").is_file():
-        return load_subject(which, "local", str(folder), **common)
+        return load_subject(folder, name=which, **common)
     if (folder / "circuit.json").is_file():
         model = _read(folder / "circuit.json").get("provenance", {}).get("model", {})
         source = str(model.get("source", "")).split(" ")[0]
         if source in ("hub", "local", "package"):
-            facts = {name: model.get(name) for name in ("path", "revision", "adapter")}
-            return load_subject(which, source, **facts, **common)  # type: ignore[arg-type]
+            facts = {name: model.get(name) for name in ("revision", "adapter")}
+            return load_subject(model.get("path") or which, source=source, name=which, **facts, **common)  # type: ignore[arg-type]
         if source == "tracr":
             return load_tracr(model["program"], which)
     raise UserError(
@@ -103,7 +105,7 @@ def passages(cfg: DictConfig, subject: Subject, count: int, length: int) -> Int[
     """
     if subject.graph.inputs > 1:
         raise UserError("a compiled program (Tracr) has no other text to be tried on; take another model")
-    length = min(length, getattr(subject.model.config, "max_position_embeddings", length))
+    length = int(min(length, longest_prompt(subject.model.config)[0]))
     if cfg.text is not None:
         ids = read_passages(Path(cfg.text), subject, count, length)
     else:

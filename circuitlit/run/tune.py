@@ -29,6 +29,7 @@ from circuitlit.finetune import (
     steps_to_save,
 )
 from circuitlit.model import Subject
+from circuitlit.model.limits import check_rows
 from circuitlit.report import print_behaviour
 from circuitlit.run import stopping
 from circuitlit.run.build import build_subject, plain, provenance
@@ -119,8 +120,13 @@ def _check(cfg: DictConfig) -> None:
 def _examples(cfg: DictConfig, subject: Subject) -> dict[str, Examples]:
     assert subject.tokenizer is not None
     if cfg.tune.data:
-        return examples_of_file(cfg.tune.data, subject.tokenizer, cfg.seed)
-    return examples_of_task(instantiate(cfg.task.build)(tokenizer=subject.tokenizer), subject.tokenizer)
+        examples = examples_of_file(cfg.tune.data, subject.tokenizer, cfg.seed)
+    else:
+        examples = examples_of_task(instantiate(cfg.task.build)(tokenizer=subject.tokenizer), subject.tokenizer)
+    for name, split in examples.items():
+        for side in (split.chosen, *([split.rejected] if split.rejected else [])):
+            check_rows(subject.model.config, side.rows, name)
+    return examples
 
 
 def _watched(cfg: DictConfig, subject: Subject, data: TuningData) -> HeldOut | None:
