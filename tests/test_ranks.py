@@ -141,15 +141,25 @@ def test_kill_one_of_two_then_resume_on_two_and_on_one(local: Path, tmp_path: Pa
         assert code == 0, errors
         torch.testing.assert_close(masks(tmp_path / name, 400), masks(whole, 400), rtol=1e-5, atol=1e-5)
         assert torch.equal(Circuit.load(tmp_path / name).kept, Circuit.load(whole).kept)
+    command = [sys.executable, "-m", "circuitlit", "train", f"resume={broken}"]
+    done = subprocess.run(command, cwd=ROOT, env=ENVIRONMENT, text=True, capture_output=True, timeout=300)
+    assert done.returncode == 0, done.stderr
+    torch.testing.assert_close(masks(broken, 400), masks(whole, 400), rtol=1e-5, atol=1e-5)
+    assert torch.equal(Circuit.load(broken).kept, Circuit.load(whole).kept)
 
 
 @pytest.mark.slow
-def test_a_signal_saves_and_says_how_to_go_on(local: Path, tmp_path: Path) -> None:
+@pytest.mark.parametrize("number", [signal.SIGTERM, signal.SIGINT])
+def test_a_signal_saves_and_says_how_to_go_on(number: signal.Signals, local: Path, tmp_path: Path) -> None:
+    """SIGTERM comes to the process that was started, Ctrl-C to all of a terminal's."""
     process = start(local, tmp_path, *LONG, "mask.schedule.steps=4000", *TWO, "logger=none")
     wait_for(process, tmp_path / "checkpoints" / "step_000005.ckpt")
-    process.terminate()
+    if number == signal.SIGTERM:
+        process.terminate()
+    else:
+        os.killpg(process.pid, number)
     code, _, errors = end(process)
-    assert code == 128 + signal.SIGTERM, errors
+    assert code == 128 + number, errors
     lines = re.findall(r"at step (\d+); saved; go on with: python -m circuitlit train resume=(\S+)", errors)
     assert len(lines) == 1 and lines[0][1] == str(tmp_path), errors
     saved = torch.load(tmp_path / "checkpoints" / "last.ckpt", weights_only=True)

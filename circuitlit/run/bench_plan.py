@@ -33,6 +33,17 @@ def meta_subject(cfg: DictConfig) -> Subject:
     return Subject(model, name=cfg.model.name)
 
 
+def meta_copy(subject: Subject) -> Subject:
+    """The shapes of a loaded model, without its adapters.
+
+    Raises:
+        ValueError: its class is none of transformers'.
+    """
+    config = deepcopy(subject.model.config)
+    with torch.device("meta"):
+        return Subject(AutoModelForCausalLM.from_config(config, dtype=subject.model.dtype), name=subject.name)
+
+
 def plan(cfg: DictConfig, subject: Subject | None = None) -> dict[str, float]:
     """Bytes of each part of a step's peak.
 

@@ -26,6 +26,7 @@ from circuitlit.masked.sharded import shard, share
 from circuitlit.model import Subject
 from circuitlit.model.limits import check_rows
 from circuitlit.model.load import load_subject
+from circuitlit.run.progress import told
 from circuitlit.run.ranks import join, mean_over_ranks, rank, started_by_launcher, world
 from circuitlit.tasks import PairsModule, Splits
 
@@ -203,10 +204,13 @@ def attribute(
     pad = max(train.lengths) if cfg.data.pad_to == "max" else None
     order = train.by_length() if rows is None else sorted(rows, key=train.lengths.__getitem__)
     order = order[: None if cfg.method.max_batches is None else size * cfg.method.max_batches]
-    numbers = _share(cfg, bench, -(-len(order) // size)) if shared else None
+    count = -(-len(order) // size)
+    numbers = _share(cfg, bench, count) if shared else None
     edges = MaskLayout(bench.subject.graph, bench.layout.roles)
     loss = bench.loss(cfg.method.objective, edges, cfg.mask.capture)
     score, batches = instantiate(cfg.method.score), train.batches(size, pad, order)
+    if cfg.method.get("by_pair"):  # others take all batches at once
+        batches = told(batches, "batches", count)
     if numbers is None:
         return score(loss, bench.references, batches, **({} if each is None else {"each": each}))
     own = islice(batches, numbers.start, None, numbers.step)

@@ -29,6 +29,7 @@ from circuitlit.run.callbacks import FiniteLoss, History, Progress
 from circuitlit.run.checks import run_dir
 from circuitlit.run.clock import CONSOLE, Clock
 from circuitlit.run.loggers import open_loggers
+from circuitlit.run.progress import ProgressLines
 from circuitlit.run.sides import load_both
 
 SHOWN = 10
@@ -105,10 +106,13 @@ def _learned(cfg: DictConfig, benches: list[Workbench], start: EdgeScores) -> tu
         losses, references, initial, cfg.sparsity.target, schedule, cfg.difference.penalty, cfg.seed
     ).to(benches[0].subject.device)
     history = History(cfg.callbacks.history_every, ("loss", "base", "tuned", "open"))
-    bar = [Progress(refresh_rate=1)] if cfg.callbacks.progress_bar else []
+    bar = cfg.callbacks.progress_bar
+    watchers = [ProgressLines(aloud=not bar), *([Progress(refresh_rate=1)] if bar else [])]
     with open_loggers(cfg) as loggers:
         options = ranks.trainer_options(cfg)
-        trainer: Trainer = instantiate(cfg.trainer, logger=loggers, callbacks=[history, FiniteLoss(), *bar], **options)
+        trainer: Trainer = instantiate(
+            cfg.trainer, logger=loggers, callbacks=[history, FiniteLoss(), *watchers], **options
+        )
         trainer.fit(learner, benches[0].data)
     return learner.to(benches[0].subject.device), history
 

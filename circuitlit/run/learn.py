@@ -30,6 +30,7 @@ from circuitlit.run.checkpoints import Checkpoints, TrainedWith, contents
 from circuitlit.run.evolution import Evolution
 from circuitlit.run.folder import clear
 from circuitlit.run.loggers import open_loggers
+from circuitlit.run.progress import ProgressLines
 from circuitlit.run.resume import MASKS, trained_with
 
 
@@ -106,6 +107,7 @@ def _callbacks(cfg: DictConfig, bench: Workbench, history: History, folder: Path
         pairs = bench.data.val.collate(bench.data.val.spread(settings.probe_pairs))
         bed = TestBed.build(bench.model, bench.fresh_references(), [pairs])
         callbacks.append(HardCircuit(bed, bench.cut, settings.probe_every, settings.probe_pairs, history))
+    callbacks.append(ProgressLines(aloud=not settings.progress_bar))
     if settings.progress_bar:
         on_gpu = bench.subject.device.type == "cuda"
         callbacks.append(Progress(refresh_rate=20 if on_gpu else 1))  # each look waits for the GPU

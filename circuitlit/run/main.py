@@ -81,6 +81,7 @@ def run_verb(verb: str, argv: list[str]) -> None:
     def job(cfg) -> None:
         sys.argv = original  # Lightning starts its child processes with it
         from circuitlit.run.checks import check
+        from circuitlit.run.clock import CONSOLE
 
         try:
             if cfg.resume is not None:
@@ -91,6 +92,7 @@ def run_verb(verb: str, argv: list[str]) -> None:
             if ranks.wanted_here(cfg) > 1:
                 sys.exit(ranks.spawn(cfg, original))
             with folder.occupied(cfg):
+                cfg.callbacks.progress_bar &= CONSOLE.is_terminal  # a log gets lines instead
                 result = resume.finished(cfg) or importlib.import_module(f"circuitlit.run.{verb}").run(cfg)
             results.append(result if cfg.fail else {})
         except Stopped as stop:

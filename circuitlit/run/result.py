@@ -24,6 +24,7 @@ from circuitlit.run.build import Workbench, attribute
 from circuitlit.run.checks import run_dir
 from circuitlit.run.clock import CONSOLE
 from circuitlit.run.configs import preset
+from circuitlit.run.progress import told
 from circuitlit.tasks import EncodedPairs
 
 SCHEMA = 2  # of result.json
@@ -131,6 +132,15 @@ def held_out(cfg: DictConfig, bench: Workbench, split: str = "test") -> TestBed:
     pairs: EncodedPairs = getattr(bench.data, split)
     batches = pairs.batches(cfg.data.eval_batch_size, order=pairs.spread())
     return TestBed.build(bench.model, bench.fresh_references(), batches)
+
+
+def evaluated_pairs(cfg: DictConfig, bench: Workbench, tried: int) -> int:
+    """Pairs that circuits are run on by `best_attribution` and `make_result`, beside `tried` attributions."""
+    data, settings = bench.data, cfg.evaluate
+    baselines = (2 * len(data.test) + len(data.new_words)) * bool(tried)
+    probes = 2 * tried * min(settings.probe_pairs, len(data.val))
+    controls = 2 * settings.controls * min(max(settings.control_pairs, data.test.n_groups), len(data.test))
+    return len(data.test) + len(data.new_words) + baselines + probes + controls
 
 
 def make_result(
@@ -256,7 +266,10 @@ def _controls(cfg: DictConfig, bench: Workbench, bed: TestBed, circuit: Circuit,
         "random": [random_circuit(graph, circuit.n_edges, seed, bench.layout.copies) for seed in range(number)],
         "shuffled": [shuffled_circuit(graph, circuit.kept, seed) for seed in range(number)],
     }
-    outcomes = {kind: [bed.run(kept, pairs) for kept in circuits] for kind, circuits in kinds.items()}
+    outcomes = {
+        kind: [bed.run(kept, pairs) for kept in told(circuits, f"{kind} circuits", number)]
+        for kind, circuits in kinds.items()
+    }
     closeness = -float(own.kl.mean())
     p = [rank_p(closeness, [-float(other.kl.mean()) for other in others]) for others in outcomes.values()]
     facts = {"n_edges": circuit.n_edges, "n_circuits": number, "n_pairs": pairs}

@@ -16,9 +16,18 @@ from circuitlit.run.checkpoints import check_checkpoint
 from circuitlit.run.checks import run_dir
 from circuitlit.run.clock import Clock
 from circuitlit.run.folder import begin
+from circuitlit.run.foretold import Foretold
 from circuitlit.run.learn import learn
 from circuitlit.run.loggers import open_loggers
-from circuitlit.run.result import Rival, against_cut, best_attribution, make_result, publish, rivals
+from circuitlit.run.result import (
+    Rival,
+    against_cut,
+    best_attribution,
+    evaluated_pairs,
+    make_result,
+    publish,
+    rivals,
+)
 from circuitlit.run.resume import MASKS, trained_with
 from circuitlit.run.wandb_log import log_run
 from circuitlit.timeline.mask_run import MaskRun, save_evolution
@@ -68,9 +77,9 @@ def _search(
     together = joint.adapt(cfg, bench) if cfg.adapter.get("train") else None
     bench = together.bench if together else bench
     with clock.phase("training", f"Training masks for {cfg.mask.schedule.steps} steps"):
-        learner, history = learn(
-            cfg, bench, tried[0].scores, run_dir(), loggers=loggers, beside=together.trained if together else ()
-        )
+        beside = together.trained if together else ()
+        foretold = Foretold(cfg, bench, evaluated_pairs(cfg, bench, 0 if together else len(tried)))
+        learner, history = learn(cfg, bench, tried[0].scores, run_dir(), [foretold], loggers, beside)
     if bench.model.shards is None:  # sharded weights need all processes in every forward
         ranks.leave()
         if not ranks.is_writer():

@@ -41,6 +41,7 @@ from circuitlit.run.folder import begin
 from circuitlit.run.freeze import Frozen
 from circuitlit.run.loggers import build_loggers, close_loggers
 from circuitlit.run.only import circuit_nodes, train_only
+from circuitlit.run.progress import ProgressLines
 from circuitlit.run.resume import TUNING, trained_with
 
 WATCHED = {"sft": ("loss",), "dpo": ("loss", "margin", "preferred"), "grpo": ("loss", "reward", "kl")}
@@ -183,6 +184,7 @@ def _fit(
     callbacks.append(CheckpointFolders(folder / "checkpoints", steps, subject.tokenizer, measure))
     if watched and cfg.tune.probe_every:
         callbacks.append(Probe(watched, cfg.tune.probe_every, history))
+    callbacks.append(ProgressLines(aloud=not settings.progress_bar))
     if settings.progress_bar:
         callbacks.append(Progress(refresh_rate=1))
     if settings.checkpoint_every:

@@ -23,6 +23,7 @@ from circuitlit.model import Subject
 from circuitlit.run.build import build_subject, plain
 from circuitlit.run.callbacks import Progress
 from circuitlit.run.lock import claimed_cell
+from circuitlit.run.progress import ProgressLines
 from circuitlit.timeline.checkpoints import Checkpoint, hub_checkpoints, local_checkpoints
 
 FILES = ["*.json", "*.safetensors", "*.txt", "*.model"]
@@ -99,7 +100,8 @@ def _trained(cfg: DictConfig) -> list[tuple[str, Path]]:
         if not only_train and parts > 1 and not (folder / "checkpoints.json").is_file():
             raise UserError(f"{folder} holds no finished series; train first: evolve.measure=false")
         seed_everything(recipe.seed, verbose=False)
-        callbacks = [Progress(refresh_rate=1)] if cfg.callbacks.progress_bar else []
+        bar = cfg.callbacks.progress_bar
+        callbacks = [ProgressLines(aloud=not bar), *([Progress(refresh_rate=1)] if bar else [])]
         with claimed_cell(folder):  # other runs may want the same series
             pretrain(recipe, folder, partial(_trainer, cfg, callbacks))
         found.append((name, folder))
