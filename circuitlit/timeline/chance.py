@@ -57,7 +57,9 @@ def noise_or_walk(parts: Segmentation) -> list[Float[np.ndarray, "draw"]]:
     """Largest gains in noise, and in noise where the first signal, the level, is a walk.
 
     The noise is Gaussian AR(1) with the upper ends of the intervals of the coefficients about the fitted pieces. A
-    signal whose interval reaches .9 may be a walk as well, and is one in the second hypothesis.
+    signal whose interval reaches .9 may be a walk as well, and is one in the second hypothesis. Where all signals
+    walk and snapshots are few, a coefficient may look too low for that: of such runs of 20 snapshots a tenth have
+    stages.
     """
     n = len(parts.fitted)
     high = highest(parts.coefficients, n - 2 * (len(parts.change_points) + 1))
