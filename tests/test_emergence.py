@@ -10,7 +10,16 @@ import pytest
 from circuitlit.report.size_tables import when_text
 from circuitlit.run.evolve.summary import when_emerged
 from circuitlit.timeline.account import account
-from circuitlit.timeline.emergence import Between, Emergence, by_size, emergence, trend, trend_of_times, within
+from circuitlit.timeline.emergence import (
+    Between,
+    Emergence,
+    by_size,
+    emergence,
+    trend,
+    trend_of_overlaps,
+    trend_of_times,
+    within,
+)
 from circuitlit.timeline.handovers import Held, beyond_chance, handovers
 
 
@@ -63,6 +72,8 @@ def test_sizes_and_not_models_are_the_units_of_a_trend() -> None:
     seeds = trend([1, 1, 10, 10, 100, 100, 1000, 1000], [2.0, 2.0, 4.0, 4.0, 8.0, 8.0, 16.0, 16.0])
     assert seeds.r == pytest.approx(1) and seeds.p is None and seeds.models == 8
     assert trend([1, 10, 100], [1.0, None, -2.0]).r is None
+    overlaps = trend_of_overlaps([1, 10, 100, 1000], [-0.1, 0.0, 0.1, None])
+    assert overlaps.r == pytest.approx(1) and (overlaps.sizes, overlaps.models) == (3, 3)
     few = [entry(size, (100, 140), 5 * size) for size in (1, 10, 100, 1000) for _ in range(2)]
     assert verdicts(few)[NODES] == "not measurable"
     assert verdicts([*few, entry(10_000, (100, 140), 50_000)])[NODES] == "agrees"

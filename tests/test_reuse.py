@@ -204,5 +204,8 @@ def test_that_nodes_stay_is_only_said_where_the_test_says_so() -> None:
     assert "is not supported" in overlap_sentence(result)
     part = {**result["gap"], "p_holm": 0.001}
     assert "Nodes stay while edges change" in overlap_sentence({**result, "gap": part})
+    moved = {**part, "between": 0.2, "within": 0.5}
+    assert "says nothing of tuning" in overlap_sentence({**result, "gap": moved})
+    assert "of tuning" not in overlap_sentence({**result, "gap": {**moved, "within": 0.1}})
     rows = overlap_rows({**result, "nodes": {**result["nodes"], "p_holm": 0.2}})
     assert rows[0][-1] == rows[2][-1] == "nothing beyond chance"

@@ -50,9 +50,15 @@ def gap_sentence(gap: dict[str, Any]) -> str:
         f"node overlap {gap['jaccard']:.3f}, with as many edges exchanged at random {gap['expected']:.3f}, "
         f"p = {gap['p_holm']:.2g}"
     )
-    noise = ""
-    if "within" in gap:
-        noise = f" Corrected so: {gap['between']:.3f} between the models, {gap['within']:.3f} between resamples of one."
+    noise = _noise(gap) if "within" in gap else ""
     if beyond(gap):
         return f"Nodes stay while edges change: {beside}.{noise}"
     return f"That nodes stay more than the shared edges imply is not supported: {beside}.{noise}"
+
+
+def _noise(gap: dict[str, Any]) -> str:
+    """What of it other pairs do, without any tuning."""
+    text = f" As J*: {gap['between']:.3f} between the models, {gap['within']:.3f} between resamples of one model"
+    if gap["within"] >= gap["between"]:
+        return f"{text}; other pairs alone keep as many, so this says nothing of tuning."
+    return f"{text}."

@@ -13,7 +13,7 @@ from dataclasses import asdict, dataclass
 from typing import Any, Literal
 
 from circuitlit.evaluate.testing import LEVEL, benjamini_hochberg
-from circuitlit.timeline.emergence import LEAST_SIZES, Between, Trend, trend, trend_of_times, within
+from circuitlit.timeline.emergence import LEAST_SIZES, Between, Trend, trend, trend_of_overlaps, trend_of_times, within
 from circuitlit.timeline.handovers import Held, beyond_chance
 
 Verdict = Literal["agrees", "disagrees", "undecided", "not measurable"]
@@ -92,7 +92,7 @@ def _with_size(series: Sequence[dict[str, Any]], tasks: Sequence[str]) -> Iterat
             yield Claim(claim, few, UNMEASURABLE if one.sizes < LEAST_SIZES else "undecided")
             continue
         p = corrected[claim]
-        text = f"r of the logarithms {one.r:.2f} over {one.sizes} sizes ({one.models} models), corrected p {p:.3f}"
+        text = f"r with log size {one.r:.2f} over {one.sizes} sizes ({one.models} models), corrected p {p:.3f}"
         yield Claim(claim, text, _verdict(one.r > 0 if p <= LEVEL else None))
 
 
@@ -100,10 +100,9 @@ def trends(series: Sequence[dict[str, Any]], task: str) -> dict[str, Trend]:
     """How emergence, circuit size and stability of a task go with the number of parameters."""
     known = [one for one in series if one["n_parameters"] is not None]
     parameters = [one["n_parameters"] for one in known]
-    found = {
-        name: trend(parameters, [one["tasks"][task]["learned"][name] for one in known])
-        for name in ("nodes", "edges", "stability")
-    }
+    learned = [one["tasks"][task]["learned"] for one in known]
+    found = {name: trend(parameters, [own[name] for own in learned]) for name in ("nodes", "edges")}
+    found["stability"] = trend_of_overlaps(parameters, [own["stability"] for own in learned])
     begun = [(one["n_parameters"], at) for one in known if (at := one["tasks"][task]["emerged"]) is not None]
     found["emergence"] = trend_of_times([size for size, _ in begun], [Between.of(at) for _, at in begun])
     return found

@@ -93,6 +93,11 @@ def trend(sizes: Sequence[float], values: Sequence[Value]) -> Trend:
     return _over_sizes(known)
 
 
+def trend_of_overlaps(sizes: Sequence[float], values: Sequence[Value]) -> Trend:
+    """The same of J*, which may be 0 or below, as it is."""
+    return _over_sizes([(size, value) for size, value in zip(sizes, values, strict=True) if value is not None])
+
+
 def trend_of_times(sizes: Sequence[float], times: Sequence[Between]) -> Trend:
     """Correlation of the logarithm of model size with the order of times, which may not have come.
 
