@@ -315,6 +315,51 @@ def test_a_malformed_line_is_named(message, byte_bpe, tmp_path):
         jsonl(byte_bpe, write(tmp_path, GOOD, "", BAD_ROWS[message], GOOD), seed=0)
 
 
+UNEQUAL, MERGING = {**GOOD, "corrupted": LONG}, {**GOOD, "clean": CLEAN[:-1], "answer": "o"}
+BAD_FILE = [GOOD, "{", UNEQUAL, {**UNEQUAL, "answer": " John"}, MERGING, "[", {**GOOD, "split": "train"}, TAGGED]
+
+
+def test_all_bad_lines_are_counted_and_listed_by_kind(byte_bpe, tmp_path):
+    path = write(tmp_path, *BAD_FILE)
+    with pytest.raises(UserError) as caught:
+        jsonl(byte_bpe, path, seed=0)
+    said = str(caught.value)
+    assert said.startswith("6 of 8 rows cannot be used: 2 x not JSON (") and said.endswith("task.build.drop_bad=true")
+    for words in (
+        f"({path}:2, {path}:6)",
+        "2 x clean has 15 tokens, corrupted 16; patching is position-wise; fix the template or drop the pair",
+        f"({path}:3, {path}:4)",
+        "1 x answer merges with the last token",
+        f"1 x the same pair is in test ({path}:1) and in train; keep it in one split ({path}:7)",
+    ):
+        assert words in said
+
+
+def test_bad_lines_are_left_out_where_that_is_asked_for(byte_bpe, tmp_path, caplog):
+    path = write(tmp_path, *BAD_FILE)
+    splits = jsonl(byte_bpe, path, seed=0, drop_bad=True, test_fraction=0, val_fraction=0)
+    assert [len(split) for split in (splits.train, splits.val, splits.test)] == [1, 0, 1]
+    assert "6 of 8 rows are left out: 2 x not JSON" in caplog.text
+    assert len(encode([*splits.train, *splits.test], byte_bpe, splits.role_names)) == 2
+    with pytest.raises(UserError, match=r"2 of 2 rows cannot be used"):
+        jsonl(byte_bpe, write(tmp_path, "{", UNEQUAL), seed=0, drop_bad=True)
+
+
+@pytest.mark.parametrize("first", [{}, {"split": "val"}])
+def test_lines_that_are_the_same_are_one_observation_in_one_split(first, byte_bpe, tmp_path):
+    rows = [{"clean": f"{CLEAN} {i}", "corrupted": f"{CORRUPTED} {i}", "answer": " Mary"} for i in range(12)]
+    path = write(tmp_path, {**rows[0], **first}, *rows, *rows[::-1], GOOD)
+    for seed in range(3):
+        splits = jsonl(byte_bpe, path, seed)
+        for pairs in (splits.train, splits.val, splits.test):
+            assert len(encode(pairs, byte_bpe, splits.role_names)) == len(pairs)
+            assert all(pair.unit == twin.unit for pair in pairs for twin in pairs if pair.clean == twin.clean)
+        home = [
+            name for name in ("train", "val", "test") for pair in getattr(splits, name) if pair.clean == f"{CLEAN} 0"
+        ]
+        assert len(home) == 3 and len(set(home)) == 1 and home[0] == first.get("split", home[0])
+
+
 def test_a_file_that_cannot_serve_is_named(byte_bpe, tmp_path):
     with pytest.raises(UserError, match=r"missing\.jsonl cannot be read"):
         jsonl(byte_bpe, str(tmp_path / "missing.jsonl"), seed=0)

@@ -14,6 +14,7 @@ from transformers import PreTrainedTokenizerBase
 from circuitlit.errors import UserError
 from circuitlit.tasks import Batch, EncodedPairs, Pair, Splits, encode
 from circuitlit.tasks.encoded import Row
+from circuitlit.tasks.faults import BadRows, Fault
 from circuitlit.tasks.tokens import front_tokens, part
 
 SPLITS = ("train", "val", "test")
@@ -109,23 +110,35 @@ def _read(path: str) -> list[dict[str, str]]:
         lines = Path(path).read_text(encoding="utf-8-sig").split("\n")
     except (OSError, UnicodeDecodeError) as error:
         raise UserError(f"tune.data={path} cannot be read ({error}); name a jsonl file of prompt and chosen") from error
-    rows = []
+    rows, faults = [], []
     for number, line in enumerate(lines, start=1):
         if not line.strip():
             continue
+        source = f"{path}:{number}"
         try:
-            row = json.loads(line)
-        except ValueError:
-            raise UserError(f"{path}:{number}: not JSON; write one object a line") from None
-        if not isinstance(row, dict) or not {"prompt", "chosen"} <= set(row) or not set(row) <= set(FIELDS):
-            raise UserError(f"{path}:{number}: the fields are prompt, chosen and maybe rejected, split; correct them")
-        row = {name: value for name, value in row.items() if value is not None}
-        if any(not isinstance(value, str) or not value.strip() for value in row.values()):
-            raise UserError(f"{path}:{number}: every field is a text that is not empty; correct it")
-        if row.get("split", "train") not in SPLITS:
-            raise UserError(f"{path}:{number}: split is {row['split']!r}; it is one of {', '.join(SPLITS)}")
-        rows.append({**row, "source": f"{path}:{number}"})
+            rows.append({**_parsed(line), "source": source})
+        except UserError as error:
+            faults.append(Fault(number, source, str(error)))
+    if faults:
+        raise BadRows(faults, len(rows) + len(faults))
     return rows
+
+
+def _parsed(line: str) -> dict[str, str]:
+    try:
+        row = json.loads(line)
+    except (ValueError, RecursionError):
+        raise UserError("not JSON; write one object a line") from None
+    if not isinstance(row, dict) or not {"prompt", "chosen"} <= set(row) or not set(row) <= set(FIELDS):
+        raise UserError("the fields are prompt, chosen and maybe rejected, split; correct them")
+    row = {name: value for name, value in row.items() if value is not None}
+    if not {"prompt", "chosen"} <= set(row):
+        raise UserError("prompt or chosen is null; write a text")
+    if any(not isinstance(value, str) or not value.strip() for value in row.values()):
+        raise UserError("every field is a text that is not empty; correct it")
+    if row.get("split", "train") not in SPLITS:
+        raise UserError(f"split is {row['split']!r}; it is one of {', '.join(SPLITS)}")
+    return row
 
 
 def _encoded(rows: list[dict[str, str]], tokenizer: PreTrainedTokenizerBase, front: list[int]) -> Examples:
@@ -133,31 +146,24 @@ def _encoded(rows: list[dict[str, str]], tokenizer: PreTrainedTokenizerBase, fro
         return Examples(EncodedPairs([], ()), None)
     paired = all("rejected" in row for row in rows)
     sides = ("chosen", "rejected") if paired else ("chosen",)
-    parted = [_parted(row, sides, tokenizer, front) for row in rows]
-    both = [
-        (row, prompt, after[0], after[1] if paired else []) for row, (prompt, after) in zip(rows, parted, strict=True)
-    ]
-    kept = [_row(row, prompt, chosen, rejected) for row, prompt, chosen, rejected in both]
-    mirrored = [_row(row, prompt, rejected, chosen) for row, prompt, chosen, rejected in both] if paired else []
+    kept, mirrored, faults = [], [], []
+    for number, row in enumerate(rows):
+        try:
+            prompt, _, (chosen, *rejected) = part(row["prompt"], {name: row[name] for name in sides}, tokenizer, front)
+            kept.append(_row(prompt, chosen, *rejected))
+            mirrored += [_row(prompt, other, chosen) for other in rejected]
+        except UserError as error:
+            faults.append(Fault(number, row["source"], str(error)))
+    if faults:
+        raise BadRows(faults, len(rows))
     return Examples(EncodedPairs(kept, ()), EncodedPairs(mirrored, ()) if paired else None)
 
 
-def _parted(
-    row: dict[str, str], sides: Sequence[str], tokenizer: PreTrainedTokenizerBase, front: list[int]
-) -> tuple[list[int], list[list[int]]]:
-    """Tokens of a line's prompt and of what may follow it."""
-    try:
-        prompt, _, after = part(row["prompt"], {name: row[name] for name in sides}, tokenizer, front)
-    except UserError as error:
-        raise UserError(f"{row['source']}: {error}") from None
-    return prompt, after
-
-
-def _row(row: dict[str, str], prompt: list[int], answer: list[int], other: list[int]) -> Row:
+def _row(prompt: list[int], answer: list[int], other: Sequence[int] = ()) -> Row:
     """An example as circuits see it, without a corrupted prompt of its own."""
     differing = [i for i, (a, b) in enumerate(zip(answer, other, strict=False)) if a != b]
     if other and not differing:
-        raise UserError(f"{row['source']}: chosen and rejected do not differ in any token; change one")
+        raise UserError("chosen and rejected do not differ in any token; change one")
     ids = (*prompt, *answer[:-1])
     contrast = differing[0] if differing else 0
     wrong = other[contrast] if differing else -1

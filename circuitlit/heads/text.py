@@ -12,6 +12,7 @@ from torch import Tensor
 from circuitlit.errors import UserError
 from circuitlit.model import Subject
 from circuitlit.model.limits import check_length
+from circuitlit.tasks.faults import BadRows, Fault
 from circuitlit.tasks.tokens import front_tokens
 
 OPENINGS = ("The", "In", "When", "A", "One", "After", "It", "This", "There", "She", "He", "They", "For", "As")
@@ -21,25 +22,45 @@ def read_passages(path: Path, subject: Subject, count: int, length: int) -> Int[
     """The first `length` tokens of up to `count` passages: a .jsonl file with "text", or plain text by paragraphs.
 
     Raises:
-        UserError: no such file, a line that is no such object, or no passage of that length.
+        UserError: no such file, lines that are no such objects, or no passage of that length.
     """
     assert subject.tokenizer is not None
     try:
-        content = path.read_text(encoding="utf-8")
-        if path.suffix == ".jsonl":
-            texts = [json.loads(line)["text"] for line in content.splitlines() if line.strip()]
-        else:
-            texts = [part for part in content.split("\n\n") if part.strip()]
-    except (OSError, UnicodeDecodeError, ValueError, KeyError, TypeError) as error:
+        content = path.read_text(encoding="utf-8-sig")
+    except (OSError, UnicodeDecodeError) as error:
         raise UserError(
             f'text={path}: not readable ({error}); give a .jsonl file of {{"text": ...}} or a plain text file'
         ) from error
+    texts = _texts(path, content) if path.suffix == ".jsonl" else [p for p in content.split("\n\n") if p.strip()]
     front = front_tokens(subject.tokenizer)
     rows = [[*front, *subject.tokenizer(text, add_special_tokens=False)["input_ids"]][:length] for text in texts]
     whole = [row for row in rows if len(row) == length][:count]
     if not whole:
         raise UserError(f"text={path}: no passage has {length} tokens; give longer ones or lower heads.text.length")
     return torch.tensor(whole)
+
+
+def _texts(path: Path, content: str) -> list[str]:
+    """What stands under "text" in each line.
+
+    Raises:
+        BadRows: lines that have no such text.
+    """
+    texts, faults = [], []
+    for number, line in enumerate(content.split("\n"), start=1):
+        if not line.strip():
+            continue
+        try:
+            text = json.loads(line)["text"]
+        except (ValueError, KeyError, TypeError, RecursionError):
+            text = None
+        if isinstance(text, str):
+            texts.append(text)
+        else:
+            faults.append(Fault(number, f"{path}:{number}", 'no object with "text"; write {"text": "..."}'))
+    if faults:
+        raise BadRows(faults, len(texts) + len(faults))
+    return texts
 
 
 @torch.no_grad()

@@ -29,6 +29,8 @@ from circuitlit.model.load import load_subject
 from circuitlit.run.progress import told
 from circuitlit.run.ranks import join, mean_over_ranks, rank, started_by_launcher, world
 from circuitlit.tasks import PairsModule, Splits
+from circuitlit.tasks.faults import BadRows
+from circuitlit.tasks.jsonl import DROP
 
 log = logging.getLogger(__name__)
 GATHERING = ("mask_gradients", "random_scores")  # methods that need weights only where the masked model runs
@@ -131,7 +133,9 @@ def build_workbench(cfg: DictConfig, subject: Subject, model: MaskedModel | None
     splits = data.splits
     for name in ("train", "test"):
         if not len(getattr(data, name)):
-            raise UserError(f"task {splits.name} has no {name} pairs; raise task.build.n_{name} or give the file some")
+            source = cfg.task.build.get("path")
+            remedy = f'give {source} lines with "split": "{name}"' if source else f"raise task.build.n_{name}"
+            raise UserError(f"task {splits.name} has no {name} pairs; {remedy}")
     roles = splits.role_names if cfg.mask.roles else ()
     layout = MaskLayout(subject.graph, roles, cfg.mask.sites)
     model = model or masked_model(cfg, subject)
@@ -171,8 +175,11 @@ def masked_model(cfg: DictConfig, subject: Subject) -> MaskedModel:
 def encoded(cfg: DictConfig, splits: Splits, subject: Subject) -> PairsModule:
     """A task's pairs with their loaders; the seed orders the training pairs."""
     assert subject.tokenizer is not None
-    settings = cfg.data
-    data = PairsModule(splits, subject.tokenizer, settings.batch_size, cfg.seed, settings.pad_to, settings.num_workers)
+    size, pad_to, workers = cfg.data.batch_size, cfg.data.pad_to, cfg.data.num_workers
+    try:
+        data = PairsModule(splits, subject.tokenizer, size, cfg.seed, pad_to, workers)
+    except BadRows as error:
+        raise BadRows(error.faults, error.total, DROP if "drop_bad" in cfg.task.build else "") from None
     for name in ("train", "val", "test"):
         check_rows(subject.model.config, getattr(data, name).rows, name)
     return data

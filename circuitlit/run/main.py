@@ -119,7 +119,7 @@ def run_verb(verb: str, argv: list[str]) -> None:
             raise
         mistakes.append(message)
     for message in mistakes:
-        print(f"error: {message}", file=sys.stderr)
+        print("error:", *message.splitlines(), file=sys.stderr)  # one line, whatever characters a value has
     if mistakes:
         sys.exit(1)
     if any(result.get("status") == "FAILED" for result in results):

@@ -40,6 +40,7 @@ TASKS: Targets = {
         "path": path(),
         "val_fraction": share(),
         "test_fraction": share(),
+        "drop_bad": flag(),
     },
     "circuitlit.tasks.tracr": {**_MOST, "program": choice("reverse", "proportion")},
 }

@@ -13,6 +13,7 @@ from transformers import PreTrainedTokenizerBase
 from circuitlit.errors import UserError
 from circuitlit.tasks.encode import encode
 from circuitlit.tasks.encoded import EncodedPairs
+from circuitlit.tasks.faults import BadRows
 from circuitlit.tasks.pair import Batch
 from circuitlit.tasks.sampler import MicroBatches, shard
 from circuitlit.tasks.splits import SPLITS, Splits
@@ -32,6 +33,19 @@ class _RowNumbers(Dataset[int]):
 
     def __getitem__(self, index: int) -> int:
         return index
+
+
+def _encoded(splits: Splits, tokenizer: PreTrainedTokenizerBase) -> list[EncodedPairs]:
+    """All splits; what is wrong with pairs of any of them is said together."""
+    made, faults = [], []
+    for name in SPLITS:
+        try:
+            made.append(encode(getattr(splits, name), tokenizer, splits.role_names))
+        except BadRows as error:
+            faults += error.faults
+    if faults:
+        raise BadRows(faults, sum(len(getattr(splits, name)) for name in SPLITS))
+    return made
 
 
 class PairsModule(LightningDataModule):
@@ -78,9 +92,7 @@ class PairsModule(LightningDataModule):
         if pad_to not in PADDINGS:
             raise UserError(f"pad_to={pad_to} is not one of {', '.join(PADDINGS)}")
         self.splits = splits
-        self.train, self.val, self.test, self.new_words = (
-            encode(getattr(splits, name), tokenizer, splits.role_names) for name in SPLITS
-        )
+        self.train, self.val, self.test, self.new_words = _encoded(splits, tokenizer)
         self._batch_size, self._seed, self._num_workers = batch_size, seed, num_workers
         self._to_longest = pad_to == "max"
         self._multiple = BUCKET if pad_to == "bucket" else 1
@@ -102,7 +114,7 @@ class PairsModule(LightningDataModule):
             UserError: the task has no training pairs.
         """
         if not len(self.train):
-            raise UserError(f"task {self.splits.name} has no training pairs; raise n_train or give the file some")
+            raise UserError(f"task {self.splits.name} has no training pairs; give it some")
         trainer = self.trainer
         accumulate = trainer.accumulate_grad_batches if trainer else 1
         batches = MicroBatches(

@@ -15,6 +15,7 @@ from transformers import PreTrainedTokenizerBase
 
 from circuitlit.errors import UserError
 from circuitlit.tasks.encoded import EncodedPairs, Row
+from circuitlit.tasks.faults import BadRows, Fault
 from circuitlit.tasks.pair import Pair
 from circuitlit.tasks.splits import END
 from circuitlit.tasks.tokens import (
@@ -55,17 +56,23 @@ def encode(pairs: Sequence[Pair], tokenizer: PreTrainedTokenizerBase, role_names
         role_names: every role that the pairs name, between "other" and "end".
 
     Raises:
-        UserError: a pair is empty, twice there, without a difference, too long, of unequal token counts, names an
-            unknown role, or has an answer that is not separate from the prompt or from the wrong answer.
+        BadRows: pairs that are empty, twice there, without a difference, too long, of unequal token counts, that name
+            an unknown role, or have an answer that is not separate from the prompt or from the wrong answer.
     """
-    _check_texts(pairs)
-    _warn_of_words_in_one(pairs)
     numbers = {name: number for number, name in enumerate(role_names)}
-    work = partial(_rows, pairs, tokenizer, front_tokens(tokenizer), numbers)
-    begins = range(0, len(pairs), _CHUNK)
+    faults = dict(_faulty_texts(pairs))
+    numbered = [(number, pair) for number, pair in enumerate(pairs) if number not in faults]
+    work = partial(_rows, numbered, tokenizer, front_tokens(tokenizer), numbers)
+    begins = range(0, len(numbered), _CHUNK)
     with _no_collector():
-        chunks = _shared_out(work, begins) if len(pairs) >= _MANY else map(work, begins)
-        rows = [row for chunk in chunks for row in chunk]
+        chunks = _shared_out(work, begins) if len(numbered) >= _MANY else map(work, begins)
+        made = [row for chunk in chunks for row in chunk]
+    rows = [row for row in made if isinstance(row, Row)]
+    if len(rows) < len(pairs):
+        found = zip(numbered, made, strict=True)
+        faults |= {number: row for (number, _), row in found if isinstance(row, Fault)}
+        raise BadRows([faults[number] for number in sorted(faults)], len(pairs))
+    _warn_of_words_in_one(pairs)
     return EncodedPairs(rows, tuple(role_names), _groups(pairs))
 
 
@@ -76,11 +83,17 @@ def _groups(pairs: Sequence[Pair]) -> tuple[int, ...]:
 
 
 def _rows(
-    pairs: Sequence[Pair], tokenizer: PreTrainedTokenizerBase, front: list[int], numbers: dict[str, int], begin: int
-) -> list[Row]:
-    """The rows of one chunk of pairs, which begins at number `begin`."""
-    chunk, rows = pairs[begin : begin + _CHUNK], []
-    for number, (pair, texts) in enumerate(zip(chunk, _tokenised(chunk, tokenizer, front), strict=True), begin):
+    numbered: Sequence[tuple[int, Pair]],
+    tokenizer: PreTrainedTokenizerBase,
+    front: list[int],
+    numbers: dict[str, int],
+    begin: int,
+) -> list[Row | Fault]:
+    """The rows of one chunk of pairs, which begins at place `begin`; in the place of a bad one, what is wrong."""
+    chunk = numbered[begin : begin + _CHUNK]
+    rows: list[Row | Fault] = []
+    all_texts = _tokenised([pair for _, pair in chunk], tokenizer, front)
+    for (number, pair), texts in zip(chunk, all_texts, strict=True):
         try:
             if not (pair.in_place or _is_parted(texts)):
                 texts = _parted(pair, tokenizer, front)
@@ -88,15 +101,16 @@ def _rows(
             if len(row.clean) > tokenizer.model_max_length:
                 raise UserError(f"{len(row.clean)} tokens, the model takes {tokenizer.model_max_length}; shorten it")
         except UserError as error:
-            raise UserError(f"{_name(number, pair)}: {error}") from None
-        rows.append(row)
+            rows.append(Fault(number, _name(number, pair), str(error)))
+        else:
+            rows.append(row)
     return rows
 
 
-_work: partial[list[Row]] | None = None  # what the processes of a pool inherit
+_work: partial[list[Row | Fault]] | None = None  # what the processes of a pool inherit
 
 
-def _shared_out(work: partial[list[Row]], begins: range) -> Iterator[list[Row]]:
+def _shared_out(work: partial[list[Row | Fault]], begins: range) -> Iterator[list[Row | Fault]]:
     """The chunks in order, made by as many processes as there are cores; they inherit the pairs."""
     cores = len(os.sched_getaffinity(0)) if hasattr(os, "sched_getaffinity") else 1
     if cores < 2:
@@ -115,7 +129,7 @@ def _shared_out(work: partial[list[Row]], begins: range) -> Iterator[list[Row]]:
             os.environ["TOKENIZERS_PARALLELISM"] = known
 
 
-def _inherited(begin: int) -> list[Row]:
+def _inherited(begin: int) -> list[Row | Fault]:
     assert _work is not None
     return _work(begin)
 
@@ -168,21 +182,25 @@ def _name(number: int, pair: Pair) -> str:
     return f"pair {number} ({origin})" if origin else f"pair {number}"
 
 
-def _check_texts(pairs: Iterable[Pair]) -> None:
-    first: dict[tuple[str, str, str], str] = {}
+def _faulty_texts(pairs: Iterable[Pair]) -> Iterator[tuple[int, Fault]]:
+    """What is wrong with pairs before any tokenizer has seen them, by their number.
+
+    A pair may be there twice where both are one observation, which their group says.
+    """
+    first: dict[tuple[str, str, str], tuple[str, Pair]] = {}
     for number, pair in enumerate(pairs):
         name = _name(number, pair)
+        twin, same = first.setdefault((pair.clean, pair.corrupted, pair.answer), (name, pair))
         if not pair.clean.strip() or not pair.corrupted.strip():
-            raise UserError(f"{name}: a prompt is empty; write one or drop the pair")
-        if not pair.answer.strip():
-            raise UserError(f"{name}: the answer is empty; write one or drop the pair")
-        if pair.wrong_answer is not None and not pair.wrong_answer.strip():
-            raise UserError(f"{name}: the wrong answer is empty; write one or leave it out")
-        if pair.clean == pair.corrupted:
-            raise UserError(f"{name}: clean and corrupted prompt are the same; corrupt one or drop the pair")
-        twin = first.setdefault((pair.clean, pair.corrupted, pair.answer), name)
-        if twin != name:
-            raise UserError(f"{name}: the same as {twin}; drop one")
+            yield number, Fault(number, name, "a prompt is empty; write one or drop the pair")
+        elif not pair.answer.strip():
+            yield number, Fault(number, name, "the answer is empty; write one or drop the pair")
+        elif pair.wrong_answer is not None and not pair.wrong_answer.strip():
+            yield number, Fault(number, name, "the wrong answer is empty; write one or leave it out")
+        elif pair.clean == pair.corrupted:
+            yield number, Fault(number, name, "clean and corrupted prompt are the same; corrupt one or drop the pair")
+        elif twin != name and not (pair.group and pair.group == same.group):
+            yield number, Fault(number, name, f"the same as {twin}; drop one")
 
 
 def _warn_of_words_in_one(pairs: Sequence[Pair]) -> None:

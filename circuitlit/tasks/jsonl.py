@@ -3,20 +3,28 @@
 from __future__ import annotations
 
 import json
+import logging
 import random
-from collections.abc import Iterable
+from collections.abc import Iterable, Sequence
+from dataclasses import replace
 from pathlib import Path
 from typing import Any
 
 from transformers import PreTrainedTokenizerBase
 
 from circuitlit.errors import UserError
+from circuitlit.tasks.encode import encode
+from circuitlit.tasks.faults import BadRows, Fault, by_kind
 from circuitlit.tasks.pair import Pair
 from circuitlit.tasks.splits import END, OTHER, SPLITS, Splits
 
 FIELDS = ("clean", "corrupted", "answer", "wrong_answer", "split", "roles", "group")
 NAMES = {**{name: name for name in SPLITS}, "validation": "val"}
+DROP = "mend them, or leave them out with task.build.drop_bad=true"
 OPEN, CLOSE = "<predict>", "</predict>"
+
+log = logging.getLogger(__name__)
+Entry = tuple[Pair, str | None]  # a line's pair and its split
 
 
 def jsonl(
@@ -28,6 +36,7 @@ def jsonl(
     n_train: int | None = None,
     n_val: int | None = None,
     n_test: int | None = None,
+    drop_bad: bool = False,
 ) -> Splits:
     """The pairs of a file.
 
@@ -36,42 +45,92 @@ def jsonl(
     occurrence is meant. `group` names the sentence or item that a line shares with others: intervals for new sentences
     resample groups, and lines without `split` go to one split with their group. Without it a line is its own group.
     Without `answer`, `clean` and `corrupted` each hold `<predict>...</predict>`: the prompts end before the tag, the
-    clean one's is the answer and what follows is left out (the form of Edge Pruning's custom data).
+    clean one's is the answer and what follows is left out (the form of Edge Pruning's custom data). Lines that are
+    the same are one observation: they share a group and a split.
 
     Args:
-        tokenizer: not used; every task takes one.
+        tokenizer: the model's; lines that it makes unusable are bad ones, too.
         path: the file.
         seed: lines without `split` are dealt out by it.
         val_fraction: share of those lines for validation, in [0, 1].
         test_fraction: share of those lines for the test, in [0, 1]; the rest is for training.
         n_train, n_val, n_test: at most so many pairs of each split; None keeps all.
+        drop_bad: leave out lines that cannot be used, and say how many; otherwise they are refused, all in one message.
 
     Raises:
-        UserError: the file cannot be read, a line is malformed, or no pair is in the test split.
+        UserError: the file cannot be read, lines cannot be used, or no pair is in the test split.
     """
     if min(val_fraction, test_fraction) < 0 or val_fraction + test_fraction > 1:
         raise UserError(
             f"task jsonl: val_fraction={val_fraction} and test_fraction={test_fraction} "
             "are not shares that sum to at most 1; change them"
         )
+    entries, faults = _parsed(path)
+    if not entries and not faults:
+        raise UserError(f"{path} is empty; write one pair a line")
+    names = (OTHER, *_role_names([[pair for pair, _ in entries]]), END)
+    if faults or drop_bad:
+        entries = _usable(entries, faults, tokenizer, names, drop_bad)
     made: dict[str, list[Pair]] = {name: [] for name in SPLITS}
     undecided: list[Pair] = []
-    for number, line in enumerate(_lines(path), start=1):
-        if line.strip():
-            source = f"{path}:{number}"
-            try:
-                pair, split = _parse(line, source)
-            except UserError as error:
-                raise UserError(f"{source}: {error}") from None
-            (made[split] if split else undecided).append(pair)
-    if not undecided and not any(made.values()):
-        raise UserError(f"{path} is empty; write one pair a line")
+    for pair, split in entries:
+        (made[split] if split else undecided).append(pair)
     _deal_out(undecided, made, seed, val_fraction, test_fraction)
     if not made["test"]:
         raise UserError(f'{path} has no pair for the test; give a line "split": "test" or raise test_fraction')
     roles = (OTHER, *_role_names(made.values()), END)
     splits = Splits("jsonl", made["train"], made["val"], made["test"], roles, new_words=made["new_words"])
     return splits.first(n_train, n_val, n_test)
+
+
+def _parsed(path: str) -> tuple[list[Entry], list[Fault]]:
+    """The lines that can be read, and what is wrong with the others."""
+    entries: list[Entry] = []
+    faults: list[Fault] = []
+    first: dict[tuple[str, str, str], Entry] = {}
+    for number, line in enumerate(_lines(path), start=1):
+        if not line.strip():
+            continue
+        source = f"{path}:{number}"
+        try:
+            pair, split = _parse(line, source)
+            twin, home = first.setdefault((pair.clean, pair.corrupted, pair.answer), (pair, split))
+            if split and home and split != home:
+                raise UserError(f"the same pair is in {home} ({twin.source}) and in {split}; keep it in one split")
+        except UserError as error:
+            faults.append(Fault(number, source, str(error)))
+        else:
+            entries.append((replace(pair, group=twin.group), split))
+    return entries, faults
+
+
+def _usable(
+    entries: list[Entry], faults: list[Fault], tokenizer: PreTrainedTokenizerBase, roles: Sequence[str], drop: bool
+) -> list[Entry]:
+    """The lines that can be used.
+
+    Args:
+        entries: lines that could be read.
+        faults: what is wrong with lines that could not.
+        tokenizer: the model's.
+        roles: all names of token roles.
+        drop: as `drop_bad` of `jsonl`.
+
+    Raises:
+        BadRows: there are others, which are not to be left out, or nothing else.
+    """
+    total, useless = len(entries) + len(faults), ()
+    try:
+        encode([pair for pair, _ in entries], tokenizer, roles)
+    except BadRows as error:
+        useless = error.faults
+    every = [*faults, *(fault._replace(place=entries[fault.number][0].source) for fault in useless)]
+    if every and (not drop or len(every) == total):
+        raise BadRows(every, total, "" if drop else DROP)
+    if every:
+        log.warning("%d of %d rows are left out: %s", len(every), total, by_kind(every))
+    gone = {fault.number for fault in useless}
+    return [entry for number, entry in enumerate(entries) if number not in gone]
 
 
 def _deal_out(
