@@ -45,7 +45,8 @@ def values(kind: Kind | None) -> st.SearchStrategy[str]:
     right = st.sampled_from([word for word in own if " " not in word] or ["null"])
     near = st.integers(1, 12).map(str) | st.floats(0, 1).map(lambda value: f"{value:.2f}") | right
     lists = st.lists(near, max_size=3).map(lambda each: f"[{','.join(each)}]")
-    return st.one_of(near, right, some, lists if kind and kind.is_list else some)
+    likely = lists if kind and kind.is_list else near
+    return st.one_of(likely, likely, right, right, some)
 
 
 @cache

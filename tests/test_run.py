@@ -21,6 +21,7 @@ from transformers import AutoConfig, AutoModelForCausalLM
 
 from circuitlit.evaluate.statistics import INTERVALS
 from circuitlit.graph import Circuit
+from circuitlit.run.main import VERBS
 
 ROOT = Path(__file__).parent.parent
 
@@ -170,6 +171,7 @@ BAD = {
     "missing pairs": (["task.build.path=missing.jsonl"], "missing.jsonl"),
     "missing model": (["model.path=missing"], "config.json"),
     "rounded masks": (["trainer.precision=bf16-true"], "would round the masks"),
+    "missing function": (["objective.loss.path=cli.nowhere"], "cli.nowhere does not exist or cannot be imported"),
     "missing adapter": (["adapter=peft", "adapter.path=missing"], "adapter 'missing'"),
 }
 
@@ -208,26 +210,33 @@ def test_a_file_without_training_pairs(local: Path, tmp_path: Path, capsys: pyte
     file = tmp_path / "pairs.jsonl"
     file.write_text((local / "pairs.jsonl").read_text().replace('"train"', '"test"'))
     message = failure(capsys, *settings(local, tmp_path / "out", "logger=none", f"task.build.path={file}"))
-    assert "no train pairs" in message
+    assert "no train pairs" in message and 'lines with "split": "train"' in message and "n_train" not in message
 
 
 def test_nan_loss_stops_the_run_and_leaves_nothing(
     local: Path, tmp_path: Path, capsys: pytest.CaptureFixture[str]
 ) -> None:
     more = ["mask.init=equal", "mask.init_from=null", "objective.loss.path=cli.not_a_number", "method=eap"]
-    assert "the loss is nan at step 1" in failure(capsys, *settings(local, tmp_path, "logger=wandb_offline", *more))
+    message = failure(capsys, *settings(local, tmp_path, "logger=wandb_offline", *more))
+    assert "the loss is nan at step 1" in message and "mask.schedule.lr" not in message  # no step had been taken
     assert {p.name for p in tmp_path.iterdir()} <= {".hydra", "train.log"}
 
 
-def test_a_model_that_overflows_is_refused(local: Path, tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:
+@pytest.mark.parametrize("number", [torch.nan, torch.inf])
+def test_weights_that_are_not_numbers_are_named(
+    number: float, local: Path, tmp_path: Path, capsys: pytest.CaptureFixture[str]
+) -> None:
     broken = AutoModelForCausalLM.from_pretrained(local / "model")
     with torch.no_grad():
-        broken.transformer.wpe.weight[2, 3] = torch.inf
+        broken.transformer.wpe.weight[2, 3] = number
     shutil.copytree(local / "model", tmp_path / "model")
     broken.save_pretrained(tmp_path / "model")
-    message = failure(capsys, *settings(local, tmp_path / "out", "logger=none", f"model.path={tmp_path}/model"))
-    assert "transformer.wpe.weight holds NaN or infinite values" in message
-    assert {p.name for p in (tmp_path / "out").iterdir()} <= {".hydra", "train.log"}
+    words = settings(local, tmp_path / "out", "logger=none")
+    model = f"model.path={tmp_path}/model"
+    for verb, more in (("train", [model]), ("finetune", [model]), ("compare", [f"tuned={tmp_path}/model"])):
+        message = failure(capsys, *words, *more, verb=verb)
+        assert "transformer.wpe.weight holds NaN or infinite values" in message
+        assert {p.name for p in (tmp_path / "out").iterdir()} <= {".hydra", *(f"{v}.log" for v in VERBS)}
 
 
 def test_unsupported_architecture_is_refused_by_name(

@@ -18,6 +18,7 @@ from hypothesis import assume, example, given
 from hypothesis import strategies as st
 
 from circuitlit.errors import UserError
+from circuitlit.objective import UNITS
 from circuitlit.run import targets
 from circuitlit.run.arguments import setting
 from circuitlit.run.main import VERBS
@@ -54,6 +55,12 @@ def test_what_a_target_is_made_of_is_its_signature(group: str) -> None:
     for target, declared in getattr(targets, group).items():
         if target.startswith("circuitlit."):
             assert set(inspect.signature(get_object(target)).parameters) - GIVEN[group] == set(declared), target
+
+
+def test_every_objective_may_be_named() -> None:
+    path = targets.LOSSES["hydra.utils.get_method"]["path"]
+    for objective in UNITS:
+        assert path.fault("x", f"{objective.__module__}.{objective.__name__}") is None
 
 
 @given(st.text())

@@ -329,7 +329,7 @@ def test_all_bad_lines_are_counted_and_listed_by_kind(byte_bpe, tmp_path):
         f"({path}:2, {path}:6)",
         "2 x clean has 15 tokens, corrupted 16; patching is position-wise; fix the template or drop the pair",
         f"({path}:3, {path}:4)",
-        "1 x answer merges with the last token",
+        "1 x the answer 'o' merges with the last token",
         f"1 x the same pair is in test ({path}:1) and in train; keep it in one split ({path}:7)",
     ):
         assert words in said

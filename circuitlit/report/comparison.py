@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 import json
-from html import escape
 from pathlib import Path
 
 import plotly.graph_objects as go
@@ -16,7 +15,9 @@ from circuitlit.compare import LABELS
 from circuitlit.report.behaviour import behaviour_table
 from circuitlit.report.figures import BLUE, GREEN, GREY, ORANGE, PINK, RED, finish
 from circuitlit.report.overlap import overlap_sentence
-from circuitlit.report.reuse import reuse_sentence, section, tables
+from circuitlit.report.reuse import reuse_sentence, tables
+from circuitlit.report.reuse import sections as reuse_sections
+from circuitlit.report.simple_page import write_simple_page
 from circuitlit.report.table import Metric, count, percent
 
 COLOURS = {
@@ -96,38 +97,32 @@ def _relative(parts: list[dict], kind: str) -> str:
 def write_comparison(folder: Path) -> Path:
     """Write `compare.html` from `compare.json`: one file that needs nothing else."""
     result = json.loads((folder / "compare.json").read_text())
-    figures = [edge_figure(result), weight_figure(result)]
-    parts = [figure.to_html(full_html=False, include_plotlyjs=not number) for number, figure in enumerate(figures)]
-    size = result["at_size"]
+    size, held = result["at_size"], result["held_out"]
     rows = "".join(f"<tr><td>{label}<td>{count(size['counts'][label])}" for label in LABELS[1:])
-    held = result["held_out"]
     answers = "".join(
         f"<tr><td>{name}<td>{Metric.of(held[f'{name}_base'])}<td>{Metric.of(held[f'{name}_tuned'])}"
         f"<td>{Metric.of(held[f'{name}_change'])}"
         for name in ("accuracy", "metric")
     )
-    title = escape(f"{result['task']}: {result['base']['name']} against {result['tuned']['name']}")
     verdict = "more" if size["changed"] else "no more"
-    page = f"""<!doctype html><html lang="en"><head><meta charset="utf-8"><title>{title}</title>
-<meta name="viewport" content="width=device-width"><style>
-:root {{ color-scheme: light dark }} body {{ font: 16px system-ui, sans-serif; max-width: 60rem; margin: 2rem auto;
-padding: 0 1rem }} td, th {{ padding: .2rem .8rem .2rem 0; text-align: left }}</style></head><body>
-<h1>{title}</h1>
-<p>Circuits of {count(size["n_edges"]["base"])} of {count(result["n_edges_total"])} edges, scored by
-{escape(result["method"])} on {result["resamples"]} resamples of the training pairs. They differ by
-{size["distance"]:.3f}, {verdict} than resampling does within a model (95th percentile {size["floor"]:.3f}).</p>
-<h2>Edges</h2><table>{rows}</table>{parts[0]}
-{section(result)}
-<h2>Weights</h2>{parts[1]}
-<h2>Answers on {held["n_pairs"]} held-out pairs</h2>
-<table><tr><th><th>base<th>tuned<th>change{answers}</table>
-<p>p = {held["accuracy_p"]:.2g}: {held["gained"]} pairs gained, {held["lost"]} lost.</p>
-</body></html>"""
-    path = folder / "compare.html"
-    partial = folder / "compare.html.part"
-    partial.write_text(page)
-    partial.replace(path)
-    return path
+    lead = (
+        f"Circuits of {count(size['n_edges']['base'])} of {count(result['n_edges_total'])} edges, scored by "
+        f"{result['method']} on {result['resamples']} resamples of the training pairs. They differ by "
+        f"{size['distance']:.3f}, {verdict} than resampling does within a model (95th percentile {size['floor']:.3f})."
+    )
+    sections: list[tuple[str, go.Figure | str]] = [
+        ("Edges", f"<table>{rows}</table>"),
+        ("Each edge's share", edge_figure(result)),
+        *reuse_sections(result),
+        ("Weights", weight_figure(result)),
+        (
+            f"Answers on {held['n_pairs']} held-out pairs",
+            f"<table><tr><th><th>base<th>tuned<th>change{answers}</table>"
+            f"<p>p = {held['accuracy_p']:.2g}: {held['gained']} pairs gained, {held['lost']} lost.</p>",
+        ),
+    ]
+    title = f"{result['task']}: {result['base']['name']} against {result['tuned']['name']}"
+    return write_simple_page(folder / "compare.html", title, lead, sections)
 
 
 def edge_figure(result: dict) -> go.Figure:

@@ -80,24 +80,23 @@ def _table(title: str, headings: tuple[str, ...], rows: list[tuple[str, ...]]) -
     return table
 
 
-def section(result: dict) -> str:
+def sections(result: dict) -> list[tuple[str, go.Figure | str]]:
     """For the page."""
-    turnover = result["turnover"]
-    html = "<h2>Overlap of the circuits</h2>" + _html(OVERLAP_HEADINGS, overlap_rows(turnover))
-    html += f"<p>{escape(overlap_sentence(turnover))}</p>"
+    turnover, reuse = result["turnover"], result["reuse"]
+    html = _html(OVERLAP_HEADINGS, overlap_rows(turnover)) + f"<p>{escape(overlap_sentence(turnover))}</p>"
     html += "<p>Corrected overlap of circuits of other resamples of the pairs:</p>"
     html += _html(STABILITY_HEADINGS, stability_rows(turnover))
-    if result["reuse"]:
-        html += f"<h2>Reuse of nodes</h2><p>{escape(reuse_sentence(result['reuse']))}</p>"
-        html += _html(NODE_HEADINGS, node_rows(result["reuse"], most=100))
-        html += reuse_figure(result["reuse"]).to_html(full_html=False, include_plotlyjs=False)
-    return html
+    made: list[tuple[str, go.Figure | str]] = [("Overlap of the circuits", html)]
+    if reuse:
+        html = f"<p>{escape(reuse_sentence(reuse))}</p>" + _html(NODE_HEADINGS, node_rows(reuse, most=100))
+        made += [("Reuse of nodes", html), ("Likeness and what a swap leaves", reuse_figure(reuse))]
+    return made
 
 
 def _html(headings: tuple[str, ...], rows: list[tuple[str, ...]]) -> str:
     head = "".join(f"<th>{escape(heading)}" for heading in headings)
     body = "".join("<tr>" + "".join(f"<td>{escape(cell)}" for cell in row) for row in rows)
-    return f'<div style="overflow-x: auto"><table><tr>{head}{body}</table></div>'
+    return f"<table><tr>{head}{body}</table>"
 
 
 def reuse_figure(reuse: dict) -> go.Figure:

@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Sequence
+from collections.abc import Mapping, Sequence
 from dataclasses import dataclass, field
 from itertools import combinations
 from pathlib import Path
@@ -20,6 +20,7 @@ from circuitlit.report.figures import BLUE, GREEN, GREY, ORANGE, PINK, RED, SCAL
 from circuitlit.report.overlap import overlap_sentence
 from circuitlit.report.page import render, save_page
 from circuitlit.report.stages import STAGE_COLOURS, stage_rows
+from circuitlit.report.sweep import ends_of
 from circuitlit.report.table import Metric, columns, count, entry_of, percent
 from circuitlit.timeline.agreement import Agreement, agreement
 from circuitlit.timeline.stages import Boundary, Stage, Timeline
@@ -52,12 +53,16 @@ class Pair:
         return overlap_sentence(self.shared)
 
 
-def write_runs_page(folders: Sequence[Path], path: Path) -> Path:
+def write_runs_page(
+    folders: Sequence[Path], path: Path, names: Sequence[str] | None = None, left_out: Mapping[str, str] | None = None
+) -> Path:
     """Compare finished runs on one page.
 
     Args:
         folders: two or more run directories.
         path: of the page.
+        names: of the runs; None takes the ends of their paths.
+        left_out: runs that cannot be shown, by name, and why.
 
     Raises:
         UserError: fewer than two runs, a directory without a run, or the page cannot be written.
@@ -65,7 +70,7 @@ def write_runs_page(folders: Sequence[Path], path: Path) -> Path:
     if len(set(map(Path.resolve, folders))) < 2:
         raise UserError("a comparison needs two runs or more; runs=[DIR,DIR]")
     runs = [read_run(folder) for folder in folders]
-    names = run_names(folders)
+    names = names or ends_of(folders)
     evolved = [(name, run.evolution) for name, run in zip(names, runs, strict=True) if run.evolution]
     pairs = circuit_pairs(names, runs)
     figures = {"overlap": overlap_figure(names, pairs), "curves": curves_figure(names, runs)}
@@ -73,6 +78,7 @@ def write_runs_page(folders: Sequence[Path], path: Path) -> Path:
         figures["stages"] = stages_figure(evolved)
     values = {
         "names": names,
+        "left_out": left_out or {},
         "heading": columns(runs[0].result),
         "rows": [(name, run, _metrics(run, columns(runs[0].result))) for name, run in zip(names, runs, strict=True)],
         "pairs": pairs,
@@ -82,16 +88,6 @@ def write_runs_page(folders: Sequence[Path], path: Path) -> Path:
         "percent": percent,
     }
     return save_page(path, render("runs.html.j2", values, figures))
-
-
-def run_names(folders: Sequence[Path]) -> list[str]:
-    """The shortest ends of the paths that tell the runs apart."""
-    parts = [folder.resolve().parts for folder in folders]
-    for length in range(1, max(map(len, parts)) + 1):
-        names = ["/".join(own[-length:]) for own in parts]
-        if len(set(names)) == len(names):
-            return names
-    return [f"{name} ({number})" for number, name in enumerate(map(str, folders), 1)]
 
 
 def circuit_pairs(names: Sequence[str], runs: Sequence[Run]) -> list[Pair]:

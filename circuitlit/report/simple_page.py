@@ -11,7 +11,7 @@ import plotly.graph_objects as go
 
 _STYLE = """:root { color-scheme: light dark } body { font: 16px system-ui, sans-serif; max-width: 60rem;
 margin: 2rem auto; padding: 0 1rem } td, th { padding: .2rem .8rem .2rem 0; text-align: left }
-table { display: block; overflow-x: auto }"""
+table { display: block; overflow-x: auto } h1, h2, p, li { overflow-wrap: anywhere }"""
 
 
 def write_simple_page(path: Path, title: str, lead: str, sections: Sequence[tuple[str, go.Figure | str]]) -> Path:
@@ -26,10 +26,13 @@ def write_simple_page(path: Path, title: str, lead: str, sections: Sequence[tupl
     parts, drawn = [], False
     for heading, content in sections:
         if isinstance(content, go.Figure):
-            content, drawn = content.to_html(full_html=False, include_plotlyjs=not drawn), True
+            content, drawn = (
+                content.to_html(full_html=False, include_plotlyjs=not drawn, config={"responsive": True}),
+                True,
+            )
         parts.append(f"<h2>{escape(heading)}</h2>{content}")
     page = f"""<!doctype html><html lang="en"><head><meta charset="utf-8"><title>{escape(title)}</title>
-<meta name="viewport" content="width=device-width"><style>{_STYLE}</style></head><body>
+<meta name="viewport" content="width=device-width, initial-scale=1"><style>{_STYLE}</style></head><body>
 <h1>{escape(title)}</h1><p>{escape(lead)}</p>{"".join(parts)}</body></html>"""
     partial = path.with_name(path.name + ".part")
     partial.write_text(page)

@@ -107,7 +107,11 @@ def device_of(cfg: DictConfig) -> torch.device:
 
 
 def build_subject(cfg: DictConfig) -> Subject:
-    """Load the model that `model` and `adapter` describe."""
+    """Load the model that `model` and `adapter` describe.
+
+    Raises:
+        UserError: it cannot be loaded, or its weights are not all numbers.
+    """
     model = cfg.model
     if model.source == "tracr":
         from circuitlit.model.tracr import load_tracr

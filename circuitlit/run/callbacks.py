@@ -94,14 +94,15 @@ class FiniteLoss(Callback):
         Raises:
             UserError: the loss is NaN or infinite.
         """
-        on_gpu = pl_module.device.type == "cuda"
-        if on_gpu and trainer.global_step % self.every:
+        on_gpu, first = pl_module.device.type == "cuda", trainer.global_step <= 1
+        if on_gpu and not first and trainer.global_step % self.every:
             return
         loss = outputs["loss"] if isinstance(outputs, dict) else outputs
         if not bool(torch.isfinite(loss)):
+            cause = "no step was taken before it, so" if first else f"lower {self.setting}, or"
             raise UserError(
-                f"the loss is {float(loss)} at step {trainer.global_step}; lower {self.setting}, or load the model "
-                "in float32 (model.dtype=float32)"
+                f"the loss is {float(loss)} at step {trainer.global_step}; {cause} load the model in float32 "
+                "(model.dtype=float32)"
             )
 
 

@@ -10,6 +10,7 @@ import re
 from collections.abc import Callable, Mapping
 from dataclasses import dataclass, field, replace
 from difflib import get_close_matches
+from importlib.util import find_spec
 from pathlib import Path
 from typing import Any
 
@@ -165,6 +166,18 @@ def preset(group: str) -> Kind:
 def text() -> Kind:
     """Any text that is not empty."""
     return kind("a text", lambda value: _is_text(value) and bool(str(value).strip()), literal=True)
+
+
+def function(*ours: str) -> Kind:
+    """The whole name of a function: one of ours, or one of a module that is installed."""
+
+    def fits(value: Any) -> bool:
+        names = str(value).split(".")
+        if not isinstance(value, str) or len(names) < 2 or not all(name.isidentifier() for name in names):
+            return False
+        return value in ours if names[0] == "circuitlit" else find_spec(names[0]) is not None
+
+    return kind(f"the whole name of a function, such as {ours[0]}", fits, lambda value: did_you_mean(value, ours))
 
 
 def word() -> Kind:

@@ -145,5 +145,6 @@ def _quiet() -> None:
         "The dirpath.*",
     ):
         warnings.filterwarnings("ignore", text)
+    logging.getLogger("hydra.utils").addFilter(lambda entry: False)  # what it says is raised, too
     for name in CHATTY:
         logging.getLogger(name).addFilter(lambda entry: entry.levelno >= logging.ERROR)

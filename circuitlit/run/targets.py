@@ -7,7 +7,7 @@ from __future__ import annotations
 
 from collections.abc import Mapping
 
-from circuitlit.run.kinds import Kind, choice, flag, listed, number, path, share, table, text, whole, word
+from circuitlit.run.kinds import Kind, choice, flag, function, listed, number, path, share, table, text, whole, word
 
 Targets = Mapping[str, Mapping[str, Kind]]
 
@@ -45,7 +45,14 @@ TASKS: Targets = {
     "circuitlit.tasks.tracr": {**_MOST, "program": choice("reverse", "proportion")},
 }
 LOSSES: Targets = {
-    "hydra.utils.get_method": {"path": text()},
+    "hydra.utils.get_method": {
+        "path": function(
+            "circuitlit.objective.kl_divergence",
+            "circuitlit.objective.answer_cross_entropy",
+            "circuitlit.objective.logit_difference_error",
+            "circuitlit.objective.negative_metric",
+        )
+    },
 }
 _STEPS = {"steps": COUNT}
 _PATH = {**_STEPS, "rule": choice("left", "midpoint", "right")}

@@ -255,7 +255,7 @@ OF_VERBS: dict[str, dict[str, Kind]] = {
     },
     "report": {
         "run": RUN | None,
-        "runs": listed(RUN),
+        "runs": listed(RUN) | path("the folder of a sweep", "folder"),
         "format": choice("html", "svg", "png", "pdf"),
         "target": choice("files", "wandb"),
         "entity": text(),

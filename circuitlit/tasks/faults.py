@@ -26,8 +26,8 @@ class Fault(NamedTuple):
 
     @property
     def kind(self) -> str:
-        """What rows with the same mistake share: the words without numbers and quotations."""
-        return re.sub(r"'[^']*'|\"[^\"]*\"|\d+", "...", self.what.partition(";")[0])
+        """What rows with the same mistake share: the words without numbers, quotations and what is in brackets."""
+        return re.sub(r"'[^']*'|\"[^\"]*\"|\[[^]]*\]|\([^)]*\)|\d+", "...", self.what).partition(";")[0]
 
 
 class BadRows(UserError):
