@@ -216,3 +216,34 @@ def test_the_page_fits_a_phone_in_light_and_dark(page: webdriver.Chrome, folder:
     finally:
         page.execute_cdp_cmd("Emulation.clearDeviceMetricsOverride", {})
         page.execute_cdp_cmd("Emulation.setEmulatedMedia", {"features": []})
+
+
+@pytest.fixture(scope="module")
+def comparisons(folder: Path, local: Path, tmp_path_factory: pytest.TempPathFactory) -> dict[str, Path]:
+    """Pages that compare: two runs of a sweep, and a tuned model with its base."""
+    out = tmp_path_factory.mktemp("comparisons")
+    shutil.copytree(folder, out / "sweep" / "0")
+    shutil.copytree(folder, out / "sweep" / "1")
+    config = out / "sweep" / "1" / ".hydra" / "config.yaml"
+    config.write_text(config.read_text().replace("seed: 0", "seed: 123456789", 1).replace("lr: 0.3", "lr: 0.31"))
+    call(f"runs={out}/sweep", f"hydra.run.dir={out}/report", verb="report")
+    more = ["logger=none", "sparsity.target=0.6", "method.score.steps=2", f"tuned={local}/model"]
+    call(*settings(local, out / "compare", *more), verb="compare")
+    return {"runs": out / "report" / "runs.html", "compare": out / "compare" / "compare.html"}
+
+
+@pytest.mark.parametrize("name", ["runs", "compare"])
+def test_pages_that_compare_fit_a_phone(browser: webdriver.Chrome, comparisons: dict[str, Path], name: str) -> None:
+    phone = {"width": 390, "height": 800, "deviceScaleFactor": 1, "mobile": True}
+    browser.execute_cdp_cmd("Emulation.setDeviceMetricsOverride", phone)
+    try:
+        browser.get_log("browser")
+        browser.get(comparisons[name].as_uri())
+        drawn = "return document.querySelectorAll('.main-svg').length"
+        WebDriverWait(browser, 20).until(lambda b: b.execute_script(drawn) > 0)
+        wide = """return [...document.querySelectorAll('body *')].filter(e => !e.closest('.scroll, table')
+            && e.getBoundingClientRect().right > 391).map(e => e.tagName + '.' + e.className)"""
+        assert browser.execute_script("return document.documentElement.scrollWidth") <= 390
+        assert browser.execute_script(wide) == [] and errors(browser) == []
+    finally:
+        browser.execute_cdp_cmd("Emulation.clearDeviceMetricsOverride", {})

@@ -312,9 +312,14 @@ def test_the_verb_compares_a_tuning_run_with_its_base(local: Path, tmp_path: Pat
     assert "plotly" in page.lower() and 'src="http' not in page
 
 
-def test_the_verb_takes_runs_and_folders_and_sees_no_change_in_the_same(local: Path, tmp_path: Path) -> None:
+def test_the_verb_takes_runs_and_folders_and_sees_no_change_in_the_same(
+    local: Path, tmp_path: Path, capsys: pytest.CaptureFixture[str]
+) -> None:
     call(*settings(local, tmp_path / "one", "logger=none"), verb="attribute")
+    capsys.readouterr()
     call(*compare(local, tmp_path / "out", f"base={tmp_path}/one", f"tuned={local}/model"), verb="compare")
+    lines = [line for line in capsys.readouterr().out.splitlines() if str(tmp_path) not in line]
+    assert max(map(len, lines)) <= 80 and not any("\u2026" in line for line in lines), "\n".join(lines)
     result = json.loads((tmp_path / "out" / "compare.json").read_text())
     size = result["at_size"]
     assert size["distance"] == 0 and not size["changed"] and result["weights"]["norm"] == 0

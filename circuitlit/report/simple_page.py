@@ -26,10 +26,8 @@ def write_simple_page(path: Path, title: str, lead: str, sections: Sequence[tupl
     parts, drawn = [], False
     for heading, content in sections:
         if isinstance(content, go.Figure):
-            content, drawn = (
-                content.to_html(full_html=False, include_plotlyjs=not drawn, config={"responsive": True}),
-                True,
-            )
+            content = content.to_html(full_html=False, include_plotlyjs=not drawn, config={"responsive": True})
+            drawn = True
         parts.append(f"<h2>{escape(heading)}</h2>{content}")
     page = f"""<!doctype html><html lang="en"><head><meta charset="utf-8"><title>{escape(title)}</title>
 <meta name="viewport" content="width=device-width, initial-scale=1"><style>{_STYLE}</style></head><body>
