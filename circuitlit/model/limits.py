@@ -11,6 +11,7 @@ from transformers import PretrainedConfig, PreTrainedModel, PreTrainedTokenizerB
 
 from circuitlit.errors import UserError
 from circuitlit.tasks.encoded import Row
+from circuitlit.tasks.faults import BadRows, Fault
 
 
 def longest_prompt(config: PretrainedConfig) -> tuple[float, str]:
@@ -83,14 +84,17 @@ def check_rows(config: PretrainedConfig, rows: Sequence[Row], split: str) -> Non
         split: its name, for the message.
 
     Raises:
-        UserError: a pair is too long, or has a token that is unknown.
+        BadRows: pairs that are too long, or have a token that is unknown.
     """
+    faults = []
     for number, row in enumerate(rows):
         try:
             check_length(config, len(row.clean))
             _check_token(config, max(*row.clean, *row.corrupted, *row.answer, *row.choices, row.wrong))
         except UserError as error:
-            raise UserError(f"{split} pair {number}: {error}") from None
+            faults.append(Fault(number, f"{split} pair {number}", str(error)))
+    if faults:
+        raise BadRows(faults, len(rows))
 
 
 def check_vocabulary(config: PretrainedConfig, tokenizer: PreTrainedTokenizerBase) -> None:
