@@ -9,10 +9,12 @@ import re
 import tempfile
 from collections.abc import Iterator
 from functools import cache
+from itertools import product
 from pathlib import Path
 
 import pytest
 import torch
+import yaml
 from cli import call
 from cli import settings as words_of
 from hydra import compose, initialize_config_dir
@@ -22,7 +24,6 @@ from omegaconf import DictConfig
 
 from circuitlit.graph import Circuit, EdgeScores, Graph
 from circuitlit.run.arguments import conf_dir, presets
-from circuitlit.run.kinds import Kind
 from circuitlit.run.schema import find, names
 
 DRAWS = int(os.environ.get("CIRCUITLIT_DRAWS", "300"))
@@ -32,21 +33,22 @@ LEFT_OUT = {  # they would change where the test writes, or start processes that
 }
 GROUPS = set(presets()) - {"model", "experiment", "strategy", "paths", "compat", "logger"}  # those stay small and local
 THINGS = "{model} {model}/config.json {pairs} {circuit} {circuit}/circuit.safetensors {empty} {bytes} {folder}".split()
+NUMBERS = ["0", "1", "2", "3", "5", "12", "40", "0.01", "0.3", "0.5", "0.97", "1.5", "-1", "-0.3", "1e-9", "1e9"]
 TEXTS = ["", "abc", "it's", "a b=c", "電路", "~/x", "~", "???", "null", "true", "[1,2]", "[a,b]", "{a:1}", "[[", "a,b"]
 TEXTS += ["${seed}", "${nowhere}", "${oc.env:NOWHERE}", "none", "nan", "-inf", "1e400", "0x10", "1_000", "\\", "'", '"']
 
 
-def values(kind: Kind | None) -> st.SearchStrategy[str]:
-    """Values that may be right, and values that are not."""
-    own = re.split(r", | or ", kind.wants) if kind else []
-    whole = st.integers(-3, 12) | st.sampled_from([40, 2**31, 2**64])
-    number = st.floats(-2, 2).map(lambda value: f"{value:.3g}") | st.floats().map(str)
-    some = st.one_of(whole.map(str), number, st.sampled_from(TEXTS), st.sampled_from(THINGS), st.text(max_size=5))
-    right = st.sampled_from([word for word in own if " " not in word] or ["null"])
-    near = st.integers(1, 12).map(str) | st.floats(0, 1).map(lambda value: f"{value:.2f}") | right
-    lists = st.lists(near, max_size=3).map(lambda each: f"[{','.join(each)}]")
-    likely = lists if kind and kind.is_list else near
-    return st.one_of(likely, likely, right, right, some)
+def values(key: str) -> st.SearchStrategy[str]:
+    """Values that are of the setting's kind, mostly, and others."""
+    kind = find(key, "train")
+    words = [word for word in re.split(r", | or ", kind.wants) if " " not in word] if kind else []
+    singles = [*words, *NUMBERS, "true", "false", "null", *THINGS]
+    lists = [f"[{','.join(each)}]" for size in (0, 1, 2) for each in product(singles[:12], repeat=size)]
+    right = [each for each in (*singles, *lists) if kind and not kind.fault(key, yaml.safe_load(each))]
+    right += THINGS if kind and kind.literal else []
+    numbers = st.integers().map(str) | st.floats().map(str)
+    some = st.one_of(st.sampled_from(TEXTS), st.sampled_from(singles), numbers, st.text(max_size=5))
+    return st.one_of(*[st.sampled_from(right or TEXTS)] * 4, some)
 
 
 @cache
@@ -70,7 +72,7 @@ def changes(draw: st.DrawFn) -> list[str]:
     made = []
     for key in draw(st.lists(keys, min_size=1, max_size=3, unique=True)):
         options = presets().get(key)
-        made.append(f"{key}={draw(st.sampled_from(options) if options else values(find(key, 'train')))}")
+        made.append(f"{key}={draw(st.sampled_from(options) if options else values(key))}")
     return made
 
 

@@ -12,6 +12,8 @@ from pathlib import Path
 import pytest
 import yaml
 from cli import call, settings
+from hydra import compose, initialize_config_dir
+from hydra.core.hydra_config import HydraConfig
 from hydra.core.override_parser.overrides_parser import OverridesParser
 from hydra.utils import get_object
 from hypothesis import assume, example, given
@@ -22,6 +24,7 @@ from circuitlit.objective import UNITS
 from circuitlit.run import targets
 from circuitlit.run.arguments import setting
 from circuitlit.run.main import VERBS
+from circuitlit.run.schema import check_settings
 from circuitlit.run.settings import SETTINGS
 from circuitlit.run.verb_settings import OF_VERBS
 
@@ -80,11 +83,21 @@ def test_lists_may_be_written_as_in_yaml_and_home_as_in_a_shell() -> None:
     parse = OverridesParser.create().parse_override
     words = setting("study", "study.tasks=[{name: 二 one, with: [task=ioi, seed=3]}]")
     assert parse(words).value() == [{"name": "二 one", "with": ["task=ioi", "seed=3"]}]
-    assert parse(setting("train", "paths.runs=~/runs")).value() == f"{Path.home()}/runs"
+    for words in ("paths.runs=~/runs", "paths.runs='~/runs'", 'paths.runs="~/runs"', "hydra.run.dir='~/runs'"):
+        assert parse(setting("train", words)).value() == f"{Path.home()}/runs"
     assert setting("train", "+seed=3") == "seed=3" and setting("train", "logger=null") == "logger=none"
     assert setting("train", "adapter.build.rank_pattern.up=3").startswith("++")
     with pytest.raises(UserError, match=r"study.tasks\[0\].wiht"):
         setting("study", "study.tasks=[{name: x, with: [], wiht: 3}]")
+
+
+def test_home_in_lists_of_paths() -> None:
+    with initialize_config_dir(str(CONF), version_base="1.3"):
+        cfg = compose("report", ["runs=['~/','~']", "hydra.runtime.output_dir=/out"], return_hydra_config=True)
+        HydraConfig.instance().set_config(cfg)
+        cfg = compose("report", ["runs=['~/','~']"])
+    check_settings(cfg, "report")
+    assert list(cfg.runs) == [f"{Path.home()}/", str(Path.home())]
 
 
 def test_a_run_in_folders_with_any_name(local: Path, tmp_path: Path) -> None:

@@ -159,6 +159,8 @@ def _value(value: str, kind: Kind | None) -> str:
     literal = kind is not None and kind.literal
     if kind is not None and kind.literal and kind.is_list and re.fullmatch(r"\[[^\[\]{}'\"]*\]", value):
         return f"[{','.join(_quoted(each.strip()) for each in value[1:-1].split(',') if each.strip())}]"
+    if quoted and literal and _parses(value):
+        return _quoted(_parsed(value).value())  # type: ignore[arg-type]
     holds = value[:1] in ("[", "{") and kind is not None and (kind.is_list or kind.inner or kind.open)
     if (holds or quoted or not literal or value in ("null", "???")) and _parses(value):
         return value

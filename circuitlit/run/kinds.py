@@ -172,10 +172,7 @@ def function(*ours: str) -> Kind:
     """The whole name of a function: one of ours, or one of a module that is installed."""
 
     def fits(value: Any) -> bool:
-        names = str(value).split(".")
-        if not isinstance(value, str) or len(names) < 2 or not all(name.isidentifier() for name in names):
-            return False
-        return value in ours if names[0] == "circuitlit" else find_spec(names[0]) is not None
+        return _is_importable(value) and (value in ours or not value.startswith("circuitlit."))
 
     return kind(f"the whole name of a function, such as {ours[0]}", fits, lambda value: did_you_mean(value, ours))
 
@@ -287,7 +284,7 @@ def built(targets: Mapping[str, Mapping[str, Kind]]) -> Kind:
         if not isinstance(value, dict):
             return replaced(key, shown(value), [f"{key}.{name}" for name in every])
         target, example = value.get("_target_"), next(iter(targets))
-        if not isinstance(target, str) or "." not in target:
+        if not isinstance(target, str) or not _is_importable(target):
             return f"{key}._target_={shown(target)} is not the name of a function or class, such as {example}"
         if target.startswith("circuitlit.") and target not in ours:
             more = did_you_mean(target, ours)
@@ -351,6 +348,13 @@ def shown(value: Any) -> str:
 
 def _not_a(key: str, value: Any, wants: str) -> str:
     return f"{key}={shown(value)} is not {wants}"
+
+
+def _is_importable(value: Any) -> bool:
+    """True for a name in a package that is installed, as far as that is seen without importing it."""
+    names = str(value).split(".")
+    dotted = isinstance(value, str) and len(names) > 1 and all(name.isidentifier() for name in names)
+    return dotted and find_spec(names[0]) is not None
 
 
 def _is_number(value: Any) -> bool:

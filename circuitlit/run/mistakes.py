@@ -59,7 +59,7 @@ def _one_line(text: str, verb: str) -> str:
     other = re.search(r"Interpolation key '([^']+)' not found", text)
     if other:
         return f"{full_key[1] if full_key else 'a setting'} takes its value from {other[1]}, which does not exist"
-    absent = re.search(r"Error loading '([^']+)'", text.replace("\\'", "'"))
+    absent = re.search(r"Error (?:loading|locating target) '([^']+)'", text.replace("\\'", "'"))
     if absent:
         return f"{absent[1]} does not exist or cannot be imported; correct the name of the function or class"
     lines = [line.strip() for line in text.splitlines() if line.strip() and "See https" not in line]

@@ -74,8 +74,10 @@ def check_settings(cfg: DictConfig, verb: str) -> None:
         raise UserError(fault)
     for key, value in _leaves("", content):
         kind = find(key, verb)
-        if isinstance(value, str) and value.startswith("~") and kind is not None and kind.literal:
-            OmegaConf.update(cfg, key, os.path.expanduser(value))
+        texts = value if isinstance(value, list) else [value]
+        if kind is not None and kind.literal and any(isinstance(each, str) and each.startswith("~") for each in texts):
+            at_home = [os.path.expanduser(each) if isinstance(each, str) else each for each in texts]
+            OmegaConf.update(cfg, key, at_home if isinstance(value, list) else at_home[0])
 
 
 def _leaves(prefix: str, content: dict[str, Any]) -> Iterator[tuple[str, Any]]:
