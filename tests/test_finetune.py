@@ -114,6 +114,20 @@ def test_losses_are_those_computed_text_by_text(tmp_path: Path, model, tokenizer
     assert float(dpo) == pytest.approx(sum(math.log1p(math.exp(-m)) for m in margins) / len(margins), rel=1e-4)
 
 
+def test_all_bad_lines_of_a_file_are_named_together(tmp_path: Path, tokenizer) -> None:
+    good = {"prompt": "w1 w2", "chosen": " w3", "rejected": " w4"}
+    lines = ["{", {**good, "chosen": ""}, {**good, "split": "dev"}, "[]", {"prompt": None, "chosen": " w1"}, good]
+    file = tmp_path / "bad.jsonl"
+    file.write_text("\n".join(line if isinstance(line, str) else json.dumps(line) for line in lines))
+    with pytest.raises(UserError, match="5 of 6 rows cannot be used: 1 x not JSON") as caught:
+        examples_of_file(str(file), tokenizer)
+    assert all(f"{file}:{number}" in str(caught.value) for number in range(1, 6))
+    file.write_text("\n".join(json.dumps({**good, "split": "train", "rejected": " w3"}) for _ in range(3)))
+    file.write_text(file.read_text() + "\n" + json.dumps({**good, "split": "test"}))
+    with pytest.raises(UserError, match="3 of 3 rows cannot be used: 3 x chosen and rejected do not differ"):
+        examples_of_file(str(file), tokenizer)
+
+
 @pytest.mark.parametrize("kind", ["full", "lora", "adalora"])
 def test_dpo_starts_at_log_two(kind: str, model, examples) -> None:
     batch = examples["train"].collate(range(8))

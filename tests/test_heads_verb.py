@@ -75,6 +75,9 @@ def test_passages_and_successor_lists(local: Path, tmp_path: Path) -> None:
     assert torch.equal(read_passages(tmp_path / "a.txt", subject, 3, 10), torch.stack([expected, expected + 5]))
     with pytest.raises(UserError, match="no passage has 50 tokens"):
         read_passages(tmp_path / "a.txt", subject, 3, 50)
+    (tmp_path / "b.jsonl").write_text('{"text": "w1"}\n{\n\n{"text": 3}\n')
+    with pytest.raises(UserError, match=r"2 of 3 rows cannot be used: 2 x no object with .*b.jsonl:2, .*b.jsonl:4"):
+        read_passages(tmp_path / "b.jsonl", subject, 3, 1)
     assert subject.tokenizer is not None and successor_lists(subject.tokenizer) == []
 
 

@@ -206,6 +206,20 @@ def test_bad_rows_are_named(name: str, local: Path, tmp_path: Path, capsys: pyte
     assert {p.name for p in out.iterdir()} <= {".hydra", "train.log"}
 
 
+def test_bad_rows_are_left_out_where_that_is_asked_for(
+    local: Path, tmp_path: Path, capsys: pytest.CaptureFixture[str]
+) -> None:
+    file = tmp_path / "pairs.jsonl"
+    rows = [row for row, _ in BAD_ROWS.values()]
+    file.write_text("\n".join([(local / "pairs.jsonl").read_text().rstrip(), *rows]))
+    words = settings(local, tmp_path / "out", "logger=none", "callbacks=none", f"task.build.path={file}")
+    message = failure(capsys, *words, verb="attribute")
+    assert "4 of 40 rows cannot be used" in message and message.endswith("task.build.drop_bad=true")
+    call(*words, "task.build.drop_bad=true", verb="attribute")
+    assert json.loads((tmp_path / "out" / "result.json").read_text())["n_pairs"] == 12
+    assert "4 of 40 rows are left out" in (tmp_path / "out" / "attribute.log").read_text()
+
+
 def test_a_file_without_training_pairs(local: Path, tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:
     file = tmp_path / "pairs.jsonl"
     file.write_text((local / "pairs.jsonl").read_text().replace('"train"', '"test"'))
