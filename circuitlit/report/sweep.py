@@ -41,7 +41,8 @@ def readable(folders: Sequence[Path]) -> tuple[list[Path], dict[Path, str]]:
         try:
             read_run(folder)
         except UserError as error:
-            reasons[folder] = str(error)
+            result = _result(folder)
+            reasons[folder] = str(result.get("reason") if result.get("n_edges", 0) is None else error)
     return [folder for folder in folders if folder not in reasons], reasons
 
 
@@ -89,7 +90,7 @@ def ends_of(folders: Sequence[Path]) -> list[str]:
 
 def write_csv(folders: Sequence[Path], names: Sequence[str], path: Path) -> Path:
     """A line for each run: its name and folder, what differs, its result, and each metric with its interval."""
-    results = [json.loads((folder / "result.json").read_text(encoding="utf-8")) for folder in folders]
+    results = [_result(folder) for folder in folders]
     columns = differing(folders)
     metrics = list(dict.fromkeys(key for result in results for key, value in result.items() if _is_metric(value)))
     heading = [name for metric in metrics for name in (metric, f"{metric}_low", f"{metric}_high")]
@@ -101,6 +102,15 @@ def write_csv(folders: Sequence[Path], names: Sequence[str], path: Path) -> Path
             own = [_shown(values[place]) for values in columns.values()]
             table.writerow([name, folder, *own, *(result.get(field) for field in FIELDS), *numbers])
     return path
+
+
+def _result(folder: Path) -> dict[str, Any]:
+    """`result.json`; empty where it cannot be read."""
+    try:
+        content = json.loads((folder / "result.json").read_text(encoding="utf-8"))
+    except (OSError, ValueError):
+        return {}
+    return content if isinstance(content, dict) else {}
 
 
 def _is_metric(value: object) -> bool:
