@@ -42,12 +42,12 @@ def values(key: str) -> st.SearchStrategy[str]:
     """Values that are of the setting's kind, mostly, and others."""
     kind = find(key, "train")
     words = [word for word in re.split(r", | or ", kind.wants) if " " not in word] if kind else []
-    singles = [*words, *NUMBERS, "true", "false", "null", *THINGS]
+    singles = [*words, *NUMBERS, "true", "false", "null"]
     lists = [f"[{','.join(each)}]" for size in (0, 1, 2) for each in product(singles[:12], repeat=size)]
     right = [each for each in (*singles, *lists) if kind and not kind.fault(key, yaml.safe_load(each))]
     right += THINGS if kind and kind.literal else []
     numbers = st.integers().map(str) | st.floats().map(str)
-    some = st.one_of(st.sampled_from(TEXTS), st.sampled_from(singles), numbers, st.text(max_size=5))
+    some = st.one_of(st.sampled_from(TEXTS), st.sampled_from([*singles, *THINGS]), numbers, st.text(max_size=5))
     return st.one_of(*[st.sampled_from(right or TEXTS)] * 4, some)
 
 
