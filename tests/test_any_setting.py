@@ -80,6 +80,7 @@ def changes(draw: st.DrawFn) -> list[str]:
 def things(local: Path, tmp_path_factory: pytest.TempPathFactory) -> dict[str, Path]:
     folder = tmp_path_factory.mktemp("things")
     graph = Graph(2, 2, 2)
+    (folder / "circuit").mkdir()
     Circuit.cut(EdgeScores(graph, torch.rand(1, graph.n_edges), "test"), 9).save(folder / "circuit")
     (folder / "empty").touch()
     (folder / "bytes").write_bytes(bytes(range(256)))

@@ -172,6 +172,11 @@ BAD = {
     "missing model": (["model.path=missing"], "config.json"),
     "rounded masks": (["trainer.precision=bf16-true"], "would round the masks"),
     "missing function": (["objective.loss.path=cli.nowhere"], "cli.nowhere does not exist or cannot be imported"),
+    "settings that do not go together": (
+        ["task.build._partial_=false"],
+        "does not take these settings (jsonl() missing",
+    ),
+    "no such device": (["trainer.accelerator=mps"], "Trainer does not take these settings ("),
     "missing adapter": (["adapter=peft", "adapter.path=missing"], "adapter 'missing'"),
 }
 

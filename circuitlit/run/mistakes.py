@@ -62,6 +62,10 @@ def _one_line(text: str, verb: str) -> str:
     absent = re.search(r"Error (?:loading|locating target) '([^']+)'", text.replace("\\'", "'"))
     if absent:
         return f"{absent[1]} does not exist or cannot be imported; correct the name of the function or class"
+    called = re.search(r"Error in call to target '([^']+)':\s*\w+\((['\"])(.*)\2\)", text, re.DOTALL)
+    if called:
+        place = f"{full_key[1]}: " if full_key else ""
+        return f"{place}{called[1]} does not take these settings ({called[3]}); correct them"
     lines = [line.strip() for line in text.splitlines() if line.strip() and "See https" not in line]
     return "; ".join(line for line in lines if not line.startswith(("full_key", "object_type", "reference_type")))
 
