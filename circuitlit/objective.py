@@ -39,6 +39,11 @@ def answer_cross_entropy(
     return _over_answer(-log_q.gather(-1, batch.answer[..., None])[..., 0], batch.answer_mask)
 
 
+def log_probability(logits: Float[Tensor, "batch answer vocab"], batch: Batch) -> Float[Tensor, "batch"]:
+    """Log-probability of the answer in nats, mean over its tokens; 0 is certainty."""
+    return -answer_cross_entropy(logits, logits, batch)
+
+
 def logit_difference_error(
     logits: Float[Tensor, "batch answer vocab"], teacher: Float[Tensor, "batch answer vocab"], batch: Batch
 ) -> Float[Tensor, "batch"]:
@@ -69,8 +74,13 @@ def probability_difference(logits: Float[Tensor, "batch answer vocab"], batch: B
 
 
 def task_metric(logits: Float[Tensor, "batch answer vocab"], batch: Batch) -> Float[Tensor, "batch"]:
-    """What a task is measured by: probability difference where a pair has choices, logit difference elsewhere."""
+    """What a task is measured by, the more the better.
+
+    Probability difference where a pair has choices, else logit difference; where no pair of the batch has a wrong
+    answer, the answer's log-probability.
+    """
     by_logits = logit_difference(logits, batch)
+    by_logits = torch.where((batch.wrong < 0).all(), log_probability(logits, batch), by_logits)
     if batch.signs.shape[1] == 0:
         return by_logits
     return torch.where(batch.signs.abs().sum(-1) > 0, probability_difference(logits, batch).nan_to_num(), by_logits)
@@ -122,6 +132,7 @@ class Outcome:
         accuracy: 1 where it says the answer, else 0.
         exact_match: 1 where it says what the full model says, else 0.
         group: number of the sentence (or other item) that pairs share; not given, each pair stands alone.
+        log_prob: log-probability of the answer in nats, mean over its tokens; NaN where it was not measured.
     """
 
     kl: Float[Tensor, "pair"]
@@ -130,8 +141,11 @@ class Outcome:
     accuracy: Float[Tensor, "pair"]
     exact_match: Float[Tensor, "pair"]
     group: Int[Tensor, "pair"] = None  # type: ignore[assignment]
+    log_prob: Float[Tensor, "pair"] = None  # type: ignore[assignment]
 
     def __post_init__(self) -> None:
+        if self.log_prob is None:
+            object.__setattr__(self, "log_prob", torch.full_like(self.kl, torch.nan))
         if self.group is None:
             object.__setattr__(self, "group", torch.arange(len(self.kl)))
 
@@ -150,6 +164,7 @@ class Outcome:
             says_answer(logits, batch).float().cpu(),
             says(logits, teacher.argmax(-1), batch.answer_mask).float().cpu(),
             batch.group.cpu(),
+            log_probability(logits, batch).cpu(),
         )
 
     @classmethod
@@ -159,8 +174,12 @@ class Outcome:
 
     @property
     def metric(self) -> Float[Tensor, "pair"]:
-        """The task's metric: probability difference where a pair has choices, logit difference elsewhere."""
-        return torch.where(self.prob_diff.isnan(), self.logit_diff, self.prob_diff)
+        """The task's metric: probability difference where a pair has choices, logit difference elsewhere.
+
+        Where no pair has either, the answer's log-probability.
+        """
+        difference = torch.where(self.prob_diff.isnan(), self.logit_diff, self.prob_diff)
+        return self.log_prob if bool(difference.isnan().all()) else difference
 
     def head(self, count: int) -> Outcome:
         """The first `count` pairs."""

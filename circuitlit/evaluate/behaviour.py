@@ -22,19 +22,20 @@ class Behaviour:
         n_pairs: pairs measured.
         accuracy: share of clean prompts after which it says the answer, or one of the right choices.
         metric: the task's metric on clean prompts: logit difference, or probability difference where pairs have
-            choices; does not exist without wrong answers.
+            choices; without wrong answers the answer's log-probability.
         corrupted_accuracy: share of corrupted prompts after which it says the clean prompt's answer; near `accuracy`
             means that the corruption leaves the behaviour's cause in place.
         corrupted_metric: the task's metric on corrupted prompts.
-        corrupted_kl: KL(clean || corrupted) in nats: what a circuit can explain at most.
+        corrupted_kl: KL(clean || corrupted) in nats: what a circuit can explain at most. Like the other two it is None
+            where there are no corrupted prompts.
     """
 
     n_pairs: int
     accuracy: Estimate
     metric: Estimate
-    corrupted_accuracy: Estimate
-    corrupted_metric: Estimate
-    corrupted_kl: Estimate
+    corrupted_accuracy: Estimate | None
+    corrupted_metric: Estimate | None
+    corrupted_kl: Estimate | None
 
     @classmethod
     @torch.no_grad()
@@ -46,15 +47,16 @@ class Behaviour:
             logits = subject.logits(placed.clean, placed.positions)
             teacher = logits.float().log_softmax(-1)
             clean.append(Outcome.of(logits, teacher, placed))
-            corrupted.append(Outcome.of(subject.logits(placed.corrupted, placed.positions), teacher, placed))
-        full, other = Outcome.join(clean), Outcome.join(corrupted)
+            if placed.has_corrupted:
+                corrupted.append(Outcome.of(subject.logits(placed.corrupted, placed.positions), teacher, placed))
+        full, other = Outcome.join(clean), Outcome.join(corrupted) if corrupted else None
         return cls(
             n_pairs=len(full.kl),
             accuracy=mean_estimate(full.accuracy, full.group),
             metric=mean_estimate(full.metric, full.group),
-            corrupted_accuracy=mean_estimate(other.accuracy, full.group),
-            corrupted_metric=mean_estimate(other.metric, full.group),
-            corrupted_kl=mean_estimate(other.kl, full.group),
+            corrupted_accuracy=other and mean_estimate(other.accuracy, full.group),
+            corrupted_metric=other and mean_estimate(other.metric, full.group),
+            corrupted_kl=other and mean_estimate(other.kl, full.group),
         )
 
     def verdict(self, min_accuracy: float) -> str | None:

@@ -34,13 +34,15 @@ class Summary:
     Attributes:
         kl: KL(full || it), nats.
         faithfulness: (m(it) - m(corrupted)) / (m(full) - m(corrupted)) with m the mean of the task's metric (logit
-            difference, or probability difference); 1 is the full model, 0 the corrupted run, values above 1 exist.
+            difference, probability difference or, without wrong answers, log-probability of the answer); 1 is the full
+            model, 0 the corrupted run, values above 1 exist.
             Source: MIB (arXiv 2504.13151) section 3.
         faithfulness_raw: m(it) / m(full).
         accuracy: share of pairs on which it says the answer.
         exact_match: share of pairs on which it says what the full model says.
         logit_diff: mean logit of the answer minus the wrong answer; does not exist without wrong answers.
         prob_diff: mean probability of right minus wrong choices; does not exist without choices.
+        log_prob: mean log-probability of the answer, nats.
         per_pair: how well single pairs are reproduced.
     """
 
@@ -51,6 +53,7 @@ class Summary:
     exact_match: Estimate
     logit_diff: Estimate
     prob_diff: Estimate
+    log_prob: Estimate
     per_pair: PerPair
 
     def to_dict(self) -> dict[str, dict]:
@@ -92,6 +95,7 @@ def summarise(outcomes: list[Outcome], full: Outcome, corrupted: Outcome, seed: 
         exact_match=mean("exact_match"),
         logit_diff=mean("logit_diff"),
         prob_diff=mean("prob_diff"),
+        log_prob=mean("log_prob"),
         per_pair=PerPair(
             distance=of(lambda m: m[0] / (m[1] - m[2]).abs(), (own - top).abs(), top, bottom),
             correlation=of(_correlation, *products),

@@ -10,6 +10,7 @@ import torch
 from jaxtyping import Float, Int
 from torch import Tensor
 
+from circuitlit.errors import UserError
 from circuitlit.model.record import record
 from circuitlit.model.subject import Subject
 from circuitlit.tasks.pair import Batch
@@ -81,6 +82,7 @@ def ablated_run(subject: Subject, batch: Batch, kind: Kind, constants: Ablated |
             `optimal_writers`.
     """
     if kind == "interchange":
+        check_corrupted(batch)
         return run_writers(subject, batch.corrupted)
     if kind != "zero":
         if constants is None:
@@ -90,8 +92,21 @@ def ablated_run(subject: Subject, batch: Batch, kind: Kind, constants: Ablated |
     return spread(Ablated(*(torch.zeros_like(getattr(zeros, f.name)) for f in fields(zeros))), batch)
 
 
+def check_corrupted(batch: Batch) -> None:
+    """Refuse pairs without corrupted prompts.
+
+    Raises:
+        UserError: there are such pairs.
+    """
+    if not batch.has_corrupted:
+        raise UserError(
+            "interchange ablation takes what corrupted prompts make writers put out, and these pairs have none; take "
+            "mean, zero or optimal ablation, or give every pair a corrupted prompt"
+        )
+
+
 def mean_writers(subject: Subject, batches: Iterable[Batch], positional: bool = False) -> Ablated:
-    """Mean of every writer over the real tokens of the corrupted prompts, summed in float32.
+    """Mean of every writer over the real tokens of the corrupted prompts, or else the clean ones, summed in float32.
 
     Args:
         subject: the frozen model.

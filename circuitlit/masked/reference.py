@@ -10,7 +10,7 @@ import torch
 from jaxtyping import Float
 from torch import Tensor
 
-from circuitlit.masked.ablation import Ablated, Kind, ablated_run, run_and_record
+from circuitlit.masked.ablation import Ablated, Kind, ablated_run, check_corrupted, run_and_record
 from circuitlit.masked.captured import CapturedCall, Outputs
 from circuitlit.model.logits import take_positions
 from circuitlit.model.subject import Subject
@@ -57,6 +57,7 @@ class References:
         self.kind: Kind = kind
         self._capture = capture
         self._calls: dict[str, CapturedCall] = {}  # a graph keeps the matmul precision that it was captured with
+        self._checked = kind != "interchange"
         self._teacher: Tensor | None = None
         self._ablated: Ablated | None = None
 
@@ -72,7 +73,14 @@ class References:
 
     @torch.no_grad()
     def compute(self, batch: Batch) -> Reference:
-        """One stock forward of clean and corrupted prompts: half the launches, and weights are gathered once."""
+        """One stock forward of clean and corrupted prompts: half the launches, and weights are gathered once.
+
+        Raises:
+            UserError: interchange ablation, and pairs without corrupted prompts.
+        """
+        if not self._checked:  # once: it waits for the device
+            check_corrupted(batch)
+            self._checked = True
         if self.kind != "interchange":
             return Reference(self.teacher(batch), ablated_run(self.subject, batch, self.kind, self.mean))
         rows = len(batch)

@@ -28,12 +28,14 @@ _SHORT = {
     "exact_match": "exact\nmatch",
     "prob_diff": "prob\ndiff",
     "logit_diff": "logit\ndiff",
+    "log_prob": "log\nprob",
     "per_pair.distance": "pair\ndist.",
     "per_pair.correlation": "pair\ncorr.",
 }
 _METRICS = (
     ("prob_diff", "probability difference", "near the full model's is better"),
     ("logit_diff", "logit difference", "near the full model's is better"),
+    ("log_prob", "log-probability", "near the full model's is better"),
 )
 _LABELS = {
     "circuit": "this circuit",
@@ -126,9 +128,8 @@ def entry_of(result: dict, path: str) -> object:
 
 
 def columns(result: dict) -> tuple[tuple[str, str, str], ...]:
-    """`COLUMNS`, the task's own metric (the probability difference where it exists, else the logit difference), and
-    how well single pairs are reproduced."""
-    own = next((c for c in _METRICS if Metric.of(result.get(c[0])).value is not None), _METRICS[-1])
+    """`COLUMNS`, the task's own metric (the first of `_METRICS` there is), and how well single pairs are reproduced."""
+    own = next((c for c in _METRICS if Metric.of(result.get(c[0])).value is not None), _METRICS[1])
     return (*COLUMNS, own, *(PER_PAIR if "per_pair" in result else ()))
 
 
@@ -144,7 +145,10 @@ def result_rows(result: dict) -> list[Row]:
         metrics = tuple(Metric.of(entry_of(entry, name)) for name, _, _ in columns(result))
         note = str(entry.get("label") or "") if key != "circuit" else str(result.get("method") or "")
         reachable = count(entry.get("n_edges_reachable"), "")
-        rows.append(Row(key, _section(key, entry, result), _label(key, entry), note, count(edges), reachable, metrics))
+        label = _label(key, entry)
+        if key.endswith("corrupted") and result.get("ablation", "interchange") != "interchange":
+            label = "all edges cut"  # which is no run on a prompt
+        rows.append(Row(key, _section(key, entry, result), label, note, count(edges), reachable, metrics))
     return rows
 
 

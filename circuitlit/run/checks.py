@@ -15,6 +15,7 @@ from omegaconf import DictConfig, OmegaConf
 
 from circuitlit.errors import UserError
 from circuitlit.run.arguments import setting
+from circuitlit.run.prompts_needed import check_prompts
 from circuitlit.run.schema import check_settings
 
 _PART: ContextVar[Path | None] = ContextVar("folder of a part of the run", default=None)
@@ -56,6 +57,7 @@ def check(cfg: DictConfig, verb: str) -> None:
     for word in _words(OmegaConf.to_container(cfg)):
         setting(verb, word)
     _check_files(cfg, verb)
+    check_prompts(cfg, verb)
     _check_writable(run_dir())
 
 

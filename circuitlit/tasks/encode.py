@@ -148,7 +148,7 @@ def _no_collector() -> Iterator[None]:
 
 def _tokenised(pairs: Sequence[Pair], tokenizer: PreTrainedTokenizerBase, front: list[int]) -> list[_Texts]:
     prompts = tokenise_with_offsets([pair.clean for pair in pairs], tokenizer, front)
-    corrupted = tokenise([pair.corrupted for pair in pairs], tokenizer, front)
+    corrupted = tokenise([_corrupted(pair) for pair in pairs], tokenizer, front)
     before = ["" if pair.in_place else pair.clean for pair in pairs]
     answered = tokenise([b + pair.answer for b, pair in zip(before, pairs, strict=True)], tokenizer, front)
     others = [pair.wrong_answer or pair.answer for pair in pairs]
@@ -172,9 +172,14 @@ def _parted(pair: Pair, tokenizer: PreTrainedTokenizerBase, front: list[int]) ->
     texts = {"answer": pair.answer, "wrong answer": pair.wrong_answer or pair.answer}
     texts |= {f"continuation {number}": text for number, text in enumerate((*pair.right, *pair.wrong), 1)}
     clean, offsets, after = part(pair.clean, texts, tokenizer, front)
-    corrupted, _, _ = part(pair.corrupted, texts, tokenizer, front)
+    corrupted, _, _ = part(_corrupted(pair), texts, tokenizer, front)
     answered, contrasted, *chosen = ([*clean, *tokens] for tokens in after)
     return _Texts(clean, offsets, corrupted, answered, contrasted, chosen)
+
+
+def _corrupted(pair: Pair) -> str:
+    """The corrupted prompt; the clean one stands in where there is none, so that rows have one form."""
+    return pair.clean if pair.corrupted is None else pair.corrupted
 
 
 def _name(number: int, pair: Pair) -> str:
@@ -187,11 +192,11 @@ def _faulty_texts(pairs: Iterable[Pair]) -> Iterator[tuple[int, Fault]]:
 
     A pair may be there twice where both are one observation, which their group says.
     """
-    first: dict[tuple[str, str, str], tuple[str, Pair]] = {}
+    first: dict[tuple[str, str | None, str], tuple[str, Pair]] = {}
     for number, pair in enumerate(pairs):
         name = _name(number, pair)
         twin, same = first.setdefault((pair.clean, pair.corrupted, pair.answer), (name, pair))
-        if not pair.clean.strip() or not pair.corrupted.strip():
+        if not pair.clean.strip() or not _corrupted(pair).strip():
             yield number, Fault(number, name, "a prompt is empty; write one or drop the pair")
         elif not pair.answer.strip():
             yield number, Fault(number, name, "the answer is empty; write one or drop the pair")
@@ -235,7 +240,7 @@ def _row(pair: Pair, texts: _Texts, numbers: dict[str, int]) -> Row:
             f"clean has {len(clean)} tokens, corrupted {len(corrupted)}; "
             "patching is position-wise; fix the template or drop the pair"
         )
-    if clean == corrupted:
+    if clean == corrupted and pair.corrupted is not None:
         raise UserError("clean and corrupted prompt have the same tokens; corrupt one or drop the pair")
     answer = _answer("answer", pair, clean, answered)
     contrast, wrong = 0, -1

@@ -23,7 +23,7 @@ class Row(NamedTuple):
 
     Attributes:
         clean: clean prompt and all answer tokens but the last.
-        corrupted: corrupted prompt and the same answer tokens; as long as `clean`.
+        corrupted: corrupted prompt and the same answer tokens, as long as `clean`; `clean` itself where there is none.
         answer: all answer tokens.
         end: position of the last prompt token, which predicts the first answer token.
         contrast: first answer token at which answer and wrong answer differ; 0 without a wrong answer.

@@ -40,10 +40,11 @@ def jsonl(
 ) -> Splits:
     """The pairs of a file.
 
-    A line has `clean`, `corrupted` and `answer`, and may have `wrong_answer`, `split` ("train", "val", "validation",
-    "test", "new_words") and `roles`: role -> [start, end] characters of `clean`, or role -> a text whose first
-    occurrence is meant. `group` names the sentence or item that a line shares with others: intervals for new sentences
-    resample groups, and lines without `split` go to one split with their group. Without it a line is its own group.
+    A line has `clean` and `answer`, and may have `corrupted` (all lines or none: ablation by zeros, means or constants
+    does without), `wrong_answer`, `split` ("train", "val", "validation", "test", "new_words") and `roles`: role ->
+    [start, end] characters of `clean`, or role -> a text whose first occurrence is meant. `group` names the sentence or
+    item that a line shares with others: intervals for new sentences resample groups, and lines without `split` go to
+    one split with their group. Without it a line is its own group.
     Without `answer`, `clean` and `corrupted` each hold `<predict>...</predict>`: the prompts end before the tag, the
     clean one's is the answer and what follows is left out (the form of Edge Pruning's custom data). Lines that are
     the same are one observation: they share a group and a split.
@@ -87,7 +88,7 @@ def _parsed(path: str) -> tuple[list[Entry], list[Fault]]:
     """The lines that can be read, and what is wrong with the others."""
     entries: list[Entry] = []
     faults: list[Fault] = []
-    first: dict[tuple[str, str, str], Entry] = {}
+    first: dict[tuple[str, str | None, str], Entry] = {}
     for number, line in enumerate(_lines(path), start=1):
         if not line.strip():
             continue
@@ -178,11 +179,13 @@ def _parse(line: str, source: str) -> tuple[Pair, str | None]:
     for name in row:
         if name not in FIELDS:
             raise UserError(f"unknown field '{name}'; the fields are {', '.join(FIELDS)}")
-    clean, corrupted = _text(row, "clean"), _text(row, "corrupted")
-    if OPEN in clean or OPEN in corrupted:
+    clean = _text(row, "clean")
+    corrupted = _text(row, "corrupted") if row.get("corrupted") is not None else None
+    if OPEN in clean or OPEN in (corrupted or ""):
         if "answer" in row:
             raise UserError(f"both 'answer' and {OPEN}; leave one out")
-        (clean, answer), (corrupted, _) = _cut(clean, "clean"), _cut(corrupted, "corrupted")
+        clean, answer = _cut(clean, "clean")
+        corrupted = None if corrupted is None else _cut(corrupted, "corrupted")[0]
     else:
         answer = _text(row, "answer")
     wrong = _text(row, "wrong_answer") if row.get("wrong_answer") is not None else None

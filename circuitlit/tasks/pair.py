@@ -15,7 +15,8 @@ class Pair:
 
     Attributes:
         clean: prompt on which the model shows the behaviour, without the answer.
-        corrupted: prompt with as many tokens in which the behaviour's cause is changed.
+        corrupted: prompt with as many tokens in which the behaviour's cause is changed. None, in all pairs of a task,
+            will do for ablation by zeros, means or trained constants, which takes nothing from such a prompt.
         answer: continuation of `clean`, with its leading space where the language has one.
         wrong_answer: continuation to compare with (the other name, say), or None.
         right, wrong: continuations of one token each whose summed probabilities are compared, where a task has many
@@ -30,7 +31,7 @@ class Pair:
     """
 
     clean: str
-    corrupted: str
+    corrupted: str | None
     answer: str
     wrong_answer: str | None = None
     roles: tuple[tuple[str, int, int], ...] = field(default=())
@@ -58,7 +59,7 @@ class Batch:
         index: place of each pair in its split; caches are keyed by it.
         group: number of the sentence (or other item) that a pair shares with others of its split.
         clean: token ids of the clean prompts.
-        corrupted: token ids of the corrupted prompts.
+        corrupted: token ids of the corrupted prompts; those of the clean ones where there are none.
         lengths: real tokens in each row.
         positions: where each answer token is predicted; 0 where `answer_mask` is False.
         answer: answer tokens.
@@ -93,6 +94,11 @@ class Batch:
     def head(self, count: int) -> Batch:
         """The first `count` rows."""
         return Batch(**{f.name: getattr(self, f.name)[:count] for f in fields(self)})
+
+    @property
+    def has_corrupted(self) -> bool:
+        """Whether there are corrupted prompts, which differ from the clean ones in every pair."""
+        return bool((self.clean != self.corrupted).any(1).all())
 
     def __len__(self) -> int:
         return self.clean.shape[0]

@@ -28,7 +28,7 @@ class Splits:
             tasks that do not tell sentences from words.
 
     Raises:
-        UserError: a pair is in two splits.
+        UserError: a pair is in two splits, or only some pairs have corrupted prompts.
         ValueError: `role_names` does not begin with "other" and end with "end", or repeats a name.
     """
 
@@ -51,10 +51,20 @@ class Splits:
         names = self.role_names
         if len(set(names)) != len(names) or len(names) < 2 or names[0] != OTHER or names[-1] != END:
             raise ValueError(f"role names {names} are not different names from '{OTHER}' to '{END}'")
-        home: dict[tuple[str, str, str], tuple[str, Pair]] = {}
+        self._refuse_some_without_corrupted()
+        home: dict[tuple[str, str | None, str], tuple[str, Pair]] = {}
         for split in SPLITS:
             for pair in getattr(self, split):
                 other, twin = home.setdefault((pair.clean, pair.corrupted, pair.answer), (split, pair))
                 if other != split and not self.overlapping:
                     places = f"{other} ({twin.source or twin.clean}) and in {split} ({pair.source or pair.clean})"
                     raise UserError(f"task {self.name}: the same pair is in {places}; keep it in one split")
+
+    def _refuse_some_without_corrupted(self) -> None:
+        pairs = [pair for split in SPLITS for pair in getattr(self, split)]
+        without = [pair for pair in pairs if pair.corrupted is None]
+        if 0 < len(without) < len(pairs):
+            raise UserError(
+                f"task {self.name}: {len(without)} of {len(pairs)} pairs have no corrupted prompt, the first is "
+                f"{without[0].source or without[0].clean!r}; give all pairs one, or none"
+            )
