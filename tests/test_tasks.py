@@ -284,7 +284,7 @@ BAD_ROWS = {
     "not JSON": "{",
     "a list where an object belongs": "[]",
     "unknown field 'anwser'": {**GOOD, "anwser": " Mary"},
-    "field 'corrupted' is missing": {"clean": CLEAN, "answer": " Mary"},
+    "field 'clean' is missing": {"corrupted": CORRUPTED, "answer": " Mary"},
     "field 'answer' is missing": {"clean": CLEAN, "corrupted": CORRUPTED},
     "answer is a int, not a text": {**GOOD, "answer": 5},
     "clean is empty": {**GOOD, "clean": "  "},
