@@ -57,4 +57,5 @@ def _count(path: Path) -> tuple[int, int, int]:
                 rows.append(row)
     except (OSError, ValueError, RecursionError):
         return 0, 0, 0
-    return len(rows), *(sum(row.get(name) is not None for row in rows) for name in ("corrupted", "wrong_answer"))
+    corrupted, wrong = (sum(row.get(name) is not None for row in rows) for name in ("corrupted", "wrong_answer"))
+    return len(rows), corrupted, wrong

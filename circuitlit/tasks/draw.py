@@ -69,7 +69,7 @@ class _Taken:
     """What the splits drawn so far hold."""
 
     clean: set[str] = field(default_factory=set)
-    corrupted: set[str] = field(default_factory=set)
+    corrupted: set[str | None] = field(default_factory=set)
     items: set[str] = field(default_factory=set)
 
     def add(self, pair: Pair, by_item: bool) -> None:
