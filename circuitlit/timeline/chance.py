@@ -19,6 +19,7 @@ from circuitlit.timeline.autocorrelation import HIGHEST, draw_noise, highest
 from circuitlit.timeline.segment import Segmentation, largest_gains
 
 DRAWS = 199
+FEW = 50  # snapshots, below which a walk cannot be told from noise by its coefficient
 BEYOND, NOT_BEYOND, UNDECIDED = "beyond chance", "not beyond chance", "undecided"
 Null = Callable[[Segmentation], Sequence[Float[np.ndarray, "draw"]]]  # the largest gains under one or two hypotheses
 
@@ -57,14 +58,13 @@ def noise_or_walk(parts: Segmentation) -> list[Float[np.ndarray, "draw"]]:
     """Largest gains in noise, and in noise where the first signal, the level, is a walk.
 
     The noise is Gaussian AR(1) with the upper ends of the intervals of the coefficients about the fitted pieces. A
-    signal whose interval reaches .9 may be a walk as well, and is one in the second hypothesis. Where all signals
-    walk and snapshots are few, a coefficient may look too low for that: of such runs of 20 snapshots a tenth have
-    stages.
+    signal whose interval reaches .9 may be a walk as well, and is one in the second hypothesis. With fewer than `FEW`
+    snapshots a walk's coefficient may look too low for that, so there all signals walk.
     """
     n = len(parts.fitted)
     high = highest(parts.coefficients, n - 2 * (len(parts.change_points) + 1))
     high = np.minimum(HIGHEST, np.ceil(high * 20) / 20)  # so that series of one length share their draws
-    walk = np.where(high >= HIGHEST, 1.0, high)
+    walk = np.where((high >= HIGHEST) | (n < FEW), 1.0, high)
     walk[0] = 1.0
     return [_noise_gains(n, tuple(map(float, own))) for own in (high, walk)]
 
