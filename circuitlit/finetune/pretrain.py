@@ -105,7 +105,9 @@ class Pretrainer(LightningModule):
         """Cross-entropy in nats per token."""
         ids = batch[0].long()
         logits = self.model(input_ids=ids[:, :-1], use_cache=False).logits.float()
-        return F.cross_entropy(logits.flatten(0, 1), ids[:, 1:].flatten())
+        loss = F.cross_entropy(logits.flatten(0, 1), ids[:, 1:].flatten())
+        self.log("train/loss", loss.detach(), batch_size=len(ids))
+        return loss
 
     def configure_optimizers(self) -> Any:
         """AdamW; vectors have no weight decay."""

@@ -68,5 +68,6 @@ class ProgressLines(Callback):
             return
         left = (time.monotonic() - self._began) / (step - self._first) * (steps - step)
         logged = {name: float(v) for name, v in trainer.callback_metrics.items() if name.startswith("train/")}
-        figures = ", ".join(f"{name.removeprefix('train/')} {value:.4g}" for name, value in logged.items())
-        say(f"{100 * step // steps} %: step {step} of {steps}, {figures}, {duration(left)} left", self.aloud)
+        figures = [f"{name.removeprefix('train/')} {value:.4g}" for name, value in logged.items()]
+        words = [f"{100 * step // steps} %: step {step} of {steps}", *figures, f"{duration(left)} left"]
+        say(", ".join(words), self.aloud)

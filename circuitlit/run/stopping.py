@@ -108,8 +108,9 @@ def farewell(stop: Stopped, cfg: DictConfig, argv: list[str]) -> str:
         argv: `sys.argv` of its command.
     """
     how = "Ctrl-C" if stop.number == signal.SIGINT else "a signal"
-    name, text = stop.during or ("", "starting")
-    where = f"at step {stop.step}" if stop.step is not None else f"while {text[:1].lower()}{text[1:]}"
+    name, text = stop.during or ("", "")
+    where = f"at step {stop.step}" if stop.step is not None else f"while {text[:1].lower()}{text[1:]}" if text else ""
+    stopped = f"stopped by {how} {where}".rstrip()
     folder, alone = run_dir(), cfg.verb in ("train", "finetune") and not cfg.get("story")
     command = ["python", "-m", "circuitlit", cfg.verb]
     if alone:
@@ -121,5 +122,5 @@ def farewell(stop: Stopped, cfg: DictConfig, argv: list[str]) -> str:
         command += [word for word in argv[1:] if word != cfg.verb and not word.startswith("hydra.run.dir=")]
         command.append(f"hydra.run.dir={folder}")
     else:
-        return f"stopped by {how} {where}; nothing of it is kept"
-    return f"stopped by {how} {where}; {kept}; go on with: {shlex.join(command)}"
+        return f"{stopped}; nothing of it is kept"
+    return f"{stopped}; {kept}; go on with: {shlex.join(command)}"
