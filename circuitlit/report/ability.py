@@ -2,11 +2,9 @@
 
 from __future__ import annotations
 
-from rich import box
 from rich.console import Console
-from rich.table import Table
-from rich.text import Text
 
+from circuitlit.report.grid import grid
 from circuitlit.report.table import Metric, count
 
 
@@ -15,12 +13,8 @@ def print_ability(result: dict, console: Console) -> None:
 
     `diff` is the task's metric, logit or probability difference; `on corr.` is the same on corrupted prompts.
     """
-    title = Text(f"what {result['model']} does", "bold")
-    table = Table(title=title, box=box.SIMPLE_HEAD, padding=(0, 1, 0, 0), title_justify="left")
-    for heading in ("task", "split"):
-        table.add_column(heading, no_wrap=True)
-    for heading in ("pairs", "accuracy", "on corr.", "diff", "on corr.", "KL corr.", "asked"):
-        table.add_column(heading, justify="right", no_wrap=True)
+    numbers = ("pairs", "accu-\nracy", "on\ncorr.", "diff", "on\ncorr.", "KL\ncorr.", "asked")
+    table = grid(f"what {result['model']} does", ("task", "split"), numbers)
     for row in result["rows"]:
         cells = [Metric.of(row[name]).text() for name in ("accuracy", "corrupted_accuracy")]
         cells += [Metric.of(row[name]).text() for name in ("metric", "corrupted_metric", "corrupted_kl")]

@@ -2,19 +2,17 @@
 
 from __future__ import annotations
 
-from rich import box
 from rich.console import Console
 from rich.table import Table
 from rich.text import Text
 
+from circuitlit.report.grid import grid
 from circuitlit.report.table import Metric
 
 
 def behaviour_table(held_out: dict, title: str) -> Table:
     """Accuracy and metric of base and tuned model on the same pairs, with intervals."""
-    table = Table(title=Text(title, "bold"), box=box.SIMPLE_HEAD, title_justify="left")
-    for heading in ("held-out", "base", "tuned", "change", "paired test"):
-        table.add_column(heading)
+    table = grid(title, ("held-out", "base", "tuned", "change", "paired test"))
     tests = {
         "accuracy": f"p = {held_out['accuracy_p']:.2g} (+{held_out['gained']} -{held_out['lost']})",
         "metric": "bootstrap interval",

@@ -7,12 +7,10 @@ from html import escape
 from pathlib import Path
 
 import plotly.graph_objects as go
-from rich import box
 from rich.console import Console
-from rich.table import Table
-from rich.text import Text
 
 from circuitlit.report.figures import BLUE, GREEN, GREY, RED, finish
+from circuitlit.report.grid import grid
 from circuitlit.report.simple_page import write_simple_page
 from circuitlit.report.table import Metric
 
@@ -23,9 +21,7 @@ HEADINGS = ("task", "verdict", "score", "base", "tuned", "change", "p (Holm)")
 def print_capabilities(result: dict, console: Console) -> None:
     """Print what was gained and lost, and where the gains sit."""
     title = f"{result['base']['name']} against {result['tuned']['name']}"
-    table = Table(title=Text(title, "bold"), box=box.SIMPLE_HEAD, title_justify="left")
-    for heading in HEADINGS:
-        table.add_column(heading)
+    table = grid(title, HEADINGS)
     for cells in task_rows(result):
         table.add_row(*cells)
     console.print(table)

@@ -6,14 +6,13 @@ import json
 from pathlib import Path
 
 import plotly.graph_objects as go
-from rich import box
 from rich.console import Console
 from rich.table import Table
-from rich.text import Text
 
 from circuitlit.compare import LABELS
 from circuitlit.report.behaviour import behaviour_table
 from circuitlit.report.figures import BLUE, GREEN, GREY, ORANGE, PINK, RED, finish
+from circuitlit.report.grid import grid
 from circuitlit.report.overlap import overlap_sentence
 from circuitlit.report.reuse import reuse_sentence, tables
 from circuitlit.report.reuse import sections as reuse_sections
@@ -40,9 +39,7 @@ def print_comparison(result: dict, console: Console) -> None:
     console.print(_edges_table(result, title))
     console.print(_nodes_table(result["at_size"]))
     weights = result["weights"]
-    table = Table(title=Text("weights", "bold"), box=box.SIMPLE_HEAD, title_justify="left")
-    for heading in ("where", "relative change", "share of energy"):
-        table.add_column(heading)
+    table = grid("weights", ("where", "relative change", "share of energy"))
     table.add_row("all", f"{weights['relative']:.3g}", f"{percent(weights['unchanged'])} of weights unchanged")
     for kind, share in sorted(weights["distribution"]["kind"]["share"].items(), key=lambda item: -item[1]):
         table.add_row(kind, _relative(weights["parts"], kind), percent(share))
@@ -62,12 +59,9 @@ def print_comparison(result: dict, console: Console) -> None:
 
 
 def _edges_table(result: dict, title: str) -> Table:
-    table = Table(title=Text(title, "bold"), box=box.SIMPLE_HEAD, title_justify="left")
-    table.add_column("edges")
     settings = {"same size": result["at_size"], "same faithfulness": result["at_faithfulness"]}
     shown = {name: entry for name, entry in settings.items() if entry}
-    for name in shown:
-        table.add_column(name, justify="right")
+    table = grid(title, ("edges",), shown)
     sizes = [f"{count(e['n_edges']['base'])} / {count(e['n_edges']['tuned'])}" for e in shown.values()]
     table.add_row("base / tuned circuit", *sizes)
     for label in LABELS[1:]:
@@ -78,9 +72,7 @@ def _edges_table(result: dict, title: str) -> Table:
 
 
 def _nodes_table(entry: dict) -> Table:
-    table = Table(title=Text("nodes, at the same size", "bold"), box=box.SIMPLE_HEAD, title_justify="left")
-    for heading in ("mode", "number", "which"):
-        table.add_column(heading)
+    table = grid("nodes, at the same size", ("mode", "number", "which"))
     for mode, nodes in entry["nodes"].items():
         more = " ..." if len(nodes) > 8 else ""
         table.add_row(mode, str(len(nodes)), " ".join(nodes[:8]) + more)

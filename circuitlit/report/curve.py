@@ -2,20 +2,17 @@
 
 from __future__ import annotations
 
-from rich import box
 from rich.console import Console
-from rich.table import Table
 from rich.text import Text
 
+from circuitlit.report.grid import grid
 from circuitlit.report.table import Metric, count, percent
 
 
 def print_curve(curve: dict, console: Console) -> None:
     """Print one row a size, then the areas, all from result.json's `curve`."""
     title = f"faithfulness by size, {curve['ranking']} ranking, {curve['select']}, {curve['n_pairs']} pairs"
-    table = Table(title=Text(title, "bold"), box=box.SIMPLE_HEAD, padding=(0, 1, 0, 0), title_justify="left")
-    for heading in ("kept", "edges", "reachable", "KL (nats)", "faithfulness"):
-        table.add_column(heading, justify="right", no_wrap=True)
+    table = grid(title, numbers=("kept", "edges", "reachable", "KL (nats)", "faithfulness"))
     for size, edges, reachable, point in zip(
         curve["sizes"], curve["n_edges"], curve["n_edges_reachable"], curve["points"], strict=True
     ):

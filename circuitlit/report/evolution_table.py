@@ -4,11 +4,11 @@ from __future__ import annotations
 
 from typing import Any
 
-from rich import box
 from rich.console import Console
 from rich.table import Table
 from rich.text import Text
 
+from circuitlit.report.grid import grid
 from circuitlit.report.overlap import overlap_sentence
 from circuitlit.report.size_tables import size_tables, tokens_text
 from circuitlit.report.stages import stages_text
@@ -31,9 +31,7 @@ def print_evolution(result: dict[str, Any], console: Console) -> None:
             console.print(Text(f"  {text}"), soft_wrap=True)
     for title, headings, rows in size_tables(result):
         console.print(Text(title, "bold"), soft_wrap=True)
-        table = Table(box=box.SIMPLE_HEAD, padding=(0, 1, 0, 0))
-        for heading in headings:
-            table.add_column(heading, justify="right")
+        table = grid(numbers=headings)
         for row in rows:
             table.add_row(*row)
         console.print(table)
@@ -47,11 +45,9 @@ def print_evolution(result: dict[str, Any], console: Console) -> None:
 def _table(series: dict[str, Any], task: str, entry: dict[str, Any], target: float, width: int) -> Table:
     """In a narrow terminal the accuracy stands without its interval."""
     total = entry["rows"][0]["n_edges_total"]
-    table = _empty(f"{series['name']}, {task}: {count(total)} edges")
     wide, faithful = width >= 100, f"edges for\n{target:.0%}"
     headings = ("step", "tokens", "accuracy", faithful, "raw", "nodes", "J* to\nbefore", "J* to\nlast", "node J*\nEWMA")
-    for heading in headings:
-        table.add_column(heading, justify="right", no_wrap=True)
+    table = grid(f"{series['name']}, {task}: {count(total)} edges", numbers=headings)
     for row in entry["rows"]:
         alike = row["likeness"]
         smallest = row["smallest"] if row["status"] == "OK" else None
@@ -80,9 +76,8 @@ def neighbours_text(learned: dict[str, Any]) -> str:
 def _heads_table(series: dict[str, Any]) -> Table:
     rows = series["heads"]["rows"]
     roles = list(rows[0]["best"])
-    table = _empty(f"{series['name']}: best head score of each role, and repeated random tokens")
-    for heading in ("step", "tokens", *(role.replace("_", "\n") for role in roles), "loss", "accuracy"):
-        table.add_column(heading, justify="right", no_wrap=True)
+    headings = ("step", "tokens", *(role.replace("_", "\n") for role in roles), "loss", "accu-\nracy")
+    table = grid(f"{series['name']}: best head score of each role, and repeated random tokens", numbers=headings)
     for row in rows:
         scores = [_number(row["best"][role]) for role in roles]
         table.add_row(
@@ -132,10 +127,6 @@ def causal_lines(series: dict[str, Any]) -> list[str]:
             f"p = {check['rank_p']:.3f})"
         )
     return lines
-
-
-def _empty(title: str) -> Table:
-    return Table(title=Text(title, "bold"), box=box.SIMPLE_HEAD, padding=(0, 1, 0, 0), title_justify="left")
 
 
 def _size(found: dict[str, Any] | None) -> str:

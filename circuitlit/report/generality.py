@@ -7,12 +7,10 @@ from html import escape
 from pathlib import Path
 
 import plotly.graph_objects as go
-from rich import box
 from rich.console import Console
-from rich.table import Table
-from rich.text import Text
 
 from circuitlit.report.figures import finish
+from circuitlit.report.grid import grid
 from circuitlit.report.overlap import overlap_sentence
 from circuitlit.report.simple_page import write_simple_page
 from circuitlit.report.table import Metric
@@ -27,9 +25,7 @@ TITLES = {
 def print_generality(result: dict, console: Console) -> None:
     """Print the matrices, and what tuning damaged."""
     for key, title in TITLES.items():
-        table = Table(title=Text(title, "bold"), box=box.SIMPLE_HEAD, title_justify="left")
-        for heading in ("circuit", *result["tasks"]):
-            table.add_column(heading)
+        table = grid(title, ("circuit", *result["tasks"]))
         for name, row in zip(result["tasks"], result[key], strict=True):
             table.add_row(name, *map(_cell, row))
         if key == "faithfulness":

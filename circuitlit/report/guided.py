@@ -8,12 +8,10 @@ from pathlib import Path
 from typing import Any
 
 import plotly.graph_objects as go
-from rich import box
 from rich.console import Console
-from rich.table import Table
-from rich.text import Text
 
 from circuitlit.report.figures import BLUE, GREEN, ORANGE, PINK, RED, finish
+from circuitlit.report.grid import grid
 from circuitlit.report.simple_page import write_simple_page
 from circuitlit.report.table import Metric, count
 
@@ -24,9 +22,7 @@ _HEAD = ("ranks from", "trained", "score", "minus uniform", "minus random layers
 def print_guided(result: dict[str, Any], console: Console) -> None:
     """Print one row a way."""
     title = f"{result['task']} on {result['model']}: {result['score']}, {len(result['settings']['seeds'])} seeds"
-    table = Table(title=Text(title, "bold"), box=box.SIMPLE_HEAD, title_justify="left")
-    for heading in _HEAD:
-        table.add_column(heading)
+    table = grid(title, _HEAD)
     for cells in _rows(result):
         table.add_row(*cells)
     console.print(table)

@@ -8,6 +8,7 @@ from rich.console import Console
 from rich.table import Table
 
 from circuitlit.heads.roles import HeadScores, head_name, top_heads
+from circuitlit.report.grid import grid
 from circuitlit.report.table import Metric
 
 
@@ -40,10 +41,10 @@ def _years(found: dict[str, Any]) -> str:
 
 def _score_table(scores: HeadScores, top: int) -> Table:
     """Effects are sorted by size, all other scores from the highest."""
-    table = Table("score", "top heads", title=f"Heads of {scores.details.get('model', 'the model')}")
-    for name, grid in scores.scores.items():
-        heads = top_heads(grid.abs() if "effect" in name else grid, top)
-        shown = "  ".join(f"{head_name(head)} {float(grid[head]):.3f}" for head in heads)
+    table = grid(f"Heads of {scores.details.get('model', 'the model')}", ("score", "top heads"))
+    for name, of_heads in scores.scores.items():
+        heads = top_heads(of_heads.abs() if "effect" in name else of_heads, top)
+        shown = "  ".join(f"{head_name(head)} {float(of_heads[head]):.3f}" for head in heads)
         table.add_row(name.replace("_", " "), shown or "-")
     return table
 
@@ -54,7 +55,7 @@ def _share_table(shares: dict[str, Any]) -> Table:
         "C": "C: S-inhibition, on the name movers' queries",
         "D": "D: induction and duplicate tokens, on S-inhibition values",
     }
-    table = Table("part", "heads", "share of all effects", "random heads", title="IOI algorithm")
+    table = grid("IOI algorithm", ("part", "heads", "share of all effects", "random heads"))
     for name, share in shares.items():
         found = (str(Metric.of(share[key])) for key in ("share", "random"))
         table.add_row(titles.get(name, name), str(share["heads"]), *found)
@@ -62,7 +63,7 @@ def _share_table(shares: dict[str, Any]) -> Table:
 
 
 def _causal_table(checks: dict[str, Any]) -> Table:
-    table = Table("role", "ablated", "whole model", "change", "random heads", "p", title="Causal checks")
+    table = grid("Causal checks", ("role", "ablated", "whole model", "change", "random heads", "p"))
     for role, check in checks.items():
         found = (str(Metric.of(check[key])) for key in ("intact", "effect", "random"))
         table.add_row(

@@ -7,12 +7,10 @@ from html import escape
 from pathlib import Path
 
 import plotly.graph_objects as go
-from rich import box
 from rich.console import Console
-from rich.table import Table
-from rich.text import Text
 
 from circuitlit.report.figures import BLUE, GREY, RED, finish
+from circuitlit.report.grid import grid
 from circuitlit.report.simple_page import write_simple_page
 from circuitlit.report.table import Metric
 
@@ -24,9 +22,7 @@ def print_injection(result: dict, console: Console) -> None:
     """Print what was learned and what reverting nodes takes away again."""
     tables = {"facts, in a wording not tuned on": (ANSWERS, answer_rows(result)), "reverted": (CARRIERS, rows(result))}
     for title, (headings, cells) in tables.items():
-        table = Table(title=Text(title, "bold"), box=box.SIMPLE_HEAD, title_justify="left")
-        for heading in headings:
-            table.add_column(heading)
+        table = grid(title, headings)
         for row in cells:
             table.add_row(*row)
         console.print(table)

@@ -7,12 +7,10 @@ from html import escape
 from pathlib import Path
 
 import plotly.graph_objects as go
-from rich import box
 from rich.console import Console
-from rich.table import Table
-from rich.text import Text
 
 from circuitlit.report.figures import BLUE, GREEN, GREY, ORANGE, RED, finish
+from circuitlit.report.grid import grid
 from circuitlit.report.simple_page import write_simple_page
 from circuitlit.report.table import Metric
 
@@ -24,16 +22,12 @@ def print_interventions(result: dict, console: Console) -> None:
     ablation = result["ablation"]
     title = f"{result['task']} on {result['model']}: metric lost by {result['ablated_by']} ablation"
     for what in ("nodes", "edges"):
-        table = Table(title=Text(f"{title}, {what}", "bold"), box=box.SIMPLE_HEAD, title_justify="left")
-        for heading in (what[:-1], "kind", "drop", "KL (nats)", "q"):
-            table.add_column(heading)
+        table = grid(f"{title}, {what}", (what[:-1], "kind", "drop", "KL (nats)", "q"))
         for row in ablation[what][:SHOWN]:
             table.add_row(row["name"], row["kind"], str(Metric.of(row["drop"])), f"{row['kl']:.3g}", f"{row['q']:.2g}")
         table.add_row("random", "", str(Metric.of(ablation[f"random_{what[:-1]}"])), "", "")
         console.print(table)
-    table = Table(title=Text(" ".join(result["chosen"]), "bold"), box=box.SIMPLE_HEAD, title_justify="left")
-    for heading in ("together", "they", "random like them", "p"):
-        table.add_column(heading)
+    table = grid(" ".join(result["chosen"]), ("together", "they", "random like them", "p"))
     for cells in set_rows(result):
         table.add_row(*cells)
     console.print(table)

@@ -7,12 +7,10 @@ from html import escape
 from pathlib import Path
 
 import plotly.graph_objects as go
-from rich import box
 from rich.console import Console
-from rich.table import Table
-from rich.text import Text
 
 from circuitlit.report.figures import BLUE, GREY, finish
+from circuitlit.report.grid import grid
 from circuitlit.report.simple_page import write_simple_page
 from circuitlit.report.table import Metric
 
@@ -24,9 +22,7 @@ def print_knowledge(result: dict, console: Console) -> None:
     """Print what the model knows and which heads look it up."""
     tables = {f"what {result['model']} knows": (TASKS, task_rows(result)), "heads": (ROLES, role_rows(result))}
     for title, (headings, rows) in tables.items():
-        table = Table(title=Text(title, "bold"), box=box.SIMPLE_HEAD, title_justify="left")
-        for heading in headings:
-            table.add_column(heading)
+        table = grid(title, headings)
         for row in rows:
             table.add_row(*row)
         console.print(table)

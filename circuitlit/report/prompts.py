@@ -6,11 +6,10 @@ import json
 from html import escape
 from pathlib import Path
 
-from rich import box
 from rich.console import Console
-from rich.table import Table
 from rich.text import Text
 
+from circuitlit.report.grid import grid
 from circuitlit.report.overlap import overlap_sentence
 from circuitlit.report.simple_page import write_simple_page
 from circuitlit.report.table import Metric, count
@@ -25,10 +24,8 @@ def print_prompts(result: dict, console: Console) -> None:
     if "rows" not in result:
         return
     title = f"{result['model']}{', tuned' if result['tuned'] else ''}: every circuit under every prompt, held-out pairs"
-    table = Table(title=Text(title, "bold"), box=box.SIMPLE_HEAD, title_justify="left")
-    headings, rows = grid(result, intervals=False)
-    for number, heading in enumerate(headings):
-        table.add_column(heading, justify="right" if number else "left")
+    headings, rows = cross_table(result, intervals=False)
+    table = grid(title, headings[:1], headings[1:])
     for row in rows:
         table.add_row(*row)
     console.print(table)
@@ -36,7 +33,7 @@ def print_prompts(result: dict, console: Console) -> None:
         console.print(sentence, highlight=False)
 
 
-def grid(result: dict, intervals: bool) -> tuple[list[str], list[list[str]]]:
+def cross_table(result: dict, intervals: bool) -> tuple[list[str], list[list[str]]]:
     """Headings and cells; a prompt's figures stand side by side."""
     tasks = result["tasks"]
     headings = ["circuit", "edges", *(f"{words}, {task}" for _, words in FIGURES for task in tasks)]
@@ -67,7 +64,7 @@ def sentences(result: dict) -> list[str]:
 def write_prompts(folder: Path) -> Path:
     """Write `prompts.html` from `prompts.json`: one file that needs nothing else."""
     result = json.loads((folder / "prompts.json").read_text())
-    headings, rows = grid(result, intervals=True)
+    headings, rows = cross_table(result, intervals=True)
     head = "".join(f"<th>{escape(heading)}</th>" for heading in headings)
     body = "".join("<tr>" + "".join(f"<td>{escape(cell)}</td>" for cell in row) + "</tr>" for row in rows)
     words = "".join(f"<p>{escape(sentence)}</p>" for sentence in sentences(result))

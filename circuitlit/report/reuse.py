@@ -5,11 +5,10 @@ from __future__ import annotations
 from html import escape
 
 import plotly.graph_objects as go
-from rich import box
 from rich.table import Table
-from rich.text import Text
 
 from circuitlit.report.figures import BLUE, GREEN, GREY, ORANGE, PINK, RED, finish
+from circuitlit.report.grid import grid
 from circuitlit.report.overlap import OVERLAP_HEADINGS, overlap_rows, overlap_sentence
 from circuitlit.report.table import Metric
 
@@ -72,9 +71,7 @@ def tables(result: dict) -> list[Table]:
 
 
 def _table(title: str, headings: tuple[str, ...], rows: list[tuple[str, ...]]) -> Table:
-    table = Table(title=Text(title, "bold"), box=box.SIMPLE_HEAD, title_justify="left")
-    for heading in headings:
-        table.add_column(heading)
+    table = grid(title, headings)
     for row in rows:
         table.add_row(*row)
     return table

@@ -9,13 +9,12 @@ from typing import Any
 
 import plotly.graph_objects as go
 from plotly.subplots import make_subplots
-from rich import box
 from rich.console import Console
-from rich.table import Table
 from rich.text import Text
 
 from circuitlit.report.evolution_table import neighbours_text
 from circuitlit.report.figures import BLUE, GREEN, GREY, ORANGE, PINK, RED, finish
+from circuitlit.report.grid import grid
 from circuitlit.report.overlap import overlap_sentence
 from circuitlit.report.simple_page import write_simple_page
 from circuitlit.report.stages import stages_text
@@ -30,10 +29,8 @@ _EDGES = ("added", "removed", "strengthened", "weakened", "modified", "reused", 
 
 def print_story(story: dict[str, Any], console: Console) -> None:
     """Print the answers of all ways and the suggestions."""
-    table = Table(title=Text(_title(story), "bold"), box=box.SIMPLE_HEAD, title_justify="left")
     head, rows = _answers(story)
-    for heading in head:
-        table.add_column(heading)
+    table = grid(_title(story), head)
     for cells in rows:
         table.add_row(*cells)
     console.print(table)

@@ -8,12 +8,12 @@ from pathlib import Path
 
 import plotly.graph_objects as go
 from plotly.subplots import make_subplots
-from rich import box
 from rich.console import Console
 from rich.table import Table
 from rich.text import Text
 
 from circuitlit.report.figures import BLUE, GREEN, GREY, ORANGE, PINK, RED, finish
+from circuitlit.report.grid import grid
 from circuitlit.report.table import Metric, count, percent
 
 _COLOURS = (BLUE, ORANGE, GREEN, RED, PINK)
@@ -45,11 +45,7 @@ def print_study(study: dict, console: Console) -> None:
 def _table(task: dict, rows: list[dict], width: int) -> Table:
     """In a narrow terminal the KL stands without its interval."""
     title = f"{task['task']}: {count(task['n_edges_total'])} edges, {count(task['n_pairs'])} held-out pairs"
-    table = Table(title=Text(title, "bold"), box=box.SIMPLE_HEAD, padding=(0, 1, 0, 0), title_justify="left")
-    table.add_column("removed", justify="right", no_wrap=True)
-    table.add_column("method", overflow="fold", min_width=12)
-    for heading in (*(heading for _, heading in _COLUMNS), "reachable", "J*", "s"):
-        table.add_column(heading, justify="right", no_wrap=True)
+    table = grid(title, ("removed", "method"), (*(heading for _, heading in _COLUMNS), "reach-\nable", "J*", "s"))
     for row in sorted(rows, key=lambda row: row["sparsity"]):
         kl = Metric.of(row["kl"])
         cells = [str(kl) if width >= 110 else kl.text()]
@@ -66,11 +62,9 @@ def _fewest(items: list[dict]) -> Table:
     tasks = list(dict.fromkeys(item["task"] for item in items))
     rival = items[0]["rival"]
     title = f"edges needed for the KL of {rival}; in brackets how many times fewer than it has"
-    table = Table(title=Text(title, "bold"), box=box.SIMPLE_HEAD, title_justify="left")
-    table.add_column("method", overflow="fold", min_width=12)
-    for task in tasks:
-        own = next(item for item in items if item["task"] == task)
-        table.add_column(f"{task} (KL {own['kl']:.3f} of {count(own['rival_edges'])})", justify="right")
+    own = [next(item for item in items if item["task"] == task) for task in tasks]
+    asked = [f"{item['task']} (KL {item['kl']:.3f} of {count(item['rival_edges'])})" for item in own]
+    table = grid(title, ("method",), asked)
     for method in dict.fromkeys(item["method"] for item in items):
         found = {item["task"]: item for item in items if item["method"] == method}
         cells = [_needed(found.get(task)) for task in tasks]

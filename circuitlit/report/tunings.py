@@ -7,12 +7,10 @@ from html import escape
 from pathlib import Path
 
 import plotly.graph_objects as go
-from rich import box
 from rich.console import Console
-from rich.table import Table
-from rich.text import Text
 
 from circuitlit.report.figures import finish
+from circuitlit.report.grid import grid
 from circuitlit.report.overlap import OVERLAP_HEADINGS, overlap_rows, overlap_sentence
 from circuitlit.report.simple_page import write_simple_page
 from circuitlit.report.table import Metric, percent
@@ -27,9 +25,7 @@ OVERLAP = ("circuits", *OVERLAP_HEADINGS)
 def print_tunings(result: dict, console: Console) -> None:
     """Print all tables."""
     for title, (headings, rows) in tunings_tables(result).items():
-        table = Table(title=Text(title, "bold"), box=box.SIMPLE_HEAD, title_justify="left")
-        for heading in headings:
-            table.add_column(heading)
+        table = grid(title, headings)
         for row in rows:
             table.add_row(*row)
         console.print(table)

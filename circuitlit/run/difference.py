@@ -9,8 +9,6 @@ import torch
 from hydra.utils import instantiate
 from lightning import Trainer, seed_everything
 from omegaconf import DictConfig
-from rich import box
-from rich.table import Table
 from rich.text import Text
 
 from circuitlit.discover import MaskedLoss, Schedule, initial_log_alpha
@@ -21,6 +19,7 @@ from circuitlit.evaluate.overlap import shared_by_pairs
 from circuitlit.evaluate.testing import with_holm
 from circuitlit.files import write_json
 from circuitlit.graph import EdgeScores
+from circuitlit.report.grid import grid
 from circuitlit.report.overlap import overlap_sentence
 from circuitlit.report.table import Metric, count
 from circuitlit.run import ranks
@@ -137,9 +136,7 @@ def _measured(cfg: DictConfig, benches: list[Workbench], found: SparseDifference
 
 def _say(result: dict[str, Any]) -> None:
     title = f"{result['task']}: circuits of {count(result['n_edges'])} edges, {count(result['edges_in_both'])} in both"
-    table = Table(title=Text(title, "bold"), box=box.SIMPLE_HEAD, title_justify="left")
-    for heading in ("KL (nats)", "base's circuit", "tuned model's circuit"):
-        table.add_column(heading)
+    table = grid(title, ("KL (nats)", "base's circuit", "tuned model's circuit"))
     for name in ("base", "tuned"):
         row = result[f"{name}_model"]
         table.add_row(f"{name} model", str(Metric.of(row["base"])), str(Metric.of(row["tuned"])))

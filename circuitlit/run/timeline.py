@@ -8,11 +8,10 @@ from pathlib import Path
 from typing import Any
 
 from omegaconf import DictConfig
-from rich import box
-from rich.table import Table
 
 from circuitlit.errors import UserError
 from circuitlit.files import write_json
+from circuitlit.report.grid import grid
 from circuitlit.run.checks import run_dir
 from circuitlit.run.clock import CONSOLE
 from circuitlit.timeline.agreement import Agreement, agreement, repetitions
@@ -54,9 +53,7 @@ def print_stages(folder: Path, seen: Snapshots, timeline: Timeline) -> None:
     """One run's stages as a table, the schedule's knots, and the change points at which no stage begins."""
     steps, final = seen.steps, seen.overlap_final()
     title = f"{folder}: {timeline.verdict}, {len(steps)} snapshots to step {steps[-1]} of {seen.schedule.steps}"
-    table = Table(title=title, title_justify="left", box=box.SIMPLE_HEAD)
-    for name in ("stage", "start", "p", "end", "overlap with the end", "edges changed"):
-        table.add_column(name, justify="left" if name == "stage" else "right")
+    table = grid(title, ("stage",), ("start", "p", "end", "overlap with the end", "edges changed"))
     for stage in timeline.stages:
         if stage.start is None or stage.end is None:
             table.add_row(stage.name, "not observed")
@@ -102,11 +99,8 @@ def _compare(folders: list[Path], followed: list[tuple[Snapshots, Timeline]]) ->
 
 
 def _print_agreement(folders: list[Path], repeated: list[bool], rows: list[Agreement]) -> None:
-    table = Table(title="start of each stage (step)", title_justify="left", box=box.SIMPLE_HEAD)
-    table.add_column("stage")
-    for folder, own in zip(folders, repeated, strict=True):
-        table.add_column(folder.name if own else f"{folder.name} (other schedule)", justify="right")
-    table.add_column("repetitions")
+    runs = [f.name if own else f"{f.name} (other schedule)" for f, own in zip(folders, repeated, strict=True)]
+    table = grid("start of each stage (step)", ("stage",), (*runs, "repetitions"))
     for row in rows:
         starts = [
             f"{'-' if start is None else start}{'' if moved is None else f', {moved}'}"
