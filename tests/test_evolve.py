@@ -12,6 +12,7 @@ import numpy as np
 import pytest
 import torch
 from cli import call, failure
+from hydra import compose, initialize_config_dir
 from transformers import GPTNeoXConfig, GPTNeoXForCausalLM
 
 import circuitlit.run.evolve as evolve
@@ -20,7 +21,8 @@ from circuitlit.evaluate.similarity import corrected_jaccard
 from circuitlit.finetune.mixture import KINDS, LISTS, VOCABULARY, mixture, mixture_pairs, mixture_tokenizer
 from circuitlit.finetune.pretrain import log_steps
 from circuitlit.graph import Circuit, EdgeScores, Graph
-from circuitlit.run.evolve.series import Series, parted
+from circuitlit.report.evolution_table import causal_lines
+from circuitlit.run.evolve.series import Series, claims_of, parted
 from circuitlit.timeline.checkpoints import SCHEDULES, Checkpoint, hub_checkpoints, local_checkpoints, scheduled_steps
 from circuitlit.timeline.series import Point, follow, smoothed, velocities
 
@@ -82,6 +84,8 @@ def test_a_series_end_to_end_and_interrupted_anywhere(
     assert "eighbouring checkpoints" in page and "plotly" in page
     assert {row["circuit"]["n_edges"] for row in rows} == {round(0.3 * rows[0]["n_edges_total"])}
     assert one["causal"]["status"] == "OK" and len(one["causal"]["heads"]) <= 2
+    check = one["causal"]["loss"]
+    assert check["p_holm"] >= check["rank_p"] and f"p = {check['p_holm']:.2g}" in " ".join(causal_lines(one))
     assert one["tasks"]["jsonl"]["noise"]["n_circuits"] == 2
     made: list[str] = []
     work = evolve.task_cell
@@ -248,6 +252,14 @@ def test_likeness_by_hand() -> None:
     assert smoothed([1.0, 0.0, 0.0]) == [1.0, 0.5, 0.25]
     speed = velocities([0, 1, 3], [0.5, math.nan], noise=0.1)
     assert np.allclose(speed, [0.4 / math.log(2), 0.4 / math.log(2), 0.0])
+
+
+def test_draws_are_enough_for_all_claims_of_the_page() -> None:
+    with initialize_config_dir(str(Path(__file__).parent.parent / "conf"), version_base="1.3"):
+        assert claims_of(compose("evolve")) == 5  # nodes, edges and gap; loss and accuracy
+        cfg = compose("evolve", ["experiment=emergence_gpu"])
+        series = len(cfg.pretrain.models) * len(cfg.pretrain.seeds)
+        assert claims_of(cfg) == series * (3 * len(cfg.evolve.tasks) + 2)
 
 
 def test_parts_share_the_checkpoints_of_all_series() -> None:

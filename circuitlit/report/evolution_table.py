@@ -124,7 +124,7 @@ def causal_lines(series: dict[str, Any]) -> list[str]:
             f"{', '.join(causal['heads'])}, of {causal['n_heads']} heads: ablated, {share:.0f} % of the gain in {name} "
             f"on repeated tokens is gone; {check['draws']} random sets of as many others: {random:.0f} %{bystanders} "
             f"(difference {Metric.of(check['difference'])}, intact {Metric.of(check['intact'])}, "
-            f"p = {check['rank_p']:.3f})"
+            f"p = {check['p_holm']:.2g})"
         )
     return lines
 

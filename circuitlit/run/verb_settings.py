@@ -251,7 +251,7 @@ OF_VERBS: dict[str, dict[str, Kind]] = {
         "evolve.heads.top": COUNT | None,
         "evolve.heads.algorithm": choice("B", "C", "D") | None,
         "evolve.heads.algorithm_pairs": COUNT,
-        "evolve.heads.draws": SOME,
+        "evolve.heads.draws": SOME | None,
     },
     "report": {
         "run": RUN | None,

@@ -10,8 +10,8 @@ import torch
 from omegaconf import DictConfig
 
 from circuitlit.errors import UserError
-from circuitlit.evaluate.overlap import draws_for
-from circuitlit.evaluate.testing import with_holm
+from circuitlit.evaluate.overlap import DRAWS
+from circuitlit.evaluate.testing import enough_draws, with_holm
 from circuitlit.files import write_json
 from circuitlit.report.evolution_page import write_evolution_page
 from circuitlit.report.evolution_table import print_evolution
@@ -22,7 +22,7 @@ from circuitlit.run.configs import composed
 from circuitlit.run.evolve.cells import CAUSAL, HEADS, Cell, cell_settings
 from circuitlit.run.evolve.measure import causal_cell, heads_cell, task_cell
 from circuitlit.run.evolve.panels import log_panels
-from circuitlit.run.evolve.series import Loader, Series, configured, find_series, parted
+from circuitlit.run.evolve.series import Loader, Series, claims_of, configured, find_series, parted
 from circuitlit.run.evolve.summary import Finished, summarise_series
 from circuitlit.run.study.cells import Entry, entries
 from circuitlit.timeline.account import account, trends
@@ -160,7 +160,7 @@ def _jobs(
     if cfg.evolve.heads.run:
         cell = Cell(one.name, HEADS, checkpoint, cell_settings(cfg, checkpoint))
         jobs.append((cell, lambda subject, _: heads_cell(cfg, subject)))
-    if cfg.evolve.heads.run and cfg.evolve.heads.draws and final:
+    if cfg.evolve.heads.run and cfg.evolve.heads.draws != 0 and final:
         cell = Cell(one.name, CAUSAL, checkpoint, cell_settings(cfg, checkpoint))
         jobs.append((cell, lambda subject, _: causal_cell(cfg, subject)))
     return jobs
@@ -172,7 +172,7 @@ def _written(cfg: DictConfig, finished: Finished, tasks: list[str], clock: Clock
     if len(errors) == len(rows):
         raise UserError(f"evolve: no checkpoint could be measured; the first: {errors[0]['reason']}")
     threshold = cfg.evolve.heads.threshold
-    draws = cfg.evolve.draws or draws_for(len(finished) * len(tasks), others=2 * len(finished))  # and causal checks
+    draws = cfg.evolve.draws or max(DRAWS, enough_draws(claims_of(cfg)))
     series = [summarise_series(name, one, tasks, threshold, draws) for name, one in finished.items()]
     sizes = by_size(series, tasks)
     result: dict[str, Any] = with_holm(

@@ -15,6 +15,7 @@ from circuitlit.errors import UserError
 from circuitlit.evaluate import Behaviour, TestBed, paired_difference, summarise
 from circuitlit.evaluate.similarity import corrected_jaccard, noise_floor
 from circuitlit.evaluate.smallest import smallest_circuit
+from circuitlit.evaluate.testing import LEAST_DRAWS, enough_draws
 from circuitlit.graph import Circuit, EdgeScores
 from circuitlit.heads import (
     Heads,
@@ -31,6 +32,7 @@ from circuitlit.heads.roles import head_name, heads_of, top_heads
 from circuitlit.model import Subject
 from circuitlit.run.build import Workbench, attribute, build_workbench
 from circuitlit.run.evolve.algorithm import algorithm_part
+from circuitlit.run.evolve.series import claims_of
 from circuitlit.run.learn import learn
 from circuitlit.run.resampled import Resampler
 from circuitlit.run.result import validation
@@ -179,12 +181,13 @@ def causal_cell(cfg: DictConfig, subject: Subject) -> dict[str, Any]:
     names = {"heads": [head_name(head) for head in best], "n_above": len(above), "n_heads": grid.numel()}
     content: dict[str, Any] = {"status": "OK", **names}
     ids, fresh = _repeated(cfg, subject, new=1)  # others than the heads were chosen on
+    draws = settings.draws or enough_draws(claims_of(cfg))
     for name, measure in _behaviours(cfg, subject, ids, fresh).items():
-        check = causal_check(measure, graph, best, settings.draws, cfg.seed, spared=above)
+        check = causal_check(measure, graph, best, draws, cfg.seed, spared=above)
         content[name] = {**asdict(check), "heads": content["heads"], "bystanders": None}
         if grid.numel() - len({*anything, *best}) >= len(best):
             content[name]["bystanders"] = asdict(
-                causal_check(measure, graph, best, settings.draws, cfg.seed, spared=[*above, *anything])
+                causal_check(measure, graph, best, min(draws, LEAST_DRAWS), cfg.seed, spared=[*above, *anything])
             )["random"]
     return content
 

@@ -18,6 +18,7 @@ from lightning import seed_everything
 from omegaconf import DictConfig
 
 from circuitlit.errors import UserError
+from circuitlit.evaluate.overlap import TESTS
 from circuitlit.finetune.pretrain import Recipe, pretrain, write_tasks
 from circuitlit.model import Subject
 from circuitlit.run.build import build_subject, plain
@@ -128,6 +129,12 @@ def _recipes(cfg: DictConfig) -> list[tuple[Recipe, str, Path]]:
 
 def _trainer(cfg: DictConfig, watchers: list[Any], callbacks: list[Any], **more: Any) -> Any:
     return instantiate(cfg.trainer, callbacks=[*callbacks, *watchers], **more, **instantiate(cfg.strategy.options))
+
+
+def claims_of(cfg: DictConfig) -> int:
+    """Claims of the page: what neighbours share, for each series and task, and two causal checks for each series."""
+    series = len(cfg.pretrain.models) * len(cfg.pretrain.seeds) if cfg.pretrain else 1
+    return series * (TESTS * len(cfg.evolve.tasks or [cfg.task]) + 2)
 
 
 class Loader:
