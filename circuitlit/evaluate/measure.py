@@ -40,17 +40,18 @@ class TestBed:
     def build(cls, model: MaskedModel, references: References, batches: Iterable[Batch]) -> TestBed:
         """Run the full model and the ablated one."""
         placed = [batch.to(references.subject.device) for batch in batches]
-        made = [references.compute(batch) for batch in placed]
+        made, corrupted = [], []
+        for batch in placed:
+            if references.kind == "interchange":
+                reference, logits = references.with_corrupted(batch)
+                corrupted.append(Outcome.of(logits, reference.teacher, batch))
+            else:
+                reference = references.compute(batch)
+            made.append(reference)
         full = Outcome.join([Outcome.of(r.teacher, r.teacher, b) for b, r in zip(placed, made, strict=True)])
-        bed = cls(model, placed, made, full, full)
-        nothing = torch.zeros(1, model.graph.n_edges, dtype=torch.bool)
-        if references.kind != "interchange":
-            return cls(model, placed, made, full, bed.run(nothing))
-        subject = references.subject
-        corrupted = [
-            Outcome.of(subject.logits(b.corrupted, b.positions), r.teacher, b)
-            for b, r in zip(placed, made, strict=True)
-        ]
+        if not corrupted:
+            nothing = torch.zeros(1, model.graph.n_edges, dtype=torch.bool)
+            corrupted = [cls(model, placed, made, full, full).run(nothing)]
         return cls(model, placed, made, full, Outcome.join(corrupted))
 
     @torch.no_grad()

@@ -78,15 +78,29 @@ class References:
         Raises:
             UserError: interchange ablation, and pairs without corrupted prompts.
         """
+        self._check(batch)
+        if self.kind != "interchange":
+            return Reference(self.teacher(batch), ablated_run(self.subject, batch, self.kind, self.mean))
+        return self._interchange(batch)[0]
+
+    @torch.no_grad()
+    def with_corrupted(self, batch: Batch) -> tuple[Reference, Float[Tensor, "batch answer vocab"]]:
+        """The references and the corrupted run's logits, of the same forward; for interchange ablation."""
+        self._check(batch)
+        reference, hidden = self._interchange(batch)
+        return reference, self.subject.unembed(take_positions(hidden, batch.positions))
+
+    def _check(self, batch: Batch) -> None:
         if not self._checked:  # once: it waits for the device
             check_corrupted(batch)
             self._checked = True
-        if self.kind != "interchange":
-            return Reference(self.teacher(batch), ablated_run(self.subject, batch, self.kind, self.mean))
+
+    def _interchange(self, batch: Batch) -> tuple[Reference, Float[Tensor, "batch pos d"]]:
+        """The references, and the corrupted run's final normed stream."""
         rows = len(batch)
         ablated, hidden = run_and_record(self.subject, torch.cat([batch.corrupted, batch.clean]), rows)
         logits = self.subject.unembed(take_positions(hidden[rows:], batch.positions))
-        return Reference(logits.float().log_softmax(-1), ablated)
+        return Reference(logits.float().log_softmax(-1), ablated), hidden[:rows]
 
     def fill(self, batches: Iterable[Batch], rows: int) -> bool:
         """Cache a split whose batches come in order, all padded to one length; False if it would not fit."""

@@ -66,9 +66,8 @@ def rivals(cfg: DictConfig, bench: Workbench, start: EdgeScores, seconds: float)
     return made
 
 
-def best_attribution(bench: Workbench, tried: Sequence[Rival], pairs: int) -> list[Rival]:
+def best_attribution(bench: Workbench, tried: Sequence[Rival], bed: TestBed | None) -> list[Rival]:
     """Every ranking of some attributions, by magnitude and by sign, the one of lowest KL on validation pairs first."""
-    bed = validation(bench, pairs)
     if bed is None:
         return list(tried)
     ranked = [
@@ -87,16 +86,16 @@ def validation(bench: Workbench, pairs: int) -> TestBed | None:
     return TestBed.build(bench.model, bench.fresh_references(), [bench.data.val.collate(rows)])
 
 
-def against_cut(bench: Workbench, masks: Float[Tensor, "copies edge"], circuit: Circuit, pairs: int) -> dict[str, Any]:
+def against_cut(masks: Float[Tensor, "copies edge"], circuit: Circuit, bed: TestBed | None) -> dict[str, Any]:
     """What was trained beside what is cut from it: their KL on validation pairs, and the masks that differ."""
     facts: dict[str, Any] = {
         "n_between": int(((masks > 0) & (masks < 1)).sum()),
         "n_differ": int(((masks >= 0.5).cpu() != circuit.kept).sum()),
     }
-    bed = validation(bench, pairs)
     if bed is None:
         return {"gates": facts}
-    trained, cut = bed.run(masks), bed.run(circuit.kept)
+    cut = bed.run(circuit.kept)
+    trained = bed.run(masks) if any(facts.values()) else cut
     facts |= {"n_pairs": len(cut.kl), "cut_minus_gates_kl": paired_difference(cut.kl, trained.kl, cut.group).to_dict()}
     ends = {"kl": trained, "cut_kl": cut}
     return {"gates": facts | {key: mean_estimate(end.kl, end.group).to_dict() for key, end in ends.items()}}

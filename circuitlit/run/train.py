@@ -27,6 +27,7 @@ from circuitlit.run.result import (
     make_result,
     publish,
     rivals,
+    validation,
 )
 from circuitlit.run.resume import MASKS, trained_with
 from circuitlit.run.wandb_log import log_run
@@ -91,9 +92,10 @@ def _search(
     circuit = bench.cut(learner.scores(), facts)
     with clock.phase("evaluation", f"Evaluating on {len(bench.data.test)} held-out pairs"):
         torch.set_float32_matmul_precision("highest")
-        tried = [] if together else best_attribution(bench, tried, cfg.evaluate.probe_pairs)
+        bed = validation(bench, cfg.evaluate.probe_pairs)
+        tried = [] if together else best_attribution(bench, tried, bed)
         result = make_result(cfg, bench, circuit, tried)
-        result |= against_cut(bench, learner.trained_masks(), circuit, cfg.evaluate.probe_pairs)
+        result |= against_cut(learner.trained_masks(), circuit, bed)
     if not ranks.is_writer():
         return {}
     steps = learner.trainer.global_step
