@@ -2,7 +2,7 @@
 
 import sys
 
-from circuitlit.run.main import run_verb
+from circuitlit.cli.main import run_verb
 
 if __name__ == "__main__":
     run_verb("train", sys.argv)

@@ -1,6 +1,6 @@
 """`python -m circuitlit VERB key=value ...`."""
 
-from circuitlit.run.main import main
+from circuitlit.cli.main import main
 
 if __name__ == "__main__":
     main()

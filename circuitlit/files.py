@@ -5,6 +5,7 @@ from __future__ import annotations
 import json
 import math
 import os
+import re
 from pathlib import Path
 from typing import Any
 
@@ -35,3 +36,8 @@ def _finite(value: Any) -> Any:
     if isinstance(value, float) and not math.isfinite(value):
         return None
     return value
+
+
+def file_name(label: str) -> str:
+    """A label as the name of a file or folder: runs of other characters than letters, digits and `.=+` are one `_`."""
+    return re.sub(r"[^\w.=+]+", "_", label).strip("_")

@@ -14,7 +14,7 @@ from hydra.core.global_hydra import GlobalHydra
 from tokenizers import Tokenizer, models, pre_tokenizers
 from transformers import AutoConfig, AutoModelForCausalLM, PreTrainedTokenizerFast
 
-from circuitlit.run.main import run_verb
+from circuitlit.cli.main import run_verb
 
 absl_logging.get_absl_handler().python_handler.stream = sys.__stderr__  # pytest's own it would close, with Hydra's help
 WORDS = [f"w{number}" for number in range(40)]

@@ -10,7 +10,7 @@ from multiprocessing.process import BaseProcess
 from pathlib import Path
 
 _SERVER = multiprocessing.get_context("forkserver")
-_SERVER.set_forkserver_preload(["circuitlit.run.main", "circuitlit.run.train", "hydra"])
+_SERVER.set_forkserver_preload(["circuitlit.cli.main", "circuitlit.run.train", "hydra"])
 
 
 def start(log: Path, *argv: str, verb: str = "train", environment: Mapping[str, str] | None = None) -> BaseProcess:
@@ -34,8 +34,8 @@ def _run(log: Path, verb: str, argv: tuple[str, ...], environment: dict[str, str
     import torch
     from lightning.pytorch.utilities.rank_zero import rank_zero_only
 
-    from circuitlit.run import clock, ranks
-    from circuitlit.run.main import run_verb
+    from circuitlit.cli import clock, ranks
+    from circuitlit.cli.main import run_verb
 
     torch.set_num_threads(1)
     rank_zero_only.rank, clock.CONSOLE.quiet = ranks.rank(), not ranks.is_writer()  # read at import, before the fork

@@ -22,9 +22,9 @@ from hypothesis import HealthCheck, Phase, given, settings
 from hypothesis import strategies as st
 from omegaconf import DictConfig
 
+from circuitlit.cli.arguments import conf_dir, presets
+from circuitlit.cli.schema import find, names
 from circuitlit.graph import Circuit, EdgeScores, Graph
-from circuitlit.run.arguments import conf_dir, presets
-from circuitlit.run.schema import find, names
 
 DRAWS = int(os.environ.get("CIRCUITLIT_DRAWS", "300"))
 LEFT_OUT = {  # they would change where the test writes, or start processes that it does not see

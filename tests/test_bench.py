@@ -17,10 +17,10 @@ from circuitlit.graph import Graph, MaskLayout
 from circuitlit.masked import MaskedModel, References
 from circuitlit.masked.short_attention import rotates_by_halves
 from circuitlit.objective import kl_divergence
-from circuitlit.run.bench_data import RandomPairs, random_subject
-from circuitlit.run.bench_plan import largest_batch, meta_subject, plan, step_bytes
-from circuitlit.run.bench_run import Stopwatch
-from circuitlit.run.bench_step import traffic
+from circuitlit.run.bench.data import RandomPairs, random_subject
+from circuitlit.run.bench.plan import largest_batch, meta_subject, plan, step_bytes
+from circuitlit.run.bench.step import traffic
+from circuitlit.run.bench.whole import Stopwatch
 from circuitlit.tasks.encoded import EncodedPairs, Row
 
 CONF = Path(__file__).parent.parent / "conf"

@@ -25,7 +25,7 @@ from circuitlit.compare.generality import (
     shuffled_conflict,
 )
 from circuitlit.compare.matched import matched_edges, matched_nodes, mean_overlap
-from circuitlit.compare.transplant import Transplant, everything, withheld
+from circuitlit.compare.transplant import Transplant, everything
 from circuitlit.compare.writes import Writers
 from circuitlit.errors import UserError
 from circuitlit.evaluate import TestBed
@@ -34,6 +34,7 @@ from circuitlit.evaluate.testing import benjamini_hochberg, holm, monotonicity, 
 from circuitlit.graph import Circuit, EdgeScores, Graph
 from circuitlit.masked import MaskedModel, References
 from circuitlit.model import Subject, unwrap
+from circuitlit.model.slices import withheld
 from circuitlit.objective import Outcome
 from circuitlit.tasks.pair import Batch
 

@@ -24,10 +24,10 @@ from circuitlit.heads import (
 )
 from circuitlit.heads.causal import matched_heads, metric_of_pairs, repeat_loss
 from circuitlit.heads.copy_suppression import suppressed_part
+from circuitlit.heads.year_check import year_check
 from circuitlit.masked import run_writers
 from circuitlit.model import Subject
 from circuitlit.objective import task_metric
-from circuitlit.run.year_check import year_check
 from circuitlit.tasks.pair import Batch
 
 

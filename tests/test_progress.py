@@ -9,9 +9,9 @@ import pytest
 import torch
 from cli import call, settings
 
+from circuitlit.cli import progress
+from circuitlit.cli.progress import duration, told
 from circuitlit.discover import MaskLearner
-from circuitlit.run import progress
-from circuitlit.run.progress import duration, told
 
 
 def lines(text: str, pattern: str) -> list[re.Match[str]]:
@@ -59,7 +59,7 @@ def test_the_timed_step_is_taken_back(local: Path, tmp_path: Path, monkeypatch: 
 def test_a_run_that_does_not_fit_is_told_before_its_first_step(
     local: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]
 ) -> None:
-    monkeypatch.setattr("circuitlit.run.foretold.room", lambda device: 2.0**10)
+    monkeypatch.setattr("circuitlit.run.bench.foretold.room", lambda device: 2.0**10)
     call(*settings(local, tmp_path, "logger=none"))
     assert "lower data.batch_size" in capsys.readouterr().out
 

@@ -13,10 +13,10 @@ from hydra.utils import get_class, get_method
 from omegaconf import DictConfig, ListConfig, OmegaConf
 
 import circuitlit
+from circuitlit.cli.main import VERBS
+from circuitlit.cli.schema import check_settings
 from circuitlit.model import graph_of
 from circuitlit.model.load import config_from
-from circuitlit.run.main import VERBS
-from circuitlit.run.schema import check_settings
 
 ROOT = Path(__file__).parent.parent
 ORDER = [
@@ -34,6 +34,7 @@ ORDER = [
     "compare",
     "timeline",
     "report",
+    "cli",
     "run",
 ]
 CONF = ROOT / "conf"
@@ -56,7 +57,7 @@ def test_parts_import_only_earlier_parts(path: Path) -> None:
             assert ORDER.index(part) <= ORDER.index(own), f"{path}: {own} must not know {part}"
 
 
-RAW = {"run/build.py", "run/resampled.py"}  # means of scores over processes and pairs, which are scores again
+RAW = {"cli/build.py", "cli/resampled.py"}  # means of scores over processes and pairs, which are scores again
 
 
 @pytest.mark.parametrize("path", sorted((ROOT / "circuitlit").glob("*/**/*.py")), ids=lambda p: p.name)

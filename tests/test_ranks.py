@@ -18,8 +18,8 @@ import torch
 from cli import call, failure, settings
 from safetensors.torch import load_file
 
+from circuitlit.cli.ranks import free_port
 from circuitlit.graph import Circuit
-from circuitlit.run.ranks import free_port
 
 ROOT = Path(__file__).parent.parent
 ENVIRONMENT = {**os.environ, "OMP_NUM_THREADS": "1"}

@@ -9,9 +9,9 @@ import torch
 from cli import settings
 from hydra import compose, initialize_config_dir
 
-from circuitlit.run import resampled
-from circuitlit.run.build import attribute, build_subject, build_workbench
-from circuitlit.run.resampled import Resampler
+from circuitlit.cli import resampled
+from circuitlit.cli.build import attribute, build_subject, build_workbench
+from circuitlit.cli.resampled import Resampler
 
 CONF = str(Path(__file__).parent.parent / "conf")
 ROWS = [0, 0, 3, 5, 5, 5, 2, 7]

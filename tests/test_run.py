@@ -19,9 +19,9 @@ from peft import LoraConfig, get_peft_model
 from safetensors.torch import load_file
 from transformers import AutoConfig, AutoModelForCausalLM
 
+from circuitlit.cli.main import VERBS
 from circuitlit.evaluate.statistics import INTERVALS
 from circuitlit.graph import Circuit
-from circuitlit.run.main import VERBS
 
 ROOT = Path(__file__).parent.parent
 

@@ -19,14 +19,14 @@ from hydra.utils import get_object
 from hypothesis import assume, example, given
 from hypothesis import strategies as st
 
+from circuitlit.cli import targets
+from circuitlit.cli.arguments import setting
+from circuitlit.cli.main import VERBS
+from circuitlit.cli.schema import check_settings
+from circuitlit.cli.settings import SETTINGS
+from circuitlit.cli.verb_settings import OF_VERBS
 from circuitlit.errors import UserError
 from circuitlit.objective import UNITS
-from circuitlit.run import targets
-from circuitlit.run.arguments import setting
-from circuitlit.run.main import VERBS
-from circuitlit.run.schema import check_settings
-from circuitlit.run.settings import SETTINGS
-from circuitlit.run.verb_settings import OF_VERBS
 
 ROOT = Path(__file__).parent.parent
 CONF = ROOT / "conf"
@@ -118,7 +118,7 @@ def test_a_quick_look_at_any_task(task: str, local: Path, tmp_path: Path) -> Non
 def test_mistakes_are_found_before_torch_is_imported(tmp_path: Path) -> None:
     code = """
 import sys
-from circuitlit.run.main import run_verb
+from circuitlit.cli.main import run_verb
 for words in (["mask.sites=node"], ["model=local", "model.path=nowhere", "hydra.run.dir=" + sys.argv[1]]):
     try:
         run_verb("train", ["train.py", *words])

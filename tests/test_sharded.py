@@ -16,6 +16,7 @@ from conftest import CONFIGS, tiny_batch, tiny_model
 from hydra import compose, initialize_config_dir
 from transformers import AutoModelForCausalLM
 
+from circuitlit.cli.build import attribute, build_subject, build_workbench
 from circuitlit.discover import MaskedLoss
 from circuitlit.errors import UserError
 from circuitlit.graph import MaskLayout
@@ -24,8 +25,7 @@ from circuitlit.masked.sharded import Unit, shard, share
 from circuitlit.model import Subject
 from circuitlit.model.weights import CheckpointWeights, RandomWeights, empty_model
 from circuitlit.objective import kl_divergence
-from circuitlit.run.bench_step import stock_step
-from circuitlit.run.build import attribute, build_subject, build_workbench
+from circuitlit.run.bench.step import stock_step
 
 CPU = torch.device("cpu")
 CONF = Path(__file__).parent.parent / "conf"

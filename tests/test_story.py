@@ -15,11 +15,11 @@ from transformers import AutoModelForCausalLM
 from circuitlit.compare.layers import changed_layers, circuit_layers, layer_nodes, spread_over_layers, top_layers
 from circuitlit.finetune import adapted, examples_of_task, lora
 from circuitlit.finetune.guided_ranks import gradient_probe, rank_patterns, spread_ranks
+from circuitlit.finetune.only import train_only
 from circuitlit.graph import Circuit, EdgeScores, Graph
 from circuitlit.model import Subject
 from circuitlit.model.load import load_subject
 from circuitlit.report.suggestions import suggestions
-from circuitlit.run.only import train_only
 from circuitlit.tasks import jsonl
 
 STORY = [

@@ -10,11 +10,12 @@ import torch
 from jaxtyping import Bool, Float, Int
 from torch import Tensor
 
-from circuitlit.compare.writes import Change, Writers, place_of
+from circuitlit.compare.writes import Change, Writers
 from circuitlit.evaluate import Estimate, TestBed
 from circuitlit.evaluate.statistics import Statistic, combined, mean_estimate, ratio
 from circuitlit.evaluate.testing import benjamini_hochberg, paired_p
 from circuitlit.graph import INPUTS, Circuit, Graph
+from circuitlit.graph.nodes import place_of
 from circuitlit.graph.select import edges_from
 from circuitlit.model import Subject
 from circuitlit.objective import Outcome

@@ -9,9 +9,9 @@ from jaxtyping import Float
 from torch import Tensor
 
 from circuitlit.compare.effects import plain_logits
-from circuitlit.compare.transplant import plain_copy, slices
 from circuitlit.finetune import answer_log_probs
 from circuitlit.model import Subject
+from circuitlit.model.slices import plain_copy, slices
 from circuitlit.objective import task_metric
 from circuitlit.tasks import Batch
 

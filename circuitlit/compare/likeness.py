@@ -10,8 +10,9 @@ import torch
 from jaxtyping import Bool, Float
 from torch import Tensor
 
-from circuitlit.compare.writes import Writers, node_name, place_of
+from circuitlit.compare.writes import Writers
 from circuitlit.errors import UserError
+from circuitlit.graph.nodes import node_name, place_of
 from circuitlit.heads.attention import Heads
 from circuitlit.model import Subject
 from circuitlit.tasks import Batch

@@ -5,8 +5,8 @@ from __future__ import annotations
 import random
 from collections.abc import Collection, Sequence
 
-from circuitlit.compare.writes import place_of
 from circuitlit.graph import Graph
+from circuitlit.graph.nodes import place_of
 
 NEAR = 4  # nearest nodes among which a draw is made
 

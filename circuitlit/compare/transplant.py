@@ -2,24 +2,22 @@
 
 from __future__ import annotations
 
-import copy
 import logging
 from collections.abc import Collection, Iterator
 from contextlib import contextmanager
-from operator import attrgetter
 
 import torch
 from jaxtyping import Float, Int
 from torch import Tensor, nn
 
-from circuitlit.compare.writes import Writers, known_nodes, node_name, place_of, whole_layers
+from circuitlit.compare.writes import Writers
 from circuitlit.errors import UserError
 from circuitlit.graph import Graph
+from circuitlit.graph.nodes import known_nodes, whole_layers
 from circuitlit.model import Subject
-from circuitlit.model.logits import final_norm, take_positions, unembedder
+from circuitlit.model.logits import final_norm, take_positions
 
 log = logging.getLogger(__name__)
-READOUT = "logits"
 
 
 def everything(graph: Graph) -> list[str]:
@@ -109,90 +107,3 @@ class Transplant:
         finally:
             for target, own in zip(host, kept, strict=True):
                 target.copy_(own)
-
-
-def withheld(graph: Graph, nodes: Collection[str]) -> list[str]:
-    """Key/value heads (`a3.kv0`) of which some query heads are among the nodes, but not all."""
-    group = graph.n_heads // graph.n_kv_heads
-    found = []
-    for layer in range(graph.n_layers):
-        for head in range(graph.n_kv_heads):
-            inside = [node_name(layer, head * group + i) in nodes for i in range(group)]
-            if any(inside) and not all(inside):
-                found.append(f"a{layer}.kv{head}")
-    return found
-
-
-def plain_copy(subject: Subject) -> Subject:
-    """A copy with weights of its own in which adapters are merged."""
-    model = copy.deepcopy(subject.model)
-    for name, module in list(model.named_modules()):
-        if hasattr(module, "base_layer") and hasattr(module, "merge"):
-            module.merge()  # type: ignore[operator]
-            parent, _, last = name.rpartition(".")
-            setattr(model.get_submodule(parent), last, module.base_layer)
-        elif hasattr(module, "modules_to_save"):
-            active = getattr(module, "active_adapters", ["default"])[0]
-            parent, _, last = name.rpartition(".")
-            setattr(model.get_submodule(parent), last, module.modules_to_save[active])  # type: ignore[index]
-    return Subject(model, subject.tokenizer, subject.name, dict(subject.provenance))
-
-
-def slices(subject: Subject, nodes: Collection[str]) -> list[Tensor]:
-    """Views of the weights that belong to some nodes of a model without adapters, always in one order."""
-    graph, anatomy, model = subject.graph, subject.anatomy, subject.model
-    whole, found, group = whole_layers(graph, nodes), [], graph.n_heads // graph.n_kv_heads
-    blocks = anatomy.blocks(model)
-    for node in sorted(set(nodes)):
-        if node == "input":
-            found += list(subject.embed.parameters())
-            if anatomy.positions is not None:
-                found += list(attrgetter(anatomy.positions)(model).parameters())
-        elif node == READOUT:
-            own = {id(p) for p in subject.embed.parameters()}
-            found += [p for m in (final_norm(model), unembedder(model)) for p in m.parameters() if id(p) not in own]
-        else:
-            layer, head = place_of(node)
-            if head is None:
-                names = dict.fromkeys([*(anatomy.mlp_chain or (anatomy.mlp,)), anatomy.mlp_norm])
-                found += [p for name in names for p in getattr(blocks[layer], name).parameters()]
-            else:
-                found += _head(subject, blocks[layer], head, head % group == 0 and _all(layer, head, group, nodes))
-    for layer in whole:
-        found += _shared(subject, blocks[layer])
-    return found
-
-
-def _all(layer: int, head: int, group: int, nodes: Collection[str]) -> bool:
-    return all(node_name(layer, head + i) in nodes for i in range(group))
-
-
-def _head(subject: Subject, block: nn.Module, head: int, keys: bool) -> list[Tensor]:
-    """A head's slices of queries and output, and with `keys` those of its group's keys and values."""
-    graph, anatomy = subject.graph, subject.anatomy
-    attention = getattr(block, anatomy.attention)
-    modules = [getattr(attention, name) for name in anatomy.projections]
-    turned = isinstance(modules[0], nn.Linear)
-    weights = [module.weight.t() if turned else module.weight for module in modules]
-    out = getattr(attention, anatomy.out)
-    found = [(out.weight.t() if turned else out.weight).unflatten(0, (graph.n_heads, -1))[head]]
-    numbers = (head, head // (graph.n_heads // graph.n_kv_heads))
-    for kind, part in enumerate(anatomy.split(weights, graph)):
-        if kind == 0 or keys:
-            found.append(part[..., numbers[kind > 0], :])
-    if all(module.bias is not None for module in modules):
-        for kind, part in enumerate(anatomy.split([module.bias for module in modules], graph)):
-            if kind == 0 or keys:
-                found.append(part[..., numbers[kind > 0], :])
-    return found
-
-
-def _shared(subject: Subject, block: nn.Module) -> list[Tensor]:
-    """What all heads of a block share: norms, and the bias of the output."""
-    anatomy = subject.anatomy
-    attention = getattr(block, anatomy.attention)
-    norms = [getattr(block, anatomy.attn_norm), getattr(attention, "q_norm", None), getattr(attention, "k_norm", None)]
-    norms += [] if anatomy.post_norm is None else [getattr(block, anatomy.post_norm)]
-    bias = getattr(attention, anatomy.out).bias
-    found = [p for norm in norms if norm is not None for p in norm.parameters()]
-    return found if bias is None else [*found, bias]

@@ -11,6 +11,7 @@ from jaxtyping import Int
 from omegaconf import DictConfig
 from torch import Tensor
 
+from circuitlit.cli.build import Workbench
 from circuitlit.compare.effects import (
     ablated_text,
     as_dict,
@@ -32,7 +33,6 @@ from circuitlit.evaluate.testing import LEAST_DRAWS, enough_draws, rank_p, until
 from circuitlit.graph import Circuit
 from circuitlit.model import Subject
 from circuitlit.objective import Outcome
-from circuitlit.run.build import Workbench
 
 CLAIMS = 4  # of the chosen set: ablation, doses, its writes and its weights transferred
 

@@ -8,11 +8,11 @@ import torch
 from lightning import seed_everything
 from omegaconf import DictConfig
 
-from circuitlit.run import ranks
-from circuitlit.run.ability import inability, measure_behaviour, report_inability
-from circuitlit.run.build import attribute, build_subject, build_workbench, device_of, provenance
-from circuitlit.run.clock import Clock
-from circuitlit.run.folder import begin
+from circuitlit.cli import ranks
+from circuitlit.cli.ability import inability, measure_behaviour, report_inability
+from circuitlit.cli.build import attribute, build_subject, build_workbench, device_of, provenance
+from circuitlit.cli.clock import Clock
+from circuitlit.cli.folder import begin
 from circuitlit.run.result import make_result, publish
 
 

@@ -10,20 +10,21 @@ from hydra.utils import instantiate
 from lightning import seed_everything
 from omegaconf import DictConfig
 
+from circuitlit.cli.build import encoded, plain, provenance
+from circuitlit.cli.checks import run_dir
+from circuitlit.cli.clock import CONSOLE, Clock
+from circuitlit.cli.sides import load_both, task_settings
 from circuitlit.compare.capability import capabilities, greedy_order, smallest_prefix
 from circuitlit.compare.effects import PairBed, as_dict, gain_share, plain_logits
 from circuitlit.compare.matched import matched_nodes, mean_overlap
-from circuitlit.compare.transplant import READOUT, Transplant, everything
+from circuitlit.compare.transplant import Transplant, everything
 from circuitlit.errors import UserError
 from circuitlit.evaluate.statistics import mean_estimate, mean_of
 from circuitlit.evaluate.testing import LEAST_DRAWS, enough_draws, rank_p, until_clear, with_holm
 from circuitlit.files import write_json
+from circuitlit.model.slices import READOUT
 from circuitlit.objective import Outcome
 from circuitlit.report.capabilities import print_capabilities, write_capabilities
-from circuitlit.run.build import encoded, plain, provenance
-from circuitlit.run.checks import run_dir
-from circuitlit.run.clock import CONSOLE, Clock
-from circuitlit.run.sides import load_both, task_settings
 from circuitlit.tasks import EncodedPairs, PairsModule
 
 

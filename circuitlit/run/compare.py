@@ -9,6 +9,11 @@ import torch
 from lightning import seed_everything
 from omegaconf import DictConfig
 
+from circuitlit.cli.build import Workbench, build_workbench, provenance
+from circuitlit.cli.checks import run_dir
+from circuitlit.cli.clock import CONSOLE, Clock
+from circuitlit.cli.scored import Side, score_side
+from circuitlit.cli.sides import load_both
 from circuitlit.compare import (
     LABELS,
     CircuitDifference,
@@ -30,11 +35,6 @@ from circuitlit.files import write_json
 from circuitlit.finetune import HeldOut, behaviour_change
 from circuitlit.model import Subject
 from circuitlit.report.comparison import print_comparison, write_comparison
-from circuitlit.run.build import Workbench, build_workbench, provenance
-from circuitlit.run.checks import run_dir
-from circuitlit.run.clock import CONSOLE, Clock
-from circuitlit.run.scored import Side, score_side
-from circuitlit.run.sides import load_both
 from circuitlit.run.tunings import run_tunings
 
 INTRUDER_THRESHOLDS = (0.4, 0.5, 0.6, 0.7, 0.8)

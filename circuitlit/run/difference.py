@@ -11,6 +11,14 @@ from lightning import Trainer, seed_everything
 from omegaconf import DictConfig
 from rich.text import Text
 
+from circuitlit.cli import ranks
+from circuitlit.cli.build import Workbench, attribute, build_workbench, provenance
+from circuitlit.cli.callbacks import FiniteLoss, History, Progress
+from circuitlit.cli.checks import run_dir
+from circuitlit.cli.clock import CONSOLE, Clock
+from circuitlit.cli.loggers import open_loggers
+from circuitlit.cli.progress import ProgressLines
+from circuitlit.cli.sides import load_both
 from circuitlit.discover import MaskedLoss, Schedule, initial_log_alpha
 from circuitlit.discover.sparse_difference import DifferenceLearner, SparseDifference
 from circuitlit.errors import UserError
@@ -22,14 +30,6 @@ from circuitlit.graph import EdgeScores
 from circuitlit.report.grid import grid
 from circuitlit.report.overlap import overlap_sentence
 from circuitlit.report.table import Metric, count
-from circuitlit.run import ranks
-from circuitlit.run.build import Workbench, attribute, build_workbench, provenance
-from circuitlit.run.callbacks import FiniteLoss, History, Progress
-from circuitlit.run.checks import run_dir
-from circuitlit.run.clock import CONSOLE, Clock
-from circuitlit.run.loggers import open_loggers
-from circuitlit.run.progress import ProgressLines
-from circuitlit.run.sides import load_both
 
 SHOWN = 10
 

@@ -10,6 +10,9 @@ import torch
 from lightning import seed_everything
 from omegaconf import DictConfig
 
+from circuitlit.cli.ability import measure_behaviour
+from circuitlit.cli.build import Workbench, build_subject, build_workbench, provenance
+from circuitlit.cli.clock import CONSOLE, Clock
 from circuitlit.errors import UserError
 from circuitlit.evaluate import (
     TestBed,
@@ -24,9 +27,6 @@ from circuitlit.evaluate.curves import Curve
 from circuitlit.evaluate.ground_truth import against
 from circuitlit.graph import Circuit, MaskLayout, load_circuit
 from circuitlit.report.curve import print_curve
-from circuitlit.run.ability import measure_behaviour
-from circuitlit.run.build import Workbench, build_subject, build_workbench, provenance
-from circuitlit.run.clock import CONSOLE, Clock
 from circuitlit.run.result import held_out, make_result, publish, validation
 
 RANKINGS = ("own", "absolute", "signed")

@@ -7,10 +7,10 @@ from typing import Any
 
 from omegaconf import DictConfig
 
+from circuitlit.cli.checks import run_dir
+from circuitlit.cli.clock import CONSOLE
 from circuitlit.errors import UserError
 from circuitlit.graph import Circuit, export_circuit, load_circuit
-from circuitlit.run.checks import run_dir
-from circuitlit.run.clock import CONSOLE
 
 
 def run(cfg: DictConfig) -> dict[str, Any]:

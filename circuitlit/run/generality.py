@@ -13,6 +13,10 @@ from lightning import seed_everything
 from omegaconf import DictConfig, ListConfig
 from torch import Tensor
 
+from circuitlit.cli.build import attribute, build_workbench, plain, provenance
+from circuitlit.cli.checks import run_dir
+from circuitlit.cli.clock import CONSOLE, Clock
+from circuitlit.cli.sides import load_base, load_both, task_settings
 from circuitlit.compare.capability import Capability, capabilities
 from circuitlit.compare.effects import PairBed, as_dict, gain_share, node_weights, plain_logits
 from circuitlit.compare.generality import (
@@ -24,7 +28,7 @@ from circuitlit.compare.generality import (
     shuffled_conflict,
 )
 from circuitlit.compare.matched import matched_nodes, mean_overlap
-from circuitlit.compare.transplant import Transplant, withheld
+from circuitlit.compare.transplant import Transplant
 from circuitlit.compare.weights import node_changes, weight_changes
 from circuitlit.errors import UserError
 from circuitlit.evaluate import TestBed, random_circuit, summarise
@@ -34,13 +38,10 @@ from circuitlit.evaluate.testing import LEAST_DRAWS, enough_draws, rank_p, until
 from circuitlit.files import write_json
 from circuitlit.graph import Circuit, load_circuit
 from circuitlit.model import Subject
+from circuitlit.model.slices import withheld
 from circuitlit.objective import Outcome
 from circuitlit.report.generality import print_generality, write_generality
-from circuitlit.run.build import attribute, build_workbench, plain, provenance
-from circuitlit.run.checks import run_dir
-from circuitlit.run.clock import CONSOLE, Clock
 from circuitlit.run.prevention import prevention
-from circuitlit.run.sides import load_base, load_both, task_settings
 
 
 @dataclass(frozen=True)

@@ -13,6 +13,13 @@ from lightning import seed_everything
 from omegaconf import DictConfig
 from torch import Tensor
 
+from circuitlit.cli.build import attribute, build_subject, build_workbench, plain, provenance
+from circuitlit.cli.checks import run_dir, writing_to
+from circuitlit.cli.clock import CONSOLE, Clock
+from circuitlit.cli.configs import composed
+from circuitlit.cli.kept import fingerprint, read_kept
+from circuitlit.cli.resume import TUNING, trained_with
+from circuitlit.cli.sides import load_side
 from circuitlit.compare.effects import as_dict
 from circuitlit.compare.layers import changed_layers, circuit_layers
 from circuitlit.errors import UserError
@@ -24,13 +31,6 @@ from circuitlit.graph import Circuit
 from circuitlit.model import Subject
 from circuitlit.report.guided import print_guided, write_guided
 from circuitlit.run import tune
-from circuitlit.run.build import attribute, build_subject, build_workbench, plain, provenance
-from circuitlit.run.checks import run_dir, writing_to
-from circuitlit.run.clock import CONSOLE, Clock
-from circuitlit.run.configs import composed
-from circuitlit.run.kept import fingerprint, read_kept
-from circuitlit.run.resume import TUNING, trained_with
-from circuitlit.run.sides import load_side
 from circuitlit.run.story.settings import circuit_task
 
 WAYS = ("uniform", "circuit_difference", "base_circuit", "gradient_probe", "random_layers", "adalora")

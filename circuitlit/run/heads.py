@@ -14,6 +14,9 @@ from lightning import seed_everything
 from omegaconf import DictConfig
 from torch import Tensor
 
+from circuitlit.cli.build import build_subject, plain, provenance
+from circuitlit.cli.checks import run_dir
+from circuitlit.cli.clock import CONSOLE, Clock, watched
 from circuitlit.errors import UserError
 from circuitlit.evaluate.statistics import Groups
 from circuitlit.evaluate.testing import LEAST_DRAWS, enough_draws, with_holm
@@ -44,14 +47,11 @@ from circuitlit.heads.places import NAMES
 from circuitlit.heads.repeats import front_token
 from circuitlit.heads.roles import Head, head_name, heads_of, mark, top_heads
 from circuitlit.heads.text import read_passages, sample_passages, write_passages
+from circuitlit.heads.year_check import year_check
 from circuitlit.masked.ablation import KINDS
 from circuitlit.model import Subject
 from circuitlit.report.heads_figure import write_heads_page
 from circuitlit.report.heads_table import print_heads
-from circuitlit.run.build import build_subject, plain, provenance
-from circuitlit.run.checks import run_dir
-from circuitlit.run.clock import CONSOLE, Clock, watched
-from circuitlit.run.year_check import year_check
 from circuitlit.tasks import PairsModule, Splits
 
 SCORES = ("repeats", "successor", "copying", "direct_effect", "copy_suppression")

@@ -11,10 +11,14 @@ from typing import Any
 import torch
 from omegaconf import DictConfig, open_dict
 
+from circuitlit.cli.build import plain, provenance
+from circuitlit.cli.checks import run_dir
+from circuitlit.cli.clock import CONSOLE, Clock
+from circuitlit.cli.sides import load_base, load_side
 from circuitlit.compare.effects import PairBed, as_dict, gain_share, plain_logits
 from circuitlit.compare.injection import reverting_scores
 from circuitlit.compare.matched import matched_nodes, mean_overlap
-from circuitlit.compare.transplant import Transplant, withheld
+from circuitlit.compare.transplant import Transplant
 from circuitlit.errors import UserError
 from circuitlit.evaluate.similarity import spearman
 from circuitlit.evaluate.statistics import combined, mean_estimate, mean_of, ratio
@@ -22,12 +26,9 @@ from circuitlit.evaluate.testing import LEAST_DRAWS, enough_draws, rank_p, until
 from circuitlit.files import write_json
 from circuitlit.finetune import examples_of_file
 from circuitlit.model import Subject
+from circuitlit.model.slices import withheld
 from circuitlit.objective import Outcome
 from circuitlit.report.injection import print_injection, write_injection
-from circuitlit.run.build import plain, provenance
-from circuitlit.run.checks import run_dir
-from circuitlit.run.clock import CONSOLE, Clock
-from circuitlit.run.sides import load_base, load_side
 from circuitlit.run.tune import run as tune
 from circuitlit.tasks import EncodedPairs
 from circuitlit.tasks.injected import KINDS, Fact, new_facts, revised_facts, true_facts

@@ -11,6 +11,10 @@ from lightning import seed_everything
 from omegaconf import DictConfig
 from torch import Tensor
 
+from circuitlit.cli.build import Workbench, attribute, build_workbench, plain, provenance
+from circuitlit.cli.checks import run_dir
+from circuitlit.cli.clock import CONSOLE, Clock
+from circuitlit.cli.sides import component_kinds, load_base, load_side, passages, task_settings
 from circuitlit.compare.effects import (
     PairBed,
     as_dict,
@@ -21,21 +25,19 @@ from circuitlit.compare.effects import (
     scaled,
     text_kl,
 )
-from circuitlit.compare.transplant import Transplant, withheld
-from circuitlit.compare.writes import Writers, known_nodes
+from circuitlit.compare.transplant import Transplant
+from circuitlit.compare.writes import Writers
 from circuitlit.errors import UserError
 from circuitlit.evaluate import TestBed
 from circuitlit.evaluate.statistics import mean_estimate, mean_of
 from circuitlit.evaluate.testing import LEAST_DRAWS, monotonicity, rank_p, slope, until_clear, with_holm
 from circuitlit.files import write_json
 from circuitlit.graph import INPUTS, load_circuit
+from circuitlit.graph.nodes import known_nodes
+from circuitlit.model.slices import withheld
 from circuitlit.objective import Outcome
 from circuitlit.report.interventions import print_interventions, write_interventions
 from circuitlit.run.ablate import Stage, ablation
-from circuitlit.run.build import Workbench, attribute, build_workbench, plain, provenance
-from circuitlit.run.checks import run_dir
-from circuitlit.run.clock import CONSOLE, Clock
-from circuitlit.run.sides import component_kinds, load_base, load_side, passages, task_settings
 
 
 def run(cfg: DictConfig) -> dict[str, Any]:

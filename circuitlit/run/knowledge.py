@@ -11,6 +11,10 @@ from hydra.utils import instantiate
 from lightning import seed_everything
 from omegaconf import DictConfig
 
+from circuitlit.cli.build import encoded, plain, provenance
+from circuitlit.cli.checks import run_dir
+from circuitlit.cli.clock import CONSOLE, Clock
+from circuitlit.cli.sides import load_base, task_settings
 from circuitlit.errors import UserError
 from circuitlit.evaluate.statistics import mean_estimate
 from circuitlit.evaluate.testing import benjamini_hochberg, enough_draws, paired_p, with_holm
@@ -22,11 +26,7 @@ from circuitlit.heads.knowledge import READ, ROLES, RoleHead, blocking, role_eff
 from circuitlit.heads.roles import head_name
 from circuitlit.model import Subject
 from circuitlit.report.knowledge import print_knowledge, write_knowledge
-from circuitlit.run.build import encoded, plain, provenance
-from circuitlit.run.checks import run_dir
-from circuitlit.run.clock import CONSOLE, Clock
 from circuitlit.run.inject import run_injection
-from circuitlit.run.sides import load_base, task_settings
 from circuitlit.tasks import EncodedPairs
 
 LEAST_PAIRS = 4

@@ -13,18 +13,18 @@ from lightning import Trainer
 from omegaconf import DictConfig
 from torch import Tensor
 
+from circuitlit.cli.callbacks import FiniteLoss
 from circuitlit.compare.effects import node_weights
 from circuitlit.compare.generality import conflict_index, conflicting
 from circuitlit.compare.injection import expected_changes
 from circuitlit.compare.matched import matched_nodes, mean_overlap
-from circuitlit.compare.transplant import withheld
 from circuitlit.errors import UserError
 from circuitlit.evaluate.statistics import mean_estimate
 from circuitlit.finetune import Examples, Optimisation, SupervisedTuner, TuningData, answer_log_probs, examples_of_task
+from circuitlit.finetune.freeze import Frozen
 from circuitlit.graph import Circuit
 from circuitlit.model import Subject
-from circuitlit.run.callbacks import FiniteLoss
-from circuitlit.run.freeze import Frozen
+from circuitlit.model.slices import withheld
 
 ARMS = ("nothing", "conflict", "random")
 

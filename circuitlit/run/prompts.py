@@ -17,6 +17,14 @@ from lightning import seed_everything
 from omegaconf import DictConfig, OmegaConf
 from torch import Tensor
 
+from circuitlit.cli import ranks
+from circuitlit.cli.ability import inability, measure_behaviour
+from circuitlit.cli.arguments import setting
+from circuitlit.cli.build import Workbench, attribute, build_subject, build_workbench, plain, provenance
+from circuitlit.cli.checks import run_dir
+from circuitlit.cli.clock import CONSOLE, Clock
+from circuitlit.cli.learn import learn
+from circuitlit.cli.sides import load_side, task_settings
 from circuitlit.errors import UserError
 from circuitlit.evaluate import TestBed, random_circuit, summarise
 from circuitlit.evaluate.behaviour import Behaviour
@@ -27,15 +35,8 @@ from circuitlit.graph import Circuit
 from circuitlit.masked import MaskedModel
 from circuitlit.model import Subject
 from circuitlit.report.prompts import print_prompts, write_prompts
-from circuitlit.run import ranks, tune
-from circuitlit.run.ability import inability, measure_behaviour
-from circuitlit.run.arguments import setting
-from circuitlit.run.build import Workbench, attribute, build_subject, build_workbench, plain, provenance
-from circuitlit.run.checks import run_dir
-from circuitlit.run.clock import CONSOLE, Clock
-from circuitlit.run.learn import learn
+from circuitlit.run import tune
 from circuitlit.run.result import held_out
-from circuitlit.run.sides import load_side, task_settings
 
 Kept = Bool[Tensor, "copies edge"]
 

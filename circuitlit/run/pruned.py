@@ -9,8 +9,11 @@ import torch
 from hydra.utils import instantiate
 from omegaconf import DictConfig
 
+from circuitlit.cli.build import encoded, provenance
+from circuitlit.cli.checks import run_dir
+from circuitlit.cli.clock import CONSOLE
+from circuitlit.cli.sides import load_side, passages
 from circuitlit.compare.effects import PairBed, as_dict, plain_logits, text_kl, without_nodes
-from circuitlit.compare.transplant import plain_copy
 from circuitlit.errors import UserError
 from circuitlit.evaluate.statistics import mean_estimate
 from circuitlit.files import write_json
@@ -20,11 +23,8 @@ from circuitlit.masked import MaskedModel, References
 from circuitlit.model import Subject
 from circuitlit.model.logits import logits_at
 from circuitlit.model.prune import cut_nodes, load_pruned, pruned, save_pruned
+from circuitlit.model.slices import plain_copy
 from circuitlit.report.table import Metric
-from circuitlit.run.build import encoded, provenance
-from circuitlit.run.checks import run_dir
-from circuitlit.run.clock import CONSOLE
-from circuitlit.run.sides import load_side, passages
 from circuitlit.tasks.pair import Batch
 
 

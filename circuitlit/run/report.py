@@ -7,6 +7,8 @@ from typing import Any
 
 from omegaconf import DictConfig
 
+from circuitlit.cli.checks import run_dir
+from circuitlit.cli.clock import CONSOLE
 from circuitlit.errors import UserError
 from circuitlit.files import write_json
 from circuitlit.report import write_page
@@ -15,8 +17,6 @@ from circuitlit.report.paper import FORMATS, save_figures
 from circuitlit.report.runs import write_runs_page
 from circuitlit.report.sweep import ends_of, names_of, readable, runs_in, write_csv
 from circuitlit.report.workspace import build_workspace, workspace_spec
-from circuitlit.run.checks import run_dir
-from circuitlit.run.clock import CONSOLE
 
 
 def run(cfg: DictConfig) -> dict[str, Any]:

@@ -11,6 +11,11 @@ from jaxtyping import Bool, Float
 from omegaconf import DictConfig
 from torch import Tensor
 
+from circuitlit.cli.build import Workbench, attribute
+from circuitlit.cli.checks import run_dir
+from circuitlit.cli.clock import CONSOLE
+from circuitlit.cli.configs import preset
+from circuitlit.cli.progress import told
 from circuitlit.evaluate import TestBed, paired_difference, random_circuit, shuffled_circuit, summarise
 from circuitlit.evaluate.ground_truth import edge_auc
 from circuitlit.evaluate.statistics import Estimate, mean_estimate
@@ -20,11 +25,6 @@ from circuitlit.graph import Circuit, EdgeScores, reachable_edges, top_k
 from circuitlit.model import Subject
 from circuitlit.objective import Outcome
 from circuitlit.report import print_table, write_page
-from circuitlit.run.build import Workbench, attribute
-from circuitlit.run.checks import run_dir
-from circuitlit.run.clock import CONSOLE
-from circuitlit.run.configs import preset
-from circuitlit.run.progress import told
 from circuitlit.tasks import EncodedPairs
 
 SCHEMA = 2  # of result.json

@@ -9,11 +9,11 @@ from typing import Any
 
 from omegaconf import DictConfig
 
+from circuitlit.cli.checks import run_dir
+from circuitlit.cli.clock import CONSOLE
 from circuitlit.errors import UserError
 from circuitlit.files import write_json
 from circuitlit.report.grid import grid
-from circuitlit.run.checks import run_dir
-from circuitlit.run.clock import CONSOLE
 from circuitlit.timeline.agreement import Agreement, agreement, repetitions
 from circuitlit.timeline.chance import BEYOND
 from circuitlit.timeline.mask_run import MaskRun, save_evolution

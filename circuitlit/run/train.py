@@ -9,16 +9,18 @@ import torch
 from lightning import seed_everything
 from omegaconf import DictConfig, OmegaConf
 
-from circuitlit.run import joint, ranks
-from circuitlit.run.ability import inability, measure_behaviour, report_inability
-from circuitlit.run.build import Workbench, attribute, build_subject, build_workbench, provenance
-from circuitlit.run.checkpoints import check_checkpoint
-from circuitlit.run.checks import run_dir
-from circuitlit.run.clock import Clock
-from circuitlit.run.folder import begin
-from circuitlit.run.foretold import Foretold
-from circuitlit.run.learn import learn
-from circuitlit.run.loggers import open_loggers
+from circuitlit.cli import joint, ranks
+from circuitlit.cli.ability import inability, measure_behaviour, report_inability
+from circuitlit.cli.build import Workbench, attribute, build_subject, build_workbench, provenance
+from circuitlit.cli.checkpoints import check_checkpoint
+from circuitlit.cli.checks import run_dir
+from circuitlit.cli.clock import Clock
+from circuitlit.cli.folder import begin
+from circuitlit.cli.learn import learn
+from circuitlit.cli.loggers import open_loggers
+from circuitlit.cli.resume import MASKS, trained_with
+from circuitlit.report.wandb_log import log_run
+from circuitlit.run.bench.foretold import Foretold
 from circuitlit.run.result import (
     Rival,
     against_cut,
@@ -29,8 +31,6 @@ from circuitlit.run.result import (
     rivals,
     validation,
 )
-from circuitlit.run.resume import MASKS, trained_with
-from circuitlit.run.wandb_log import log_run
 from circuitlit.timeline.mask_run import MaskRun, save_evolution
 
 

@@ -11,6 +11,16 @@ from lightning import Callback, LightningModule, Trainer, seed_everything
 from omegaconf import DictConfig
 from torch import nn
 
+from circuitlit.cli import stopping
+from circuitlit.cli.build import build_subject, plain, provenance
+from circuitlit.cli.callbacks import FiniteLoss, History, Progress, StopOnSignal
+from circuitlit.cli.checkpoints import Checkpoints, TrainedWith, check_checkpoint, contents
+from circuitlit.cli.checks import run_dir
+from circuitlit.cli.clock import CONSOLE, Clock
+from circuitlit.cli.folder import begin
+from circuitlit.cli.loggers import build_loggers, close_loggers
+from circuitlit.cli.progress import ProgressLines
+from circuitlit.cli.resume import TUNING, trained_with
 from circuitlit.errors import UserError
 from circuitlit.files import write_json
 from circuitlit.finetune import (
@@ -28,21 +38,11 @@ from circuitlit.finetune import (
     save_model,
     steps_to_save,
 )
+from circuitlit.finetune.freeze import Frozen
+from circuitlit.finetune.only import circuit_nodes, train_only
 from circuitlit.model import Subject
 from circuitlit.model.limits import check_rows
 from circuitlit.report import print_behaviour
-from circuitlit.run import stopping
-from circuitlit.run.build import build_subject, plain, provenance
-from circuitlit.run.callbacks import FiniteLoss, History, Progress, StopOnSignal
-from circuitlit.run.checkpoints import Checkpoints, TrainedWith, check_checkpoint, contents
-from circuitlit.run.checks import run_dir
-from circuitlit.run.clock import CONSOLE, Clock
-from circuitlit.run.folder import begin
-from circuitlit.run.freeze import Frozen
-from circuitlit.run.loggers import build_loggers, close_loggers
-from circuitlit.run.only import circuit_nodes, train_only
-from circuitlit.run.progress import ProgressLines
-from circuitlit.run.resume import TUNING, trained_with
 
 WATCHED = {"sft": ("loss",), "dpo": ("loss", "margin", "preferred"), "grpo": ("loss", "reward", "kl")}
 

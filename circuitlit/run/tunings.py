@@ -12,6 +12,11 @@ import torch
 from omegaconf import DictConfig, ListConfig
 from torch import Tensor
 
+from circuitlit.cli.build import build_workbench, provenance
+from circuitlit.cli.checks import run_dir
+from circuitlit.cli.clock import CONSOLE, Clock
+from circuitlit.cli.scored import score_side
+from circuitlit.cli.sides import load_base, load_side, passages
 from circuitlit.compare import Resampled, weight_changes
 from circuitlit.compare.effects import text_kl
 from circuitlit.compare.likeness import attention_change
@@ -25,11 +30,6 @@ from circuitlit.files import write_json
 from circuitlit.finetune import HeldOut, behaviour_change
 from circuitlit.model import Subject
 from circuitlit.report.tunings import print_tunings, write_tunings
-from circuitlit.run.build import build_workbench, provenance
-from circuitlit.run.checks import run_dir
-from circuitlit.run.clock import CONSOLE, Clock
-from circuitlit.run.scored import score_side
-from circuitlit.run.sides import load_base, load_side, passages
 from circuitlit.tasks.pair import Batch
 
 

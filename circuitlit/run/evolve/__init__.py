@@ -9,22 +9,21 @@ from typing import Any
 import torch
 from omegaconf import DictConfig
 
+from circuitlit.cli.build import PACKAGES, plain, version
+from circuitlit.cli.checks import run_dir
+from circuitlit.cli.clock import CONSOLE, Clock
+from circuitlit.cli.configs import Entry, composed, entries
 from circuitlit.errors import UserError
 from circuitlit.evaluate.overlap import DRAWS
 from circuitlit.evaluate.testing import enough_draws, with_holm
 from circuitlit.files import write_json
 from circuitlit.report.evolution_page import write_evolution_page
 from circuitlit.report.evolution_table import print_evolution
-from circuitlit.run.build import PACKAGES, plain, version
-from circuitlit.run.checks import run_dir
-from circuitlit.run.clock import CONSOLE, Clock
-from circuitlit.run.configs import composed
 from circuitlit.run.evolve.cells import CAUSAL, HEADS, Cell, cell_settings
 from circuitlit.run.evolve.measure import causal_cell, heads_cell, task_cell
 from circuitlit.run.evolve.panels import log_panels
 from circuitlit.run.evolve.series import Loader, Series, claims_of, configured, find_series, parted
 from circuitlit.run.evolve.summary import Finished, summarise_series
-from circuitlit.run.study.cells import Entry, entries
 from circuitlit.timeline.account import account, trends
 from circuitlit.timeline.checkpoints import Checkpoint
 from circuitlit.timeline.emergence import by_size

@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 import logging
-import re
 from collections.abc import Callable
 from dataclasses import asdict, dataclass
 from pathlib import Path
@@ -11,12 +10,12 @@ from typing import Any
 
 from omegaconf import DictConfig
 
-from circuitlit.files import write_json
-from circuitlit.run.build import plain
-from circuitlit.run.checks import run_dir
-from circuitlit.run.kept import fingerprint, read_kept, settings_of
-from circuitlit.run.lock import claimed_cell
-from circuitlit.run.mistakes import explain
+from circuitlit.cli.build import plain
+from circuitlit.cli.checks import run_dir
+from circuitlit.cli.kept import fingerprint, read_kept, settings_of
+from circuitlit.cli.lock import claimed_cell
+from circuitlit.cli.mistakes import explain
+from circuitlit.files import file_name, write_json
 from circuitlit.timeline.checkpoints import Checkpoint
 
 log = logging.getLogger(__name__)
@@ -85,7 +84,7 @@ class Cell:
 def cell_name(series: str, task: str, step: int) -> str:
     """Name of a cell's file and folder."""
     parts = (series, task, f"step{step}")
-    return "--".join(re.sub(r"[^\w.=+]+", "_", part).strip("_") for part in parts)
+    return "--".join(file_name(part) for part in parts)
 
 
 def cell_settings(cfg: DictConfig, checkpoint: Checkpoint, *more: object) -> str:

@@ -11,6 +11,9 @@ import torch
 from lightning import seed_everything
 from omegaconf import DictConfig
 
+from circuitlit.cli.build import Workbench, attribute, build_workbench
+from circuitlit.cli.learn import learn
+from circuitlit.cli.resampled import Resampler
 from circuitlit.errors import UserError
 from circuitlit.evaluate import Behaviour, TestBed, paired_difference, summarise
 from circuitlit.evaluate.similarity import corrected_jaccard, noise_floor
@@ -30,11 +33,8 @@ from circuitlit.heads.causal import causal_check, repeat_score
 from circuitlit.heads.repeats import front_token
 from circuitlit.heads.roles import head_name, heads_of, top_heads
 from circuitlit.model import Subject
-from circuitlit.run.build import Workbench, attribute, build_workbench
 from circuitlit.run.evolve.algorithm import algorithm_part
 from circuitlit.run.evolve.series import claims_of
-from circuitlit.run.learn import learn
-from circuitlit.run.resampled import Resampler
 from circuitlit.run.result import validation
 from circuitlit.timeline.series import Noise
 

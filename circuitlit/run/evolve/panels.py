@@ -9,9 +9,9 @@ from typing import Any
 from lightning.pytorch.loggers import WandbLogger
 from omegaconf import DictConfig
 
+from circuitlit.cli.loggers import open_loggers
 from circuitlit.report.evolution_page import evolution_figure, stage_at
 from circuitlit.report.size_tables import size_tables
-from circuitlit.run.loggers import open_loggers
 
 
 def log_panels(cfg: DictConfig, result: dict[str, Any], page: Path) -> None:

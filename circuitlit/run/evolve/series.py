@@ -17,14 +17,14 @@ from hydra.utils import instantiate
 from lightning import seed_everything
 from omegaconf import DictConfig
 
+from circuitlit.cli.build import build_subject, plain
+from circuitlit.cli.callbacks import Progress
+from circuitlit.cli.lock import claimed_cell
+from circuitlit.cli.progress import ProgressLines
 from circuitlit.errors import UserError
 from circuitlit.evaluate.overlap import TESTS
 from circuitlit.finetune.pretrain import Recipe, pretrain, write_tasks
 from circuitlit.model import Subject
-from circuitlit.run.build import build_subject, plain
-from circuitlit.run.callbacks import Progress
-from circuitlit.run.lock import claimed_cell
-from circuitlit.run.progress import ProgressLines
 from circuitlit.timeline.checkpoints import Checkpoint, hub_checkpoints, local_checkpoints
 
 FILES = ["*.json", "*.safetensors", "*.txt", "*.model"]

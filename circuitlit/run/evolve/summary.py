@@ -6,8 +6,8 @@ from collections.abc import Mapping, Sequence
 from dataclasses import asdict
 from typing import Any
 
+from circuitlit.cli.checks import run_dir
 from circuitlit.graph import Circuit
-from circuitlit.run.checks import run_dir
 from circuitlit.run.evolve.cells import CAUSAL, HEADS, cell_name
 from circuitlit.timeline.emergence import emergence
 from circuitlit.timeline.handovers import handovers

@@ -12,14 +12,14 @@ from typing import Any
 from lightning import seed_everything
 from omegaconf import DictConfig
 
+from circuitlit.cli.build import plain
+from circuitlit.cli.checks import run_dir, writing_to
+from circuitlit.cli.clock import CONSOLE, Clock
 from circuitlit.errors import UserError
 from circuitlit.evaluate.testing import LEAST_DRAWS, with_holm
 from circuitlit.files import write_json
 from circuitlit.report.story import print_story, write_story
 from circuitlit.run import compare, evolve, intervene, tune
-from circuitlit.run.build import plain
-from circuitlit.run.checks import run_dir, writing_to
-from circuitlit.run.clock import CONSOLE, Clock
 from circuitlit.run.story.measure import Answers, carried_by_layers
 from circuitlit.run.story.parts import Parts
 from circuitlit.run.story.settings import Way, verb_settings, ways_of

@@ -13,6 +13,9 @@ from jaxtyping import Float
 from omegaconf import DictConfig
 from torch import Tensor
 
+from circuitlit.cli.build import build_subject, encoded
+from circuitlit.cli.checks import run_dir
+from circuitlit.cli.sides import load_side, passages
 from circuitlit.compare.effects import PairBed, as_dict, gain_share, plain_logits, text_kl
 from circuitlit.compare.layers import changed_layers, circuit_layers, layer_nodes, top_layers
 from circuitlit.compare.transplant import Transplant
@@ -21,10 +24,7 @@ from circuitlit.evaluate.statistics import mean_estimate, mean_of
 from circuitlit.evaluate.testing import rank_p, until_clear
 from circuitlit.finetune import HeldOut, behaviour_change, save_model
 from circuitlit.objective import Outcome
-from circuitlit.run.build import build_subject, encoded
-from circuitlit.run.checks import run_dir
 from circuitlit.run.compare import Side
-from circuitlit.run.sides import load_side, passages
 from circuitlit.run.story.settings import most_draws, verb_settings
 
 

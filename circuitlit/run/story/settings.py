@@ -8,13 +8,12 @@ from typing import Any
 from hydra import compose
 from omegaconf import DictConfig, OmegaConf
 
+from circuitlit.cli.build import plain
+from circuitlit.cli.configs import composed, entries
 from circuitlit.errors import UserError
 from circuitlit.evaluate.overlap import TESTS
 from circuitlit.evaluate.testing import enough_draws
 from circuitlit.run.ablate import CLAIMS
-from circuitlit.run.build import plain
-from circuitlit.run.configs import composed
-from circuitlit.run.study.cells import entries
 
 COMPARISONS = 2  # of circuits: base and tuned, neighbouring checkpoints
 RANKINGS = 3  # of layers: by circuit difference, base circuit and weight change

@@ -10,15 +10,15 @@ from typing import Any
 import torch
 from omegaconf import DictConfig
 
+from circuitlit.cli.build import build_subject, provenance
+from circuitlit.cli.checks import run_dir
+from circuitlit.cli.clock import CONSOLE, Clock
+from circuitlit.cli.configs import Entry, composed, entries
 from circuitlit.errors import UserError
 from circuitlit.files import write_json
 from circuitlit.model import Subject
 from circuitlit.report.study import print_study, write_figures
-from circuitlit.run.build import build_subject, provenance
-from circuitlit.run.checks import run_dir
-from circuitlit.run.clock import CONSOLE, Clock
-from circuitlit.run.configs import composed
-from circuitlit.run.study.cells import Cell, Entry, entries
+from circuitlit.run.study.cells import Cell
 from circuitlit.run.study.methods import Stage, attribution_cell, control_cell, ends, learner_cell
 from circuitlit.run.study.plan import Job, part_of, plan
 from circuitlit.run.study.summary import Finished, summarise_study

@@ -3,61 +3,21 @@
 from __future__ import annotations
 
 import logging
-import re
 from collections.abc import Callable
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
-from omegaconf import DictConfig, ListConfig
+from omegaconf import DictConfig
 
-from circuitlit.errors import UserError
-from circuitlit.files import write_json
-from circuitlit.run.checks import run_dir
-from circuitlit.run.kept import fingerprint, read_kept, settings_of
-from circuitlit.run.lock import claimed_cell
-from circuitlit.run.mistakes import explain
+from circuitlit.cli.checks import run_dir
+from circuitlit.cli.kept import fingerprint, read_kept, settings_of
+from circuitlit.cli.lock import claimed_cell
+from circuitlit.cli.mistakes import explain
+from circuitlit.files import file_name, write_json
 
 log = logging.getLogger(__name__)
 _GROUPS = ("task", "model", "adapter", "mask", "sparsity", "objective", "ablation", "method", "data", "evaluate")
-
-
-@dataclass(frozen=True)
-class Entry:
-    """A task, attribution or learner of a study.
-
-    Attributes:
-        name: its label.
-        settings: what makes it.
-        cost: of one of its cells, a mask run's being 1; None is what such cells usually cost. A study in parts shares
-            them out by it.
-    """
-
-    name: str
-    settings: tuple[str, ...]
-    cost: float | None = None
-
-
-def entries(items: ListConfig | None, group: str) -> list[Entry]:
-    """A study's list as entries.
-
-    Raises:
-        UserError: an item is neither a preset's name nor {name, with}, or a label is there twice.
-    """
-    made = []
-    for item in items or []:
-        if isinstance(item, str):
-            made.append(Entry(item, (f"{group}={item}",)))
-        elif isinstance(item, DictConfig) and {"name", "with"} <= set(item) <= {"name", "with", "cost"}:
-            settings = tuple(str(word) for word in item["with"])
-            made.append(Entry(str(item.name), settings, item.get("cost")))
-        else:
-            raise UserError(f"study: '{item}' is neither a preset of {group} nor {{name: LABEL, with: [settings]}}")
-    labels = [_file_name(entry.name) for entry in made]
-    twice = next((label for label in labels if labels.count(label) > 1), None)
-    if twice:
-        raise UserError(f"study: two entries of {group} are called '{twice}'; give each a name of its own")
-    return made
 
 
 @dataclass(frozen=True)
@@ -84,7 +44,7 @@ class Cell:
         parts = [self.task, self.kind, self.method]
         parts += [] if self.sparsity is None else [f"{self.sparsity:g}"]
         parts += [] if self.seed is None else [f"seed{self.seed}"]
-        return "--".join(_file_name(part) for part in parts if part)
+        return "--".join(file_name(part) for part in parts if part)
 
     @property
     def file(self) -> Path:
@@ -133,7 +93,3 @@ class Cell:
     def read(self) -> dict[str, Any]:
         """The file's content; empty if it is missing or damaged."""
         return read_kept(self.file)
-
-
-def _file_name(label: str) -> str:
-    return re.sub(r"[^\w.=+]+", "_", label).strip("_")

@@ -11,6 +11,10 @@ import torch
 from lightning import seed_everything
 from omegaconf import DictConfig
 
+from circuitlit.cli.ability import inability, measure_behaviour
+from circuitlit.cli.build import Workbench, attribute, build_workbench, encoded, plain, provenance
+from circuitlit.cli.learn import learn
+from circuitlit.cli.resampled import Resampler
 from circuitlit.errors import UserError
 from circuitlit.evaluate import TestBed, noise_floor, random_circuit, size_curve
 from circuitlit.evaluate.similarity import Spread
@@ -18,10 +22,6 @@ from circuitlit.graph import Circuit, EdgeScores, MaskLayout
 from circuitlit.graph.select import edge_budget
 from circuitlit.model import Subject
 from circuitlit.objective import Outcome
-from circuitlit.run.ability import inability, measure_behaviour
-from circuitlit.run.build import Workbench, attribute, build_workbench, encoded, plain, provenance
-from circuitlit.run.learn import learn
-from circuitlit.run.resampled import Resampler
 from circuitlit.run.result import held_out, signed_or_absolute, validation
 from circuitlit.run.study.cells import Cell
 

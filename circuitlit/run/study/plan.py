@@ -5,8 +5,8 @@ from __future__ import annotations
 from dataclasses import dataclass
 from itertools import product
 
-from circuitlit.run.configs import composed
-from circuitlit.run.study.cells import Cell, Entry
+from circuitlit.cli.configs import Entry, composed
+from circuitlit.run.study.cells import Cell
 
 CHEAP = 0.3  # cost of an attribution's cell beside a mask run's
 

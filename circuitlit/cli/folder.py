@@ -1,0 +1,136 @@
+"""A run's folder: it belongs to one process at a time, holds one run, and keeps the settings of that run."""
+
+from __future__ import annotations
+
+import os
+import secrets
+import shutil
+from collections.abc import Iterator
+from contextlib import contextmanager, nullcontext
+from datetime import datetime
+from pathlib import Path
+
+from hydra.core.hydra_config import HydraConfig
+from omegaconf import DictConfig, OmegaConf
+
+from circuitlit.cli import ranks
+from circuitlit.cli.checks import run_dir
+from circuitlit.cli.lock import NAME, claimed
+from circuitlit.cli.mistakes import explain, sweep_up
+from circuitlit.cli.resume import MASKS, differences, saved_settings, trained_with
+from circuitlit.errors import UserError
+
+FRESH = ("train", "attribute", "finetune")  # verbs whose files would mix with those of an earlier run
+PARTED = ("study", "evolve")  # verbs that several processes can share out; these claim cell by cell
+UNMARKED = {"prompts": (*MASKS, "prompts")}  # verbs whose parts hold no settings, with those that they depend on
+LEFT = (
+    "adapter checkpoints csv masks tuned wandb circuit.json circuit.safetensors evolution.json held_out.json "
+    "history.json result.json report.html"
+).split()  # what an earlier run may have left
+
+
+@contextmanager
+def new_run_id() -> Iterator[None]:
+    """Give the run an id, and with it a folder, of its own: the time and six random characters.
+
+    Processes of one run, and a job that is queued again, share the id that is in the environment already.
+    """
+    if "CIRCUITLIT_RUN_ID" in os.environ or ranks.started_by_launcher():
+        yield
+        return
+    os.environ["CIRCUITLIT_RUN_ID"] = f"{datetime.now():%Y%m%d-%H%M%S}-{secrets.token_hex(3)}"
+    try:
+        yield
+    finally:
+        del os.environ["CIRCUITLIT_RUN_ID"]
+
+
+def settle_run_id(cfg: DictConfig) -> None:
+    """Write the run's id into its settings, for the W&B run that a resumed run goes on with; jobs of a sweep differ."""
+    hydra = HydraConfig.get()
+    number = f"-{hydra.job.num}" if hydra.mode is not None and hydra.mode.name == "MULTIRUN" else ""
+    cfg.run_id = f"{cfg.run_id}{number}"
+
+
+@contextmanager
+def occupied(cfg: DictConfig) -> Iterator[None]:
+    """Hold the run's folder while the block runs; after a mistake take away what the block made.
+
+    Raises:
+        UserError: another process works in the folder, or it holds a run.
+    """
+    folder = run_dir()
+    if not ranks.is_writer():
+        yield
+        return
+    shared = cfg.verb in PARTED and cfg[cfg.verb].parts != 1
+    with nullcontext() if shared else claimed(folder / NAME, str(folder)):
+        before, used = set(folder.rglob("*")), _used(folder)
+        if cfg.verb in FRESH and not cfg.get("story") and used and not (cfg.overwrite or goes_on(cfg)):
+            raise UserError(
+                f"{folder} holds a run already ({used[0]}); go on with resume={folder}, replace it with "
+                "overwrite=true, or choose another folder: hydra.run.dir=DIR"
+            )
+        _same_settings(cfg, folder)
+        if not used:
+            _save_settings(cfg, folder)
+        try:
+            yield
+        except Exception as error:
+            if explain(error) is not None and not shared and not goes_on(cfg):
+                sweep_up(folder, before)
+            raise
+
+
+def begin(cfg: DictConfig) -> None:
+    """Once all is loaded: clear away what an earlier run left in the folder, unless this one goes on with it."""
+    folder = run_dir()
+    if not ranks.is_writer() or (cfg.ckpt_path is not None and goes_on(cfg)):
+        return
+    clear(folder, *LEFT)
+    if not goes_on(cfg) and folder == Path(HydraConfig.get().runtime.output_dir):
+        _save_settings(cfg, folder)
+
+
+def clear(folder: Path, *names: str) -> None:
+    """Delete some of a folder's files and folders."""
+    for name in names:
+        path = folder / name
+        if path.is_dir() and not path.is_symlink():
+            shutil.rmtree(path)
+        else:
+            path.unlink(missing_ok=True)
+
+
+def goes_on(cfg: DictConfig) -> bool:
+    """True where the run goes on with what its folder holds."""
+    checkpoint = None if cfg.ckpt_path is None else Path(cfg.ckpt_path).resolve()
+    return cfg.resume is not None or (checkpoint is not None and checkpoint.is_relative_to(run_dir().resolve()))
+
+
+def _same_settings(cfg: DictConfig, folder: Path) -> None:
+    """Refuse to go on with circuits of other settings, where these do not say what they were made with."""
+    groups = UNMARKED.get(cfg.verb)
+    if groups and (folder / "circuits").is_dir() and (folder / ".hydra" / "config.yaml").is_file():
+        saved = saved_settings(folder)
+        differing = (
+            differences(trained_with(saved, groups), trained_with(cfg, groups)) if saved.verb == cfg.verb else ""
+        )
+        if differing:
+            raise UserError(
+                f"{folder} holds circuits of other settings ({differing}); choose another folder: hydra.run.dir=DIR"
+            )
+
+
+def _used(folder: Path) -> list[str]:
+    return [name for name in LEFT if (folder / name).exists()]
+
+
+def _save_settings(cfg: DictConfig, folder: Path) -> None:
+    """Write what Hydra would write ahead of the run, into a folder that may then still be another process's."""
+    hydra, own = HydraConfig.instance().cfg, folder / ".hydra"
+    assert hydra is not None
+    own.mkdir(exist_ok=True)
+    OmegaConf.save(cfg, own / "config.yaml")
+    OmegaConf.save(hydra, own / "hydra.yaml")
+    OmegaConf.save(HydraConfig.get().overrides.task, own / "overrides.yaml")

@@ -1,0 +1,150 @@
+"""The way in: `python train.py ...` and `python -m circuitlit VERB ...`."""
+
+from __future__ import annotations
+
+import importlib
+import logging
+import os
+import signal
+import sys
+import warnings
+from importlib import metadata
+from typing import Any
+
+VERBS = {
+    "train": "learn masks until the circuit reproduces the model on a task",
+    "timeline": "how the masks of a run evolved, and the stages it fell into; several runs: do they agree",
+    "behaviour": "does the model do the tasks: accuracy, metric and the corrupted run's KL, by task and split",
+    "attribute": "score every edge by one attribution method and cut a circuit",
+    "evaluate": "measure any saved circuit on any task and model",
+    "study": "compare methods over tasks and sparsities",
+    "export": "write a circuit in the file formats of MIB and EAP-IG",
+    "finetune": "tune the model on a task, all weights or an adapter, with checkpoints and a held-out test",
+    "guided": "ranks of LoRA by layer from circuits, beside uniform, random and adaptive ones, at equal parameters",
+    "compare": "circuits, weights and behaviour of a base model and a tuned one",
+    "difference": "learn one mask for a base and a tuned model, and the few edges that must differ",
+    "intervene": "ablate, transfer and scale the nodes that matter, beside matched random ones",
+    "capabilities": "what tuning gained and lost over several tasks, and the smallest set of nodes that carries a gain",
+    "generality": "circuits of several tasks on each other's pairs, and why a tuned model got worse at some",
+    "prompts": "circuits of one behaviour under several prompts, each of them under every prompt",
+    "knowledge": "what the model knows, and which heads look it up; experiment=inject_facts tunes new facts in",
+    "heads": "what single heads do: scores, their parts in the IOI algorithm, causal checks",
+    "evolve": "circuits over the checkpoints of a training run: behaviour, size, likeness, head scores, stages",
+    "report": "the page of a run again, a page that compares runs, figures for papers, a W&B workspace",
+    "bench": "time steps, runs and attribution, and reckon the memory that they need",
+}
+CHATTY = (
+    "deepspeed",
+    "DeepSpeed",
+    "httpx",
+    "huggingface_hub.utils._http",
+    "lightning.pytorch.utilities.rank_zero",
+    "lightning.fabric.utilities.rank_zero",
+    "lightning_utilities.core.rank_zero",
+)
+FAILED = 3  # exit status of a command with fail=true whose result has that status
+
+
+def main() -> None:
+    """Entry of the console script: the first word is the verb."""
+    verb = sys.argv[1] if len(sys.argv) > 1 else ""
+    if verb == "--version":
+        return _say_version()
+    if verb not in VERBS:
+        lines = "\n".join(f"  {name:12} {text}" for name, text in VERBS.items())
+        print(f"usage: python -m circuitlit VERB [key=value ...]\n\nverbs:\n{lines}", file=sys.stderr)
+        sys.exit(0 if verb in ("-h", "--help") else f"error: no verb '{verb}'" if verb else 2)
+    run_verb(verb, [sys.argv[0], *sys.argv[2:]])
+
+
+def run_verb(verb: str, argv: list[str]) -> None:
+    """Run one verb as a Hydra app.
+
+    Any mistake of the user's ends in one line on stderr and exit status 1, with nothing of the run left but what Hydra
+    itself writes.
+    """
+    if "--version" in argv[1:]:
+        return _say_version()
+    _quiet()
+    import hydra
+
+    from circuitlit.cli import folder, ranks, resume, stopping
+    from circuitlit.cli.arguments import conf_dir, readable
+    from circuitlit.cli.mistakes import explain
+    from circuitlit.errors import Stopped
+
+    original = list(sys.argv)
+    os.environ["HYDRA_FULL_ERROR"] = "1"
+    mistakes: list[str] = []
+    results: list[dict[str, Any]] = []
+
+    def job(cfg) -> None:
+        sys.argv = original  # Lightning starts its child processes with it
+        from circuitlit.cli.checks import check
+        from circuitlit.cli.clock import CONSOLE
+
+        try:
+            if cfg.resume is not None:
+                cfg = resume.as_it_was(cfg)
+            folder.settle_run_id(cfg)
+            check(cfg, verb)
+            ranks.check(cfg, verb)
+            if ranks.wanted_here(cfg) > 1:
+                sys.exit(ranks.spawn(cfg, original))
+            with folder.occupied(cfg):
+                cfg.callbacks.progress_bar &= CONSOLE.is_terminal  # a log gets lines instead
+                result = resume.finished(cfg) or importlib.import_module(f"circuitlit.run.{verb}").run(cfg)
+            results.append(result if cfg.fail else {})
+        except Stopped as stop:
+            if ranks.is_writer():
+                print(stopping.farewell(stop, cfg, original), file=sys.stderr)
+            sys.exit(128 + stop.number)
+        except Exception as error:
+            message = explain(error, verb)
+            if message is None:
+                raise
+            mistakes.append(message)  # not raised: Hydra would print an error of its own
+
+    try:
+        words = resume.expanded(verb, argv)[1:]
+        sys.argv = [argv[0], *readable(verb, [*words, *ranks.hydra_overrides()])]
+        with stopping.listening(), folder.new_run_id():
+            hydra.main(version_base="1.3", config_path=str(conf_dir()), config_name=verb)(job)()
+    except (KeyboardInterrupt, Stopped) as stop:
+        print("stopped before anything was made", file=sys.stderr)
+        sys.exit(128 + (stop.number if isinstance(stop, Stopped) else signal.SIGINT))
+    except Exception as error:
+        message = explain(error, verb)
+        if message is None:
+            raise
+        mistakes.append(message)
+    for message in mistakes:
+        print("error:", *message.splitlines(), file=sys.stderr)  # one line, whatever characters a value has
+    if mistakes:
+        sys.exit(1)
+    if any(result.get("status") == "FAILED" for result in results):
+        sys.exit(FAILED)
+
+
+def _say_version() -> None:
+    print(f"circuitlit {metadata.version('circuitlit')}")
+
+
+def _quiet() -> None:
+    """Silence what other packages say at import and what does not concern the user."""
+    os.environ.setdefault("TOKENIZERS_PARALLELISM", "false")
+    os.environ.setdefault("WANDB_SILENT", "true")
+    os.environ.setdefault("HF_HUB_DISABLE_PROGRESS_BARS", "1")
+    for category in (DeprecationWarning, FutureWarning):
+        warnings.filterwarnings("ignore", category=category)
+    for text in (
+        ".*does not have many workers.*",
+        ".*no `validation_step`.*",
+        ".*module(s) in eval mode.*",
+        "Checkpoint directory.*",
+        "The dirpath.*",
+    ):
+        warnings.filterwarnings("ignore", text)
+    logging.getLogger("hydra.utils").addFilter(lambda entry: False)  # what it says is raised, too
+    for name in CHATTY:
+        logging.getLogger(name).addFilter(lambda entry: entry.levelno >= logging.ERROR)

@@ -1,0 +1,94 @@
+"""Turns mistakes of the user's into one sentence, and clears away what a failed run had begun."""
+
+from __future__ import annotations
+
+import re
+import traceback
+from pathlib import Path
+
+from hydra.errors import HydraException
+from omegaconf.errors import OmegaConfBaseException
+
+from circuitlit.cli.kinds import no_preset, unknown
+from circuitlit.cli.schema import names
+from circuitlit.errors import UserError
+
+
+def explain(error: BaseException, verb: str = "train") -> str | None:
+    """One sentence for a mistake that the user can mend; None for a defect of ours, which deserves its traceback.
+
+    Args:
+        error: what was raised.
+        verb: whose settings they were.
+    """
+    for cause in _causes(error):
+        if isinstance(cause, UserError):
+            return str(cause)
+    for cause in _causes(error):
+        if isinstance(cause, HydraException | OmegaConfBaseException) and str(cause).strip():
+            return _one_line(str(cause), verb)
+    if isinstance(error, OSError) and error.filename and _makes_a_folder(error):
+        return f"'{error.filename}' cannot be written ({error.strerror}); choose another folder: hydra.run.dir=DIR"
+    return None
+
+
+def _makes_a_folder(error: OSError) -> bool:
+    """True for an error of Hydra's when it makes the output folder."""
+    frames = [frame.name for frame in traceback.extract_tb(error.__traceback__)]
+    return bool({"mkdir", "makedirs"} & set(frames))
+
+
+def _causes(error: BaseException | None) -> list[BaseException]:
+    found = []
+    while error is not None and error not in found:
+        found.append(error)
+        error = error.__cause__ or error.__context__
+    return found
+
+
+def _one_line(text: str, verb: str) -> str:
+    """Hydra's paragraphs as one sentence in our words."""
+    missing = re.search(r"Could not find '([^']+)/([^'/]*)'", text)
+    if missing:
+        options = re.search(r"Available options in '[^']*':\s*((?:.|\n)*?)(?:\n\s*Config search path|\Z)", text)
+        return no_preset(missing[1], missing[2], options[1].split() if options else [])
+    full_key = re.search(r"full_key: (\S+)", text)
+    key = re.search(r"Could not (?:override|append|delete)[^']*'([^']+)'", text) or full_key
+    if key and ("not in struct" in text or "Could not" in text):
+        return _absent(key[1], verb)
+    other = re.search(r"Interpolation key '([^']+)' not found", text)
+    if other:
+        return f"{full_key[1] if full_key else 'a setting'} takes its value from {other[1]}, which does not exist"
+    absent = re.search(r"Error (?:loading|locating target) '([^']+)'", text.replace("\\'", "'"))
+    if absent:
+        return f"{absent[1]} does not exist or cannot be imported; correct the name of the function or class"
+    called = re.search(r"Error in call to target '([^']+)':\s*\w+\((['\"])(.*)\2\)", text, re.DOTALL)
+    if called:
+        place = f"{full_key[1]}: " if full_key else ""
+        return f"{place}{called[1]} does not take these settings ({called[3]}); correct them"
+    lines = [line.strip() for line in text.splitlines() if line.strip() and "See https" not in line]
+    return "; ".join(line for line in lines if not line.startswith(("full_key", "object_type", "reference_type")))
+
+
+def _absent(key: str, verb: str) -> str:
+    """One sentence on a setting that the chosen presets do not have."""
+    every = names(verb)
+    if key not in every:
+        return unknown(key, every)
+    return f"{key} is no setting of the chosen presets; see conf/{key.partition('.')[0]}/ for one that has it"
+
+
+def sweep_up(folder: Path, before: set[Path]) -> None:
+    """Remove the files that appeared since `before`, but for Hydra's own: its settings and its log."""
+    for path in sorted(folder.rglob("*"), reverse=True):
+        if (
+            path in before
+            or ".hydra" in path.relative_to(folder).parts
+            or (path.suffix == ".log" and path.parent == folder)
+        ):
+            continue
+        if path.is_dir() and not path.is_symlink():
+            if not any(path.iterdir()):
+                path.rmdir()
+        else:
+            path.unlink()

@@ -1,0 +1,126 @@
+"""Ctrl-C and SIGTERM: training saves a checkpoint first, everything else ends at once; a second Ctrl-C always does."""
+
+from __future__ import annotations
+
+import os
+import shlex
+import signal
+import sys
+import threading
+import time
+from collections.abc import Iterator
+from contextlib import contextmanager
+from typing import Any, NoReturn
+
+from omegaconf import DictConfig
+
+from circuitlit.cli.checks import run_dir
+from circuitlit.cli.ranks import is_writer
+from circuitlit.errors import Stopped
+
+SAME = 1.0  # seconds within which two signals are one: a terminal, a launcher and our parent may each pass it on
+SIGNALS = (signal.SIGINT, signal.SIGTERM)
+
+
+class _Told:
+    """What this process has been told.
+
+    Attributes:
+        number: of the first signal; 0 before.
+        at: when it came, on the monotonic clock.
+        patient: True while somebody looks at `number` step by step.
+    """
+
+    number = 0
+    at = 0.0
+    patient = False
+
+
+@contextmanager
+def listening() -> Iterator[None]:
+    """Answer signals for as long as the block runs; only a main thread can."""
+    if threading.current_thread() is not threading.main_thread():
+        yield
+        return
+    before = {number: signal.getsignal(number) for number in SIGNALS}
+    _Told.number, _Told.patient = 0, False
+    attend()
+    try:
+        yield
+    finally:
+        for number, handler in before.items():
+            signal.signal(number, handler)
+
+
+def attend(patient: bool = False) -> None:
+    """Put our handlers in place, where Lightning puts its own; `patient` notes a signal instead of ending at once."""
+    _Told.patient = patient
+    if threading.current_thread() is threading.main_thread():
+        for number in SIGNALS:
+            signal.signal(number, _heard)
+
+
+def told() -> bool:
+    """True once a signal has come."""
+    return bool(_Told.number)
+
+
+def stop(step: int) -> NoReturn:
+    """End training, which is saved at a step; another process of the run may be the one that was told.
+
+    Raises:
+        Stopped: always.
+    """
+    _Told.patient = False
+    raise Stopped(_Told.number or signal.SIGTERM, step)
+
+
+def end_of_patience() -> None:
+    """Training is over.
+
+    Raises:
+        Stopped: a signal came at its very end.
+    """
+    _Told.patient = False
+    if _Told.number:
+        raise Stopped(_Told.number)
+
+
+def _heard(number: int, _: Any) -> None:
+    first, now = _Told.number, time.monotonic()
+    if first and number == signal.SIGINT and now - _Told.at > SAME:
+        os._exit(128 + number)
+    if first:
+        return
+    _Told.number, _Told.at = number, now
+    if not _Told.patient:
+        raise Stopped(number)
+    if is_writer():
+        print("\nstopping at the end of this step; Ctrl-C once more ends at once", file=sys.stderr, flush=True)
+
+
+def farewell(stop: Stopped, cfg: DictConfig, argv: list[str]) -> str:
+    """One sentence: what ended a run and when, what is kept, and the command that goes on.
+
+    Args:
+        stop: how it ended.
+        cfg: the run's settings.
+        argv: `sys.argv` of its command.
+    """
+    how = "Ctrl-C" if stop.number == signal.SIGINT else "a signal"
+    name, text = stop.during or ("", "")
+    where = f"at step {stop.step}" if stop.step is not None else f"while {text[:1].lower()}{text[1:]}" if text else ""
+    stopped = f"stopped by {how} {where}".rstrip()
+    folder, alone = run_dir(), cfg.verb in ("train", "finetune") and not cfg.get("story")
+    command = ["python", "-m", "circuitlit", cfg.verb]
+    if alone:
+        after = {"evaluation": "training is done, the evaluation remains", "after": "tuning is done, its test remains"}
+        kept = "saved" if stop.step is not None else after.get(name, "all of it remains")
+        command.append(f"resume={folder}")
+    elif cfg.verb in ("study", "evolve", "prompts", "guided", "finetune"):
+        kept = "what is finished is kept"
+        command += [word for word in argv[1:] if word != cfg.verb and not word.startswith("hydra.run.dir=")]
+        command.append(f"hydra.run.dir={folder}")
+    else:
+        return f"{stopped}; nothing of it is kept"
+    return f"{stopped}; {kept}; go on with: {shlex.join(command)}"

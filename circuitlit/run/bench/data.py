@@ -1,0 +1,115 @@
+"""What a benchmark runs on: a model of the configured shape with random weights, and pairs of random tokens."""
+
+from __future__ import annotations
+
+from pathlib import Path
+
+import torch
+from lightning import LightningDataModule
+from omegaconf import DictConfig
+from torch import Tensor
+from transformers import AutoModelForCausalLM, AutoTokenizer, PretrainedConfig
+
+from circuitlit.cli.build import Workbench, device_of, masked_model, plain, shards
+from circuitlit.errors import UserError
+from circuitlit.graph import EdgeScores, MaskLayout
+from circuitlit.graph.select import edge_budget
+from circuitlit.masked import References
+from circuitlit.model import Subject
+from circuitlit.model.gguf import packaged_weights
+from circuitlit.model.load import DTYPES, config_from
+from circuitlit.model.weights import RandomWeights, empty_model
+from circuitlit.tasks import PairsModule, Splits
+from circuitlit.tasks.encoded import EncodedPairs, Row
+
+
+def shape_of(cfg: DictConfig) -> PretrainedConfig:
+    """The model's configuration from conf/model alone.
+
+    Raises:
+        UserError: the preset has no architecture numbers.
+    """
+    if cfg.model.architecture is None:
+        raise UserError(f"model={cfg.model.name} has no model.architecture, the numbers that bench builds a model from")
+    return config_from(plain(cfg.model.architecture))
+
+
+def random_subject(cfg: DictConfig, dtype: str) -> Subject:
+    """A model of the configured shape with random weights on the Trainer's device; no hub, no files.
+
+    Where the strategy shares weights out, they are drawn later: by each process what it keeps.
+    """
+    if dtype not in DTYPES:
+        raise UserError(f"dtypes={dtype} is not one of {', '.join(DTYPES)}")
+    facts, device = {"source": "random weights", "dtype": dtype}, device_of(cfg)
+    if shards(cfg):
+        source = RandomWeights(cfg.seed, device, DTYPES[dtype])
+        return Subject(empty_model(shape_of(cfg), DTYPES[dtype]), None, cfg.model.name, facts, source=source)
+    torch.manual_seed(cfg.seed)
+    with torch.device(device):
+        model = AutoModelForCausalLM.from_config(shape_of(cfg), dtype=DTYPES[dtype])
+    return Subject(model, name=cfg.model.name, provenance=facts)
+
+
+def random_reader(cfg: DictConfig) -> Subject:
+    """The same with the packaged model's tokenizer, so that it can read a task; its vocabulary must be as large."""
+    subject = random_subject(cfg, cfg.model.dtype)
+    folder, _ = packaged_weights(Path(cfg.paths.cache_dir).expanduser())
+    subject.tokenizer = AutoTokenizer.from_pretrained(folder)
+    return subject
+
+
+class RandomPairs(PairsModule):
+    """Pairs of random tokens, all of one length.
+
+    Args:
+        vocab: tokens are drawn from 1 to vocab - 1.
+        n_train, n_val: pairs.
+        length: tokens of a prompt with all answer tokens but the last.
+        answers: tokens of an answer.
+        batch_size: pairs in a micro-batch.
+        seed: of tokens and order.
+    """
+
+    def __init__(
+        self, vocab: int, n_train: int, n_val: int, length: int, answers: int, batch_size: int, seed: int
+    ) -> None:
+        LightningDataModule.__init__(self)
+        self.splits = Splits("random", [], [], [])
+        generator = torch.Generator().manual_seed(seed)
+
+        def encoded(rows: int) -> EncodedPairs:
+            def draw(*shape: int) -> list:
+                return torch.randint(1, vocab, shape, generator=generator).tolist()
+
+            columns = zip(draw(rows, length), draw(rows, length), draw(rows, answers), draw(rows), strict=True)
+            made = [
+                Row(tuple(clean), tuple(corrupted), tuple(answer), length - answers, 0, wrong, (0,) * length)
+                for clean, corrupted, answer, wrong in columns
+            ]
+            return EncodedPairs(made, self.splits.role_names)
+
+        self.train, self.val, self.test, self.new_words = (encoded(rows) for rows in (n_train, n_val, 0, 0))
+        self._batch_size, self._seed, self._num_workers = batch_size, seed, 0
+        self._to_longest, self._multiple = True, 1
+
+
+def random_workbench(cfg: DictConfig, subject: Subject, n_train: int) -> Workbench:
+    """Model, data and references as a training run has them."""
+    if not 1 <= cfg.answers <= cfg.tokens:
+        raise UserError(f"answers={cfg.answers} do not fit into tokens={cfg.tokens}")
+    vocab, batch_size = subject.model.config.vocab_size, cfg.data.batch_size
+    data = RandomPairs(vocab, n_train, cfg.callbacks.probe_pairs, cfg.tokens, cfg.answers, batch_size, cfg.seed)
+    layout = MaskLayout(subject.graph)
+    model = masked_model(cfg, subject)
+    budget, capture = cfg.mask.cache_gib * 2**30, cfg.mask.capture and model.shards is None
+    references = References(subject, cfg.ablation.kind, budget=budget, capture=capture)
+    references.fill(data.train.batches(batch_size, cfg.tokens), n_train)
+    return Workbench(subject, data, model, layout, references, edge_budget(cfg.sparsity.target, layout.n_edge_masks))
+
+
+def random_scores(bench: Workbench, seed: int) -> EdgeScores:
+    """Scores that a mask run can start from."""
+    graph = bench.layout.graph
+    values: Tensor = torch.randn(1, graph.n_edges, generator=torch.Generator().manual_seed(seed))
+    return EdgeScores(graph, values, "random")

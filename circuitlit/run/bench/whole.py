@@ -1,0 +1,93 @@
+"""Where the seconds of a whole run go."""
+
+from __future__ import annotations
+
+import functools
+import time
+from collections.abc import Callable, Iterator
+from contextlib import ExitStack, contextmanager
+from typing import Any
+
+from omegaconf import DictConfig
+from rich.table import Table
+
+from circuitlit.cli import build
+from circuitlit.cli.clock import CONSOLE
+from circuitlit.graph import Circuit
+from circuitlit.masked import References
+from circuitlit.run import train
+from circuitlit.run.bench.data import random_reader
+from circuitlit.tasks import PairsModule
+
+WATCHED: tuple[tuple[Any, str, str], ...] = (
+    (train, "build_subject", "model"),
+    (build, "instantiate", "pairs"),
+    (PairsModule, "__init__", "tokenising"),
+    (References, "fill", "teacher and ablated runs"),
+    (train, "attribute", "scores"),
+    (train, "learn", "training"),
+    (Circuit, "cut", "selection"),
+    (train, "best_attribution", "choice of the attribution baseline"),
+    (train, "make_result", "held-out evaluation with controls"),
+    (train, "publish", "files and page"),
+)
+
+
+class Stopwatch:
+    """Seconds spent in watched functions, without those spent in watched ones that they call.
+
+    Attributes:
+        seconds: by phase.
+    """
+
+    def __init__(self) -> None:
+        self.seconds: dict[str, float] = {}
+        self._inner = [0.0]
+
+    @contextmanager
+    def watch(self, owner: Any, name: str, phase: str) -> Iterator[None]:
+        """Time the calls of `owner.name` while the block runs."""
+        held = vars(owner)[name]
+        is_method = isinstance(held, classmethod)
+        setattr(owner, name, classmethod(self._timed(held.__func__, phase)) if is_method else self._timed(held, phase))
+        try:
+            yield
+        finally:
+            setattr(owner, name, held)
+
+    def _timed(self, function: Callable[..., Any], phase: str) -> Callable[..., Any]:
+        @functools.wraps(function)
+        def timed(*args: Any, **kwargs: Any) -> Any:
+            begun = time.perf_counter()
+            self._inner.append(0.0)
+            try:
+                return function(*args, **kwargs)
+            finally:
+                spent = time.perf_counter() - begun
+                self.seconds[phase] = self.seconds.get(phase, 0.0) + spent - self._inner.pop()
+                self._inner[-1] += spent
+
+        return timed
+
+
+def whole_run(cfg: DictConfig) -> list[dict[str, Any]]:
+    """One run of `train` with the configured task and the model's real weights (or random ones), by phase."""
+    watch = Stopwatch()
+    begun = time.perf_counter()
+    with ExitStack() as stack:
+        if cfg.random:
+            held = train.build_subject
+            stack.callback(setattr, train, "build_subject", held)
+            train.build_subject = random_reader
+            cfg.task.min_accuracy = 0.0
+        for place in WATCHED:
+            stack.enter_context(watch.watch(*place))
+        result = train.run(cfg)
+    total = time.perf_counter() - begun
+    phases = {phase: watch.seconds.get(phase, 0.0) for _, _, phase in WATCHED}
+    phases["everything else"] = total - sum(phases.values())
+    table = Table("phase", "seconds", title=f"A run of {cfg.task.name} on {cfg.model.name}: {total:.1f} s")
+    for phase, seconds in phases.items():
+        table.add_row(phase, f"{seconds:.2f}")
+    CONSOLE.print(table)
+    return [{"seconds": total, "phases": phases, "steps": result["steps"], "status": result["status"]}]
