@@ -9,9 +9,9 @@ import pytest
 import torch
 from cli import call, settings
 
-from circuitlit.cli import progress
-from circuitlit.cli.progress import duration, told
+from circuitlit import progress
 from circuitlit.discover import MaskLearner
+from circuitlit.progress import duration, told
 
 
 def lines(text: str, pattern: str) -> list[re.Match[str]]:

@@ -10,8 +10,8 @@ from cli import settings
 from hydra import compose, initialize_config_dir
 
 from circuitlit.cli import resampled
-from circuitlit.cli.build import attribute, build_subject, build_workbench
-from circuitlit.cli.resampled import Resampler
+from circuitlit.cli.build import attribute, build_method, build_subject, build_workbench
+from circuitlit.discover.workbench import Resampler
 
 CONF = str(Path(__file__).parent.parent / "conf")
 ROWS = [0, 0, 3, 5, 5, 5, 2, 7]
@@ -26,10 +26,10 @@ def test_one_pass_gives_every_resample(
     with initialize_config_dir(CONF, version_base="1.3"):
         cfg = compose("attribute", [*settings(local, tmp_path), *more])
     bench = build_workbench(cfg, build_subject(cfg))
-    expected = attribute(cfg, bench, ROWS), attribute(cfg, bench)
+    expected = bench.score(build_method(cfg), ROWS), attribute(cfg, bench)
     passes = []
     monkeypatch.setattr(resampled, "attribute", lambda *a, **k: passes.append(1) or attribute(*a, **k))
-    score = Resampler(cfg, bench)
+    score = Resampler(bench, build_method(cfg))
     for found, one in zip((score(ROWS), score.scores), expected, strict=True):
         assert found.values.shape == one.values.shape
         torch.testing.assert_close(found.values, one.values, rtol=1e-3, atol=1e-6)
@@ -44,4 +44,6 @@ def test_other_methods_and_fewer_batches_are_run_again(local: Path, tmp_path: Pa
     with initialize_config_dir(CONF, version_base="1.3"):
         cfg = compose("attribute", [*settings(local, tmp_path), "data.batch_size=3", *more])
     bench = build_workbench(cfg, build_subject(cfg))
-    torch.testing.assert_close(Resampler(cfg, bench)(ROWS).values, attribute(cfg, bench, ROWS).values)
+    torch.testing.assert_close(
+        Resampler(bench, build_method(cfg))(ROWS).values, bench.score(build_method(cfg), ROWS).values
+    )

@@ -6,12 +6,13 @@ from typing import Any
 
 from omegaconf import DictConfig
 
-from circuitlit.cli.build import Workbench, provenance
+from circuitlit.cli.build import provenance
 from circuitlit.cli.checks import run_dir
-from circuitlit.cli.clock import CONSOLE, Clock
 from circuitlit.cli.ranks import is_writer
+from circuitlit.discover.workbench import Workbench
 from circuitlit.evaluate import Behaviour
 from circuitlit.files import write_json
+from circuitlit.progress import CONSOLE, Clock
 
 
 def measure_behaviour(cfg: DictConfig, bench: Workbench) -> Behaviour:

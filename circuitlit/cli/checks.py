@@ -49,7 +49,7 @@ def check(cfg: DictConfig, verb: str) -> None:
     check_settings(cfg, verb)
     if cfg.verb != verb:
         raise UserError(f"verb={cfg.verb} is not {verb}; the verb stands first: python -m circuitlit {cfg.verb} ...")
-    if cfg.sparsity.target is None and (verb != "attribute" or not cfg.method.get("own_size")):
+    if cfg.sparsity.target is None and not (verb == "attribute" and _has_own_size(cfg)):
         raise UserError("sparsity=own is for methods that choose their own size, such as attribute method=acdc")
     precision = str(cfg.trainer.precision)
     if precision.endswith("-true") and not precision.startswith("32"):
@@ -59,6 +59,12 @@ def check(cfg: DictConfig, verb: str) -> None:
     _check_files(cfg, verb)
     check_prompts(cfg, verb)
     _check_writable(run_dir())
+
+
+def _has_own_size(cfg: DictConfig) -> bool:
+    from circuitlit.cli.build import build_method
+
+    return build_method(cfg).traits.own_size
 
 
 def _words(content: Any) -> Iterator[str]:

@@ -11,9 +11,9 @@ from omegaconf import DictConfig
 from peft import PeftModel
 from torch import Tensor, nn
 
-from circuitlit.cli.build import Workbench
 from circuitlit.cli.checks import run_dir
 from circuitlit.cli.ranks import processes
+from circuitlit.discover.workbench import Workbench
 from circuitlit.errors import UserError
 from circuitlit.finetune import adapted, save_model
 from circuitlit.masked import MaskedModel, Reference, References, ablated_run
@@ -100,7 +100,7 @@ def adapt(cfg: DictConfig, bench: Workbench) -> Together:
     config = instantiate(cfg.adapter.build, _convert_="all")(bench.subject.model, cfg.mask.schedule.steps)
     adapters = adapted(bench.subject.model, config)
     model = MaskedModel(bench.subject, cfg.mask.panel, cfg.mask.recompute, live=True)
-    own = {name: getattr(bench, name) for name in ("subject", "data", "layout", "count", "select")}
+    own = {name: getattr(bench, name) for name in ("subject", "data", "layout", "count", "select", "capture")}
     joint = JointWorkbench(**own, model=model, references=_references(bench, adapters), adapters=adapters)
     return Together(joint, adapters)
 

@@ -13,7 +13,6 @@ from omegaconf import DictConfig
 from torch import nn
 
 from circuitlit.cli import ranks, stopping
-from circuitlit.cli.build import Workbench
 from circuitlit.cli.callbacks import (
     FiniteLoss,
     HardCircuit,
@@ -29,6 +28,7 @@ from circuitlit.cli.loggers import open_loggers
 from circuitlit.cli.progress import ProgressLines
 from circuitlit.cli.resume import MASKS, trained_with
 from circuitlit.discover import MaskLearner, Schedule, initial_log_alpha
+from circuitlit.discover.workbench import Workbench
 from circuitlit.evaluate import TestBed
 from circuitlit.graph import EdgeScores, load_circuit
 from circuitlit.masked.kernels import use
@@ -60,7 +60,7 @@ def learn(
     use(cfg.mask.kernels)
     if cfg.ckpt_path is None and ranks.is_writer():
         clear(folder, "masks", "checkpoints")  # those of a cell that was stopped, or had other settings
-    loss = bench.loss(cfg.objective.loss, bench.layout, cfg.mask.capture and not beside)
+    loss = bench.loss(instantiate(cfg.objective.loss), capture=cfg.mask.capture and not beside)
     schedule: Schedule = instantiate(cfg.mask.schedule)
     start = _start_scores(cfg.mask.init_from, attribution, bench)
     initial = initial_log_alpha(bench.layout, cfg.mask.init, start, bench.count, cfg.mask.init_scale)

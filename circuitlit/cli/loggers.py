@@ -13,7 +13,7 @@ from lightning.pytorch.loggers import WandbLogger
 from lightning.pytorch.utilities import rank_zero_only
 from omegaconf import DictConfig
 
-from circuitlit.cli.clock import CONSOLE
+from circuitlit.progress import CONSOLE
 
 STEP = "trainer/global_step"
 

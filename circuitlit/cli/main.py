@@ -76,12 +76,12 @@ def run_verb(verb: str, argv: list[str]) -> None:
     original = list(sys.argv)
     os.environ["HYDRA_FULL_ERROR"] = "1"
     mistakes: list[str] = []
-    results: list[dict[str, Any]] = []
+    failed: list[bool] = []
 
     def job(cfg) -> None:
         sys.argv = original  # Lightning starts its child processes with it
         from circuitlit.cli.checks import check
-        from circuitlit.cli.clock import CONSOLE
+        from circuitlit.progress import CONSOLE, Clock
 
         try:
             if cfg.resume is not None:
@@ -93,8 +93,9 @@ def run_verb(verb: str, argv: list[str]) -> None:
                 sys.exit(ranks.spawn(cfg, original))
             with folder.occupied(cfg):
                 cfg.callbacks.progress_bar &= CONSOLE.is_terminal  # a log gets lines instead
-                result = resume.finished(cfg) or importlib.import_module(f"circuitlit.run.{verb}").run(cfg)
-            results.append(result if cfg.fail else {})
+                with Clock():
+                    result = resume.finished(cfg) or importlib.import_module(f"circuitlit.run.{verb}").run(cfg)
+            failed.append(cfg.fail and _status(result) == "FAILED")
         except Stopped as stop:
             if ranks.is_writer():
                 print(stopping.farewell(stop, cfg, original), file=sys.stderr)
@@ -122,8 +123,12 @@ def run_verb(verb: str, argv: list[str]) -> None:
         print("error:", *message.splitlines(), file=sys.stderr)  # one line, whatever characters a value has
     if mistakes:
         sys.exit(1)
-    if any(result.get("status") == "FAILED" for result in results):
+    if any(failed):
         sys.exit(FAILED)
+
+
+def _status(result: Any) -> str | None:
+    return result.get("status") if isinstance(result, dict) else getattr(result, "status", None)
 
 
 def _say_version() -> None:

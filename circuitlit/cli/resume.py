@@ -12,8 +12,8 @@ from hydra.core.hydra_config import HydraConfig
 from omegaconf import DictConfig, OmegaConf
 from omegaconf.errors import OmegaConfBaseException
 
-from circuitlit.cli.clock import CONSOLE
 from circuitlit.errors import UserError
+from circuitlit.progress import CONSOLE
 
 MASKS = ("task", "model", "adapter", "mask", "sparsity", "objective", "ablation", "method", "data", "trainer")
 TUNING = ("task", "model", "adapter", "tune", "data", "trainer")

@@ -7,9 +7,9 @@ from dataclasses import dataclass
 import torch
 from omegaconf import DictConfig
 
-from circuitlit.cli.build import Workbench
-from circuitlit.cli.resampled import Resampler
+from circuitlit.cli.build import build_method
 from circuitlit.compare import Resampled
+from circuitlit.discover.workbench import Resampler, Workbench
 from circuitlit.evaluate import TestBed, summarise
 from circuitlit.graph import Circuit, EdgeScores
 from circuitlit.graph.select import edge_budget
@@ -38,7 +38,7 @@ class Side:
 
 def score_side(cfg: DictConfig, bench: Workbench) -> Side:
     """Scores on all training pairs and on resamples; the same resamples for every model of the run."""
-    score, count = Resampler(cfg, bench), len(bench.data.train)
+    score, count = Resampler(bench, build_method(cfg)), len(bench.data.train)
     generator = torch.Generator().manual_seed(cfg.compare.seed)
     rows = [torch.randint(count, (count,), generator=generator).tolist() for _ in range(cfg.compare.resamples)]
     matched, faithfulness = _smallest(cfg, bench, score.scores)

@@ -109,8 +109,6 @@ SETTINGS: dict[str, Kind] = {
     "ablation.steps": COUNT,
     "ablation.lr": number(above=0, most=1e6),
     "method.name": text(),
-    "method.own_size": flag(),
-    "method.by_pair": flag(),
     "method.max_batches": COUNT | None,
     "method.objective": built(LOSSES),
     "method.score": built(METHODS),

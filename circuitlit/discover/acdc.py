@@ -13,12 +13,14 @@ from torch import Tensor
 
 from circuitlit.discover.held_loss import HeldLoss
 from circuitlit.discover.masked_loss import MaskedLoss
+from circuitlit.discover.method import Traits, declares
 from circuitlit.errors import UserError
 from circuitlit.graph import EdgeScores
 from circuitlit.masked import References
 from circuitlit.tasks.pair import Batch
 
 
+@declares(Traits(own_size=True))
 def acdc(
     loss: MaskedLoss,
     references: References,

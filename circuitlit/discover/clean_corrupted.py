@@ -9,12 +9,14 @@ from torch import Tensor
 
 from circuitlit.discover.eap_ig import path_scores
 from circuitlit.discover.masked_loss import MaskedLoss
+from circuitlit.discover.method import Traits, declares
 from circuitlit.discover.reader_gradients import Each, mean_scores
 from circuitlit.graph import EdgeScores
 from circuitlit.masked import Reference, References
 from circuitlit.tasks.pair import Batch
 
 
+@declares(Traits(mean_of_pairs=True, gives_pairs=True))
 def clean_corrupted(
     loss: MaskedLoss, references: References, batches: Iterable[Batch], each: Each | None = None
 ) -> EdgeScores:

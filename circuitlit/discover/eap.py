@@ -8,6 +8,7 @@ from jaxtyping import Float
 from torch import Tensor
 
 from circuitlit.discover.masked_loss import MaskedLoss
+from circuitlit.discover.method import Traits, declares
 from circuitlit.discover.reader_gradients import (
     Each,
     ablation_moves,
@@ -21,6 +22,7 @@ from circuitlit.masked import Reference, References
 from circuitlit.tasks.pair import Batch
 
 
+@declares(Traits(mean_of_pairs=True, gives_pairs=True))
 def eap(loss: MaskedLoss, references: References, batches: Iterable[Batch], each: Each | None = None) -> EdgeScores:
     """Ablated minus clean output of the writer times the clean run's gradient at the reader.
 

@@ -8,6 +8,7 @@ from jaxtyping import Float
 from torch import Tensor
 
 from circuitlit.discover.masked_loss import MaskedLoss
+from circuitlit.discover.method import Traits, declares
 from circuitlit.discover.reader_gradients import Each, ablation_moves, contract, mean_scores, trace
 from circuitlit.errors import UserError
 from circuitlit.graph import EdgeScores
@@ -17,6 +18,7 @@ from circuitlit.tasks.pair import Batch
 SHIFTS = {"left": 0.0, "midpoint": 0.5, "right": 1.0}
 
 
+@declares(Traits(mean_of_pairs=True, gives_pairs=True))
 def eap_ig(
     loss: MaskedLoss,
     references: References,

@@ -11,6 +11,7 @@ from torch import Tensor
 
 from circuitlit.discover.eap_ig import path_points
 from circuitlit.discover.masked_loss import MaskedLoss
+from circuitlit.discover.method import Traits, declares
 from circuitlit.discover.reader_gradients import Each, ablation_moves, contract, mean_scores, trace
 from circuitlit.graph import EdgeScores
 from circuitlit.masked import Ablated, Reference, References, run_writers
@@ -19,6 +20,7 @@ from circuitlit.tasks.pair import Batch
 Group = tuple[Literal["input", "heads", "mlp"], int]
 
 
+@declares(Traits(mean_of_pairs=True, gives_pairs=True))
 def eap_ig_activations(
     loss: MaskedLoss,
     references: References,

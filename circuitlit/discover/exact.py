@@ -8,11 +8,13 @@ import torch
 
 from circuitlit.discover.held_loss import HeldLoss
 from circuitlit.discover.masked_loss import MaskedLoss
+from circuitlit.discover.method import Traits, declares
 from circuitlit.graph import EdgeScores
 from circuitlit.masked import References
 from circuitlit.tasks.pair import Batch
 
 
+@declares(Traits(mean_of_pairs=True))
 def exact(loss: MaskedLoss, references: References, batches: Iterable[Batch], *, chunk: int = 16) -> EdgeScores:
     """`loss(all edges but this one) - loss(all edges)` for every edge: what the gradient methods estimate.
 

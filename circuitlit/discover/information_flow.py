@@ -10,6 +10,7 @@ from jaxtyping import Float
 from torch import Tensor
 
 from circuitlit.discover.masked_loss import MaskedLoss
+from circuitlit.discover.method import Traits, declares
 from circuitlit.discover.reader_gradients import mean_scores, real_tokens, writer_chunks
 from circuitlit.graph import EdgeScores
 from circuitlit.masked import Ablated, Reference, References
@@ -17,6 +18,7 @@ from circuitlit.model import record, record_reads
 from circuitlit.tasks.pair import Batch
 
 
+@declares(Traits(mean_of_pairs=True))
 def information_flow(loss: MaskedLoss, references: References, batches: Iterable[Batch]) -> EdgeScores:
     """Share of a reader's input that each writer brings it nearer to, by L1 distance; knows no objective.
 

@@ -8,11 +8,13 @@ from itertools import count
 import torch
 
 from circuitlit.discover.masked_loss import MaskedLoss
+from circuitlit.discover.method import Traits, declares
 from circuitlit.graph import EdgeScores
 from circuitlit.masked import References
 from circuitlit.tasks.pair import Batch
 
 
+@declares(Traits(mean_of_pairs=True, numbers_batches=True, gathers=True))
 def mask_gradients(
     loss: MaskedLoss,
     references: References,

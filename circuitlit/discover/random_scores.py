@@ -7,11 +7,13 @@ from collections.abc import Iterable
 import torch
 
 from circuitlit.discover.masked_loss import MaskedLoss
+from circuitlit.discover.method import Traits, declares
 from circuitlit.graph import EdgeScores
 from circuitlit.masked import References
 from circuitlit.tasks.pair import Batch
 
 
+@declares(Traits(gathers=True))
 def random_scores(loss: MaskedLoss, references: References, batches: Iterable[Batch], seed: int = 0) -> EdgeScores:
     """Uniform numbers in [0, 1), the same for the same seed and graph on any machine.
 

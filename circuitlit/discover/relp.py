@@ -8,6 +8,7 @@ from jaxtyping import Float
 from torch import Tensor
 
 from circuitlit.discover.masked_loss import MaskedLoss
+from circuitlit.discover.method import Traits, declares
 from circuitlit.discover.reader_gradients import (
     Each,
     ablation_moves,
@@ -23,6 +24,7 @@ from circuitlit.model.relevance import relevance_rules
 from circuitlit.tasks.pair import Batch
 
 
+@declares(Traits(mean_of_pairs=True, gives_pairs=True))
 def relp(
     loss: MaskedLoss,
     references: References,

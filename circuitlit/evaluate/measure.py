@@ -2,16 +2,18 @@
 
 from __future__ import annotations
 
-from collections.abc import Iterable
+from collections.abc import Iterable, Sequence
 from dataclasses import dataclass
 
 import torch
 from jaxtyping import Bool, Float
 from torch import Tensor
 
+from circuitlit.discover.workbench import Workbench
 from circuitlit.graph.layout import scatter_edges
 from circuitlit.masked import MaskedModel, Reference, References
 from circuitlit.objective import Outcome
+from circuitlit.tasks import EncodedPairs
 from circuitlit.tasks.pair import Batch
 
 
@@ -53,6 +55,12 @@ class TestBed:
             nothing = torch.zeros(1, model.graph.n_edges, dtype=torch.bool)
             corrupted = [cls(model, placed, made, full, full).run(nothing)]
         return cls(model, placed, made, full, Outcome.join(corrupted))
+
+    @classmethod
+    def of(cls, bench: Workbench, pairs: EncodedPairs, order: Sequence[int] | None = None) -> TestBed:
+        """Some pairs of a workbench's task, in some order; None takes all as they come."""
+        batches = pairs.batches(bench.data.eval_batch_size, order=order)
+        return cls.build(bench.model, bench.fresh_references(), batches)
 
     @torch.no_grad()
     def run(

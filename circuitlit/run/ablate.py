@@ -11,7 +11,6 @@ from jaxtyping import Int
 from omegaconf import DictConfig
 from torch import Tensor
 
-from circuitlit.cli.build import Workbench
 from circuitlit.compare.effects import (
     ablated_text,
     as_dict,
@@ -27,6 +26,7 @@ from circuitlit.compare.effects import (
 )
 from circuitlit.compare.matched import matched_edges, matched_nodes, mean_overlap
 from circuitlit.compare.writes import Writers
+from circuitlit.discover.workbench import Workbench
 from circuitlit.evaluate import TestBed
 from circuitlit.evaluate.statistics import mean_estimate, mean_of
 from circuitlit.evaluate.testing import LEAST_DRAWS, enough_draws, rank_p, until_clear

@@ -11,8 +11,8 @@ from omegaconf import DictConfig
 from circuitlit.cli import ranks
 from circuitlit.cli.ability import inability, measure_behaviour, report_inability
 from circuitlit.cli.build import attribute, build_subject, build_workbench, device_of, provenance
-from circuitlit.cli.clock import Clock
 from circuitlit.cli.folder import begin
+from circuitlit.progress import Clock
 from circuitlit.run.result import make_result, publish
 
 

@@ -11,12 +11,12 @@ from omegaconf import DictConfig
 from circuitlit.cli.ability import inability
 from circuitlit.cli.build import build_subject, encoded, provenance
 from circuitlit.cli.checks import run_dir
-from circuitlit.cli.clock import CONSOLE, Clock
 from circuitlit.cli.sides import task_settings
 from circuitlit.errors import UserError
 from circuitlit.evaluate import Behaviour
 from circuitlit.files import write_json
 from circuitlit.model import Subject
+from circuitlit.progress import CONSOLE, Clock
 from circuitlit.report.ability import print_ability
 from circuitlit.tasks.splits import SPLITS
 

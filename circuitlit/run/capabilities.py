@@ -12,7 +12,6 @@ from omegaconf import DictConfig
 
 from circuitlit.cli.build import encoded, plain, provenance
 from circuitlit.cli.checks import run_dir
-from circuitlit.cli.clock import CONSOLE, Clock
 from circuitlit.cli.sides import load_both, task_settings
 from circuitlit.compare.capability import capabilities, greedy_order, smallest_prefix
 from circuitlit.compare.effects import PairBed, as_dict, gain_share, plain_logits
@@ -24,6 +23,7 @@ from circuitlit.evaluate.testing import LEAST_DRAWS, enough_draws, rank_p, until
 from circuitlit.files import write_json
 from circuitlit.model.slices import READOUT
 from circuitlit.objective import Outcome
+from circuitlit.progress import CONSOLE, Clock
 from circuitlit.report.capabilities import print_capabilities, write_capabilities
 from circuitlit.tasks import EncodedPairs, PairsModule
 

@@ -9,9 +9,8 @@ import torch
 from lightning import seed_everything
 from omegaconf import DictConfig
 
-from circuitlit.cli.build import Workbench, build_workbench, provenance
+from circuitlit.cli.build import build_workbench, provenance
 from circuitlit.cli.checks import run_dir
-from circuitlit.cli.clock import CONSOLE, Clock
 from circuitlit.cli.scored import Side, score_side
 from circuitlit.cli.sides import load_both
 from circuitlit.compare import (
@@ -28,12 +27,14 @@ from circuitlit.compare import (
 from circuitlit.compare.reuse import Reuse, reuse
 from circuitlit.compare.turnover import Circuits, turnover
 from circuitlit.compare.weights import node_changes
+from circuitlit.discover.workbench import Workbench
 from circuitlit.errors import UserError
 from circuitlit.evaluate.overlap import draws_for
 from circuitlit.evaluate.testing import with_holm
 from circuitlit.files import write_json
 from circuitlit.finetune import HeldOut, behaviour_change
 from circuitlit.model import Subject
+from circuitlit.progress import CONSOLE, Clock
 from circuitlit.report.comparison import print_comparison, write_comparison
 from circuitlit.run.tunings import run_tunings
 

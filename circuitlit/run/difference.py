@@ -12,21 +12,22 @@ from omegaconf import DictConfig
 from rich.text import Text
 
 from circuitlit.cli import ranks
-from circuitlit.cli.build import Workbench, attribute, build_workbench, provenance
+from circuitlit.cli.build import attribute, build_workbench, provenance
 from circuitlit.cli.callbacks import FiniteLoss, History, Progress
 from circuitlit.cli.checks import run_dir
-from circuitlit.cli.clock import CONSOLE, Clock
 from circuitlit.cli.loggers import open_loggers
 from circuitlit.cli.progress import ProgressLines
 from circuitlit.cli.sides import load_both
 from circuitlit.discover import MaskedLoss, Schedule, initial_log_alpha
 from circuitlit.discover.sparse_difference import DifferenceLearner, SparseDifference
+from circuitlit.discover.workbench import Workbench
 from circuitlit.errors import UserError
 from circuitlit.evaluate import TestBed, summarise
 from circuitlit.evaluate.overlap import shared_by_pairs
 from circuitlit.evaluate.testing import with_holm
 from circuitlit.files import write_json
 from circuitlit.graph import EdgeScores
+from circuitlit.progress import CONSOLE, Clock
 from circuitlit.report.grid import grid
 from circuitlit.report.overlap import overlap_sentence
 from circuitlit.report.table import Metric, count

@@ -11,8 +11,8 @@ from lightning import seed_everything
 from omegaconf import DictConfig
 
 from circuitlit.cli.ability import measure_behaviour
-from circuitlit.cli.build import Workbench, build_subject, build_workbench, provenance
-from circuitlit.cli.clock import CONSOLE, Clock
+from circuitlit.cli.build import build_subject, build_workbench, provenance
+from circuitlit.discover.workbench import Workbench
 from circuitlit.errors import UserError
 from circuitlit.evaluate import (
     TestBed,
@@ -26,6 +26,7 @@ from circuitlit.evaluate import (
 from circuitlit.evaluate.curves import Curve
 from circuitlit.evaluate.ground_truth import against
 from circuitlit.graph import Circuit, MaskLayout, load_circuit
+from circuitlit.progress import CONSOLE, Clock
 from circuitlit.report.curve import print_curve
 from circuitlit.run.result import held_out, make_result, publish, validation
 

@@ -8,9 +8,9 @@ from typing import Any
 from omegaconf import DictConfig
 
 from circuitlit.cli.checks import run_dir
-from circuitlit.cli.clock import CONSOLE
 from circuitlit.errors import UserError
 from circuitlit.graph import Circuit, export_circuit, load_circuit
+from circuitlit.progress import CONSOLE
 
 
 def run(cfg: DictConfig) -> dict[str, Any]:

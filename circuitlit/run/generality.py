@@ -15,7 +15,6 @@ from torch import Tensor
 
 from circuitlit.cli.build import attribute, build_workbench, plain, provenance
 from circuitlit.cli.checks import run_dir
-from circuitlit.cli.clock import CONSOLE, Clock
 from circuitlit.cli.sides import load_base, load_both, task_settings
 from circuitlit.compare.capability import Capability, capabilities
 from circuitlit.compare.effects import PairBed, as_dict, gain_share, node_weights, plain_logits
@@ -40,6 +39,7 @@ from circuitlit.graph import Circuit, load_circuit
 from circuitlit.model import Subject
 from circuitlit.model.slices import withheld
 from circuitlit.objective import Outcome
+from circuitlit.progress import CONSOLE, Clock
 from circuitlit.report.generality import print_generality, write_generality
 from circuitlit.run.prevention import prevention
 

@@ -15,7 +15,6 @@ from torch import Tensor
 
 from circuitlit.cli.build import attribute, build_subject, build_workbench, plain, provenance
 from circuitlit.cli.checks import run_dir, writing_to
-from circuitlit.cli.clock import CONSOLE, Clock
 from circuitlit.cli.configs import composed
 from circuitlit.cli.kept import fingerprint, read_kept
 from circuitlit.cli.resume import TUNING, trained_with
@@ -29,6 +28,7 @@ from circuitlit.finetune import examples_of_task
 from circuitlit.finetune.guided_ranks import gradient_probe, rank_patterns, spread_ranks
 from circuitlit.graph import Circuit
 from circuitlit.model import Subject
+from circuitlit.progress import CONSOLE, Clock
 from circuitlit.report.guided import print_guided, write_guided
 from circuitlit.run import tune
 from circuitlit.run.story.settings import circuit_task

@@ -16,7 +16,6 @@ from torch import Tensor
 
 from circuitlit.cli.build import build_subject, plain, provenance
 from circuitlit.cli.checks import run_dir
-from circuitlit.cli.clock import CONSOLE, Clock, watched
 from circuitlit.errors import UserError
 from circuitlit.evaluate.statistics import Groups
 from circuitlit.evaluate.testing import LEAST_DRAWS, enough_draws, with_holm
@@ -50,6 +49,7 @@ from circuitlit.heads.text import read_passages, sample_passages, write_passages
 from circuitlit.heads.year_check import year_check
 from circuitlit.masked.ablation import KINDS
 from circuitlit.model import Subject
+from circuitlit.progress import CONSOLE, Clock, watched
 from circuitlit.report.heads_figure import write_heads_page
 from circuitlit.report.heads_table import print_heads
 from circuitlit.tasks import PairsModule, Splits

@@ -13,7 +13,6 @@ from omegaconf import DictConfig, open_dict
 
 from circuitlit.cli.build import plain, provenance
 from circuitlit.cli.checks import run_dir
-from circuitlit.cli.clock import CONSOLE, Clock
 from circuitlit.cli.sides import load_base, load_side
 from circuitlit.compare.effects import PairBed, as_dict, gain_share, plain_logits
 from circuitlit.compare.injection import reverting_scores
@@ -28,6 +27,7 @@ from circuitlit.finetune import examples_of_file
 from circuitlit.model import Subject
 from circuitlit.model.slices import withheld
 from circuitlit.objective import Outcome
+from circuitlit.progress import CONSOLE, Clock
 from circuitlit.report.injection import print_injection, write_injection
 from circuitlit.run.tune import run as tune
 from circuitlit.tasks import EncodedPairs

@@ -11,9 +11,8 @@ from lightning import seed_everything
 from omegaconf import DictConfig
 from torch import Tensor
 
-from circuitlit.cli.build import Workbench, attribute, build_workbench, plain, provenance
+from circuitlit.cli.build import attribute, build_workbench, plain, provenance
 from circuitlit.cli.checks import run_dir
-from circuitlit.cli.clock import CONSOLE, Clock
 from circuitlit.cli.sides import component_kinds, load_base, load_side, passages, task_settings
 from circuitlit.compare.effects import (
     PairBed,
@@ -27,6 +26,7 @@ from circuitlit.compare.effects import (
 )
 from circuitlit.compare.transplant import Transplant
 from circuitlit.compare.writes import Writers
+from circuitlit.discover.workbench import Workbench
 from circuitlit.errors import UserError
 from circuitlit.evaluate import TestBed
 from circuitlit.evaluate.statistics import mean_estimate, mean_of
@@ -36,6 +36,7 @@ from circuitlit.graph import INPUTS, load_circuit
 from circuitlit.graph.nodes import known_nodes
 from circuitlit.model.slices import withheld
 from circuitlit.objective import Outcome
+from circuitlit.progress import CONSOLE, Clock
 from circuitlit.report.interventions import print_interventions, write_interventions
 from circuitlit.run.ablate import Stage, ablation
 

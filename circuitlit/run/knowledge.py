@@ -13,7 +13,6 @@ from omegaconf import DictConfig
 
 from circuitlit.cli.build import encoded, plain, provenance
 from circuitlit.cli.checks import run_dir
-from circuitlit.cli.clock import CONSOLE, Clock
 from circuitlit.cli.sides import load_base, task_settings
 from circuitlit.errors import UserError
 from circuitlit.evaluate.statistics import mean_estimate
@@ -25,6 +24,7 @@ from circuitlit.heads.causal import Behaviour, metric_of_pairs
 from circuitlit.heads.knowledge import READ, ROLES, RoleHead, blocking, role_effects
 from circuitlit.heads.roles import head_name
 from circuitlit.model import Subject
+from circuitlit.progress import CONSOLE, Clock
 from circuitlit.report.knowledge import print_knowledge, write_knowledge
 from circuitlit.run.inject import run_injection
 from circuitlit.tasks import EncodedPairs

@@ -20,11 +20,11 @@ from torch import Tensor
 from circuitlit.cli import ranks
 from circuitlit.cli.ability import inability, measure_behaviour
 from circuitlit.cli.arguments import setting
-from circuitlit.cli.build import Workbench, attribute, build_subject, build_workbench, plain, provenance
+from circuitlit.cli.build import attribute, build_subject, build_workbench, plain, provenance
 from circuitlit.cli.checks import run_dir
-from circuitlit.cli.clock import CONSOLE, Clock
 from circuitlit.cli.learn import learn
 from circuitlit.cli.sides import load_side, task_settings
+from circuitlit.discover.workbench import Workbench
 from circuitlit.errors import UserError
 from circuitlit.evaluate import TestBed, random_circuit, summarise
 from circuitlit.evaluate.behaviour import Behaviour
@@ -34,6 +34,7 @@ from circuitlit.files import write_json
 from circuitlit.graph import Circuit
 from circuitlit.masked import MaskedModel
 from circuitlit.model import Subject
+from circuitlit.progress import CONSOLE, Clock
 from circuitlit.report.prompts import print_prompts, write_prompts
 from circuitlit.run import tune
 from circuitlit.run.result import held_out

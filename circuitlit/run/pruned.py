@@ -11,7 +11,6 @@ from omegaconf import DictConfig
 
 from circuitlit.cli.build import encoded, provenance
 from circuitlit.cli.checks import run_dir
-from circuitlit.cli.clock import CONSOLE
 from circuitlit.cli.sides import load_side, passages
 from circuitlit.compare.effects import PairBed, as_dict, plain_logits, text_kl, without_nodes
 from circuitlit.errors import UserError
@@ -24,6 +23,7 @@ from circuitlit.model import Subject
 from circuitlit.model.logits import logits_at
 from circuitlit.model.prune import cut_nodes, load_pruned, pruned, save_pruned
 from circuitlit.model.slices import plain_copy
+from circuitlit.progress import CONSOLE
 from circuitlit.report.table import Metric
 from circuitlit.tasks.pair import Batch
 

@@ -8,9 +8,9 @@ from typing import Any
 from omegaconf import DictConfig
 
 from circuitlit.cli.checks import run_dir
-from circuitlit.cli.clock import CONSOLE
 from circuitlit.errors import UserError
 from circuitlit.files import write_json
+from circuitlit.progress import CONSOLE
 from circuitlit.report import write_page
 from circuitlit.report.artefacts import read_run
 from circuitlit.report.paper import FORMATS, save_figures

@@ -11,11 +11,10 @@ from jaxtyping import Bool, Float
 from omegaconf import DictConfig
 from torch import Tensor
 
-from circuitlit.cli.build import Workbench, attribute
+from circuitlit.cli.build import attribute
 from circuitlit.cli.checks import run_dir
-from circuitlit.cli.clock import CONSOLE
 from circuitlit.cli.configs import preset
-from circuitlit.cli.progress import told
+from circuitlit.discover.workbench import Workbench
 from circuitlit.evaluate import TestBed, paired_difference, random_circuit, shuffled_circuit, summarise
 from circuitlit.evaluate.ground_truth import edge_auc
 from circuitlit.evaluate.statistics import Estimate, mean_estimate
@@ -24,6 +23,7 @@ from circuitlit.files import write_json
 from circuitlit.graph import Circuit, EdgeScores, reachable_edges, top_k
 from circuitlit.model import Subject
 from circuitlit.objective import Outcome
+from circuitlit.progress import CONSOLE, told
 from circuitlit.report import print_table, write_page
 from circuitlit.tasks import EncodedPairs
 

@@ -10,9 +10,9 @@ from typing import Any
 from omegaconf import DictConfig
 
 from circuitlit.cli.checks import run_dir
-from circuitlit.cli.clock import CONSOLE
 from circuitlit.errors import UserError
 from circuitlit.files import write_json
+from circuitlit.progress import CONSOLE
 from circuitlit.report.grid import grid
 from circuitlit.timeline.agreement import Agreement, agreement, repetitions
 from circuitlit.timeline.chance import BEYOND

@@ -11,14 +11,15 @@ from omegaconf import DictConfig, OmegaConf
 
 from circuitlit.cli import joint, ranks
 from circuitlit.cli.ability import inability, measure_behaviour, report_inability
-from circuitlit.cli.build import Workbench, attribute, build_subject, build_workbench, provenance
+from circuitlit.cli.build import attribute, build_subject, build_workbench, provenance
 from circuitlit.cli.checkpoints import check_checkpoint
 from circuitlit.cli.checks import run_dir
-from circuitlit.cli.clock import Clock
 from circuitlit.cli.folder import begin
 from circuitlit.cli.learn import learn
 from circuitlit.cli.loggers import open_loggers
 from circuitlit.cli.resume import MASKS, trained_with
+from circuitlit.discover.workbench import Workbench
+from circuitlit.progress import Clock
 from circuitlit.report.wandb_log import log_run
 from circuitlit.run.bench.foretold import Foretold
 from circuitlit.run.result import (

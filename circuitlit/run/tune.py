@@ -16,7 +16,6 @@ from circuitlit.cli.build import build_subject, plain, provenance
 from circuitlit.cli.callbacks import FiniteLoss, History, Progress, StopOnSignal
 from circuitlit.cli.checkpoints import Checkpoints, TrainedWith, check_checkpoint, contents
 from circuitlit.cli.checks import run_dir
-from circuitlit.cli.clock import CONSOLE, Clock
 from circuitlit.cli.folder import begin
 from circuitlit.cli.loggers import build_loggers, close_loggers
 from circuitlit.cli.progress import ProgressLines
@@ -42,6 +41,7 @@ from circuitlit.finetune.freeze import Frozen
 from circuitlit.finetune.only import circuit_nodes, train_only
 from circuitlit.model import Subject
 from circuitlit.model.limits import check_rows
+from circuitlit.progress import CONSOLE, Clock
 from circuitlit.report import print_behaviour
 
 WATCHED = {"sft": ("loss",), "dpo": ("loss", "margin", "preferred"), "grpo": ("loss", "reward", "kl")}

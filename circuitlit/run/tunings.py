@@ -14,7 +14,6 @@ from torch import Tensor
 
 from circuitlit.cli.build import build_workbench, provenance
 from circuitlit.cli.checks import run_dir
-from circuitlit.cli.clock import CONSOLE, Clock
 from circuitlit.cli.scored import score_side
 from circuitlit.cli.sides import load_base, load_side, passages
 from circuitlit.compare import Resampled, weight_changes
@@ -29,6 +28,7 @@ from circuitlit.evaluate.testing import with_holm
 from circuitlit.files import write_json
 from circuitlit.finetune import HeldOut, behaviour_change
 from circuitlit.model import Subject
+from circuitlit.progress import CONSOLE, Clock
 from circuitlit.report.tunings import print_tunings, write_tunings
 from circuitlit.tasks.pair import Batch
 

@@ -60,6 +60,8 @@ class PairsModule(LightningDataModule):
         val: encoded validation pairs.
         test: encoded test pairs.
         new_words: encoded pairs of the test split's sentences with new words; may be empty.
+        batch_size, eval_batch_size: pairs in a batch of training and of an evaluation.
+        pads_to_longest: True where every training batch has the length of the longest pair.
     """
 
     def __init__(
@@ -70,6 +72,7 @@ class PairsModule(LightningDataModule):
         seed: int,
         pad_to: str = "batch",
         num_workers: int = 0,
+        eval_batch_size: int | None = None,
     ) -> None:
         """Encode and check all splits.
 
@@ -82,6 +85,7 @@ class PairsModule(LightningDataModule):
                 up to a multiple of 8 tokens, so that a captured step has few shapes; "max" pads every batch to the
                 longest row of its split, which gives it one.
             num_workers: processes that collate; 0 does it in the main one.
+            eval_batch_size: pairs in each batch of an evaluation; None takes `batch_size`.
 
         Raises:
             UserError: a pair that cannot be encoded, or a setting out of range.
@@ -93,13 +97,19 @@ class PairsModule(LightningDataModule):
             raise UserError(f"pad_to={pad_to} is not one of {', '.join(PADDINGS)}")
         self.splits = splits
         self.train, self.val, self.test, self.new_words = _encoded(splits, tokenizer)
-        self._batch_size, self._seed, self._num_workers = batch_size, seed, num_workers
-        self._to_longest = pad_to == "max"
+        self.batch_size, self.eval_batch_size = batch_size, eval_batch_size or batch_size
+        self._seed, self._num_workers = seed, num_workers
+        self.pads_to_longest = pad_to == "max"
         self._multiple = BUCKET if pad_to == "bucket" else 1
 
     def transfer_batch_to_device(self, batch: Batch, device: torch.device, dataloader_idx: int) -> Batch:
         """Copy without waiting for the GPU."""
         return batch.to(device, non_blocking=device.type == "cuda")
+
+    @property
+    def to_choose_on(self) -> EncodedPairs:
+        """The validation pairs, or the training pairs where there are none."""
+        return self.val if len(self.val) else self.train
 
     def with_seed(self, seed: int) -> PairsModule:
         """The same pairs, the training ones in another order."""
@@ -119,13 +129,13 @@ class PairsModule(LightningDataModule):
         accumulate = trainer.accumulate_grad_batches if trainer else 1
         batches = MicroBatches(
             lengths=self.train.lengths,
-            batch_size=self._batch_size,
+            batch_size=self.batch_size,
             seed=self._seed,
             rank=trainer.global_rank if trainer else 0,
             world=trainer.world_size if trainer else 1,
             accumulate=accumulate,
             start=trainer.global_step * accumulate if trainer else 0,
-            by_length=not self._to_longest,
+            by_length=not self.pads_to_longest,
         )
         return self._loader(self.train, batches)
 
@@ -144,10 +154,10 @@ class PairsModule(LightningDataModule):
                 f"task {self.splits.name} has {len(encoded)} pairs in a held-out split for {world} processes; "
                 "raise n_val and n_test or use fewer devices"
             )
-        return shard(len(encoded), self._batch_size, rank, world)
+        return shard(len(encoded), self.batch_size, rank, world)
 
     def _loader(self, encoded: EncodedPairs, batches: MicroBatches | list[list[int]]) -> DataLoader[int]:
-        pad_to = max(encoded.lengths) if self._to_longest else None
+        pad_to = max(encoded.lengths) if self.pads_to_longest else None
         return DataLoader(
             _RowNumbers(len(encoded)),
             batch_sampler=batches,

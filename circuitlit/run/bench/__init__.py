@@ -16,10 +16,10 @@ from rich.table import Table
 from circuitlit.cli import ranks
 from circuitlit.cli.build import PACKAGES, device_of, version
 from circuitlit.cli.checks import run_dir
-from circuitlit.cli.clock import CONSOLE
 from circuitlit.discover import MaskedLoss
 from circuitlit.errors import UserError
 from circuitlit.files import write_json
+from circuitlit.progress import CONSOLE
 from circuitlit.run.bench.data import random_subject, random_workbench
 from circuitlit.run.bench.plan import summary
 from circuitlit.run.bench.step import stock_step, time_step

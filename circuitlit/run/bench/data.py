@@ -10,7 +10,8 @@ from omegaconf import DictConfig
 from torch import Tensor
 from transformers import AutoModelForCausalLM, AutoTokenizer, PretrainedConfig
 
-from circuitlit.cli.build import Workbench, device_of, masked_model, plain, shards
+from circuitlit.cli.build import device_of, masked_model, plain, shards
+from circuitlit.discover.workbench import Workbench
 from circuitlit.errors import UserError
 from circuitlit.graph import EdgeScores, MaskLayout
 from circuitlit.graph.select import edge_budget
@@ -90,8 +91,9 @@ class RandomPairs(PairsModule):
             return EncodedPairs(made, self.splits.role_names)
 
         self.train, self.val, self.test, self.new_words = (encoded(rows) for rows in (n_train, n_val, 0, 0))
-        self._batch_size, self._seed, self._num_workers = batch_size, seed, 0
-        self._to_longest, self._multiple = True, 1
+        self.batch_size = self.eval_batch_size = batch_size
+        self._seed, self._num_workers = seed, 0
+        self.pads_to_longest, self._multiple = True, 1
 
 
 def random_workbench(cfg: DictConfig, subject: Subject, n_train: int) -> Workbench:

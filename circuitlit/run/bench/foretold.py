@@ -8,10 +8,10 @@ import torch
 from lightning import Callback, LightningModule, Trainer
 from omegaconf import DictConfig, OmegaConf
 
-from circuitlit.cli.build import Workbench
-from circuitlit.cli.progress import duration, say
 from circuitlit.discover import MaskLearner
+from circuitlit.discover.workbench import Workbench
 from circuitlit.graph.layout import scatter_edges
+from circuitlit.progress import duration, say
 from circuitlit.run.bench.plan import meta_copy, plan
 from circuitlit.run.bench.timer import now
 from circuitlit.tasks.pair import Batch

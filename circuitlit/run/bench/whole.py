@@ -12,9 +12,9 @@ from omegaconf import DictConfig
 from rich.table import Table
 
 from circuitlit.cli import build
-from circuitlit.cli.clock import CONSOLE
 from circuitlit.graph import Circuit
 from circuitlit.masked import References
+from circuitlit.progress import CONSOLE
 from circuitlit.run import train
 from circuitlit.run.bench.data import random_reader
 from circuitlit.tasks import PairsModule

@@ -11,12 +11,12 @@ from omegaconf import DictConfig
 
 from circuitlit.cli.build import PACKAGES, plain, version
 from circuitlit.cli.checks import run_dir
-from circuitlit.cli.clock import CONSOLE, Clock
 from circuitlit.cli.configs import Entry, composed, entries
 from circuitlit.errors import UserError
 from circuitlit.evaluate.overlap import DRAWS
 from circuitlit.evaluate.testing import enough_draws, with_holm
 from circuitlit.files import write_json
+from circuitlit.progress import CONSOLE, Clock
 from circuitlit.report.evolution_page import write_evolution_page
 from circuitlit.report.evolution_table import print_evolution
 from circuitlit.run.evolve.cells import CAUSAL, HEADS, Cell, cell_settings

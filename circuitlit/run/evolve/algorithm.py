@@ -9,7 +9,7 @@ from jaxtyping import Bool, Int
 from omegaconf import DictConfig
 from torch import Tensor
 
-from circuitlit.cli.build import Workbench
+from circuitlit.discover.workbench import Workbench
 from circuitlit.heads import NamePlaces, PatchBed, copying_of_pairs, ioi_algorithm, repeat_scores
 from circuitlit.heads.places import NAMES
 from circuitlit.heads.roles import head_name

@@ -11,9 +11,9 @@ import torch
 from lightning import seed_everything
 from omegaconf import DictConfig
 
-from circuitlit.cli.build import Workbench, attribute, build_workbench
+from circuitlit.cli.build import attribute, build_method, build_workbench
 from circuitlit.cli.learn import learn
-from circuitlit.cli.resampled import Resampler
+from circuitlit.discover.workbench import Resampler, Workbench
 from circuitlit.errors import UserError
 from circuitlit.evaluate import Behaviour, TestBed, paired_difference, summarise
 from circuitlit.evaluate.similarity import corrected_jaccard, noise_floor
@@ -58,7 +58,7 @@ def task_cell(
     bench = build_workbench(cfg, subject)
     test = bench.data.test
     behaviour = Behaviour.measure(subject, test.batches(cfg.data.eval_batch_size))
-    score = Resampler(cfg, bench) if noise and cfg.evolve.resamples > 1 and _attributes(cfg) else None
+    score = Resampler(bench, build_method(cfg)) if noise and cfg.evolve.resamples > 1 and _attributes(cfg) else None
     scores, cold = _scores(cfg, bench, folder, start, cold_too) if score is None else (score.scores, None)
     circuit = bench.cut(scores)
     folder.mkdir(parents=True, exist_ok=True)

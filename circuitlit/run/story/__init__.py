@@ -14,10 +14,10 @@ from omegaconf import DictConfig
 
 from circuitlit.cli.build import plain
 from circuitlit.cli.checks import run_dir, writing_to
-from circuitlit.cli.clock import CONSOLE, Clock
 from circuitlit.errors import UserError
 from circuitlit.evaluate.testing import LEAST_DRAWS, with_holm
 from circuitlit.files import write_json
+from circuitlit.progress import CONSOLE, Clock
 from circuitlit.report.story import print_story, write_story
 from circuitlit.run import compare, evolve, intervene, tune
 from circuitlit.run.story.measure import Answers, carried_by_layers

@@ -10,9 +10,9 @@ from typing import Any
 from omegaconf import DictConfig
 
 from circuitlit.cli.checks import writing_to
-from circuitlit.cli.clock import Clock
 from circuitlit.cli.kept import fingerprint, read_kept, settings_of
 from circuitlit.files import write_json
+from circuitlit.progress import Clock
 
 _GROUPS = ("task", "model", "adapter", "tune", "method", "ablation", "sparsity", "mask", "data", "evaluate", "story")
 

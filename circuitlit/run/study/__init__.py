@@ -12,11 +12,11 @@ from omegaconf import DictConfig
 
 from circuitlit.cli.build import build_subject, provenance
 from circuitlit.cli.checks import run_dir
-from circuitlit.cli.clock import CONSOLE, Clock
 from circuitlit.cli.configs import Entry, composed, entries
 from circuitlit.errors import UserError
 from circuitlit.files import write_json
 from circuitlit.model import Subject
+from circuitlit.progress import CONSOLE, Clock
 from circuitlit.report.study import print_study, write_figures
 from circuitlit.run.study.cells import Cell
 from circuitlit.run.study.methods import Stage, attribution_cell, control_cell, ends, learner_cell

@@ -12,9 +12,9 @@ from lightning import seed_everything
 from omegaconf import DictConfig
 
 from circuitlit.cli.ability import inability, measure_behaviour
-from circuitlit.cli.build import Workbench, attribute, build_workbench, encoded, plain, provenance
+from circuitlit.cli.build import attribute, build_method, build_workbench, encoded, plain, provenance
 from circuitlit.cli.learn import learn
-from circuitlit.cli.resampled import Resampler
+from circuitlit.discover.workbench import Resampler, Workbench
 from circuitlit.errors import UserError
 from circuitlit.evaluate import TestBed, noise_floor, random_circuit, size_curve
 from circuitlit.evaluate.similarity import Spread
@@ -191,7 +191,7 @@ def _resampled(cfg: DictConfig, bench: Workbench) -> list[EdgeScores]:
     if cfg.study.resamples < 2:
         return []
     n_pairs = len(bench.data.train)
-    _, circuits = noise_floor(Resampler(cfg, bench), bench.cut, n_pairs, cfg.study.resamples)
+    _, circuits = noise_floor(Resampler(bench, build_method(cfg)), bench.cut, n_pairs, cfg.study.resamples)
     return [circuit.scores for circuit in circuits]
 
 

@@ -1,0 +1,1 @@
+"""From a command to objects: entry, settings, processes, loggers, building and training from a configuration."""

@@ -1,0 +1,125 @@
+"""What every analysis returns: a frozen dataclass that saves and loads itself and becomes a data frame."""
+
+from __future__ import annotations
+
+import json
+from collections.abc import Iterable
+from dataclasses import asdict, dataclass, field, fields
+from functools import cache
+from pathlib import Path
+from typing import TYPE_CHECKING, Any, ClassVar, Self
+
+from circuitlit.errors import UserError
+from circuitlit.files import write_json
+
+if TYPE_CHECKING:
+    import pandas as pd
+    from pydantic import TypeAdapter
+
+
+@dataclass(frozen=True, kw_only=True, repr=False)
+class Result:
+    """Base of all results. Fields hold plain types and further dataclasses of these, so that json holds all of them.
+
+    Attributes:
+        seconds: that it took; None where nobody looked.
+        seconds_by_phase: of each phase.
+        provenance: weights, settings, versions and machine that it comes from.
+    """
+
+    schema: ClassVar[str]  # name of what the file holds
+    version: ClassVar[int] = 1  # raised with every change that older readers do not understand
+    file: ClassVar[str]  # its name in a run's folder
+
+    seconds: float | None = None
+    seconds_by_phase: dict[str, float] = field(default_factory=dict)
+    provenance: dict[str, Any] = field(default_factory=dict)
+
+    def to_dict(self) -> dict[str, Any]:
+        """Plain types, as in the file."""
+        return {"schema": {"name": self.schema, "version": self.version}, **asdict(self)}
+
+    @classmethod
+    def from_dict(cls, content: dict[str, Any], source: str = "this") -> Self:
+        """The result that `to_dict` made plain.
+
+        Args:
+            content: as in the file.
+            source: what it is called in an error.
+
+        Raises:
+            UserError: it is of another kind or version, or not whole.
+        """
+        from pydantic import ValidationError
+
+        found = content.get("schema")
+        known = found if isinstance(found, dict) else {"name": cls.schema, "version": 0}
+        if (known.get("name"), known.get("version")) != (cls.schema, cls.version):
+            raise UserError(
+                f"{source} holds {known.get('name')} of version {known.get('version')}, this reads {cls.schema} of "
+                f"version {cls.version}; run the command again"
+            )
+        try:
+            return _adapter(cls).validate_python({key: value for key, value in content.items() if key != "schema"})
+        except ValidationError as error:
+            first = error.errors()[0]
+            place = ".".join(map(str, first["loc"]))
+            raise UserError(f"{source} is damaged: '{place}': {first['msg'].lower()}; run the command again") from error
+
+    def save(self, folder: Path | str) -> Path:
+        """Write `file` into a folder, which is made; returns its path."""
+        path = Path(folder) / self.file
+        path.parent.mkdir(parents=True, exist_ok=True)
+        write_json(path, self.to_dict())
+        return path
+
+    @classmethod
+    def load(cls, folder: Path | str) -> Self:
+        """Read what `save` wrote: a folder, or the file itself.
+
+        Raises:
+            UserError: no such file, or one of another kind or version.
+        """
+        path = Path(folder)
+        path = path / cls.file if path.is_dir() else path
+        return cls.from_dict(read_json(path), str(path))
+
+    def rows(self) -> Iterable[dict[str, Any]]:
+        """What the frame holds, a dictionary a row."""
+        raise NotImplementedError
+
+    def to_frame(self) -> pd.DataFrame:
+        """The main table of the result."""
+        import pandas as pd
+
+        return pd.DataFrame(list(self.rows()))
+
+    def __repr__(self) -> str:
+        shown = [(f.name, getattr(self, f.name)) for f in fields(self)]
+        plain = [f"{name}={value!r}" for name, value in shown if isinstance(value, str | int | float)]
+        return f"{type(self).__name__}({', '.join(plain)})"
+
+    def _repr_html_(self) -> str:
+        return self.to_frame().to_html(notebook=True)
+
+
+def read_json(path: Path) -> dict[str, Any]:
+    """A file's object.
+
+    Raises:
+        UserError: it cannot be read, or holds something else.
+    """
+    try:
+        content = json.loads(path.read_text(encoding="utf-8"))
+    except (OSError, ValueError) as error:
+        raise UserError(f"{path}: not readable ({error}); name the folder of a finished run") from error
+    if not isinstance(content, dict):
+        raise UserError(f"{path}: not a JSON object; name the folder of a finished run")
+    return content
+
+
+@cache
+def _adapter(cls: type) -> TypeAdapter[Any]:
+    from pydantic import TypeAdapter
+
+    return TypeAdapter(cls)
