@@ -70,7 +70,7 @@ def build_subject(cfg: DictConfig) -> Subject:
 
 def build_workbench(cfg: DictConfig, subject: Subject, model: MaskedModel | None = None) -> Workbench:
     """Pairs, masked model (made if not given) and references for one subject."""
-    data = encoded(cfg, instantiate(cfg.task.build)(tokenizer=subject.tokenizer), subject)
+    data = build_pairs(cfg, subject)
     for name in ("train", "test"):
         if not len(getattr(data, name)):
             source = cfg.task.build.get("path")
@@ -120,6 +120,11 @@ def masked_model(cfg: DictConfig, subject: Subject) -> MaskedModel:
         subject.source = None
         log.info("this process holds %.1f %% of the weights", 100 * share(model))
     return model
+
+
+def build_pairs(cfg: DictConfig, subject: Subject) -> PairsModule:
+    """The pairs of the group `task`, encoded for a model, with their loaders."""
+    return encoded(cfg, instantiate(cfg.task.build)(tokenizer=subject.tokenizer), subject)
 
 
 def encoded(cfg: DictConfig, splits: Splits, subject: Subject) -> PairsModule:

@@ -3,8 +3,7 @@
 from __future__ import annotations
 
 from collections.abc import Callable, Sequence
-from dataclasses import asdict, dataclass
-from typing import Any
+from dataclasses import dataclass
 
 from circuitlit.compare.effects import gain_share
 from circuitlit.evaluate import Estimate, paired_difference
@@ -43,10 +42,6 @@ class Capability:
     tuned_above_chance: float
     metric_change: Estimate
     n_pairs: int
-
-    def to_dict(self) -> dict[str, Any]:
-        """Plain types."""
-        return asdict(self)
 
 
 def capabilities(

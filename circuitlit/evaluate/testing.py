@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import math
 from collections.abc import Callable, Iterable, Sequence
+from dataclasses import fields, is_dataclass, replace
 from typing import Any, TypeVar
 
 import torch
@@ -16,6 +17,7 @@ from circuitlit.evaluate.statistics import Groups, group_means
 LEVEL = 0.05
 LEAST_DRAWS = 20  # random sets below which a rank among them says little
 Try = TypeVar("Try")
+Nested = TypeVar("Nested")  # dictionaries, lists and dataclasses in each other
 
 
 def holm(p: Sequence[float]) -> list[float]:
@@ -115,22 +117,32 @@ def until_clear(
     return made
 
 
-def with_holm(result: Any) -> Any:
-    """Put `p_holm` beside every `rank_p` of a nested result: corrected for all claims that it makes."""
-    claims = [claim for claim in _claims(result) if claim["rank_p"] is not None]
-    for claim, p in zip(claims, holm([claim["rank_p"] for claim in claims]), strict=True):
-        claim["p_holm"] = p
-    return result
+def with_holm(result: Nested) -> Nested:
+    """A nested result with `p_holm` beside every `rank_p`, corrected for all claims that it makes.
+
+    Dictionaries are changed in place; dataclasses, which are frozen, are made anew.
+    """
+    found: list[float] = []
+    _with_claims(result, found.append)
+    corrected = iter(holm(found))
+    return _with_claims(result, lambda _: next(corrected))
 
 
-def _claims(node: Any) -> list[dict[str, Any]]:
-    """Every part of a nested result that holds a `rank_p`; one without a value gets no corrected one either."""
-    inner = node.values() if isinstance(node, dict) else node if isinstance(node, list) else ()
-    found = [claim for part in inner for claim in _claims(part)]
-    if isinstance(node, dict) and "rank_p" in node:
-        node["p_holm"] = None
-        found.append(node)
-    return found
+def _with_claims(node: Any, correct: Callable[[float], float | None]) -> Any:
+    """Every part that holds a `rank_p` with a `p_holm`; a claim without a value gets no corrected one either."""
+    if isinstance(node, list | tuple):
+        return type(node)(_with_claims(part, correct) for part in node)
+    known = is_dataclass(node) and not isinstance(node, type)
+    if not known and not isinstance(node, dict):
+        return node
+    parts = {field.name: getattr(node, field.name) for field in fields(node)} if known else node
+    parts = {name: _with_claims(part, correct) for name, part in parts.items()}
+    if "rank_p" in parts:
+        parts["p_holm"] = None if parts["rank_p"] is None else correct(parts["rank_p"])
+    if known:
+        return replace(node, **parts)
+    node.update(parts)
+    return node
 
 
 def correlation(x: Sequence[float], y: Sequence[float]) -> tuple[float, float] | None:

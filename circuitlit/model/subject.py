@@ -65,6 +65,11 @@ class Subject:
         """Where the weights are."""
         return self.model.device
 
+    @property
+    def origin(self) -> dict[str, Any]:
+        """Name and provenance, for results."""
+        return {"name": self.name, **self.provenance}
+
     def hidden(self, ids: Int[Tensor, "batch pos"]) -> Float[Tensor, "batch pos d"]:
         """Final normed residual stream of the stock forward. Rows are padded on the right, so causality hides pads."""
         return final_hidden(self.model, ids)

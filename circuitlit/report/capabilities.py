@@ -2,13 +2,13 @@
 
 from __future__ import annotations
 
-import json
 from html import escape
 from pathlib import Path
 
 import plotly.graph_objects as go
 from rich.console import Console
 
+from circuitlit.compare.capabilities import Capabilities
 from circuitlit.report.figures import BLUE, GREEN, GREY, RED, finish
 from circuitlit.report.grid import grid
 from circuitlit.report.simple_page import write_simple_page
@@ -18,9 +18,9 @@ COLOURS = {"gained": GREEN, "improved": BLUE, "unchanged": GREY, "degraded": RED
 HEADINGS = ("task", "verdict", "score", "base", "tuned", "change", "p (Holm)")
 
 
-def print_capabilities(result: dict, console: Console) -> None:
+def print_capabilities(result: Capabilities, console: Console) -> None:
     """Print what was gained and lost, and where the gains sit."""
-    title = f"{result['base']['name']} against {result['tuned']['name']}"
+    title = f"{result.base['name']} against {result.tuned['name']}"
     table = grid(title, HEADINGS)
     for cells in task_rows(result):
         table.add_row(*cells)
@@ -29,34 +29,33 @@ def print_capabilities(result: dict, console: Console) -> None:
         console.print(sentence, highlight=False)
 
 
-def task_rows(result: dict) -> list[tuple[str, ...]]:
+def task_rows(result: Capabilities) -> list[tuple[str, ...]]:
     """One row a task."""
     rows = []
-    for name, task in result["tasks"].items():
-        estimates = (str(Metric.of(task[key])) for key in ("base", "tuned", "change"))
-        rows.append((name, task["verdict"], task["score"], *estimates, f"{task['p_holm']:.2g}"))
+    for name, task in result.tasks.items():
+        estimates = (str(Metric.of(getattr(task, key))) for key in ("base", "tuned", "change"))
+        rows.append((name, task.verdict, task.score, *estimates, f"{task.p_holm:.2g}"))
     return rows
 
 
-def acquisition_sentences(result: dict) -> list[str]:
+def acquisition_sentences(result: Capabilities) -> list[str]:
     """One sentence a gain."""
     made = []
-    for name, found in result["acquisition"].items():
-        wanted = result["settings"]["share"]
-        if found["nodes"] is None:
-            made.append(f"{name}: no set of nodes carries {wanted:g} of the gain by its {found['by']}.")
+    for name, found in result.acquisition.items():
+        wanted = result.settings["share"]
+        if found.nodes is None:
+            made.append(f"{name}: no set of nodes carries {wanted:g} of the gain by its {found.by}.")
             continue
         made.append(
-            f"{name}: the {found['by']} of {len(found['nodes'])} nodes ({' '.join(found['nodes'])}) carry "
-            f"{Metric.of(found['gain_share'])} of the gain on held-out pairs, random sets like them "
-            f"{Metric.of(found['random_gain_share'])}."
+            f"{name}: the {found.by} of {len(found.nodes)} nodes ({' '.join(found.nodes)}) carry "
+            f"{Metric.of(found.gain_share)} of the gain on held-out pairs, random sets like them "
+            f"{Metric.of(found.random_gain_share)}."
         )
     return made
 
 
-def write_capabilities(folder: Path) -> Path:
-    """Write `capabilities.html` from `capabilities.json`: one file that needs nothing else."""
-    result = json.loads((folder / "capabilities.json").read_text())
+def write_capabilities(result: Capabilities, folder: Path) -> Path:
+    """Write `capabilities.html` into a folder: one file that needs nothing else."""
     rows = "".join("<tr>" + "".join(f"<td>{escape(cell)}" for cell in cells) for cells in task_rows(result))
     head = "".join(f"<th>{heading}" for heading in HEADINGS)
     sentences = "".join(f"<p>{escape(sentence)}</p>" for sentence in acquisition_sentences(result))
@@ -64,19 +63,19 @@ def write_capabilities(folder: Path) -> Path:
         ("Tasks", f"<table><tr>{head}{rows}</table>"),
         ("Change of the score", change_figure(result)),
     ]
-    if result["acquisition"]:
+    if result.acquisition:
         sections += [("Nodes that carry the gains", sentences), ("Share of the gain", prefix_figure(result))]
     lead = "Paired tests on held-out pairs, adjusted by Holm over tasks and scores."
-    title = f"{result['base']['name']} against {result['tuned']['name']}: capabilities"
+    title = f"{result.base['name']} against {result.tuned['name']}: capabilities"
     return write_simple_page(folder / "capabilities.html", title, lead, sections)
 
 
-def change_figure(result: dict) -> go.Figure:
+def change_figure(result: Capabilities) -> go.Figure:
     """Change of each task's score, with its interval."""
     figure = go.Figure()
     for verdict, colour in COLOURS.items():
-        own = {name: task for name, task in result["tasks"].items() if task["verdict"] == verdict}
-        metrics = [Metric.of(task["change"]) for task in own.values()]
+        own = {name: task for name, task in result.tasks.items() if task.verdict == verdict}
+        metrics = [Metric.of(task.change) for task in own.values()]
         values = [metric.value or 0.0 for metric in metrics]
         errors = {
             "type": "data",
@@ -90,14 +89,14 @@ def change_figure(result: dict) -> go.Figure:
     return finish(figure, 340)
 
 
-def prefix_figure(result: dict) -> go.Figure:
+def prefix_figure(result: Capabilities) -> go.Figure:
     """Share of the gain against the number of nodes moved, on validation pairs."""
     figure = go.Figure()
-    for name, found in result["acquisition"].items():
-        sizes = sorted(map(int, found["tried"]))
-        values = [found["tried"][str(size)] for size in sizes]
+    for name, found in result.acquisition.items():
+        sizes = sorted(found.tried)
+        values = [found.tried[size] for size in sizes]
         figure.add_scatter(x=sizes, y=values, mode="lines+markers", name=name)
-    figure.add_hline(y=result["settings"]["share"], line={"color": GREY, "dash": "dash"})
+    figure.add_hline(y=result.settings["share"], line={"color": GREY, "dash": "dash"})
     figure.update_xaxes(title_text="nodes moved from tuned to base")
     figure.update_yaxes(title_text="share of the gain")
     return finish(figure, 340)

@@ -10,6 +10,8 @@ from rich.console import Console
 from rich.table import Table
 from rich.text import Text
 
+from circuitlit.evaluate.statistics import Estimate
+
 # Key in result.json, heading, better direction.
 COLUMNS = (
     ("kl", "KL (nats)", "lower is better"),
@@ -67,7 +69,9 @@ class Metric:
 
     @classmethod
     def of(cls, raw: object) -> Metric:
-        """From the five keys of an estimate; anything but finite numbers becomes None."""
+        """From an estimate, or the five keys of one; anything but finite numbers becomes None."""
+        if isinstance(raw, Estimate):
+            raw = raw.to_dict()
         if not isinstance(raw, dict):
             return cls()
         return cls(*(_finite(raw.get(field.name)) for field in fields(cls)))

@@ -1,0 +1,52 @@
+"""How a verb begins and ends: seeds and precision; seconds, provenance, files, page, table, paths."""
+
+from __future__ import annotations
+
+from collections.abc import Callable
+from dataclasses import replace
+from pathlib import Path
+from typing import TypeVar
+
+import torch
+from lightning import seed_everything
+from omegaconf import DictConfig
+from rich.console import Console
+
+from circuitlit.cli.build import provenance
+from circuitlit.cli.checks import run_dir
+from circuitlit.model import Subject
+from circuitlit.progress import CONSOLE, times
+from circuitlit.result import Result
+
+Found = TypeVar("Found", bound=Result)
+
+
+def prepare(cfg: DictConfig, precision: str = "highest") -> None:
+    """Set the seed, and the precision of matrix products on a GPU."""
+    seed_everything(cfg.seed, verbose=False)
+    torch.set_float32_matmul_precision(precision)
+
+
+def finish(
+    cfg: DictConfig,
+    result: Found,
+    subject: Subject,
+    draw: Callable[[Found, Path], Path | list[Path]],
+    show: Callable[[Found, Console], None],
+) -> Found:
+    """Save a result into the run's folder with its page, print its table and the paths.
+
+    Args:
+        cfg: the verb's settings.
+        result: what was found; seconds and provenance are added.
+        subject: the model that it was found in.
+        draw: writes the page into a folder and gives its path.
+        show: prints the table.
+    """
+    result = replace(result, **times(), provenance=provenance(cfg, subject))
+    written, folder = [result.save(run_dir())], run_dir()
+    pages = draw(result, folder)
+    show(result, CONSOLE)
+    for path in [*written, *([pages] if isinstance(pages, Path) else pages)]:
+        CONSOLE.print(f"{path}", highlight=False, soft_wrap=True)
+    return result
