@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 from collections.abc import Sequence
-from dataclasses import dataclass
+from dataclasses import asdict, dataclass
 from itertools import combinations
 from typing import Any
 
@@ -216,7 +216,7 @@ def _negative(cfg: DictConfig, tasks: dict[str, _Task], base: Subject, tuned: Su
     means = [float((after[name].metric - beds[name].full.metric).mean()) for name in tasks]
     found = {
         "tuned": {"name": tuned.name, **tuned.provenance},
-        "tasks": {name: capability.to_dict() for name, capability in judged.items()},
+        "tasks": {name: asdict(capability) for name, capability in judged.items()},
         "mean_change": sum(means) / len(means),
         "conflict": {name: _conflict(cfg, task, moved) for name, task in tasks.items()},
         "reverted": {
