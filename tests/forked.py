@@ -34,10 +34,11 @@ def _run(log: Path, verb: str, argv: tuple[str, ...], environment: dict[str, str
     import torch
     from lightning.pytorch.utilities.rank_zero import rank_zero_only
 
-    from circuitlit.cli import clock, ranks
+    from circuitlit import progress
+    from circuitlit.cli import ranks
     from circuitlit.cli.main import run_verb
 
     torch.set_num_threads(1)
-    rank_zero_only.rank, clock.CONSOLE.quiet = ranks.rank(), not ranks.is_writer()  # read at import, before the fork
+    rank_zero_only.rank, progress.CONSOLE.quiet = ranks.rank(), not ranks.is_writer()  # read at import, before the fork
     sys.argv = [f"{verb}.py", *argv]
     run_verb(verb, list(sys.argv))

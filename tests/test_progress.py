@@ -11,7 +11,7 @@ from cli import call, settings
 
 from circuitlit import progress
 from circuitlit.discover import MaskLearner
-from circuitlit.progress import duration, told
+from circuitlit.progress import Clock, duration, told
 
 
 def lines(text: str, pattern: str) -> list[re.Match[str]]:
@@ -67,7 +67,8 @@ def test_a_run_that_does_not_fit_is_told_before_its_first_step(
 def test_long_loops_say_how_far_they_are(monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]) -> None:
     clock = iter(range(0, 1000, 6))
     monkeypatch.setattr(progress.time, "monotonic", lambda: float(next(clock)))
-    assert list(told("abcdefgh", "letters", 8)) == list("abcdefgh")
+    with Clock():
+        assert list(told("abcdefgh", "letters", 8)) == list("abcdefgh")
     assert [line.strip() for line in capsys.readouterr().out.splitlines()] == [
         "letters: 3 of 8, 40 s left",
         "letters: 6 of 8, 16 s left",

@@ -9,9 +9,8 @@ import torch
 from cli import settings
 from hydra import compose, initialize_config_dir
 
-from circuitlit.cli import resampled
 from circuitlit.cli.build import attribute, build_method, build_subject, build_workbench
-from circuitlit.discover.workbench import Resampler
+from circuitlit.discover.workbench import Resampler, Workbench
 
 CONF = str(Path(__file__).parent.parent / "conf")
 ROWS = [0, 0, 3, 5, 5, 5, 2, 7]
@@ -27,8 +26,8 @@ def test_one_pass_gives_every_resample(
         cfg = compose("attribute", [*settings(local, tmp_path), *more])
     bench = build_workbench(cfg, build_subject(cfg))
     expected = bench.score(build_method(cfg), ROWS), attribute(cfg, bench)
-    passes = []
-    monkeypatch.setattr(resampled, "attribute", lambda *a, **k: passes.append(1) or attribute(*a, **k))
+    passes, score_edges = [], Workbench.score
+    monkeypatch.setattr(Workbench, "score", lambda *a, **k: passes.append(1) or score_edges(*a, **k))
     score = Resampler(bench, build_method(cfg))
     for found, one in zip((score(ROWS), score.scores), expected, strict=True):
         assert found.values.shape == one.values.shape

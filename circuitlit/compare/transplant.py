@@ -16,6 +16,7 @@ from circuitlit.graph import Graph
 from circuitlit.graph.nodes import known_nodes, whole_layers
 from circuitlit.model import Subject
 from circuitlit.model.logits import final_norm, take_positions
+from circuitlit.model.slices import READOUT, plain_copy, slices, withheld
 
 log = logging.getLogger(__name__)
 

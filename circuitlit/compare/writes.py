@@ -11,6 +11,7 @@ from jaxtyping import Float, Int
 from torch import Tensor, nn
 
 from circuitlit.errors import UserError
+from circuitlit.graph.nodes import node_name, place_of
 from circuitlit.masked import run_writers
 from circuitlit.model import Subject
 

@@ -19,6 +19,7 @@ from circuitlit.graph import Circuit, EdgeScores, MaskLayout
 from circuitlit.graph.layout import Sites
 from circuitlit.graph.select import Select, edge_budget
 from circuitlit.masked import Ablated, MaskedModel, References, mean_writers
+from circuitlit.masked.ablation import Kind
 from circuitlit.model import Subject
 from circuitlit.objective import Objective, kl_divergence
 from circuitlit.progress import told
@@ -39,7 +40,7 @@ class Ablation:
         steps, lr: of that training.
     """
 
-    kind: str = "interchange"
+    kind: Kind = "interchange"
     positional: bool = False
     objective: Objective = kl_divergence
     steps: int = 200

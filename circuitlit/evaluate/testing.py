@@ -132,17 +132,19 @@ def _with_claims(node: Any, correct: Callable[[float], float | None]) -> Any:
     """Every part that holds a `rank_p` with a `p_holm`; a claim without a value gets no corrected one either."""
     if isinstance(node, list | tuple):
         return type(node)(_with_claims(part, correct) for part in node)
-    known = is_dataclass(node) and not isinstance(node, type)
-    if not known and not isinstance(node, dict):
+    if isinstance(node, dict):
+        parts = node
+    elif is_dataclass(node) and not isinstance(node, type):
+        parts = {field.name: getattr(node, field.name) for field in fields(node)}
+    else:
         return node
-    parts = {field.name: getattr(node, field.name) for field in fields(node)} if known else node
     parts = {name: _with_claims(part, correct) for name, part in parts.items()}
     if "rank_p" in parts:
         parts["p_holm"] = None if parts["rank_p"] is None else correct(parts["rank_p"])
-    if known:
-        return replace(node, **parts)
-    node.update(parts)
-    return node
+    if isinstance(node, dict):
+        node.update(parts)
+        return node
+    return replace(node, **parts)
 
 
 def correlation(x: Sequence[float], y: Sequence[float]) -> tuple[float, float] | None:

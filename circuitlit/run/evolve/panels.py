@@ -69,5 +69,6 @@ def _log_tables(run: Any, result: dict[str, Any], page: Path) -> None:
         "figures/page": wandb.Html(page.read_text(encoding="utf-8"), inject=False),
     }
     for number, (title, headings, rows) in enumerate(size_tables(result)):
-        panels[f"tables/{number}_{title[:40]}"] = wandb.Table(columns=[h or "quantity" for h in headings], data=rows)
+        names: list[Any] = [heading or "quantity" for heading in headings]
+        panels[f"tables/{number}_{title[:40]}"] = wandb.Table(columns=names, data=list[Any](rows))
     run.log(panels)
