@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import math
+from dataclasses import replace
 
 import pytest
 import torch
@@ -191,21 +192,21 @@ def test_turnover_of_a_model_with_itself_and_with_another() -> None:
     base = Circuits.of(scored(Subject(tiny_model("gpt2", n_layer=4)), 40), 39)
     same = turnover(base, base)
     assert same.nodes.kept.value == pytest.approx(1) and same.edges.kept.value == pytest.approx(1)
-    assert same.shared.nodes.jaccard == same.shared.edges.jaccard == 1 and same.shared.gap.p == 1
+    assert same.nodes.jaccard == same.edges.jaccard == 1 and same.gap.rank_p == 1
     other = turnover(base, Circuits.of(scored(Subject(tiny_model("gpt2", seed=3, n_layer=4)), 40), 39, 1))
     assert other.edges.kept.high is not None and other.edges.kept.high < 1
-    assert other.shared.edges.corrected < 1 and 0 < other.shared.nodes.strictest.expected < 1
+    assert other.edges.corrected < 1 and 0 < other.nodes.expected < 1
 
 
 def test_that_nodes_stay_is_only_said_where_the_test_says_so() -> None:
     base = Circuits.of(scored(Subject(tiny_model("gpt2", n_layer=2)), 40), 39)
-    result = with_holm(turnover(base, base).to_dict())
-    assert result["gap"]["p_holm"] == 1 and "stay while edges change" not in overlap_sentence(result)
+    result = with_holm(turnover(base, base))
+    assert result.gap.p_holm == 1 and "stay while edges change" not in overlap_sentence(result)
     assert "is not supported" in overlap_sentence(result)
-    part = {**result["gap"], "p_holm": 0.001}
-    assert "Nodes stay while edges change" in overlap_sentence({**result, "gap": part})
-    moved = {**part, "between": 0.2, "within": 0.5}
-    assert "says nothing of tuning" in overlap_sentence({**result, "gap": moved})
-    assert "of tuning" not in overlap_sentence({**result, "gap": {**moved, "within": 0.1}})
-    rows = overlap_rows({**result, "nodes": {**result["nodes"], "p_holm": 0.2}})
+    part = replace(result.gap, p_holm=0.001)
+    assert "Nodes stay while edges change" in overlap_sentence(replace(result, gap=part))
+    moved = replace(part, between=0.2, within=0.5)
+    assert "says nothing of tuning" in overlap_sentence(replace(result, gap=moved))
+    assert "of tuning" not in overlap_sentence(replace(result, gap=replace(moved, within=0.1)))
+    rows = overlap_rows(replace(result, nodes=replace(result.nodes, p_holm=0.2)))
     assert rows[0][-1] == rows[2][-1] == "nothing beyond chance"

@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 from dataclasses import dataclass
-from typing import Any
 
 import torch
 from jaxtyping import Bool, Float, Int
@@ -11,7 +10,16 @@ from torch import Tensor
 
 from circuitlit.compare.difference import Resampled
 from circuitlit.evaluate import Estimate
-from circuitlit.evaluate.overlap import DRAWS, NULLS, Overlap, Shared, StandIns, circuit_nodes, jaccards
+from circuitlit.evaluate.overlap import (
+    DRAWS,
+    NULLS,
+    Overlap,
+    OverlapFigures,
+    SharedFigures,
+    StandIns,
+    circuit_nodes,
+    jaccards,
+)
 
 BOOTSTRAP = 2000
 FEW = 19  # stand-ins for each of many pairs of resamples
@@ -49,9 +57,9 @@ class Circuits:
         return self.model.circuits, self.stand_ins.random_edges
 
 
-@dataclass(frozen=True)
-class Stability:
-    """How much of a circuit stays, of what stays when nothing but the pairs change.
+@dataclass(frozen=True, kw_only=True)
+class PartTurnover(OverlapFigures):
+    """What two models' circuits share of nodes, or of edges, and how much of that stays.
 
     Attributes:
         between: J* of a circuit of each model, of different resamples of the pairs, mean; of nodes under their
@@ -65,36 +73,27 @@ class Stability:
     within: Estimate
     kept: Estimate
 
-    def to_dict(self) -> dict[str, Any]:
-        """Plain types."""
-        return {name: getattr(self, name).to_dict() for name in ("between", "within", "kept")}
 
-
-@dataclass(frozen=True)
-class Turnover:
-    """Nodes and edges side by side.
+@dataclass(frozen=True, kw_only=True)
+class GapTurnover(OverlapFigures):
+    """Nodes beside circuits that share as many edges.
 
     Attributes:
-        shared: what of them the circuits of all pairs share, beside chance.
-        nodes, edges: how much of them stays.
-        gap_between, gap_within: J* of `shared.gap` for circuits of different resamples, of both models and of one.
-            Where the second is as large, nodes stay whenever the pairs change, and it is not tuning that keeps them.
+        between, within: J* for circuits of different resamples, of both models and of one. Where the second is as
+            large, nodes stay whenever the pairs change, and it is not tuning that keeps them.
     """
 
-    shared: Shared
-    nodes: Stability
-    edges: Stability
-    gap_between: float
-    gap_within: float
+    between: float
+    within: float
 
-    def to_dict(self) -> dict[str, Any]:
-        """Plain types: `nodes`, `edges` and `gap`, each with what is shared, its `rank_p`, and what stays."""
-        found = self.shared.to_dict()
-        return {
-            "nodes": {**found["nodes"], **self.nodes.to_dict()},
-            "edges": {**found["edges"], **self.edges.to_dict()},
-            "gap": {**found["gap"], "between": self.gap_between, "within": self.gap_within},
-        }
+
+@dataclass(frozen=True, kw_only=True)
+class Turnover(SharedFigures):
+    """What the circuits of two models share beside chance, and how much of it stays; three claims."""
+
+    nodes: PartTurnover
+    edges: PartTurnover
+    gap: GapTurnover
 
 
 def turnover(base: Circuits, tuned: Circuits, seed: int = 0) -> Turnover:
@@ -108,9 +107,13 @@ def turnover(base: Circuits, tuned: Circuits, seed: int = 0) -> Turnover:
     count = len(base.model.resamples)
     generator = torch.Generator().manual_seed(seed)
     drawn = torch.cat([torch.arange(count)[None], torch.randint(count, (BOOTSTRAP, count), generator=generator)])
-    nodes, edges = _stability(base.nodes, tuned.nodes, drawn), _stability(base.edges, tuned.edges, drawn)
+    shared = base.stand_ins.shared(tuned.stand_ins).figures()
     within = (_gap(base, base) + _gap(tuned, tuned)) / 2
-    return Turnover(base.stand_ins.shared(tuned.stand_ins), nodes, edges, _gap(base, tuned), within)
+    return Turnover(
+        nodes=_part(shared.nodes, base.nodes, tuned.nodes, drawn),
+        edges=_part(shared.edges, base.edges, tuned.edges, drawn),
+        gap=GapTurnover(**vars(shared.gap), between=_gap(base, tuned), within=within),
+    )
 
 
 def _gap(ours: Circuits, theirs: Circuits) -> float:
@@ -121,12 +124,13 @@ def _gap(ours: Circuits, theirs: Circuits) -> float:
     return Overlap.mean([one.gap(two) for one, two in zip(first, second, strict=True)]).corrected
 
 
-def _stability(base: Part, tuned: Part, drawn: Int[Tensor, "draw resample"]) -> Stability:
+def _part(shared: OverlapFigures, base: Part, tuned: Part, drawn: Int[Tensor, "draw resample"]) -> PartTurnover:
     between = _mean(_corrected(base, tuned), drawn)
     within = (_mean(_corrected(base, base), drawn) + _mean(_corrected(tuned, tuned), drawn)) / 2
     found = _estimate(within)
     exists = found.low is not None and found.low > 0
-    return Stability(_estimate(between), found, _estimate(between / within) if exists else Estimate())
+    kept = _estimate(between / within) if exists else Estimate()
+    return PartTurnover(**vars(shared), between=_estimate(between), within=found, kept=kept)
 
 
 def _estimate(values: Float[Tensor, "draw"]) -> Estimate:

@@ -9,7 +9,7 @@ and share them for that reason alone.) An overlap is beyond chance only where it
 from __future__ import annotations
 
 from collections.abc import Mapping, Sequence
-from dataclasses import dataclass, replace
+from dataclasses import asdict, dataclass, replace
 from functools import cache, cached_property
 from itertools import combinations
 from typing import Any
@@ -41,6 +41,56 @@ def draws_for(comparisons: int, others: int = 0) -> int:
 
 
 @dataclass(frozen=True)
+class ChanceFigures:
+    """`Chance` in a result.
+
+    Attributes:
+        expected: mean overlap with stand-ins.
+        low, high: 2.5 and 97.5 % quantiles of it.
+        corrected: J* under this null.
+        p: probability of an overlap at least as large.
+    """
+
+    expected: float
+    low: float
+    high: float
+    corrected: float
+    p: float
+
+
+@dataclass(frozen=True, kw_only=True)
+class OverlapFigures:
+    """`Overlap` in a result.
+
+    Attributes:
+        total: nodes or edges of the graph.
+        sizes: of the two sets.
+        jaccard: share of the union that both hold.
+        expected, corrected: under the strictest null.
+        chance: by null.
+        rank_p, p_holm: of the claim that it is beyond chance, and corrected for all claims; None where none is made.
+    """
+
+    total: int
+    sizes: tuple[float, float]
+    jaccard: float
+    expected: float
+    corrected: float
+    chance: dict[str, ChanceFigures]
+    rank_p: float | None = None
+    p_holm: float | None = None
+
+
+@dataclass(frozen=True, kw_only=True)
+class SharedFigures:
+    """`Shared` in a result: three claims."""
+
+    nodes: OverlapFigures
+    edges: OverlapFigures
+    gap: OverlapFigures
+
+
+@dataclass(frozen=True)
 class Chance:
     """An overlap under one null.
 
@@ -67,11 +117,11 @@ class Chance:
         """Probability of an overlap at least as large; the larger one of both directions."""
         return max(rank_p(self.value - ROUNDING, draws.tolist()) for draws in self.drawn)
 
-    def to_dict(self) -> dict[str, float]:
-        """Plain types; low and high are 2.5 and 97.5 % quantiles."""
+    def figures(self) -> ChanceFigures:
+        """Without the draws."""
         both = torch.cat(self.drawn)
         low, high = both.quantile(torch.tensor([0.025, 0.975], dtype=both.dtype)).tolist()
-        return {"expected": self.expected, "low": low, "high": high, "corrected": self.corrected, "p": self.p}
+        return ChanceFigures(self.expected, low, high, self.corrected, self.p)
 
 
 @dataclass(frozen=True)
@@ -131,16 +181,21 @@ class Overlap:
         """Probability of such an overlap under the null that explains it best."""
         return max(null.p for null in self.chance.values())
 
+    def figures(self, claim: bool = False) -> OverlapFigures:
+        """Without the draws; a claim has a `rank_p`, which is to be corrected with the other claims of a result."""
+        return OverlapFigures(
+            total=self.total,
+            sizes=self.sizes,
+            jaccard=self.jaccard,
+            expected=self.strictest.expected,
+            corrected=self.corrected,
+            chance={name: null.figures() for name, null in self.chance.items()},
+            rank_p=self.p if claim else None,
+        )
+
     def to_dict(self) -> dict[str, Any]:
-        """Plain types; `expected` and `corrected` are of the strictest null."""
-        return {
-            "total": self.total,
-            "sizes": list(self.sizes),
-            "jaccard": self.jaccard,
-            "expected": self.strictest.expected,
-            "corrected": self.corrected,
-            "chance": {name: null.to_dict() for name, null in self.chance.items()},
-        }
+        """Plain types."""
+        return asdict(self.figures())
 
 
 @dataclass(frozen=True)
@@ -164,10 +219,14 @@ class Shared:
         """Of several pairs of circuits."""
         return cls(*(Overlap.mean([getattr(one, name) for one in found]) for name in ("nodes", "edges", "gap")))
 
+    def figures(self) -> SharedFigures:
+        """Without the draws: three claims, to be corrected with the other claims of a result."""
+        claims = {name: getattr(self, name).figures(claim=True) for name in ("nodes", "edges", "gap")}
+        return SharedFigures(**claims)
+
     def to_dict(self) -> dict[str, Any]:
-        """Plain types, three claims: each one's `rank_p` is to be corrected with the other claims of a result."""
-        parts = {"nodes": self.nodes, "edges": self.edges, "gap": self.gap}
-        return {name: {**part.to_dict(), "rank_p": part.p} for name, part in parts.items()}
+        """Plain types."""
+        return asdict(self.figures())
 
 
 @dataclass(frozen=True)

@@ -1,9 +1,11 @@
-"""What circuits share, beside chance: rows of a table and sentences, from `Shared.to_dict()` with corrected p."""
+"""What circuits share, beside chance: rows of a table and sentences."""
 
 from __future__ import annotations
 
 from typing import Any
 
+from circuitlit.compare.turnover import GapTurnover, Turnover
+from circuitlit.evaluate.overlap import OverlapFigures, SharedFigures
 from circuitlit.evaluate.testing import LEVEL
 from circuitlit.report.table import count
 
@@ -12,53 +14,63 @@ PARTS = {"nodes": "nodes", "edges": "edges", "gap": "nodes, given the shared edg
 NOTHING = "nothing beyond chance"
 
 
-def beyond(part: dict[str, Any]) -> bool:
-    """Whether an overlap is beyond chance after correction for all claims of the page."""
-    return part["p_holm"] is not None and part["p_holm"] < LEVEL
+def beyond(part: OverlapFigures) -> bool:
+    """Whether an overlap is beyond chance after correction for all claims of the result."""
+    return part.p_holm is not None and part.p_holm < LEVEL
 
 
-def finding(part: dict[str, Any]) -> str:
+def finding(part: OverlapFigures) -> str:
     """The same in words."""
     return "beyond chance" if beyond(part) else NOTHING
 
 
-def overlap_rows(shared: dict[str, Any]) -> list[tuple[str, ...]]:
+def overlap_rows(shared: SharedFigures | dict[str, Any]) -> list[tuple[str, ...]]:
     """Nodes, edges, and nodes beside circuits that share as many edges."""
-    return [(name, *overlap_cells(shared[key])) for key, name in PARTS.items()]
+    shared = _figures(shared)
+    return [(name, *overlap_cells(getattr(shared, key))) for key, name in PARTS.items()]
 
 
-def overlap_cells(part: dict[str, Any]) -> tuple[str, ...]:
+def _figures(shared: SharedFigures | dict[str, Any]) -> SharedFigures:
+    """From a result, or from its file."""
+    if not isinstance(shared, dict):
+        return shared
+    from pydantic import TypeAdapter
+
+    return TypeAdapter(Turnover if "between" in shared["gap"] else SharedFigures).validate_python(shared)
+
+
+def overlap_cells(part: OverlapFigures) -> tuple[str, ...]:
     """Under all headings but the first."""
-    sizes = " / ".join(count(round(size)) for size in part["sizes"])
-    numbers = (f"{part[key]:.3f}" for key in ("jaccard", "expected", "corrected"))
-    return (sizes, *numbers, f"{part['p_holm']:.2g}", finding(part))
+    sizes = " / ".join(count(round(size)) for size in part.sizes)
+    numbers = (f"{number:.3f}" for number in (part.jaccard, part.expected, part.corrected))
+    return (sizes, *numbers, f"{part.p_holm:.2g}", finding(part))
 
 
-def overlap_sentence(shared: dict[str, Any]) -> str:
+def overlap_sentence(shared: SharedFigures | dict[str, Any]) -> str:
     """Nodes and edges, each beside chance, and whether nodes stay while edges change."""
+    shared = _figures(shared)
     parts = [
-        f"{name} {shared[name]['jaccard']:.3f} (by chance {shared[name]['expected']:.3f}, "
-        f"p = {shared[name]['p_holm']:.2g}: {finding(shared[name])})"
-        for name in ("nodes", "edges")
+        f"{name} {part.jaccard:.3f} (by chance {part.expected:.3f}, p = {part.p_holm:.2g}: {finding(part)})"
+        for name, part in (("nodes", shared.nodes), ("edges", shared.edges))
     ]
-    return f"Jaccard overlap of {', of '.join(parts)}. {gap_sentence(shared['gap'])}"
+    return f"Jaccard overlap of {', of '.join(parts)}. {gap_sentence(shared.gap)}"
 
 
-def gap_sentence(gap: dict[str, Any]) -> str:
+def gap_sentence(gap: OverlapFigures) -> str:
     """The claim that nodes stay while edges change; said only where the test supports it."""
     beside = (
-        f"node overlap {gap['jaccard']:.3f}, with as many edges exchanged at random {gap['expected']:.3f}, "
-        f"p = {gap['p_holm']:.2g}"
+        f"node overlap {gap.jaccard:.3f}, with as many edges exchanged at random {gap.expected:.3f}, "
+        f"p = {gap.p_holm:.2g}"
     )
-    noise = _noise(gap) if "within" in gap else ""
+    noise = _noise(gap) if isinstance(gap, GapTurnover) else ""
     if beyond(gap):
         return f"Nodes stay while edges change: {beside}.{noise}"
     return f"That nodes stay more than the shared edges imply is not supported: {beside}.{noise}"
 
 
-def _noise(gap: dict[str, Any]) -> str:
-    """What of it other pairs do, without any tuning."""
-    text = f" As J*: {gap['between']:.3f} between the models, {gap['within']:.3f} between resamples of one model"
-    if gap["within"] >= gap["between"]:
+def _noise(gap: GapTurnover) -> str:
+    """How many nodes other pairs keep, without any tuning."""
+    text = f" As J*: {gap.between:.3f} between the models, {gap.within:.3f} between resamples of one model"
+    if gap.within >= gap.between:
         return f"{text}; other pairs alone keep as many, so this says nothing of tuning."
     return f"{text}."

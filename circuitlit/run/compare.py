@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import math
+from dataclasses import asdict
 from typing import Any
 
 import torch
@@ -134,7 +135,7 @@ def _turnover(cfg: DictConfig, sides: dict[str, Side], count: int) -> dict[str, 
     settings = cfg.compare
     draws = settings.draws or draws_for(1)
     base, tuned = (Circuits.of(sides[name].at(count), draws, seed) for seed, name in enumerate(("base", "tuned")))
-    return turnover(base, tuned, settings.seed).to_dict()
+    return asdict(turnover(base, tuned, settings.seed))
 
 
 def _difference(

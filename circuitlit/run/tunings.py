@@ -72,7 +72,7 @@ def run_tunings(cfg: DictConfig) -> dict[str, Any]:
                 "held_out": behaviour_change(held_out.base, held_out.measure(tuned.model)).to_dict(),
                 **_changes(base, tuned, list(own.data.test.batches(cfg.data.eval_batch_size)), text),
                 "scores": score_figures(circuits[name].model.scores),
-                "from_base": turnover(before, circuits[name], settings.seed).to_dict(),
+                "from_base": asdict(turnover(before, circuits[name], settings.seed)),
             }
     result = {
         "task": cfg.task.name,
@@ -88,7 +88,7 @@ def run_tunings(cfg: DictConfig) -> dict[str, Any]:
         "base_scores": score_figures(before.model.scores),
         "runs": rows,
         "pairs": [
-            {"of": [a, b], **turnover(circuits[a], circuits[b], settings.seed).to_dict()}
+            {"of": [a, b], **asdict(turnover(circuits[a], circuits[b], settings.seed))}
             for a, b in combinations(circuits, 2)
         ],
         "shared": _shared({name: side.model for name, side in circuits.items()}),
