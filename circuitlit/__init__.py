@@ -15,6 +15,20 @@ Axes, as they stand in the types of all tensors:
     copies        copies of the masks: one, or one a token role
     mask          the flat vector that is trained
     vocab         tokens of the model
+
+Words, each with one meaning:
+    pair          a clean prompt, its corrupted twin and the answer; `group` names the sentence or item that pairs share
+    edge          a writer as one reader sees it; a removed edge carries its ablated value
+    ablation      what stands in for removed edges: interchange (the corrupted prompt's values), zero, mean or optimal
+    reference     what a run is measured against: the full model's logits (teacher) and the ablated writers
+    mask, gate    a mask multiplies an edge, 1 keeps it; a gate draws masks at random while they are trained
+    method        gives every edge a score; a learner is one that trains masks, an attribution trains nothing
+    circuit       the edges that are kept; sparsity is the share of edges that are removed
+    faithfulness  the share of the metric between corrupted run (0) and full model (1) that a circuit recovers
+    checkpoint    a model at one step of its training; a snapshot holds the masks at one step of theirs
+    stage         steps between two boundaries of a training, named only where the boundaries are beyond chance
+    subject       the frozen model under study with its tokenizer; base and tuned are a model before and after tuning
+    result        the frozen dataclass that an analysis returns; an estimate is a number in it with its intervals
 """
 
 import lazy_loader

@@ -80,6 +80,11 @@ def test_public_names_resolve() -> None:
         assert getattr(circuitlit, name).__doc__
 
 
+def test_no_public_name_is_that_of_a_part() -> None:
+    parts = {path.stem for path in (ROOT / "circuitlit").iterdir() if path.stem.isidentifier()}
+    assert len(parts) > 15 and not parts & set(circuitlit.__all__)
+
+
 def test_every_group_of_the_design_is_there() -> None:
     expected = (
         "ablation adapter callbacks compat debug experiment logger mask method model objective paths sparsity strategy"
