@@ -1,5 +1,8 @@
 # The public names, listed once: circuitlit/__init__.py imports each when it is first used.
 from .compare.capabilities import Capabilities, compare_capabilities
+from .compare.comparison import Comparison, compare_models
+from .compare.reuse import Swaps
+from .compare.tunings import TuningComparison, compare_tunings
 from .discover import (
     HardConcrete,
     MaskedLoss,
@@ -74,6 +77,7 @@ __all__ = [
     "Behaviour",
     "Capabilities",
     "Circuit",
+    "Comparison",
     "EdgeScores",
     "Graph",
     "HardConcrete",
@@ -90,7 +94,9 @@ __all__ = [
     "Schedule",
     "SigmoidTopK",
     "Subject",
+    "Swaps",
     "TestBed",
+    "TuningComparison",
     "UniformGradient",
     "UserError",
     "Workbench",
@@ -99,6 +105,8 @@ __all__ = [
     "boolean",
     "clean_corrupted",
     "compare_capabilities",
+    "compare_models",
+    "compare_tunings",
     "completeness",
     "consensus",
     "docstring",

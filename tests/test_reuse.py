@@ -12,7 +12,7 @@ from test_compare import linear_subject, scored
 
 from circuitlit.compare import circuit_difference, node_modes
 from circuitlit.compare.likeness import centred_cosine, cka, js_divergence, likenesses
-from circuitlit.compare.reuse import Reuse, Swap, effect_left, reuse
+from circuitlit.compare.reuse import Reuse, ReuseSummary, Swap, effect_left, swap_nodes
 from circuitlit.compare.turnover import Circuits, turnover
 from circuitlit.errors import UserError
 from circuitlit.evaluate import Estimate
@@ -81,14 +81,14 @@ def test_divergence_of_attention_by_hand() -> None:
 def test_a_model_reuses_all_of_itself(name: str) -> None:
     base = Subject(tiny_model(name))
     nodes = base.graph.writers[1:]
-    found = reuse(base, Subject(tiny_model(name)), [with_metric(base)], nodes)
+    found = swap_nodes(base, Subject(tiny_model(name)), [with_metric(base)], nodes)
     assert found.effect.value is not None and found.effect.value > 1
-    for node in found.nodes.values():
-        assert node.likeness.cka == pytest.approx(1) and node.likeness.cosine == pytest.approx(1)
-        assert node.likeness.alike and (node.likeness.attention is None or node.likeness.attention < 1e-9)
+    for node in found.nodes:
+        assert node.cka == pytest.approx(1) and node.cosine == pytest.approx(1)
+        assert node.alike and (node.attention is None or node.attention < 1e-9)
         assert node.swap is not None and node.verdict == "same"
         assert node.swap.forward.value == node.swap.backward.value == pytest.approx(1, abs=1e-9)
-    assert sum(node.likeness.attention is not None for node in found.nodes.values()) == 12
+    assert sum(node.attention is not None for node in found.nodes) == 12
 
 
 def test_another_random_model_is_no_more_alike_than_mismatched_heads() -> None:
@@ -106,10 +106,11 @@ def test_a_changed_head_cannot_be_swapped_and_an_enhanced_one_fits_back() -> Non
     with torch.no_grad():
         models[1].transformer.h[2].attn.c_proj.weight[6:12].mul_(-1)
     base, tuned = map(Subject, models)
-    found = reuse(base, tuned, [with_metric(base, 150)], ["a0.h0", "a2.h1"], 0.01).nodes
+    found = swap_nodes(base, tuned, [with_metric(base, 150)], ["a0.h0", "a2.h1"], 0.01)
+    found = {node.node: node for node in found.nodes}
     assert found["a0.h0"].verdict == "same"
     turned = found["a2.h1"]
-    assert turned.likeness.cka == pytest.approx(1) and turned.likeness.cosine == pytest.approx(-1)
+    assert turned.cka == pytest.approx(1) and turned.cosine == pytest.approx(-1)
     assert turned.swap is not None and turned.verdict == "like another"
     assert not (turned.swap.replaces and turned.swap.fits_back)
 
@@ -123,7 +124,7 @@ def swaps_of(pairs: int, harm: float, spread: float, draws: int = 100) -> list[b
     for _ in range(draws):
         base, effect, change = (torch.randn(pairs, generator=draw, dtype=torch.float64) for _ in range(3))
         left = effect_left(outcome(base), outcome(base - 4 * harm + spread * change), 4 + effect)
-        verdicts.append(Swap(left, left, left, 0.05).fits)
+        verdicts.append(Swap.of(left, left, left, 0.05).fits)
     return verdicts
 
 
@@ -155,16 +156,17 @@ def test_swaps_where_only_the_tuned_model_does_the_task() -> None:
             block.attn.c_proj.weight.mul_(1.01)  # heads hardly change
     tuned = Subject(model)
     heads = [name for name in base.graph.nodes if name[0] == "a"]
-    found = reuse(base, tuned, [batch], [*heads, "m2"])
-    assert found.able == "tuned" and found.to_dict()["effect"]["value"] > 3
-    verdicts = [found.nodes[head].verdict for head in heads]
+    found = swap_nodes(base, tuned, [batch], [*heads, "m2"])
+    assert found.able == "tuned" and (found.effect.value or 0) > 3
+    nodes = {node.node: node for node in found.nodes}
+    verdicts = [nodes[head].verdict for head in heads]
     assert set(verdicts) <= {"same", "uncertain"} and verdicts.count("same") >= 10, verdicts
-    assert "effect in the tuned model" in reuse_sentence(found.to_dict())
-    nothing = Reuse({}, "base", Estimate(0.1, -0.2, 0.3))
-    assert "Neither model clearly does the task" in reuse_sentence(nothing.to_dict())
-    learner = found.nodes["m2"].swap
+    assert "effect in the tuned model" in reuse_sentence(found)
+    nothing = Reuse(able="base", effect=Estimate(0.1, -0.2, 0.3), summary=ReuseSummary.of([]), nodes=[])
+    assert "Neither model clearly does the task" in reuse_sentence(nothing)
+    learner = nodes["m2"].swap
     assert learner is not None and learner.replaces is False and learner.telling
-    assert found.nodes["m2"].verdict == "changed" or found.nodes["m2"].verdict == "like another"
+    assert nodes["m2"].verdict == "changed" or nodes["m2"].verdict == "like another"
 
 
 def test_an_undecided_swap_makes_edges_and_node_uncertain() -> None:

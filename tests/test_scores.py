@@ -12,7 +12,7 @@ from safetensors import safe_open
 from safetensors.torch import save_file
 from torch import Tensor
 
-from circuitlit.compare import Resampled, circuit_difference, node_modes
+from circuitlit.compare import LABELS, Resampled, circuit_difference, node_modes
 from circuitlit.compare.effects import node_weights, ranked_nodes
 from circuitlit.compare.generality import composites, conflict_index
 from circuitlit.compare.layers import changed_layers, circuit_layers
@@ -98,7 +98,8 @@ def everything(circuit: Circuit, other: Circuit) -> dict[str, object]:
         "rows": rows,
         "shared": StandIns.of(circuit, 39, 0).shared(StandIns.of(other, 39, 1)).to_dict(),
         "velocity": velocities([1, 2, 4], [row["previous"]["weighted_jaccard"] for row in rows[1:]], 0.0).tolist(),
-        "difference": difference.to_dict(),
+        "difference": {label: difference.names(label) for label in LABELS[1:]},
+        "distances": [difference.distance, difference.floor, difference.effect],
         "ratio": difference.ratio.nan_to_num(nan=-99).tolist(),
         "strength": sides[0].shares.tolist(),
         "modes": node_modes(sides[0], sides[1], difference),
@@ -257,7 +258,7 @@ def test_gates_have_no_sign_to_change() -> None:
     moved[0, edge] = 0.5
     low = Resampled(gates(moved - 1), [gates(moved - 1)] * 10, COUNT)
     high = Resampled(kept.scores, [kept.scores] * 10, COUNT)
-    assert circuit_difference(low, high).to_dict()["counts"]["modified"] == 0
+    assert circuit_difference(low, high).counts["modified"] == 0
     assert "modified" not in node_modes(low, high, circuit_difference(low, high)).values()
 
 

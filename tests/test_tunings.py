@@ -3,22 +3,27 @@
 from __future__ import annotations
 
 import json
-import math
 from pathlib import Path
 
 import pytest
 import torch
 from cli import call, failure, settings
 from conftest import tiny_batch, tiny_model
+from test_compare import bench_of
 from transformers import AutoModelForCausalLM
 
 from circuitlit.compare import weight_changes
 from circuitlit.compare.likeness import attention_change, likenesses
-from circuitlit.compare.tuning import change_figures, common_level, fewest, nearest_step, score_figures
-from circuitlit.compare.weights import node_changes
+from circuitlit.compare.matched_checkpoints import common_level, nearest_step
+from circuitlit.compare.tunings import ScoreFigures, TuningComparison, compare_tunings
+from circuitlit.compare.weight_figures import Reach, fewest, node_changes
+from circuitlit.discover import eap
+from circuitlit.discover.method import Method
+from circuitlit.discover.workbench import Workbench
 from circuitlit.errors import UserError
 from circuitlit.graph import EdgeScores, Graph
 from circuitlit.model import Subject
+from circuitlit.objective import negative_metric
 
 
 def test_checkpoints_are_matched_on_the_score_that_all_reach() -> None:
@@ -34,18 +39,18 @@ def test_figures_of_a_change_by_hand() -> None:
     base, model = Subject(tiny_model("llama")), tiny_model("llama")
     with torch.no_grad():
         model.model.layers[1].mlp.up_proj.weight.add_(0.1)
-    figures = change_figures(list(weight_changes(base, Subject(model))))
-    assert (figures["modules"], figures["layers"], figures["layers_80"]) == (1, 1, [1])
-    assert figures["effective_rank"] == pytest.approx(1, abs=1e-6) and figures["gini"] == pytest.approx(2 / 3)
-    none = change_figures(list(weight_changes(base, base)))
-    assert (none["relative"], none["unchanged"], none["modules"], none["layers_80"]) == (0, 1, 0, [])
+    figures = Reach.of(list(weight_changes(base, Subject(model))))
+    assert (figures.modules, figures.layers, figures.layers_80) == (1, 1, [1])
+    assert figures.effective_rank == pytest.approx(1, abs=1e-6) and figures.gini == pytest.approx(2 / 3)
+    none = Reach.of(list(weight_changes(base, base)))
+    assert (none.relative, none.unchanged, none.modules, none.layers_80) == (0, 1, 0, [])
     graph = Graph(1, 1, 1)
     one = torch.zeros(1, graph.n_edges)
     one[0, 2] = -3.0
-    found = score_figures(EdgeScores(graph, one, "by hand"))
-    assert found["intensity"] == pytest.approx(3 / graph.n_edges) and found["entropy"] == 0
-    even = score_figures(EdgeScores(graph, torch.ones(1, graph.n_edges), "by hand"))
-    assert even["entropy"] == pytest.approx(1) and math.isnan(even["kurtosis"])
+    found = ScoreFigures.of(EdgeScores(graph, one, "by hand"))
+    assert found.intensity == pytest.approx(3 / graph.n_edges) and found.entropy == 0
+    even = ScoreFigures.of(EdgeScores(graph, torch.ones(1, graph.n_edges), "by hand"))
+    assert even.entropy == pytest.approx(1) and even.kurtosis is None
 
 
 def test_attention_of_a_pair_is_the_mean_over_its_heads() -> None:
@@ -55,6 +60,29 @@ def test_attention_of_a_pair_is_the_mean_over_its_heads() -> None:
     assert found is not None and float(found.mean()) == pytest.approx(sum(heads) / len(heads))
     same = attention_change(base, Subject(tiny_model("llama")), [batch])
     assert same is not None and float(same.abs().max()) < 1e-12
+
+
+def test_runs_are_compared_from_python(local: Path, tmp_path: Path) -> None:
+    base, runs = bench_of(local), {}
+    for number, name in enumerate(("one", "other")):
+        runs[name] = tmp_path / name
+        (runs[name] / "checkpoints").mkdir(parents=True)
+        rows = [{"step": step, "metrics": {"metric": step / 10 + number}} for step in (0, 5, 10)]
+        (runs[name] / "checkpoints" / "checkpoints.json").write_text(json.dumps({"checkpoints": rows}))
+    loaded: list[str] = []
+
+    def load(name: str, folder: Path) -> Workbench:
+        loaded.append(f"{name}/{folder.name}")
+        return bench_of(local, torch.Generator().manual_seed(len(loaded)))
+
+    text = torch.arange(12).view(2, 6)
+    result = compare_tunings(base, runs, load, Method.of(eap, negative_metric), text)
+    assert loaded == ["one/step_000010", "other/step_000005"] and result.level == 1.0
+    result.save(tmp_path)
+    assert TuningComparison.load(tmp_path) == result and list(result.to_frame()["run"]) == ["one", "other"]
+    assert all(run.text_kl.value for run in result.runs.values()) and result.pairs[0].of == ["one", "other"]
+    with pytest.raises(UserError, match="at least two"):
+        compare_tunings(base, {"one": runs["one"]}, load, Method.of(eap, negative_metric), text)
 
 
 @pytest.mark.slow

@@ -130,6 +130,7 @@ def build_pairs(cfg: DictConfig, subject: Subject) -> PairsModule:
 def encoded(cfg: DictConfig, splits: Splits, subject: Subject) -> PairsModule:
     """A task's pairs with their loaders; the seed orders the training pairs."""
     assert subject.tokenizer is not None
+    splits = replace(splits, name=cfg.task.name)
     size, pad_to, workers = cfg.data.batch_size, cfg.data.pad_to, cfg.data.num_workers
     try:
         data = PairsModule(splits, subject.tokenizer, size, cfg.seed, pad_to, workers, cfg.data.eval_batch_size)

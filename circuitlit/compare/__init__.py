@@ -9,7 +9,8 @@ from circuitlit.compare.difference import (
 )
 from circuitlit.compare.matrices import LowRank, MatrixChange, concentration, intruder_dimensions, matrix_change
 from circuitlit.compare.nodes import MODES, node_modes
-from circuitlit.compare.weights import PartChange, distribution, module_intruders, weight_changes
+from circuitlit.compare.weight_figures import distribution, module_intruders
+from circuitlit.compare.weights import PartChange, weight_changes
 
 __all__ = [
     "LABELS",

@@ -3,12 +3,10 @@
 from __future__ import annotations
 
 import math
-from collections import Counter
 from collections.abc import Mapping
 from dataclasses import dataclass
 from functools import cached_property
 from itertools import combinations, pairwise
-from typing import Any
 
 import torch
 from jaxtyping import Bool, Float, Int
@@ -87,7 +85,7 @@ class CircuitDifference:
         inclusion: share of resamples whose circuit holds the edge, base and tuned.
         distance: 1 - corrected Jaccard of the two circuits; 0 is equal, 1 no more alike than random ones.
         floor: the 95th percentile of that distance within a model, between its resamples: both models', every pair.
-        effect: `distance` over the median of those; NaN where they are all 0.
+        effect: `distance` over the median of those; None where they are all 0.
         overlap_floor: 5th percentile of the corrected Jaccard within a model.
     """
 
@@ -100,7 +98,7 @@ class CircuitDifference:
     inclusion: Float[Tensor, "model edge"]
     distance: float
     floor: float
-    effect: float
+    effect: float | None
     overlap_floor: float
 
     def edges(self, label: str) -> Bool[Tensor, "edge"]:
@@ -112,22 +110,16 @@ class CircuitDifference:
         """True where the circuits differ by more than resampling the training pairs does within a model."""
         return self.distance > self.floor
 
-    def to_dict(self, names: int = 20) -> dict[str, Any]:
-        """Counts, distances, and the names of each label's edges whose shares changed most."""
-        counts = Counter(LABELS[label] for label in self.labels.tolist())
-        listed = {}
-        for label in LABELS[1:]:
-            edges = self.edges(label).nonzero()[:, 0]
-            order = edges[self.change[edges].abs().argsort(descending=True, stable=True)][:names]
-            listed[label] = [self.graph.edge_name(int(edge)) for edge in order]
-        return {
-            "counts": {label: counts[label] for label in LABELS},
-            "changed": self.changed,
-            "distance": self.distance,
-            "floor": self.floor,
-            "effect": self.effect,
-            "edges": listed,
-        }
+    @property
+    def counts(self) -> dict[str, int]:
+        """Edges of each label."""
+        return {label: int(self.edges(label).sum()) for label in LABELS}
+
+    def names(self, label: str, most: int = 20) -> list[str]:
+        """The edges of one label whose shares changed most."""
+        edges = self.edges(label).nonzero()[:, 0]
+        order = edges[self.change[edges].abs().argsort(descending=True, stable=True)][:most]
+        return [self.graph.edge_name(edge) for edge in order.tolist()]
 
 
 def circuit_difference(
@@ -186,7 +178,7 @@ def circuit_difference(
         inclusion=torch.stack([before, after]),
         distance=distance,
         floor=float(torch.quantile(1 - overlaps, 0.95)),
-        effect=distance / median if median else math.nan,
+        effect=distance / median if median else None,
         overlap_floor=float(torch.quantile(overlaps, 0.05)),
     )
 

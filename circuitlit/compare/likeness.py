@@ -79,6 +79,7 @@ class Likeness:
         cosine_null, cka_null: 95th percentile over mismatched nodes: other heads of the layer, in the other model; for
             an MLP, those of other layers. None without any.
         attention_null: 5th percentile over mismatched heads.
+        alike: whether CKA exceeds its null; None where one of them does not exist.
     """
 
     node: str
@@ -88,11 +89,7 @@ class Likeness:
     cosine_null: float | None
     cka_null: float | None
     attention_null: float | None
-
-    @property
-    def alike(self) -> bool | None:
-        """Whether CKA exceeds its null; None where one of them does not exist."""
-        return None if self.cka is None or self.cka_null is None else self.cka > self.cka_null
+    alike: bool | None
 
 
 def marked(batch: Batch) -> Bool[Tensor, "batch pos"]:
@@ -160,16 +157,12 @@ def _group(
     alike = cka(ours, theirs)
     cosine = torch.tensor([[centred_cosine(one, two) for two in theirs] for one in ours], dtype=torch.float64)
     nulls = _percentile(cosine, 0.95), _percentile(alike, 0.95), _percentile(attention, 0.05)
-    return {
-        node: Likeness(
-            node,
-            float(cosine[i, i]),
-            _number(alike[i, i]),
-            None if attention is None else float(attention[i, i]),
-            *nulls,
-        )
-        for i, node in enumerate(nodes)
-    }
+    found = {}
+    for i, node in enumerate(nodes):
+        own, apart = _number(alike[i, i]), None if attention is None else float(attention[i, i])
+        more = None if own is None or nulls[1] is None else own > nulls[1]
+        found[node] = Likeness(node, float(cosine[i, i]), own, apart, *nulls, more)
+    return found
 
 
 def _percentile(values: Float[Tensor, "node node"] | None, share: float) -> float | None:

@@ -70,11 +70,26 @@ class MatrixChange:
     hoyer: float
 
     @property
-    def relative(self) -> float:
-        """`norm / base_norm`; infinite where something grew from nothing."""
+    def relative(self) -> float | None:
+        """`norm / base_norm`; None where something grew from nothing."""
         if self.norm == 0:
             return 0.0
-        return self.norm / self.base_norm if self.base_norm else math.inf
+        return self.norm / self.base_norm if self.base_norm else None
+
+
+@dataclass(frozen=True, kw_only=True)
+class Concentration:
+    """How unevenly a non-negative quantity is spread over places; all None where there is nothing to spread.
+
+    Attributes:
+        gini: 0 even, towards 1 in one place.
+        entropy: 1 even, 0 in one place.
+        top_share: share of the largest tenth of the places, at least one.
+    """
+
+    gini: float | None
+    entropy: float | None
+    top_share: float | None
 
 
 @torch.no_grad()
@@ -149,21 +164,16 @@ def intruder_dimensions(
     return [int((nearest < threshold).sum()) for threshold in thresholds]
 
 
-def concentration(energy: Float[Tensor, "_"]) -> dict[str, float]:
-    """How unevenly a non-negative quantity is spread over places.
-
-    Returns:
-        `gini` (0 even, towards 1 in one place), `entropy` (1 even, 0 in one place), `top_share` (share of the largest
-        tenth of the places, at least one); all NaN where there is nothing to spread.
-    """
+def concentration(energy: Float[Tensor, "_"]) -> Concentration:
+    """How unevenly a non-negative quantity is spread over places."""
     count, total = len(energy), float(energy.sum())
     if count == 0 or total <= 0:
-        return {"gini": math.nan, "entropy": math.nan, "top_share": math.nan}
+        return Concentration(gini=None, entropy=None, top_share=None)
     share = (energy.double() / total).sort().values
     rank = torch.arange(1, count + 1, dtype=torch.float64)
     entropy = float(torch.special.entr(share).sum())
-    return {
-        "gini": float(((2 * rank - count - 1) * share).sum() / count),
-        "entropy": entropy / math.log(count) if count > 1 else 0.0,
-        "top_share": float(share[-max(1, round(count / 10)) :].sum()),
-    }
+    return Concentration(
+        gini=float(((2 * rank - count - 1) * share).sum() / count),
+        entropy=entropy / math.log(count) if count > 1 else 0.0,
+        top_share=float(share[-max(1, round(count / 10)) :].sum()),
+    )

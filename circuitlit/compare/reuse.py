@@ -2,10 +2,10 @@
 
 from __future__ import annotations
 
+import math
 from collections import Counter
 from collections.abc import Callable, Sequence
-from dataclasses import asdict, dataclass
-from typing import Any
+from dataclasses import dataclass
 
 import torch
 from jaxtyping import Float
@@ -36,22 +36,29 @@ class Swap:
         control: the base's write on the corrupted prompt put into the tuned model; where that leaves everything, too,
             the node does not matter and a swap cannot tell.
         margin: share that may be lost.
+        replaces: whether the base's node does in the tuned model, with 95 % confidence; None where the pairs do not
+            decide.
+        fits_back: whether the tuned node does in the base model, likewise.
+        telling: the node matters: its corrupted write costs more than the margin, with 95 % confidence.
     """
 
     forward: Estimate
     backward: Estimate
     control: Estimate
     margin: float
+    replaces: bool | None
+    fits_back: bool | None
+    telling: bool
 
-    @property
-    def replaces(self) -> bool | None:
-        """Whether the base's node does in the tuned model, with 95 % confidence; None where the pairs do not decide."""
-        return self._enough(self.forward)
+    @classmethod
+    def of(cls, forward: Estimate, backward: Estimate, control: Estimate, margin: float) -> Swap:
+        """Judge what is left."""
 
-    @property
-    def fits_back(self) -> bool | None:
-        """Whether the tuned node does in the base model, with 95 % confidence; None where the pairs do not decide."""
-        return self._enough(self.backward)
+        def enough(left: Estimate) -> bool | None:
+            low, high = left.bounds or (-math.inf, math.inf)
+            return True if low >= 1 - margin else False if high < 1 - margin else None
+
+        return cls(forward, backward, control, margin, enough(forward), enough(backward), enough(control) is False)
 
     @property
     def fits(self) -> bool | None:
@@ -59,101 +66,108 @@ class Swap:
         ways = (self.replaces, self.fits_back)
         return False if False in ways else None if None in ways else True
 
-    @property
-    def telling(self) -> bool:
-        """The node matters: its corrupted write costs more than the margin, with 95 % confidence."""
-        return self._enough(self.control) is False
 
-    def _enough(self, left: Estimate) -> bool | None:
-        if left.bounds is None:
-            return None
-        low, high = left.bounds
-        return True if low >= 1 - self.margin else False if high < 1 - self.margin else None
-
-
-@dataclass(frozen=True)
-class NodeReuse:
+@dataclass(frozen=True, kw_only=True)
+class NodeReuse(Likeness):
     """Likeness and swap of one node.
 
     Attributes:
-        likeness: what it writes, and where it attends.
         swap: decides; None where the node was not swapped.
+        verdict: the quadrant of causal swap (both ways) and likeness, in `VERDICTS`; None without a swap. "same": can
+            be swapped and writes alike; "unlike but fits": can be swapped, writes otherwise; "like another": writes
+            alike, yet cannot be swapped; "changed": neither; "uncertain": too few pairs to say of the swap.
     """
 
-    likeness: Likeness
     swap: Swap | None
+    verdict: str | None
 
-    @property
-    def verdict(self) -> str | None:
-        """The quadrant of causal swap (both ways) and likeness, in `VERDICTS`; None without a swap.
-
-        "same": can be swapped and writes alike; "unlike but fits": can be swapped, writes otherwise; "like another":
-        writes alike, yet cannot be swapped; "changed": neither; "uncertain": too few pairs to say of the swap.
-        """
-        if self.swap is None:
-            return None
-        fits, alike = self.swap.fits, bool(self.likeness.alike)
-        if fits is None:
-            return "uncertain"
-        return VERDICTS[0 if fits and alike else 2 if fits else 1 if alike else 3]
-
-    def to_dict(self) -> dict[str, Any]:
-        """Plain types."""
-        swap = self.swap
-        found = {**asdict(self.likeness), "alike": self.likeness.alike, "swap": None, "verdict": self.verdict}
-        if swap is not None:
-            found["swap"] = asdict(swap) | {
-                "replaces": swap.replaces,
-                "fits_back": swap.fits_back,
-                "telling": swap.telling,
-            }
-        return found
+    @classmethod
+    def of(cls, likeness: Likeness, swap: Swap | None) -> NodeReuse:
+        """Judge a node."""
+        if swap is None:
+            verdict = None
+        elif swap.fits is None:
+            verdict = "uncertain"
+        else:
+            verdict = VERDICTS[0 if swap.fits and likeness.alike else 2 if swap.fits else 1 if likeness.alike else 3]
+        return cls(**vars(likeness), swap=swap, verdict=verdict)
 
 
-@dataclass(frozen=True)
+@dataclass(frozen=True, kw_only=True)
+class ReuseSummary:
+    """Counts over all nodes.
+
+    Attributes:
+        swapped: nodes.
+        telling: those of them where a swap can tell.
+        verdicts, telling_verdicts: nodes of each, among all that were swapped and among the telling ones.
+        compared: nodes whose likeness exists.
+        alike: those of them that are.
+    """
+
+    swapped: int
+    telling: int
+    verdicts: dict[str, int]
+    telling_verdicts: dict[str, int]
+    compared: int
+    alike: int
+
+    @classmethod
+    def of(cls, nodes: Sequence[NodeReuse]) -> ReuseSummary:
+        """Count."""
+        swapped = [node for node in nodes if node.swap is not None]
+        telling = [node for node in swapped if node.swap is not None and node.swap.telling]
+        compared = [node for node in nodes if node.alike is not None]
+        return cls(
+            swapped=len(swapped),
+            telling=len(telling),
+            verdicts=dict(Counter(str(node.verdict) for node in swapped)),
+            telling_verdicts=dict(Counter(str(node.verdict) for node in telling)),
+            compared=len(compared),
+            alike=sum(bool(node.alike) for node in compared),
+        )
+
+
+@dataclass(frozen=True, kw_only=True)
 class Reuse:
     """Likeness of all nodes of two models, and swaps of some.
 
     Attributes:
-        nodes: by name.
         able: "base" or "tuned", the model with the larger effect.
         effect: its metric on clean less corrupted prompts, which all shares are of.
+        summary: counts.
+        nodes: all of them, in the graph's order.
     """
 
-    nodes: dict[str, NodeReuse]
     able: str
     effect: Estimate
+    summary: ReuseSummary
+    nodes: list[NodeReuse]
 
     @property
     def swaps(self) -> dict[str, Swap]:
         """Those that were made, by node."""
-        return {name: node.swap for name, node in self.nodes.items() if node.swap is not None}
-
-    def summary(self) -> dict[str, Any]:
-        """Counts of verdicts, among all swapped nodes and among those where a swap can tell."""
-        swapped = [node for node in self.nodes.values() if node.swap is not None]
-        telling = [node for node in swapped if node.swap is not None and node.swap.telling]
-        compared = [node for node in self.nodes.values() if node.likeness.alike is not None]
-        return {
-            "swapped": len(swapped),
-            "telling": len(telling),
-            "verdicts": dict(Counter(node.verdict for node in swapped)),
-            "telling_verdicts": dict(Counter(node.verdict for node in telling)),
-            "compared": len(compared),
-            "alike": sum(bool(node.likeness.alike) for node in compared),
-        }
-
-    def to_dict(self) -> dict[str, Any]:
-        """Plain types."""
-        return {
-            "able": self.able,
-            "effect": self.effect.to_dict(),
-            "summary": self.summary(),
-            "nodes": [node.to_dict() for node in self.nodes.values()],
-        }
+        return {node.node: node.swap for node in self.nodes if node.swap is not None}
 
 
-def reuse(base: Subject, tuned: Subject, batches: Sequence[Batch], nodes: Sequence[str], margin: float = 0.05) -> Reuse:
+@dataclass(frozen=True)
+class Swaps:
+    """Which nodes are compared and swapped, and on what.
+
+    Attributes:
+        pairs: test pairs; 0 leaves all of it out.
+        nodes: heads and MLPs that are swapped, those that carry most of either circuit.
+        margin: share of the task's effect that a swap may cost.
+    """
+
+    pairs: int = 16
+    nodes: int = 24
+    margin: float = 0.05
+
+
+def swap_nodes(
+    base: Subject, tuned: Subject, batches: Sequence[Batch], nodes: Sequence[str], margin: float = 0.05
+) -> Reuse:
     """Likeness of all nodes; some are swapped, each by itself, both ways, and for the base's write when corrupted.
 
     Args:
@@ -178,11 +192,13 @@ def reuse(base: Subject, tuned: Subject, batches: Sequence[Batch], nodes: Sequen
         return effect_left(bed.full, bed.measure(_replaced(models[host], records, node)), effect)
 
     swaps = {
-        node: Swap(left("tuned", "clean", node), left("base", "tuned", node), left("tuned", "corrupted", node), margin)
+        node: Swap.of(
+            left("tuned", "clean", node), left("base", "tuned", node), left("tuned", "corrupted", node), margin
+        )
         for node in nodes
     }
-    found = {node: NodeReuse(like, swaps.get(node)) for node, like in likenesses(base, tuned, batches).items()}
-    return Reuse(found, able, mean_estimate(effect, group))
+    found = [NodeReuse.of(like, swaps.get(node)) for node, like in likenesses(base, tuned, batches).items()]
+    return Reuse(able=able, effect=mean_estimate(effect, group), summary=ReuseSummary.of(found), nodes=found)
 
 
 def _effect(bed: PairBed) -> Float[Tensor, "pair"]:

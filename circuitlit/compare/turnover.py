@@ -4,7 +4,6 @@ from __future__ import annotations
 
 from dataclasses import dataclass
 
-import torch
 from jaxtyping import Bool, Float, Int
 from torch import Tensor
 
@@ -20,8 +19,9 @@ from circuitlit.evaluate.overlap import (
     circuit_nodes,
     jaccards,
 )
+from circuitlit.evaluate.similarity import beyond_chance
+from circuitlit.evaluate.statistics import drawn_items, mean_of_others
 
-BOOTSTRAP = 2000
 FEW = 19  # stand-ins for each of many pairs of resamples
 STRICTEST = NULLS[-1]  # of the nulls of nodes
 
@@ -104,9 +104,7 @@ def turnover(base: Circuits, tuned: Circuits, seed: int = 0) -> Turnover:
 
     Source: the claim is that of Wang et al., arXiv 2502.11812; the nulls are ours.
     """
-    count = len(base.model.resamples)
-    generator = torch.Generator().manual_seed(seed)
-    drawn = torch.cat([torch.arange(count)[None], torch.randint(count, (BOOTSTRAP, count), generator=generator)])
+    drawn = drawn_items(len(base.model.resamples), seed)
     shared = base.stand_ins.shared(tuned.stand_ins).figures()
     within = (_gap(base, base) + _gap(tuned, tuned)) / 2
     return Turnover(
@@ -125,8 +123,8 @@ def _gap(ours: Circuits, theirs: Circuits) -> float:
 
 
 def _part(shared: OverlapFigures, base: Part, tuned: Part, drawn: Int[Tensor, "draw resample"]) -> PartTurnover:
-    between = _mean(_corrected(base, tuned), drawn)
-    within = (_mean(_corrected(base, base), drawn) + _mean(_corrected(tuned, tuned), drawn)) / 2
+    between = mean_of_others(_corrected(base, tuned), drawn)
+    within = (mean_of_others(_corrected(base, base), drawn) + mean_of_others(_corrected(tuned, tuned), drawn)) / 2
     found = _estimate(within)
     exists = found.low is not None and found.low > 0
     kept = _estimate(between / within) if exists else Estimate()
@@ -141,10 +139,4 @@ def _corrected(ours: Part, theirs: Part) -> Float[Tensor, "resample resample"]:
     """J* of every two sets; what chance gives is that of each with the stand-ins for the other model's circuit."""
     (own, for_own), (other, for_other) = ours, theirs
     expected = (jaccards(own, for_other).mean(1)[:, None] + jaccards(other, for_own).mean(1)) / 2
-    return torch.where(expected >= 1, 1.0, (jaccards(own, other) - expected) / (1 - expected))
-
-
-def _mean(values: Float[Tensor, "one two"], drawn: Int[Tensor, "draw resample"]) -> Float[Tensor, "draw"]:
-    """Mean over pairs of different resamples; NaN for a draw that holds only one."""
-    chosen = values[drawn[:, :, None], drawn[:, None, :]]
-    return torch.where(drawn[:, :, None] != drawn[:, None, :], chosen, torch.nan).nanmean((1, 2))
+    return beyond_chance(jaccards(own, other), expected)

@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 from collections.abc import Iterator
-from dataclasses import asdict, dataclass
+from dataclasses import dataclass
 from operator import attrgetter
 from typing import Any, NamedTuple
 
@@ -12,14 +12,7 @@ from jaxtyping import Float
 from torch import Tensor, nn
 from transformers.pytorch_utils import Conv1D
 
-from circuitlit.compare.matrices import (
-    Delta,
-    LowRank,
-    MatrixChange,
-    concentration,
-    intruder_dimensions,
-    matrix_change,
-)
+from circuitlit.compare.matrices import Delta, LowRank, MatrixChange, matrix_change
 from circuitlit.errors import UserError
 from circuitlit.graph import Graph
 from circuitlit.model import Subject
@@ -38,6 +31,7 @@ class PartChange:
         nodes: writers that it belongs to; keys and values belong to all heads of their group.
         numel: weights.
         change: the figures.
+        relative: of `change`.
     """
 
     name: str
@@ -46,10 +40,7 @@ class PartChange:
     nodes: tuple[str, ...]
     numel: int
     change: MatrixChange
-
-    def to_dict(self) -> dict[str, Any]:
-        """Plain types."""
-        return {**asdict(self), "relative": self.change.relative}
+    relative: float | None
 
 
 class _Part(NamedTuple):
@@ -83,9 +74,8 @@ def weight_changes(base: Subject, tuned: Subject) -> Iterator[PartChange]:
 
 
 def _measured(part: _Part, change: Delta) -> PartChange:
-    return PartChange(
-        part.name, part.kind, part.layer, part.nodes, part.weight.numel(), matrix_change(part.weight, change)
-    )
+    figures = matrix_change(part.weight, change)
+    return PartChange(part.name, part.kind, part.layer, part.nodes, part.weight.numel(), figures, figures.relative)
 
 
 def _parts(subject: Subject) -> Iterator[_Part]:
@@ -106,7 +96,7 @@ def _parts(subject: Subject) -> Iterator[_Part]:
             yield _Part(f"{name}.o", "o", layer, nodes, parts.out[head])
         if parts.out_bias is not None:
             yield _Part(f"a{layer}.o.bias", "bias", layer, (), parts.out_bias[None])
-        for name, module in _linears(parts.mlp):
+        for name, module in linears(parts.mlp):
             weight, bias = affine(module)
             yield _Part(f"m{layer}.{name}", "mlp", layer, (f"m{layer}",), weight)
             if bias is not None:
@@ -143,7 +133,7 @@ def _adapter_factors(subject: Subject) -> dict[str, LowRank]:
         out = factors(getattr(attention, anatomy.out))
         for head, left in enumerate(out.left.unflatten(0, (graph.n_heads, -1))):
             adapted[f"a{layer}.h{head}.o"] = LowRank(left, out.right)
-        for name, module in _linears(getattr(block, anatomy.mlp)):
+        for name, module in linears(getattr(block, anatomy.mlp)):
             adapted[f"m{layer}.{name}"] = factors(module)
     return adapted
 
@@ -203,14 +193,14 @@ def _heads(graph: Graph, layer: int, kind: str) -> list[tuple[str, tuple[str, ..
     ]
 
 
-def _linears(mlp: nn.Module) -> list[tuple[str, nn.Module]]:
+def linears(mlp: nn.Module) -> list[tuple[str, nn.Module]]:
     """The linear modules of an MLP, adapted or not."""
     found: list[tuple[str, nn.Module]] = []
     for name, module in mlp.named_children():
         if hasattr(module, "base_layer") or isinstance(module, nn.Linear | Conv1D):
             found.append((name, module))
         else:
-            found += [(f"{name}.{inner}", linear) for inner, linear in _linears(module)]
+            found += [(f"{name}.{inner}", linear) for inner, linear in linears(module)]
     return found
 
 
@@ -223,50 +213,3 @@ def _plain(module: nn.Module) -> Float[Tensor, "into out"]:
     weight = getattr(module, "weight", None)
     assert isinstance(weight, Tensor)
     return weight.detach()
-
-
-def distribution(changes: list[PartChange]) -> dict[str, dict[str, Any]]:
-    """Where the change's energy (squared norm) is: by layer, by kind of part and by node, with its concentration.
-
-    Keys and values shared by a group of heads are split evenly over it.
-    """
-    by: dict[str, dict[str, float]] = {"layer": {}, "kind": {}, "node": {}}
-    for part in changes:
-        energy = part.change.norm**2
-        if part.layer is not None:
-            by["layer"][str(part.layer)] = by["layer"].get(str(part.layer), 0.0) + energy
-        by["kind"][part.kind] = by["kind"].get(part.kind, 0.0) + energy
-        for node in part.nodes:
-            by["node"][node] = by["node"].get(node, 0.0) + energy / len(part.nodes)
-    spread = {}
-    for name, energies in by.items():
-        total = sum(energies.values())
-        shares = {place: value / total if total else 0.0 for place, value in energies.items()}
-        spread[name] = {"share": shares, **concentration(torch.tensor(list(energies.values())))}
-    return spread
-
-
-def node_changes(changes: list[PartChange]) -> dict[str, float]:
-    """Relative change of every writer: the norm of all its parts' change over the norm of their weights."""
-    moved: dict[str, float] = {}
-    size: dict[str, float] = {}
-    for part in changes:
-        for node in part.nodes:
-            moved[node] = moved.get(node, 0.0) + part.change.norm**2
-            size[node] = size.get(node, 0.0) + part.change.base_norm**2
-    return {node: (moved[node] / size[node]) ** 0.5 if size[node] else 0.0 for node in moved}
-
-
-def module_intruders(
-    base: Subject, tuned: Subject, top: int = 10, thresholds: tuple[float, ...] = (0.4, 0.5, 0.6, 0.7, 0.8)
-) -> dict[str, list[int]]:
-    """Intruder dimensions of every linear module of the blocks that changed, one count a threshold."""
-    found = {}
-    blocks = [subject.anatomy.blocks(subject.model) for subject in (base, tuned)]
-    for layer, pair in enumerate(zip(*blocks, strict=True)):
-        ours, theirs = (dict(_linears(block)) for block in pair)
-        for name, module in ours.items():
-            before, after = affine(module)[0], affine(theirs[name])[0]
-            if not torch.equal(before, after):
-                found[f"{layer}.{name}"] = intruder_dimensions(before, after, top, thresholds)
-    return found

@@ -7,6 +7,7 @@ from collections.abc import Callable, Sequence
 from dataclasses import asdict, dataclass
 from functools import cache
 from itertools import combinations
+from typing import TypeVar
 
 import torch
 from jaxtyping import Bool, Float
@@ -17,6 +18,7 @@ from circuitlit.graph import Circuit, EdgeScores
 
 Kept = Bool[Tensor, "*edges"]
 Values = Float[Tensor, "copies edge"]
+Number = TypeVar("Number", float, Tensor)
 
 
 def jaccard(ours: Kept, theirs: Kept) -> float:
@@ -40,9 +42,10 @@ def corrected_overlap(shared: int, ours: int, theirs: int, total: int) -> float:
     return beyond_chance(shared / union if union else 1.0, expected)
 
 
-def beyond_chance(value: float, expected: float) -> float:
-    """An overlap corrected for chance, (J - E) / (1 - E); 1 where chance alone gives 1."""
-    return 1.0 if expected >= 1 else (value - expected) / (1 - expected)
+def beyond_chance(value: Number, expected: Number) -> Number:
+    """An overlap, or several, corrected for chance: (J - E) / (1 - E); 1 where chance alone gives 1."""
+    full = (expected >= 1) * 1.0
+    return ((1 - full) * (value - expected) + full) / ((1 - full) * (1 - expected) + full)
 
 
 @cache

@@ -189,6 +189,23 @@ def pair_weights(pairs: int, seed: int) -> Float[Tensor, "resample pair"]:
     return counts.scatter_add_(1, drawn, torch.ones_like(counts)) / pairs
 
 
+def mean_of_others(values: Float[Tensor, "one two"], drawn: Int[Tensor, "draw item"]) -> Float[Tensor, "draw"]:
+    """Mean over every two different items of each draw, such as two circuits; NaN for a draw that holds only one.
+
+    Args:
+        values: of every two items.
+        drawn: numbers of the items, of `drawn_items`.
+    """
+    chosen = values[drawn[:, :, None], drawn[:, None, :]]
+    return torch.where(drawn[:, :, None] != drawn[:, None, :], chosen, torch.nan).nanmean((1, 2))
+
+
+def drawn_items(count: int, seed: int) -> Int[Tensor, "draw item"]:
+    """All items in order, then draws with replacement."""
+    generator = torch.Generator().manual_seed(seed)
+    return torch.cat([torch.arange(count)[None], torch.randint(count, (RESAMPLES, count), generator=generator)])
+
+
 def average_ranks(values: Float[Tensor, "item"]) -> Float[Tensor, "item"]:
     """Ranks from 1, smallest first; equal values share the mean of their ranks."""
     _, place, counts = values.unique(sorted=True, return_inverse=True, return_counts=True)

@@ -1,14 +1,16 @@
-"""`tunings.json` as tables and as one page."""
+"""A comparison of ways to tune as tables and as one page."""
 
 from __future__ import annotations
 
-import json
 from html import escape
 from pathlib import Path
 
 import plotly.graph_objects as go
 from rich.console import Console
 
+from circuitlit.compare.tunings import RunPair, TunedRun, TuningComparison
+from circuitlit.compare.turnover import Turnover
+from circuitlit.compare.weight_figures import Reach
 from circuitlit.report.figures import finish
 from circuitlit.report.grid import grid
 from circuitlit.report.overlap import OVERLAP_HEADINGS, overlap_rows, overlap_sentence
@@ -22,7 +24,7 @@ PAIR = ("runs", "edge overlap", "between", "within a model", "edges kept", "node
 OVERLAP = ("circuits", *OVERLAP_HEADINGS)
 
 
-def print_tunings(result: dict, console: Console) -> None:
+def print_tunings(result: TuningComparison, console: Console) -> None:
     """Print all tables."""
     for title, (headings, rows) in tunings_tables(result).items():
         table = grid(title, headings)
@@ -33,28 +35,28 @@ def print_tunings(result: dict, console: Console) -> None:
         console.print(sentence, highlight=False)
 
 
-def lead(result: dict) -> str:
+def lead(result: TuningComparison) -> str:
     """What was compared, and how it is to be read."""
-    shared = result["shared"]
+    shared = result.shared
     return (
-        f"Each run at its checkpoint whose validation {result['match']} is nearest to {result['level']:.3f}, one run "
-        f"each: differences between runs hold the seed's, too. Circuits of {result['n_edges']:,} of "
-        f"{result['n_edges_total']:,} edges; {shared['all']:,} edges are in all, {shared['any']:,} in any. Overlaps "
+        f"Each run at its checkpoint whose validation {result.match} is nearest to {result.level:.3f}, one run "
+        f"each: differences between runs hold the seed's, too. Circuits of {result.n_edges:,} of "
+        f"{result.n_edges_total:,} edges; {shared.all:,} edges are in all, {shared.any:,} in any. Overlaps "
         "are corrected for chance; kept is the overlap over that of two resamples of one model."
     )
 
 
-def tunings_tables(result: dict) -> dict[str, tuple[tuple[str, ...], list[tuple[str, ...]]]]:
+def tunings_tables(result: TuningComparison) -> dict[str, tuple[tuple[str, ...], list[tuple[str, ...]]]]:
     """Headings and rows by title."""
-    runs = result["runs"]
+    runs = result.runs
     return {
-        f"{result['task']}: ways to tune {result['base']['name']}, matched on {result['match']}": (
+        f"{result.task}: ways to tune {result.base['name']}, matched on {result.match}": (
             SCORE,
             [_score_row(name, run) for name, run in runs.items()],
         ),
-        "weights": (CHANGE, [_change_row(name, run["weights"]) for name, run in runs.items()]),
+        "weights": (CHANGE, [_change_row(name, run.weights) for name, run in runs.items()]),
         "circuit against the base's": (CIRCUIT, [_circuit_row(name, run, result) for name, run in runs.items()]),
-        "circuits against each other": (PAIR, [_pair_row(pair) for pair in result["pairs"]]),
+        "circuits against each other": (PAIR, [_pair_row(pair) for pair in result.pairs]),
         "overlaps beside chance": (
             OVERLAP,
             [(name, *row) for name, shared in _overlaps(result).items() for row in overlap_rows(shared)],
@@ -62,34 +64,34 @@ def tunings_tables(result: dict) -> dict[str, tuple[tuple[str, ...], list[tuple[
     }
 
 
-def _overlaps(result: dict) -> dict[str, dict]:
+def _overlaps(result: TuningComparison) -> dict[str, Turnover]:
     """Of every run with the base and with every other."""
-    beside_base = {f"{name} / base": run["from_base"] for name, run in result["runs"].items()}
-    return beside_base | {" / ".join(pair["of"]): pair for pair in result["pairs"]}
+    beside_base = {f"{name} / base": run.from_base for name, run in result.runs.items()}
+    return beside_base | {" / ".join(pair.of): pair for pair in result.pairs}
 
 
-def overlap_sentences(result: dict) -> list[str]:
+def overlap_sentences(result: TuningComparison) -> list[str]:
     """What circuits share, and whether nodes stay while edges change."""
     return [f"{name}: {overlap_sentence(shared)}" for name, shared in _overlaps(result).items()]
 
 
-def _score_row(name: str, run: dict) -> tuple[str, ...]:
-    held = run["held_out"]
-    estimates = (held["accuracy_tuned"], held["metric_tuned"], held["kl"], run["text_kl"], run["attention"])
-    return (name, str(run["step"]), f"{run['matched_score']:.3f}", *(str(Metric.of(own)) for own in estimates))
+def _score_row(name: str, run: TunedRun) -> tuple[str, ...]:
+    held = run.held_out
+    estimates = (held.accuracy_tuned, held.metric_tuned, held.kl, run.text_kl, run.attention)
+    return (name, str(run.step), f"{run.matched_score:.3f}", *(str(Metric.of(own)) for own in estimates))
 
 
-def _change_row(name: str, own: dict) -> tuple[str, ...]:
-    most = " ".join(map(str, own["layers_80"][:5])) + (" ..." if len(own["layers_80"]) > 5 else "")
+def _change_row(name: str, own: Reach) -> tuple[str, ...]:
+    most = " ".join(map(str, own.layers_80[:5])) + (" ..." if len(own.layers_80) > 5 else "")
     return (
         name,
-        f"{own['relative']:.2e}",
-        percent(own["unchanged"]),
-        f"{own['modules']} of {own['of_modules']}",
-        f"{own['effective_rank']:.1f}",
-        f"{len(own['layers_80'])}: {most}",
-        _number(own["gini"]),
-        _number(own["node_gini"]),
+        "-" if own.relative is None else f"{own.relative:.2e}",
+        percent(own.unchanged),
+        f"{own.modules} of {own.of_modules}",
+        f"{own.effective_rank:.1f}",
+        f"{len(own.layers_80)}: {most}",
+        _number(own.gini),
+        _number(own.node_gini),
     )
 
 
@@ -97,27 +99,26 @@ def _number(value: float | None) -> str:
     return "-" if value is None else f"{value:.3f}"
 
 
-def _circuit_row(name: str, run: dict, result: dict) -> tuple[str, ...]:
-    own, scores, base = run["from_base"], run["scores"], result["base_scores"]
-    strength = scores["intensity"] / base["intensity"] if base["intensity"] else 0.0
+def _circuit_row(name: str, run: TunedRun, result: TuningComparison) -> tuple[str, ...]:
+    own, scores, base = run.from_base, run.scores, result.base_scores
+    strength = scores.intensity / base.intensity if base.intensity else 0.0
     return (
         name,
-        *(str(Metric.of(own[part]["kept"])) for part in ("edges", "nodes")),
-        *(str(Metric.of(own[part]["between"])) for part in ("edges", "nodes")),
+        *(str(Metric.of(part.kept)) for part in (own.edges, own.nodes)),
+        *(str(Metric.of(part.between)) for part in (own.edges, own.nodes)),
         f"{strength:.2f} x base",
-        f"{scores['entropy']:.3f} (base {base['entropy']:.3f})",
+        f"{scores.entropy:.3f} (base {base.entropy:.3f})",
     )
 
 
-def _pair_row(pair: dict) -> tuple[str, ...]:
-    edges, nodes = pair["edges"], pair["nodes"]
-    estimates = (edges["between"], edges["within"], edges["kept"], nodes["kept"])
-    return (" / ".join(pair["of"]), f"{edges['corrected']:.3f}", *(str(Metric.of(own)) for own in estimates))
+def _pair_row(pair: RunPair) -> tuple[str, ...]:
+    edges, nodes = pair.edges, pair.nodes
+    estimates = (edges.between, edges.within, edges.kept, nodes.kept)
+    return (" / ".join(pair.of), f"{edges.corrected:.3f}", *(str(Metric.of(own)) for own in estimates))
 
 
-def write_tunings(folder: Path) -> Path:
-    """Write `tunings.html` from `tunings.json`: one file that needs nothing else."""
-    result = json.loads((folder / "tunings.json").read_text())
+def write_tunings(result: TuningComparison, folder: Path) -> Path:
+    """Write `tunings.html` into a folder: one file that needs nothing else."""
     sections: list[tuple[str, go.Figure | str]] = []
     for title, (headings, rows) in tunings_tables(result).items():
         head = "".join(f"<th>{escape(heading)}" for heading in headings)
@@ -125,15 +126,15 @@ def write_tunings(folder: Path) -> Path:
         sections.append((title, f"<table><tr>{head}{body}</table>"))
     sections.append(("What circuits share", "".join(f"<p>{escape(text)}</p>" for text in overlap_sentences(result))))
     sections.insert(2, ("Edges kept, and weights moved", reach_figure(result)))
-    title = f"{result['task']}: ways to tune {result['base']['name']}"
+    title = f"{result.task}: ways to tune {result.base['name']}"
     return write_simple_page(folder / "tunings.html", title, lead(result), sections)
 
 
-def reach_figure(result: dict) -> go.Figure:
+def reach_figure(result: TuningComparison) -> go.Figure:
     """Weight change against the share of the base's edge overlap that is kept."""
     figure = go.Figure()
-    for name, run in result["runs"].items():
-        kept = Metric.of(run["from_base"]["edges"]["kept"])
+    for name, run in result.runs.items():
+        kept = Metric.of(run.from_base.edges.kept)
         value = kept.value
         if value is None:  # resamples of one model share nothing beyond chance
             continue
@@ -144,7 +145,7 @@ def reach_figure(result: dict) -> go.Figure:
             "arrayminus": [value - (kept.low or value)],
         }
         figure.add_scatter(
-            x=[run["weights"]["relative"]], y=[value], error_y=error, mode="markers", name=name, marker={"size": 10}
+            x=[run.weights.relative], y=[value], error_y=error, mode="markers", name=name, marker={"size": 10}
         )
     figure.update_xaxes(title_text="|dW| / |W|", type="log", exponentformat="power")
     figure.update_yaxes(title_text="edges kept, of the base's")

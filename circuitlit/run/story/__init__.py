@@ -6,18 +6,24 @@ pairs, which tuning never saw; everything that is said of them is measured on te
 
 from __future__ import annotations
 
+from dataclasses import asdict
 from pathlib import Path
 from typing import Any
 
 from lightning import seed_everything
 from omegaconf import DictConfig
 
-from circuitlit.cli.build import plain
+from circuitlit.cli.build import build_method, build_workbench, plain
 from circuitlit.cli.checks import run_dir, writing_to
+from circuitlit.cli.finish import finish, prepare
+from circuitlit.cli.sides import load_both
+from circuitlit.compare.comparison import compare_models
+from circuitlit.compare.scored import ScoredModel, score_model
 from circuitlit.errors import UserError
 from circuitlit.evaluate.testing import LEAST_DRAWS, with_holm
 from circuitlit.files import write_json
 from circuitlit.progress import CONSOLE, Clock
+from circuitlit.report.comparison import print_comparison, write_comparison
 from circuitlit.report.story import print_story, write_story
 from circuitlit.run import compare, evolve, intervene, tune
 from circuitlit.run.story.measure import Answers, carried_by_layers
@@ -46,7 +52,7 @@ def run(cfg: DictConfig) -> dict[str, Any]:
     for way in ways:
         told[way.name] |= answers["ways"][way.name]
     between = answers["between"]
-    sides: dict[str, compare.Side] = {}
+    sides: dict[str, ScoredModel] = {}
     for way in ways:
         told[way.name] |= _followed(cfg, way, folder / way.name, sides, parts)
     result = _result(cfg, ways, told, between, clock)
@@ -74,7 +80,7 @@ def _answers(cfg: DictConfig, ways: list[Way]) -> dict[str, Any]:
     return {"ways": measured, "between": answers.between([way.name for way in ways])}
 
 
-def _followed(cfg: DictConfig, way: Way, folder: Path, sides: dict[str, compare.Side], parts: Parts) -> dict[str, Any]:
+def _followed(cfg: DictConfig, way: Way, folder: Path, sides: dict[str, ScoredModel], parts: Parts) -> dict[str, Any]:
     """One way's circuits over its checkpoints, the difference at the end, and what its nodes and layers carry."""
     name, tuned = way.name, str(folder / "tune")
 
@@ -89,9 +95,7 @@ def _followed(cfg: DictConfig, way: Way, folder: Path, sides: dict[str, compare.
         return {key: made[key] for key in ("chosen", "ablation", "enhancement", "transfer", "full_metric")}
 
     def difference_and_layers() -> dict[str, Any]:
-        sides.pop("tuned", None)
-        with writing_to(folder / "compare"):
-            difference = compare.run(verb_settings(cfg, "compare", {"tuned": tuned}), sides)
+        difference = _difference(verb_settings(cfg, "compare", {"tuned": tuned}), folder / "compare", sides)
         seed_everything(cfg.seed, verbose=False)
         return {
             "difference": _short(difference),
@@ -102,6 +106,21 @@ def _followed(cfg: DictConfig, way: Way, folder: Path, sides: dict[str, compare.
     text = f"{name}: comparing, and moving layers into the base model"
     told |= parts.made(f"{name}_difference", text, difference_and_layers)
     return told | {"nodes": parts.made(f"{name}_nodes", f"{name}: intervening", nodes, folder / "intervene")}
+
+
+def _difference(cfg: DictConfig, folder: Path, sides: dict[str, ScoredModel]) -> dict[str, Any]:
+    """The verb compare on a way's model; the base is scored once for all ways."""
+    with writing_to(folder), Clock():
+        prepare(cfg)
+        base, tuned = (build_workbench(cfg, subject) for subject in load_both(cfg))
+        own = {key: cfg.compare[key] for key in ("resamples", "sizes", "faithfulness", "probe_pairs", "seed")}
+        method = build_method(cfg)
+        sides["tuned"] = score_model(tuned, method, **own)
+        if "base" not in sides:
+            sides["base"] = score_model(base, method, **own)
+        scored = sides["base"], sides["tuned"]
+        found = compare_models(base, tuned, method, **compare.settings_of(cfg), scored=scored)
+        return asdict(finish(cfg, found, base.subject, write_comparison, print_comparison))
 
 
 def _step(folder: Path) -> int:

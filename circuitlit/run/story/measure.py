@@ -18,13 +18,13 @@ from circuitlit.cli.checks import run_dir
 from circuitlit.cli.sides import load_side, passages
 from circuitlit.compare.effects import PairBed, as_dict, gain_share, plain_logits, text_kl
 from circuitlit.compare.layers import changed_layers, circuit_layers, layer_nodes, top_layers
+from circuitlit.compare.scored import ScoredModel
 from circuitlit.compare.transplant import Transplant
 from circuitlit.evaluate import paired_difference
 from circuitlit.evaluate.statistics import mean_estimate, mean_of
 from circuitlit.evaluate.testing import rank_p, until_clear
 from circuitlit.finetune import HeldOut, behaviour_change, save_model
 from circuitlit.objective import Outcome
-from circuitlit.run.compare import Side
 from circuitlit.run.story.settings import most_draws, verb_settings
 
 
@@ -67,7 +67,7 @@ class Answers:
 
 
 def carried_by_layers(
-    cfg: DictConfig, folder: Path, sides: dict[str, Side], difference: dict[str, Any]
+    cfg: DictConfig, folder: Path, sides: dict[str, ScoredModel], difference: dict[str, Any]
 ) -> list[dict[str, Any]]:
     """Weights of some layers moved from the tuned model into the base: share of the gain, beside random layers.
 
@@ -125,8 +125,10 @@ def _row(
     return {"layers": layers, "gain_share": share, "accuracy": accuracy, "text_kl": kl}
 
 
-def _rankings(sides: dict[str, Side], difference: dict[str, Any], n_layers: int) -> dict[str, Float[Tensor, "layer"]]:
-    base, tuned = (sides[name].at(count).circuit for name, count in difference["at_size"]["n_edges"].items())
+def _rankings(
+    sides: dict[str, ScoredModel], difference: dict[str, Any], n_layers: int
+) -> dict[str, Float[Tensor, "layer"]]:
+    base, tuned = (sides[name].resampled.circuit for name in ("base", "tuned"))
     energy = difference["weights"]["distribution"]["layer"]["share"]
     return {
         "circuit difference": changed_layers(base, tuned),

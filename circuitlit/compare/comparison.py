@@ -1,0 +1,257 @@
+"""A base model and a tuned one: circuits, weights, and answers on held-out pairs."""
+
+from __future__ import annotations
+
+import math
+from collections.abc import Iterator, Sequence
+from dataclasses import dataclass
+from typing import Any, ClassVar
+
+import torch
+
+from circuitlit.compare.difference import LABELS, CircuitDifference, Resampled, circuit_difference
+from circuitlit.compare.nodes import node_modes
+from circuitlit.compare.reuse import Reuse, Swaps, swap_nodes
+from circuitlit.compare.scored import SIZES, ScoredModel, score_model
+from circuitlit.compare.turnover import Circuits, Turnover, turnover
+from circuitlit.compare.weight_figures import WeightChange, module_intruders, node_changes
+from circuitlit.compare.weights import weight_changes
+from circuitlit.discover.method import Method
+from circuitlit.discover.workbench import Workbench
+from circuitlit.errors import UserError
+from circuitlit.evaluate.overlap import draws_for
+from circuitlit.evaluate.testing import with_holm
+from circuitlit.finetune import BehaviourChange, HeldOut, behaviour_change
+from circuitlit.progress import phase
+from circuitlit.result import Result
+
+SHOWN = 3000  # edges that a result lists one by one
+
+
+@dataclass(frozen=True)
+class EdgeShares:
+    """One edge of either circuit.
+
+    Attributes:
+        edge: its name.
+        base, tuned: its share of each circuit's weight, 0 outside.
+        label: what became of it.
+    """
+
+    edge: str
+    base: float
+    tuned: float
+    label: str
+
+
+@dataclass(frozen=True, kw_only=True)
+class CircuitChange:
+    """Edges and nodes of two circuits.
+
+    Attributes:
+        n_edges: of the base's and of the tuned model's circuit.
+        counts: edges of each label.
+        changed: whether the circuits differ by more than resampling the training pairs does within a model.
+        distance, floor, effect: see `CircuitDifference`.
+        edges: of each label, those whose shares changed most.
+        nodes: of each mode, see `node_modes`.
+        points: edges of either circuit, largest share first.
+    """
+
+    n_edges: dict[str, int]
+    counts: dict[str, int]
+    changed: bool
+    distance: float
+    floor: float
+    effect: float | None
+    edges: dict[str, list[str]]
+    nodes: dict[str, list[str]]
+    points: list[EdgeShares]
+
+
+@dataclass(frozen=True, kw_only=True, repr=False)
+class Comparison(Result):
+    """What `compare_models` found.
+
+    Attributes:
+        task, method, ablation: what circuits were scored on, and how.
+        seed: of the resamples.
+        base, tuned: names and provenance of the models.
+        n_edges_total: edges of the graph.
+        resamples: of the training pairs.
+        delta: least factor by which an edge's share grows or shrinks to count.
+        at_size: the circuits of the size asked for.
+        at_faithfulness: the smallest faithful circuits; None where a model has none.
+        faithfulness: of each model's circuits, by size.
+        turnover: what the circuits share beside chance, and how much of that stays.
+        reuse: whether nodes do the same in both models; None where it was left out.
+        held_out: answers on test pairs.
+        weights: how far they moved.
+    """
+
+    schema: ClassVar[str] = "comparison"
+    file: ClassVar[str] = "compare.json"
+
+    task: str
+    method: str
+    ablation: str
+    seed: int
+    base: dict[str, Any]
+    tuned: dict[str, Any]
+    n_edges_total: int
+    resamples: int
+    delta: float
+    at_size: CircuitChange
+    at_faithfulness: CircuitChange | None
+    faithfulness: dict[str, dict[int, float | None]]
+    turnover: Turnover
+    reuse: Reuse | None
+    held_out: BehaviourChange
+    weights: WeightChange
+
+    def rows(self) -> Iterator[dict[str, Any]]:
+        """A row an edge of either circuit."""
+        yield from map(vars, self.at_size.points)
+
+
+def compare_models(
+    base: Workbench,
+    tuned: Workbench,
+    method: Method,
+    *,
+    resamples: int = 10,
+    delta: float = 1.5,
+    faithfulness: float = 0.8,
+    sizes: Sequence[float] = SIZES,
+    probe_pairs: int = 32,
+    intruders: int = 10,
+    seed: int = 0,
+    draws: int | None = None,
+    reuse: Swaps | None = None,
+    scored: tuple[ScoredModel, ScoredModel] | None = None,
+) -> Comparison:
+    """Compare two models of one graph on the same pairs.
+
+    Args:
+        base, tuned: the models with their pairs.
+        method: how edges are scored.
+        resamples: of the training pairs, for the noise floor; at least ten.
+        delta: least factor by which an edge's share of the circuit's weight grows or shrinks to count.
+        faithfulness: circuits are also compared at the least size that reaches this share.
+        sizes: shares of the edges that are tried for it.
+        probe_pairs: validation pairs that measure those.
+        intruders: leading singular directions a module that are looked at; 0 looks at none.
+        seed: of the resamples.
+        draws: random circuits beside every overlap; None takes as many as significance needs.
+        reuse: nodes that are compared and swapped; None takes the defaults.
+        scored: of `score_model` for base and tuned model, where they are known already.
+
+    Raises:
+        UserError: the models have different graphs, or a setting makes no sense.
+    """
+    one, other = base.subject, tuned.subject
+    if one.graph != other.graph:
+        raise UserError("base and tuned are of different graphs; compare models of one architecture and size")
+    if not delta > 1:
+        raise UserError(f"delta={delta} must be a factor above 1")
+    with phase("behaviour", "Testing both on held-out pairs"):
+        pairs = HeldOut(one.model, base.data.test, base.data.eval_batch_size, one.device)
+        behaviour = behaviour_change(pairs.base, pairs.measure(other.model))
+    if scored is None:
+        scored = _scored(base, tuned, method, resamples, sizes, faithfulness, probe_pairs, seed)
+    with phase("weights", "Measuring the weights' change"):
+        parts = list(weight_changes(one, other))
+        weights = WeightChange.of(parts, module_intruders(one, other, intruders))
+    swaps, reused = reuse or Swaps(), None
+    if swaps.pairs and one.graph.inputs == 1:
+        with phase("reuse", "Comparing and swapping nodes"):
+            reused = _reuse(base, tuned, scored, swaps)
+    moved = node_changes(parts)
+    sides = {"base": scored[0], "tuned": scored[1]}
+    random = draws or draws_for(1)
+    circuits = [Circuits.of(side.resampled, random, number) for number, side in enumerate(scored)]
+    matched = scored[0].smallest, scored[1].smallest
+    return Comparison(
+        task=base.data.splits.name,
+        method=method.name,
+        ablation=base.references.kind,
+        seed=seed,
+        base=one.origin,
+        tuned=other.origin,
+        n_edges_total=one.graph.n_edges,
+        resamples=len(scored[0].resampled.resamples),
+        delta=delta,
+        at_size=_change(scored[0].resampled, scored[1].resampled, delta, moved, reused),
+        at_faithfulness=_change(matched[0], matched[1], delta, moved, reused) if matched[0] and matched[1] else None,
+        faithfulness={name: side.faithfulness for name, side in sides.items()},
+        turnover=with_holm(turnover(circuits[0], circuits[1], seed)),
+        reuse=reused,
+        held_out=behaviour,
+        weights=weights,
+    )
+
+
+def _scored(
+    base: Workbench,
+    tuned: Workbench,
+    method: Method,
+    resamples: int,
+    sizes: Sequence[float],
+    faithfulness: float,
+    probe_pairs: int,
+    seed: int,
+) -> tuple[ScoredModel, ScoredModel]:
+    found = []
+    for name, bench in (("base", base), ("tuned", tuned)):
+        with phase(f"scores_{name}", f"Scoring the {name} model on {resamples} resamples"):
+            settings = {"resamples": resamples, "sizes": sizes, "faithfulness": faithfulness}
+            found.append(score_model(bench, method, **settings, probe_pairs=probe_pairs, seed=seed))
+    return found[0], found[1]
+
+
+def _reuse(base: Workbench, tuned: Workbench, scored: tuple[ScoredModel, ScoredModel], settings: Swaps) -> Reuse:
+    """Likeness of all nodes on test pairs, and swaps of those that carry most of either circuit."""
+    graph, test = base.subject.graph, base.data.test
+    shares = sum(side.resampled.circuit.shares for side in scored)
+    by_writer = torch.zeros(graph.n_writers, dtype=torch.float64)
+    carried = by_writer.index_add_(0, graph.writer_of, torch.as_tensor(shares))[graph.inputs :]
+    order = carried.argsort(descending=True, stable=True).tolist()
+    nodes = [graph.nodes[place] for place in order if float(carried[place]) > 0]
+    batches = list(test.batches(base.data.eval_batch_size, order=test.spread(settings.pairs)))
+    return swap_nodes(base.subject, tuned.subject, batches, nodes[: settings.nodes], settings.margin)
+
+
+def _change(
+    base: Resampled, tuned: Resampled, delta: float, moved: dict[str, float], reused: Reuse | None
+) -> CircuitChange:
+    swaps = reused.swaps if reused else {}
+    fits_back = {name: swap.fits_back for name, swap in swaps.items()}
+    replaces = {name: swap.replaces for name, swap in swaps.items()}
+    difference = circuit_difference(base, tuned, math.log(delta), fits_back=fits_back)
+    modes = node_modes(base, tuned, difference, moved, fits_back, replaces)
+    return CircuitChange(
+        n_edges={"base": base.count, "tuned": tuned.count},
+        counts=difference.counts,
+        changed=difference.changed,
+        distance=difference.distance,
+        floor=difference.floor,
+        effect=difference.effect,
+        edges={label: difference.names(label) for label in LABELS[1:]},
+        nodes={mode: [n for n, m in modes.items() if m == mode] for mode in sorted({*modes.values()} - {"absent"})},
+        points=_points(base, tuned, difference),
+    )
+
+
+def _points(base: Resampled, tuned: Resampled, difference: CircuitDifference) -> list[EdgeShares]:
+    shares = torch.stack([base.circuit.shares, tuned.circuit.shares])
+    chosen = (base.kept | tuned.kept).nonzero()[:, 0]
+    ranked = chosen[shares[:, chosen].max(0).values.argsort(descending=True)][:SHOWN].tolist()
+    return [
+        EdgeShares(
+            difference.graph.edge_name(edge),
+            float(shares[0, edge]),
+            float(shares[1, edge]),
+            LABELS[int(difference.labels[edge])],
+        )
+        for edge in ranked
+    ]

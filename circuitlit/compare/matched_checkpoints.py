@@ -1,0 +1,61 @@
+"""Runs of fine-tuning: their names, and the checkpoint of each at which they are compared."""
+
+from __future__ import annotations
+
+import json
+from collections.abc import Mapping
+from pathlib import Path
+from typing import Literal
+
+from circuitlit.errors import UserError
+
+Score = Literal["metric", "accuracy"]
+
+
+def run_names(paths: list[str]) -> dict[str, Path]:
+    """Runs by the way they tuned (`dpo lora`), by their folder where the run did not finish, numbered where equal."""
+    names: list[str] = []
+    for path in paths:
+        file = Path(path) / "result.json"
+        found = json.loads(file.read_text()) if file.is_file() else {}
+        name = f"{found['tune']} {found['adapter']}" if {"tune", "adapter"} <= set(found) else Path(path).name
+        names.append(name)
+    labels = [f"{n} {names[:i].count(n) + 1}" if names.count(n) > 1 else n for i, n in enumerate(names)]
+    return dict(zip(labels, map(Path, paths), strict=True))
+
+
+def checkpoint_scores(run: Path, match: Score) -> dict[int, float]:
+    """Validation scores of a run's checkpoints, by step.
+
+    Raises:
+        UserError: there are none.
+    """
+    file = run / "checkpoints" / "checkpoints.json"
+    try:
+        rows = json.loads(file.read_text())["checkpoints"]
+        return {int(row["step"]): float(row["metrics"][match]) for row in rows}
+    except (OSError, ValueError, KeyError, TypeError) as error:
+        raise UserError(
+            f"runs: {file} has no checkpoints with validation {match} ({error}); name runs of finetune"
+        ) from error
+
+
+def common_level(series: Mapping[str, Mapping[int, float]]) -> float:
+    """The highest score that every run reaches at some step.
+
+    Args:
+        series: scores of each run's checkpoints, by step.
+    """
+    return min(max(scores.values()) for scores in series.values())
+
+
+def nearest_step(name: str, scores: Mapping[int, float], level: float) -> int:
+    """The checkpoint whose score is nearest to a level; of equal ones the first, and never the untouched model.
+
+    Raises:
+        UserError: the run has no checkpoint behind its first step.
+    """
+    tuned = {step: score for step, score in scores.items() if step > 0}
+    if not tuned:
+        raise UserError(f"run {name} has no checkpoint but that of step 0; tune with tune.checkpoints=[5,10,20,...]")
+    return min(tuned, key=lambda step: (abs(tuned[step] - level), step))
