@@ -30,12 +30,16 @@ from test_prompts import MORE as PROMPTS
 from test_story import STORY
 from test_study import MATCH, small
 
+from circuitlit import progress
+
 STORED = Path(__file__).parent / "golden"
 VOLATILE = {"seconds", "seconds_by_phase", "provenance", "command", "format", "schema", "step_seconds", "path", "file"}
 TOLERANCE = 1e-6
 # Key paths that have another name now, by case or "*": old path -> new one, or None where the key is gone.
 RENAMED: dict[str, dict[str, str | None]] = {
     "capabilities": {"settings.tasks": None},  # the keys of "tasks"
+    "generality": {f"settings.{key}": None for key in ("tasks", "circuits", "prevent")},  # the other keys say them
+    "intervene": {"settings.other_tasks": None, "settings.passages": None},  # the keys of "other_tasks", and "text"
 }
 # Printed lines that read otherwise now, by case: old line -> new one, or None.
 REWORDED: dict[str, dict[str, str | None]] = {}
@@ -225,7 +229,7 @@ def test_nothing_has_changed(
     capsys: pytest.CaptureFixture[str],
     monkeypatch: pytest.MonkeyPatch,
 ) -> None:
-    monkeypatch.setenv("COLUMNS", "200")
+    monkeypatch.setattr(progress.CONSOLE, "_width", 80)
     case(request, local, tmp_path)
     found = {"printed": printed(capsys.readouterr().out, tmp_path), "files": files(tmp_path)}
     path = STORED / f"{case.__name__}.json"

@@ -5,14 +5,14 @@ from __future__ import annotations
 from collections.abc import Callable
 from dataclasses import replace
 from pathlib import Path
-from typing import TypeVar
+from typing import Any, TypeVar
 
 import torch
 from lightning import seed_everything
 from omegaconf import DictConfig
 from rich.console import Console
 
-from circuitlit.cli.build import provenance
+from circuitlit.cli.build import plain, provenance
 from circuitlit.cli.checks import run_dir
 from circuitlit.model import Subject
 from circuitlit.progress import CONSOLE, times
@@ -25,6 +25,11 @@ def prepare(cfg: DictConfig, precision: str = "highest") -> None:
     """Set the seed, and the precision of matrix products on a GPU."""
     seed_everything(cfg.seed, verbose=False)
     torch.set_float32_matmul_precision(precision)
+
+
+def own_settings(node: DictConfig, *without: str) -> dict[str, Any]:
+    """A verb's own settings as keyword arguments of its function, without some."""
+    return {key: value for key, value in plain(node).items() if key not in without}
 
 
 def finish(

@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Callable, Collection, Iterable, Sequence
+from collections.abc import Callable, Collection, Iterable, Mapping, Sequence
 from dataclasses import dataclass
 from typing import Any
 
@@ -107,7 +107,7 @@ class Effect:
     q: float
 
 
-def effects(full: Outcome, found: dict[str, Outcome], kinds: dict[str, str]) -> list[Effect]:
+def effects(full: Outcome, found: dict[str, Outcome], kinds: Mapping[str, str]) -> list[Effect]:
     """Effects of several interventions on the same pairs, largest drop first, corrected for their number."""
     drops = {name: (full.metric - outcome.metric).double() for name, outcome in found.items()}
     p = {name: paired_p(drop, full.group) for name, drop in drops.items()}

@@ -2,13 +2,14 @@
 
 from __future__ import annotations
 
-import json
 from html import escape
 from pathlib import Path
 
 import plotly.graph_objects as go
 from rich.console import Console
 
+from circuitlit.compare.cross_tasks import Generality
+from circuitlit.evaluate import Estimate
 from circuitlit.report.figures import finish
 from circuitlit.report.grid import grid
 from circuitlit.report.overlap import overlap_sentence
@@ -22,42 +23,42 @@ TITLES = {
 }
 
 
-def print_generality(result: dict, console: Console) -> None:
+def print_generality(result: Generality, console: Console) -> None:
     """Print the matrices, and what tuning damaged."""
     for key, title in TITLES.items():
-        table = grid(title, ("circuit", *result["tasks"]))
-        for name, row in zip(result["tasks"], result[key], strict=True):
+        table = grid(title, ("circuit", *result.tasks))
+        for name, row in zip(result.tasks, getattr(result, key), strict=True):
             table.add_row(name, *map(_cell, row))
         if key == "faithfulness":
-            table.add_row("random", *(_cell(result["random"][name]) for name in result["tasks"]))
+            table.add_row("random", *(_cell(result.random[name]) for name in result.tasks))
         console.print(table)
     for sentence in sentences(result):
         console.print(sentence, highlight=False)
 
 
 def _cell(raw: object) -> str:
-    if isinstance(raw, dict):
+    if isinstance(raw, dict | Estimate):
         return str(Metric.of(raw))
     return f"{raw:.3f}" if isinstance(raw, float | int) else "-"
 
 
-def sentences(result: dict) -> list[str]:
+def sentences(result: Generality) -> list[str]:
     """The findings in words."""
     made = [
-        f"Generality {_cell(result['generality'])} (1: as faithful on other tasks), specificity "
-        f"{_cell(result['specificity'])} (share of the task that its own circuit's loss costs beyond another's)."
+        f"Generality {_cell(result.generality)} (1: as faithful on other tasks), specificity "
+        f"{_cell(result.specificity)} (share of the task that its own circuit's loss costs beyond another's)."
     ]
-    for entry in result["composites"]:
+    for entry in result.composites:
         on = ", ".join(f"{name} {_cell(value)}" for name, value in entry["faithfulness"].items())
         made.append(f"{entry['kind']} of {' and '.join(entry['of'])}, {entry['n_edges']:,} edges: {on}.")
     made += [
         f"{name}: faithfulness of its circuit {_cell(beside['circuit'])}, of {beside['draws']} random ones "
         f"{_cell(beside)} on the same {beside['n_pairs']} pairs; lower KL by chance: p = {beside['p_holm']:.2g}."
-        for name, beside in result["random"].items()
+        for name, beside in result.random.items()
     ]
-    made += [f"{' and '.join(pair['of'])}: {overlap_sentence(pair)}" for pair in result["shared"]]
-    made += prevention_sentences(result.get("prevention"))
-    transfer = result["transfer"]
+    made += [f"{' and '.join(pair['of'])}: {overlap_sentence(pair)}" for pair in result.shared]
+    made += prevention_sentences(result.prevention)
+    transfer = result.transfer
     if transfer is None:
         return made
     for name, task in transfer["tasks"].items():
@@ -99,27 +100,27 @@ def prevention_sentences(found: dict | None) -> list[str]:
     return made
 
 
-def write_generality(folder: Path) -> Path:
-    """Write `generality.html` from `generality.json`: one file that needs nothing else."""
-    result = json.loads((folder / "generality.json").read_text())
+def write_generality(result: Generality, folder: Path) -> Path:
+    """Write `generality.html` into a folder: one file that needs nothing else."""
     words = "".join(f"<p>{escape(sentence)}</p>" for sentence in sentences(result))
     sections: list[tuple[str, go.Figure | str]] = [("Findings", words)]
     sections += [(title[0].upper() + title[1:], matrix_figure(result, key)) for key, title in TITLES.items()]
-    lead = (
-        f"Circuits scored by {result['method']} on {result['model']}, {result['ablated_by']} ablation, held-out pairs."
-    )
+    lead = f"Circuits scored by {result.method} on {result.model}, {result.ablated_by} ablation, held-out pairs."
     return write_simple_page(folder / "generality.html", "Circuits across tasks", lead, sections)
 
 
-def matrix_figure(result: dict, key: str) -> go.Figure:
+def matrix_figure(result: Generality, key: str) -> go.Figure:
     """One matrix, circuits downwards and tasks across."""
-    values = [[Metric.of(cell).value if isinstance(cell, dict) else cell for cell in row] for row in result[key]]
+    values = [
+        [Metric.of(cell).value if isinstance(cell, dict | Estimate) else cell for cell in row]
+        for row in getattr(result, key)
+    ]
     figure = go.Figure(
         go.Heatmap(
-            x=result["tasks"],
-            y=result["tasks"],
+            x=result.tasks,
+            y=result.tasks,
             z=values,
-            text=[[_cell(cell) for cell in row] for row in result[key]],
+            text=[[_cell(cell) for cell in row] for row in matrix],
             texttemplate="%{text}",
             colorscale="Viridis",
             zmin=0,

@@ -2,13 +2,13 @@
 
 from __future__ import annotations
 
-import json
 from html import escape
 from pathlib import Path
 
 import plotly.graph_objects as go
 from rich.console import Console
 
+from circuitlit.compare.interventions import Interventions
 from circuitlit.report.figures import BLUE, GREEN, GREY, ORANGE, RED, finish
 from circuitlit.report.grid import grid
 from circuitlit.report.simple_page import write_simple_page
@@ -17,43 +17,43 @@ from circuitlit.report.table import Metric
 SHOWN = 10
 
 
-def print_interventions(result: dict, console: Console) -> None:
+def print_interventions(result: Interventions, console: Console) -> None:
     """Print the ranking of effects, and what was done to the chosen set."""
-    ablation = result["ablation"]
-    title = f"{result['task']} on {result['model']}: metric lost by {result['ablated_by']} ablation"
+    ablation = result.ablation
+    title = f"{result.task} on {result.model}: metric lost by {result.ablated_by} ablation"
     for what in ("nodes", "edges"):
         table = grid(f"{title}, {what}", (what[:-1], "kind", "drop", "KL (nats)", "q"))
-        for row in ablation[what][:SHOWN]:
-            table.add_row(row["name"], row["kind"], str(Metric.of(row["drop"])), f"{row['kl']:.3g}", f"{row['q']:.2g}")
-        table.add_row("random", "", str(Metric.of(ablation[f"random_{what[:-1]}"])), "", "")
+        for row in getattr(ablation, what)[:SHOWN]:
+            table.add_row(row.name, row.kind, str(Metric.of(row.drop)), f"{row.kl:.3g}", f"{row.q:.2g}")
+        table.add_row("random", "", str(Metric.of(getattr(ablation, f"random_{what[:-1]}"))), "", "")
         console.print(table)
-    table = grid(" ".join(result["chosen"]), ("together", "they", "random like them", "p"))
+    table = grid(" ".join(result.chosen), ("together", "they", "random like them", "p"))
     for cells in set_rows(result):
         table.add_row(*cells)
     console.print(table)
 
 
-def set_rows(result: dict) -> list[tuple[str, str, str, str]]:
+def set_rows(result: Interventions) -> list[tuple[str, str, str, str]]:
     """What each intervention on the chosen set did, beside random sets."""
-    own, doses, transfer = result["ablation"]["set"], result["enhancement"], result["transfer"]
+    own, doses, transfer = result.ablation.set, result.enhancement, result.transfer
     rows = [
-        ("ablation: metric lost", _text(own["drop"]), _text(own["random"]), f"{own['p_holm']:.2g}"),
-        ("ablation: KL on other text", _text(own["collateral_kl"]), _text(own["random_collateral_kl"]), ""),
+        ("ablation: metric lost", _text(own.drop), _text(own.random), f"{own.p_holm:.2g}"),
+        ("ablation: KL on other text", _text(own.collateral_kl), _text(own.random_collateral_kl), ""),
     ]
-    if own["specificity"] is not None:
-        rows.append(("ablation: specificity", _text(own["specificity"]), _text(own["random_specificity"]), ""))
+    if own.specificity is not None:
+        rows.append(("ablation: specificity", _text(own.specificity), _text(own.random_specificity), ""))
     rows.append(
-        ("dose: slope", f"{doses['slope']:.3f}", _text(doses["random_slope"]), f"{doses['p_holm']:.2g}"),
+        ("dose: slope", f"{doses.slope:.3f}", _text(doses.random_slope), f"{doses.p_holm:.2g}"),
     )
-    rows.append(("dose: monotonicity", f"{doses['monotonicity']:.3f}", _text(doses["random_monotonicity"]), ""))
+    rows.append(("dose: monotonicity", f"{doses.monotonicity:.3f}", _text(doses.random_monotonicity), ""))
     for name in ("activations", "weights") if transfer else ():
-        found = transfer[name]
-        p = "-" if found["p_holm"] is None else f"{found['p_holm']:.2g}"
-        rows.append((f"transfer of {name}: gain", _text(found["gain_share"]), _text(found["random_gain_share"]), p))
-        beside = (_text(found["collateral_kl"]), _text(found["random_collateral_kl"]))
+        found = getattr(transfer, name)
+        p = "-" if found.p_holm is None else f"{found.p_holm:.2g}"
+        rows.append((f"transfer of {name}: gain", _text(found.gain_share), _text(found.random_gain_share), p))
+        beside = (_text(found.collateral_kl), _text(found.random_collateral_kl))
         rows.append((f"transfer of {name}: KL on other text", *beside, ""))
-    if transfer and not transfer["gap_is_clear"]:
-        rows.append(("the tuned model's metric is not clearly another", _text(transfer["metric_gap"]), "", ""))
+    if transfer and not transfer.gap_is_clear:
+        rows.append(("the tuned model's metric is not clearly another", _text(transfer.metric_gap), "", ""))
     return rows
 
 
@@ -61,9 +61,8 @@ def _text(raw: object) -> str:
     return str(Metric.of(raw))
 
 
-def write_interventions(folder: Path) -> Path:
-    """Write `intervene.html` from `intervene.json`: one file that needs nothing else."""
-    result = json.loads((folder / "intervene.json").read_text())
+def write_interventions(result: Interventions, folder: Path) -> Path:
+    """Write `intervene.html` into a folder: one file that needs nothing else."""
     rows = "".join("<tr>" + "".join(f"<td>{escape(cell)}" for cell in cells) for cells in set_rows(result))
     sections = [
         ("Nodes, ablated one by one", effects_figure(result, "nodes")),
@@ -71,25 +70,25 @@ def write_interventions(folder: Path) -> Path:
         ("Nodes ablated together", cumulative_figure(result)),
         ("Dose and response", dose_figure(result)),
         (
-            f"The set {' '.join(result['chosen'])}",
+            f"The set {' '.join(result.chosen)}",
             f"<table><tr><th><th>they<th>random like them<th>rank p{rows}</table>",
         ),
     ]
     lead = (
-        f"Metric lost by {result['ablated_by']} ablation on {result['n_pairs']} held-out pairs; nodes ranked by "
-        f"{result['method']}. Random: {result['settings']['draws']} sets of equal size, kinds and layers."
+        f"Metric lost by {result.ablated_by} ablation on {result.n_pairs} held-out pairs; nodes ranked by "
+        f"{result.method}. Random: {result.settings['draws']} sets of equal size, kinds and layers."
     )
-    return write_simple_page(folder / "intervene.html", f"{result['task']}: interventions", lead, sections)
+    return write_simple_page(folder / "intervene.html", f"{result.task}: interventions", lead, sections)
 
 
-def effects_figure(result: dict, what: str) -> go.Figure:
+def effects_figure(result: Interventions, what: str) -> go.Figure:
     """Drop of each node or edge with its interval; grey where it may be none after correction."""
-    rows, level = result["ablation"][what], result["ablation"]["level"]
-    metrics = [Metric.of(row["drop"]) for row in rows]
+    rows, level = getattr(result.ablation, what), result.ablation.level
+    metrics = [Metric.of(row.drop) for row in rows]
     values = [metric.value or 0.0 for metric in metrics]
     figure = go.Figure(
         go.Bar(
-            x=[row["name"] for row in rows],
+            x=[row.name for row in rows],
             y=values,
             error_y={
                 "type": "data",
@@ -97,38 +96,38 @@ def effects_figure(result: dict, what: str) -> go.Figure:
                 "array": [(m.high or v) - v for m, v in zip(metrics, values, strict=True)],
                 "arrayminus": [v - (m.low or v) for m, v in zip(metrics, values, strict=True)],
             },
-            marker={"color": [BLUE if row["q"] <= level else GREY for row in rows]},
-            customdata=[(row["kind"], row["q"]) for row in rows],
+            marker={"color": [BLUE if row.q <= level else GREY for row in rows]},
+            customdata=[(row.kind, row.q) for row in rows],
             hovertemplate="%{x}, %{customdata[0]}<br>drop %{y:.3f}, q %{customdata[1]:.2g}<extra></extra>",
         )
     )
-    random = Metric.of(result["ablation"][f"random_{what[:-1]}"]).value
+    random = Metric.of(getattr(result.ablation, f"random_{what[:-1]}")).value
     if random is not None:
         figure.add_hline(y=random, line={"color": ORANGE, "dash": "dash"}, annotation_text="random")
     figure.update_yaxes(title_text="metric lost")
     return finish(figure, 380)
 
 
-def cumulative_figure(result: dict) -> go.Figure:
+def cumulative_figure(result: Interventions) -> go.Figure:
     """Drop against the number of nodes ablated together, beside random sets."""
-    rows = result["ablation"]["cumulative"]
+    rows = result.ablation.cumulative
     figure = go.Figure()
     for name, key, colour in (("best first", "drop", RED), ("random", "random", GREY)):
-        _curve(figure, [row["nodes"] for row in rows], [Metric.of(row[key]) for row in rows], name, colour)
+        _curve(figure, [row.nodes for row in rows], [Metric.of(getattr(row, key)) for row in rows], name, colour)
     figure.update_xaxes(title_text="nodes")
     figure.update_yaxes(title_text="metric lost")
     return finish(figure, 340)
 
 
-def dose_figure(result: dict) -> go.Figure:
+def dose_figure(result: Interventions) -> go.Figure:
     """Change of the metric against the dose; one thin line a random set."""
-    rows = result["enhancement"]["doses"]
-    doses = [row["dose"] for row in rows]
+    rows = result.enhancement.doses
+    doses = [row.dose for row in rows]
     figure = go.Figure()
-    for number, changes in enumerate(result["enhancement"]["random_changes"]):
+    for number, changes in enumerate(result.enhancement.random_changes):
         line = {"color": GREY, "width": 0.7}
         figure.add_scatter(x=doses, y=changes, mode="lines", line=line, name="random", showlegend=number == 0)
-    _curve(figure, doses, [Metric.of(row["change"]) for row in rows], "the set", GREEN)
+    _curve(figure, doses, [Metric.of(row.change) for row in rows], "the set", GREEN)
     figure.update_xaxes(title_text="dose (1 is the model as it is)")
     figure.update_yaxes(title_text="change of the metric")
     return finish(figure, 340)

@@ -91,7 +91,7 @@ def _followed(cfg: DictConfig, way: Way, folder: Path, sides: dict[str, ScoredMo
     def nodes() -> dict[str, Any]:
         last = max((folder / "evolve" / "circuits").iterdir(), key=_step)
         changes = {"base": tuned, "tuned": str(folder.parent / "base"), "circuit": str(last)}
-        made = intervene.run(verb_settings(cfg, "intervene", changes))
+        made = intervene.run(verb_settings(cfg, "intervene", changes)).to_dict()
         return {key: made[key] for key in ("chosen", "ablation", "enhancement", "transfer", "full_metric")}
 
     def difference_and_layers() -> dict[str, Any]:

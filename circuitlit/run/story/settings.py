@@ -10,10 +10,10 @@ from omegaconf import DictConfig, OmegaConf
 
 from circuitlit.cli.build import plain
 from circuitlit.cli.configs import composed, entries
+from circuitlit.compare.interventions import CLAIMS
 from circuitlit.errors import UserError
 from circuitlit.evaluate.overlap import TESTS
 from circuitlit.evaluate.testing import enough_draws
-from circuitlit.run.ablate import CLAIMS
 
 COMPARISONS = 2  # of circuits: base and tuned, neighbouring checkpoints
 RANKINGS = 3  # of layers: by circuit difference, base circuit and weight change
