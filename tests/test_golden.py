@@ -39,6 +39,7 @@ TOLERANCE = 1e-6
 RENAMED: dict[str, dict[str, str | None]] = {
     "capabilities": {"settings.tasks": None},  # the keys of "tasks"
     "generality": {f"settings.{key}": None for key in ("tasks", "circuits", "prevent")},  # the other keys say them
+    "knowledge": {"settings.packs": None, "settings.inject": None},
     "intervene": {"settings.other_tasks": None, "settings.passages": None},  # the keys of "other_tasks", and "text"
 }
 # Printed lines that read otherwise now, by case: old line -> new one, or None.

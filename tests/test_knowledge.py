@@ -9,20 +9,19 @@ import pytest
 import torch
 from cli import call, failure, settings
 from conftest import tiny_batch, tiny_model
-from omegaconf import OmegaConf
 from planted_lookup import FOUND, ROLE_NAMES, lookups, planted_lookup
 from tokenizers import Tokenizer, models, pre_tokenizers, trainers
 from transformers import AutoConfig, AutoModelForCausalLM, PreTrainedTokenizerBase, PreTrainedTokenizerFast
 
 from circuitlit.compare.effects import PairBed, plain_logits
 from circuitlit.compare.injection import reverting_scores
+from circuitlit.compare.known_facts import lookup_heads
 from circuitlit.compare.transplant import Transplant
 from circuitlit.errors import UserError
 from circuitlit.heads import PatchBed
 from circuitlit.heads.attention import Heads
 from circuitlit.heads.knowledge import ROLES, attention_blocked, attention_mass, role_effects
 from circuitlit.model import Subject
-from circuitlit.run.knowledge import _roles
 from circuitlit.tasks import encode, factual, two_hop
 from circuitlit.tasks.facts import ANTONYMS, PAST_TENSE, RELATIONS
 from circuitlit.tasks.injected import Fact, new_facts, revised_facts, true_facts
@@ -39,11 +38,10 @@ def test_roles_of_a_planted_lookup_are_exact() -> None:
         found = role_effects(bed, ROLE_NAMES, role, candidates=6)
         assert found[0].name == FOUND[role] and found[0].share == pytest.approx(shares[role], abs=1e-6)
         assert all(abs(other.share) < 1e-6 for other in found[1:]) and len(found) == 6
-    cfg = OmegaConf.create({"knowledge": {"candidates": 6, "alpha": 0.05, "least": 0.02, "top": 5, "draws": 20}})
-    checked = _roles(cfg, bed, bed, ROLE_NAMES)
+    checked = lookup_heads(bed, bed, ROLE_NAMES, candidates=6, draws=20)
     for role, name in FOUND.items():
-        assert [head["head"] for head in checked[role]["heads"]] == [name]
-        check = checked[role]["check"]
+        assert [head.head for head in checked[role].heads] == [name]
+        check = checked[role].check
         assert check["effect"]["value"] == pytest.approx(-shares[role] * float(bed.scale.mean()), rel=1e-6)
         assert abs(check["random"]["value"]) < 1e-5 and check["rank_p"] <= 1 / 21
     mass = attention_mass(bed.heads, [batch], ROLE_NAMES, "subject")

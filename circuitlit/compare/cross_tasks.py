@@ -228,7 +228,7 @@ def _random(case: _Page, task: _Task) -> dict[str, Any]:
 
     The pairs are of every sentence.
     """
-    bed, settings = task.bed, cfg.generality
+    bed, settings = task.bed, case
     pairs = min(max(settings.control_pairs, len(bed.full.group.unique())), len(bed.full.kl))
     own, count = bed.run(task.kept, pairs), int(task.kept.sum())
     most = case.most
@@ -294,7 +294,7 @@ def _conflict(case: _Page, task: _Task, moved: dict[str, float]) -> dict[str, An
 
 
 def _revert(
-    cfg: DictConfig,
+    case: _Page,
     name: str,
     task: _Task,
     moved: dict[str, float],
@@ -304,8 +304,7 @@ def _revert(
     back: Transplant,
 ) -> dict[str, Any]:
     """What a damaged task gets back with its conflicting nodes at base weights, and what that costs the gains."""
-    settings = case
-    nodes = conflicting(node_weights(task.circuit), moved, settings.revert)
+    nodes = conflicting(node_weights(task.circuit), moved, case.revert)
     gained = [other for other, capability in judged.items() if capability.verdict in ("gained", "improved")]
 
     def reverted(members: Sequence[str]) -> dict[str, Any]:

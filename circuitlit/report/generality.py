@@ -120,7 +120,7 @@ def matrix_figure(result: Generality, key: str) -> go.Figure:
             x=result.tasks,
             y=result.tasks,
             z=values,
-            text=[[_cell(cell) for cell in row] for row in matrix],
+            text=[[_cell(cell) for cell in row] for row in getattr(result, key)],
             texttemplate="%{text}",
             colorscale="Viridis",
             zmin=0,

@@ -2,13 +2,13 @@
 
 from __future__ import annotations
 
-import json
 from html import escape
 from pathlib import Path
 
 import plotly.graph_objects as go
 from rich.console import Console
 
+from circuitlit.compare.injected_facts import FactInjection
 from circuitlit.report.figures import BLUE, GREY, RED, finish
 from circuitlit.report.grid import grid
 from circuitlit.report.simple_page import write_simple_page
@@ -18,7 +18,7 @@ ANSWERS = ("facts", "number", "said before", "said after", "metric before", "met
 CARRIERS = ("nodes of", "which", "new facts lose", "random sets", "revised facts lose", "random sets", "own less other")
 
 
-def print_injection(result: dict, console: Console) -> None:
+def print_injection(result: FactInjection, console: Console) -> None:
     """Print what was learned and what reverting nodes takes away again."""
     tables = {"facts, in a wording not tuned on": (ANSWERS, answer_rows(result)), "reverted": (CARRIERS, rows(result))}
     for title, (headings, cells) in tables.items():
@@ -29,20 +29,20 @@ def print_injection(result: dict, console: Console) -> None:
     console.print(sentence(result), highlight=False)
 
 
-def answer_rows(result: dict) -> list[tuple[str, ...]]:
+def answer_rows(result: FactInjection) -> list[tuple[str, ...]]:
     """One row a kind of fact."""
     made = []
-    for kind, own in result["behaviour"].items():
-        number = sum(fact["kind"] == kind for fact in result["facts"])
+    for kind, own in result.behaviour.items():
+        number = sum(fact["kind"] == kind for fact in result.facts)
         keys = ("accuracy_base", "accuracy_tuned", "metric_base", "metric_tuned")
         made.append((kind, str(number), *(str(Metric.of(own[key])) for key in keys)))
     return made
 
 
-def rows(result: dict) -> list[tuple[str, ...]]:
+def rows(result: FactInjection) -> list[tuple[str, ...]]:
     """One row a set of nodes; shares are of the gain by tuning."""
     made = []
-    for kind, own in result["carriers"].items():
+    for kind, own in result.carriers.items():
         cells = []
         for on in ("new", "revised"):
             random = own["random"][on]
@@ -52,31 +52,28 @@ def rows(result: dict) -> list[tuple[str, ...]]:
     return made
 
 
-def sentence(result: dict) -> str:
+def sentence(result: FactInjection) -> str:
     """Whether new and revised facts sit in the same nodes."""
-    shared, status = result["shared_nodes"], result["tuning"]["status"]
+    shared, status = result.shared_nodes, result.tuning["status"]
     verdicts = []
-    for kind, own in result["carriers"].items():
+    for kind, own in result.carriers.items():
         gap = Metric.of(own["specific"])
         sure = gap.low is not None and gap.low > 0
         verdicts.append(f"the nodes of {kind} facts are {'' if sure else 'not shown to be '}specific to them ({gap})")
     return (
-        f"Tuning {status}. Node estimates of new and revised facts correlate by {result['correlation']:.2f} "
-        f"(Spearman); {len(shared)} of {result['settings']['nodes']} leading nodes are the same; {'; '.join(verdicts)}."
+        f"Tuning {status}. Node estimates of new and revised facts correlate by {result.correlation:.2f} "
+        f"(Spearman); {len(shared)} of {result.settings['nodes']} leading nodes are the same; {'; '.join(verdicts)}."
     )
 
 
-def write_injection(folder: Path) -> Path:
-    """Write `injection.html` from `injection.json`: one file that needs nothing else."""
-    result = json.loads((folder / "injection.json").read_text())
+def write_injection(result: FactInjection, folder: Path) -> Path:
+    """Write `injection.html` into a folder: one file that needs nothing else."""
     sections: list[tuple[str, go.Figure | str]] = [
         ("Facts, in a wording not tuned on", _table(ANSWERS, answer_rows(result))),
         ("Every node's part, estimated", node_figure(result)),
         ("Nodes put back to the base's weights: share of the gain that is lost", _table(CARRIERS, rows(result))),
     ]
-    return write_simple_page(
-        folder / "injection.html", f"Facts tuned into {result['model']}", sentence(result), sections
-    )
+    return write_simple_page(folder / "injection.html", f"Facts tuned into {result.model}", sentence(result), sections)
 
 
 def _table(headings: tuple[str, ...], cells: list[tuple[str, ...]]) -> str:
@@ -85,10 +82,10 @@ def _table(headings: tuple[str, ...], cells: list[tuple[str, ...]]) -> str:
     return f"<table><tr>{head}{body}</table>"
 
 
-def node_figure(result: dict) -> go.Figure:
+def node_figure(result: FactInjection) -> go.Figure:
     """Estimates for new against revised facts; the chosen nodes are coloured."""
-    figure, scores = go.Figure(), result["scores"]
-    chosen = {kind: own["nodes"] for kind, own in result["carriers"].items()}
+    figure, scores = go.Figure(), result.scores
+    chosen = {kind: own["nodes"] for kind, own in result.carriers.items()}
     rest = [node for node in scores["new"] if not any(node in nodes for nodes in chosen.values())]
     for name, nodes, colour in (
         ("others", rest, GREY),

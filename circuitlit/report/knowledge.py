@@ -2,13 +2,13 @@
 
 from __future__ import annotations
 
-import json
 from html import escape
 from pathlib import Path
 
 import plotly.graph_objects as go
 from rich.console import Console
 
+from circuitlit.compare.known_facts import Knowledge
 from circuitlit.report.figures import BLUE, GREY, finish
 from circuitlit.report.grid import grid
 from circuitlit.report.simple_page import write_simple_page
@@ -18,9 +18,9 @@ TASKS = ("pack", "task", "pairs", "accuracy", "answered (training, test)")
 ROLES = ("task", "role", "heads (share of the effect)", "their loss on test pairs", "random heads'", "rank p")
 
 
-def print_knowledge(result: dict, console: Console) -> None:
+def print_knowledge(result: Knowledge, console: Console) -> None:
     """Print what the model knows and which heads look it up."""
-    tables = {f"what {result['model']} knows": (TASKS, task_rows(result)), "heads": (ROLES, role_rows(result))}
+    tables = {f"what {result.model} knows": (TASKS, task_rows(result)), "heads": (ROLES, role_rows(result))}
     for title, (headings, rows) in tables.items():
         table = grid(title, headings)
         for row in rows:
@@ -28,37 +28,36 @@ def print_knowledge(result: dict, console: Console) -> None:
         console.print(table)
 
 
-def task_rows(result: dict) -> list[tuple[str, ...]]:
+def task_rows(result: Knowledge) -> list[tuple[str, ...]]:
     """One row a task."""
     return [
         (
-            task["pack"],
+            task.pack,
             name,
-            str(task["n_pairs"]),
-            str(Metric.of(task["accuracy"])),
-            f"{task['answered']['train']}, {task['answered']['test']}",
+            str(task.n_pairs),
+            str(Metric.of(task.accuracy)),
+            f"{task.answered['train']}, {task.answered['test']}",
         )
-        for name, task in result["tasks"].items()
+        for name, task in result.tasks.items()
     ]
 
 
-def role_rows(result: dict) -> list[tuple[str, ...]]:
+def role_rows(result: Knowledge) -> list[tuple[str, ...]]:
     """One row a task and role; a check's effect is a change of the metric, so a loss is below 0."""
     rows = []
-    for name, task in result["tasks"].items():
-        for role, found in (task["roles"] or {}).items():
-            heads = " ".join(f"{head['head']} ({head['share']:.2f})" for head in found["heads"])
-            check = found["check"]
+    for name, task in result.tasks.items():
+        for role, found in (task.roles or {}).items():
+            heads = " ".join(f"{head.head} ({head.share:.2f})" for head in found.heads)
+            check = found.check
             cells = ("-", "-", "-")
             if check:
                 cells = (str(Metric.of(check["effect"])), str(Metric.of(check["random"])), f"{check['p_holm']:.2g}")
-            rows.append((name, role, heads or f"none of {found['tried']}", *cells))
+            rows.append((name, role, heads or f"none of {found.tried}", *cells))
     return rows
 
 
-def write_knowledge(folder: Path) -> Path:
-    """Write `knowledge.html` from `knowledge.json`: one file that needs nothing else."""
-    result = json.loads((folder / "knowledge.json").read_text())
+def write_knowledge(result: Knowledge, folder: Path) -> Path:
+    """Write `knowledge.html` into a folder: one file that needs nothing else."""
     sections: list[tuple[str, go.Figure | str]] = [
         ("Tasks", _table(TASKS, task_rows(result))),
         ("Pairs answered, by relation or sentence", group_figure(result)),
@@ -69,7 +68,7 @@ def write_knowledge(folder: Path) -> Path:
         "others, beside random heads of the same layers. Entity and relation heads: attention from the last token to "
         "subject or relation is blocked. Retrieval heads: their write to the logits is taken from the corrupted prompt."
     )
-    return write_simple_page(folder / "knowledge.html", f"What {result['model']} knows", lead, sections)
+    return write_simple_page(folder / "knowledge.html", f"What {result.model} knows", lead, sections)
 
 
 def _table(headings: tuple[str, ...], rows: list[tuple[str, ...]]) -> str:
@@ -78,11 +77,9 @@ def _table(headings: tuple[str, ...], rows: list[tuple[str, ...]]) -> str:
     return f"<table><tr>{head}{body}</table>"
 
 
-def group_figure(result: dict) -> go.Figure:
+def group_figure(result: Knowledge) -> go.Figure:
     """Pairs of each group, and those that are answered."""
-    groups = {
-        f"{name}: {group}": own for name, task in result["tasks"].items() for group, own in task["groups"].items()
-    }
+    groups = {f"{name}: {group}": own for name, task in result.tasks.items() for group, own in task.groups.items()}
     figure = go.Figure()
     for key, colour in (("n", GREY), ("answered", BLUE)):
         figure.add_bar(y=list(groups), x=[own[key] for own in groups.values()], name=key, orientation="h")
