@@ -22,7 +22,8 @@ from circuitlit.compare.generality import (
 )
 from circuitlit.compare.matched import matched_nodes, mean_overlap
 from circuitlit.compare.transplant import Transplant
-from circuitlit.compare.weights import node_changes, weight_changes
+from circuitlit.compare.weight_figures import node_changes
+from circuitlit.compare.weights import weight_changes
 from circuitlit.discover.workbench import Workbench
 from circuitlit.errors import UserError
 from circuitlit.evaluate import Estimate, TestBed, random_circuit, summarise
