@@ -2,6 +2,7 @@
 from .compare.capabilities import Capabilities, compare_capabilities
 from .compare.comparison import Comparison, compare_models
 from .compare.reuse import Swaps
+from .compare.sparse_difference import LearnedDifference, find_difference
 from .compare.tunings import TuningComparison, compare_tunings
 from .discover import (
     HardConcrete,
@@ -81,6 +82,7 @@ __all__ = [
     "EdgeScores",
     "Graph",
     "HardConcrete",
+    "LearnedDifference",
     "MaskLayout",
     "MaskLearner",
     "MaskedLoss",
@@ -116,6 +118,7 @@ __all__ = [
     "edge_auc",
     "exact",
     "export_circuit",
+    "find_difference",
     "gender_pronoun",
     "greater_than",
     "greedy",

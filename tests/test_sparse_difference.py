@@ -5,17 +5,22 @@ from __future__ import annotations
 import json
 from pathlib import Path
 
+import pytest
 import torch
 from cli import call, settings
 from conftest import tiny_batch
-from test_compare import head_edges, linear_subject
+from test_compare import bench_of, head_edges, linear_subject
 
-from circuitlit.discover import MaskedLoss, Schedule
+from circuitlit.compare.sparse_difference import LearnedDifference, find_difference
+from circuitlit.discover import MaskedLoss, Schedule, eap
+from circuitlit.discover.method import Method
 from circuitlit.discover.sparse_difference import DifferenceLearner, SparseDifference
+from circuitlit.errors import UserError
 from circuitlit.graph import MaskLayout
 from circuitlit.masked import MaskedModel, References
 from circuitlit.model import Subject
-from circuitlit.objective import kl_divergence
+from circuitlit.objective import kl_divergence, negative_metric
+from circuitlit.report.difference import write_difference
 
 STEPS = 30
 
@@ -90,3 +95,18 @@ def test_the_verb_writes_both_circuits_and_finds_nothing_between_equal_models(lo
     assert result["n_different"] == 0 and result["edges_in_both"] == result["n_edges"]
     assert result["base_model"] == result["tuned_model"]
     assert (tmp_path / "base" / "circuit.json").is_file() and (tmp_path / "tuned" / "circuit.json").is_file()
+
+
+def test_the_difference_is_found_from_python(local: Path, tmp_path: Path) -> None:
+    benches = [bench_of(local), bench_of(local, torch.Generator().manual_seed(0))]
+    schedule = Schedule(8, lr=0.3)
+    settings = {"penalty": 0.003, "pairs": 4, "schedule": schedule, "folder": tmp_path}
+    result = find_difference(benches[0], benches[1], Method.of(eap, negative_metric), **settings)
+    result.save(tmp_path)
+    assert LearnedDifference.load(tmp_path) == result and len(result.to_frame()) == result.n_different
+    assert (tmp_path / "base" / "circuit.json").is_file() and [row["step"] for row in result.history] == [*range(8)]
+    assert result.n_edges == benches[0].count and 0 <= result.edges_in_both <= result.n_edges
+    page = write_difference(result, tmp_path).read_text()
+    assert "Each model under both circuits" in page and 'src="http' not in page
+    with pytest.raises(UserError, match="penalty=0 must be above 0"):
+        find_difference(benches[0], benches[1], Method.of(eap, negative_metric), penalty=0)

@@ -13,66 +13,15 @@ from typing import Any
 import torch
 from lightning import Callback, LightningModule, Trainer
 from lightning.pytorch.callbacks import RichProgressBar
-from torch import Tensor
 
 from circuitlit.cli import stopping
 from circuitlit.cli.evolution import Evolution
 from circuitlit.discover import MaskLearner
+from circuitlit.discover.fit import History
 from circuitlit.errors import UserError
 from circuitlit.evaluate import TestBed
 from circuitlit.files import save_tensors
 from circuitlit.graph import Circuit, EdgeScores
-
-
-class History(Callback):
-    """Keeps the curves, in checkpoints too, so that a resumed run's page shows the whole run.
-
-    What is logged stays on its device until somebody looks: a number read at every step would make a GPU wait.
-
-    Args:
-        every: steps between two rows.
-        names: what is noted of all that is logged under `train/`.
-    """
-
-    def __init__(self, every: int = 1, names: tuple[str, ...] = ("loss", "sparsity")) -> None:
-        self.every, self.names = every, names
-        self._rows: list[dict[str, Any]] = []
-        self._read = 0
-        self._noted = -1
-
-    @property
-    def rows(self) -> list[dict[str, float]]:
-        """The rows so far, as plain numbers."""
-        new = self._rows[self._read :]
-        held = [(row, name) for row in new for name, value in row.items() if isinstance(value, Tensor)]
-        if held:
-            device = next((row[name].device for row, name in held if row[name].is_cuda), torch.device("cpu"))
-            values = torch.stack([row[name].float().to(device, non_blocking=True) for row, name in held]).tolist()
-            for (row, name), value in zip(held, values, strict=True):
-                row[name] = value
-        self._read = len(self._rows)
-        return self._rows
-
-    def add(self, step: int, **values: float) -> None:
-        """Append a row."""
-        self._rows.append({"step": step, **values})
-
-    def on_train_batch_end(self, trainer: Trainer, *args: Any) -> None:
-        """Note what was logged."""
-        step = trainer.global_step - 1
-        if step > self._noted and step % self.every == 0:
-            self._noted = step
-            metrics = trainer.callback_metrics
-            self._rows.append({"step": step, **{name: metrics[f"train/{name}"] for name in self.names}})
-
-    def state_dict(self) -> dict[str, Any]:
-        """The rows so far."""
-        return {"rows": list(self.rows), "noted": self._noted}
-
-    def load_state_dict(self, state_dict: dict[str, Any]) -> None:
-        """Go on from a checkpoint's rows."""
-        self._rows, self._noted = list(state_dict["rows"]), state_dict["noted"]
-        self._read = len(self._rows)
 
 
 class FiniteLoss(Callback):
