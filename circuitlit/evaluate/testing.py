@@ -75,7 +75,12 @@ def _t_test(values: Float[Tensor, "pair"], null: float, groups: Groups, alternat
 
 def rank_p(value: float, random: Sequence[float]) -> float:
     """Share of random values at least as large, the value itself counted; in (0, 1]."""
-    return (1 + sum(other >= value for other in random)) / (1 + len(random))
+    return (1 + sum(_reaches(other, value) for other in random)) / (1 + len(random))
+
+
+def _reaches(other: float, value: float) -> bool:
+    """At least as large; rounding does not decide between values that are the same."""
+    return other >= value or math.isclose(other, value, rel_tol=1e-9)
 
 
 def enough_draws(claims: int, level: float = LEVEL) -> int:
@@ -111,7 +116,7 @@ def until_clear(
     for one in tries:
         made.append(one)
         for place, (own, other) in enumerate(zip(values, score(one), strict=True)):
-            counts[place] += own is not None and other is not None and other >= own
+            counts[place] += own is not None and other is not None and _reaches(other, own)
         if len(made) >= least and min(counts, default=reached) >= reached:
             break
     return made
