@@ -20,13 +20,10 @@ from circuitlit.cli.main import VERBS
 
 ROOT = Path(__file__).parent.parent
 README = ROOT / "README.md"
-PAGES = sorted(
-    page
-    for folder in ("", "circuitlit", "conf", "launch", "tests", ".github")
-    for page in (ROOT / folder).glob("**/*.md" if folder else "*.md")
-)
+FOLDERS = ("circuitlit", "conf", "launch", "tests", ".github")
+PAGES = [README, *sorted(page for folder in FOLDERS for page in (ROOT / folder).glob("**/*.md"))]
 COMMAND = re.compile(r"(?:python train\.py|uv run train\.py|python -m circuitlit (\w+)) ?([^`\n]*)")
-FOLDERS = "DIR RUN FOLDER A B MODEL".split()  # stand for folders in commands
+PLACES = "DIR RUN FOLDER A B".split()  # stand for folders in commands
 
 
 def names(page: Path) -> str:
@@ -66,7 +63,7 @@ def test_pages_say_what_they_are_and_name_no_file_that_is_gone() -> None:
 def test_commands_are_well_formed(page: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.chdir(tmp_path)
     monkeypatch.setattr(sys, "argv", ["circuitlit"])
-    for folder in FOLDERS:
+    for folder in PLACES:
         (tmp_path / folder).mkdir()
     for file in ("pairs.jsonl", "RUN/circuit.safetensors"):
         (tmp_path / file).touch()
