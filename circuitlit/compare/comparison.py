@@ -128,7 +128,7 @@ def compare_models(
     seed: int = 0,
     draws: int | None = None,
     reuse: Swaps | None = None,
-    scored: tuple[ScoredModel, ScoredModel] | None = None,
+    scored: dict[str, ScoredModel] | None = None,
 ) -> Comparison:
     """Compare two models of one graph on the same pairs.
 
@@ -144,7 +144,7 @@ def compare_models(
         seed: of the resamples.
         draws: random circuits beside every overlap; None takes as many as significance needs.
         reuse: nodes that are compared and swapped; None takes the defaults.
-        scored: of `score_model` for base and tuned model, where they are known already.
+        scored: scores that are known already, as "base" or "tuned"; those that are made are added.
 
     Raises:
         UserError: the models have different graphs, or a setting makes no sense.
@@ -157,20 +157,24 @@ def compare_models(
     with phase("behaviour", "Testing both on held-out pairs"):
         pairs = HeldOut(one.model, base.data.test, base.data.eval_batch_size, one.device)
         behaviour = behaviour_change(pairs.base, pairs.measure(other.model))
-    if scored is None:
-        scored = _scored(base, tuned, method, resamples, sizes, faithfulness, probe_pairs, seed)
+    scored = {} if scored is None else scored
+    for name, bench in (("base", base), ("tuned", tuned)):
+        if name not in scored:
+            with phase(f"scores_{name}", f"Scoring the {name} model on {resamples} resamples"):
+                how = {"sizes": sizes, "faithfulness": faithfulness, "probe_pairs": probe_pairs}
+                scored[name] = score_model(bench, method, resamples=resamples, seed=seed, **how)
+    sides = scored["base"], scored["tuned"]
     with phase("weights", "Measuring the weights' change"):
         parts = list(weight_changes(one, other))
         weights = WeightChange.of(parts, module_intruders(one, other, intruders))
     swaps, reused = reuse or Swaps(), None
     if swaps.pairs and one.graph.inputs == 1:
         with phase("reuse", "Comparing and swapping nodes"):
-            reused = _reuse(base, tuned, scored, swaps)
+            reused = _reuse(base, tuned, sides, swaps)
     moved = node_changes(parts)
-    sides = {"base": scored[0], "tuned": scored[1]}
     random = draws or draws_for(1)
-    circuits = [Circuits.of(side.resampled, random, number) for number, side in enumerate(scored)]
-    matched = scored[0].smallest, scored[1].smallest
+    circuits = [Circuits.of(side.resampled, random, number) for number, side in enumerate(sides)]
+    matched = sides[0].smallest, sides[1].smallest
     return Comparison(
         task=base.data.splits.name,
         method=method.name,
@@ -179,11 +183,11 @@ def compare_models(
         base=one.origin,
         tuned=other.origin,
         n_edges_total=one.graph.n_edges,
-        resamples=len(scored[0].resampled.resamples),
+        resamples=len(sides[0].resampled.resamples),
         delta=delta,
-        at_size=_change(scored[0].resampled, scored[1].resampled, delta, moved, reused),
+        at_size=_change(sides[0].resampled, sides[1].resampled, delta, moved, reused),
         at_faithfulness=_change(matched[0], matched[1], delta, moved, reused) if matched[0] and matched[1] else None,
-        faithfulness={name: side.faithfulness for name, side in sides.items()},
+        faithfulness={name: side.faithfulness for name, side in scored.items()},
         turnover=with_holm(turnover(circuits[0], circuits[1], seed)),
         reuse=reused,
         held_out=behaviour,
@@ -191,28 +195,10 @@ def compare_models(
     )
 
 
-def _scored(
-    base: Workbench,
-    tuned: Workbench,
-    method: Method,
-    resamples: int,
-    sizes: Sequence[float],
-    faithfulness: float,
-    probe_pairs: int,
-    seed: int,
-) -> tuple[ScoredModel, ScoredModel]:
-    found = []
-    for name, bench in (("base", base), ("tuned", tuned)):
-        with phase(f"scores_{name}", f"Scoring the {name} model on {resamples} resamples"):
-            settings = {"resamples": resamples, "sizes": sizes, "faithfulness": faithfulness}
-            found.append(score_model(bench, method, **settings, probe_pairs=probe_pairs, seed=seed))
-    return found[0], found[1]
-
-
-def _reuse(base: Workbench, tuned: Workbench, scored: tuple[ScoredModel, ScoredModel], settings: Swaps) -> Reuse:
+def _reuse(base: Workbench, tuned: Workbench, sides: tuple[ScoredModel, ScoredModel], settings: Swaps) -> Reuse:
     """Likeness of all nodes on test pairs, and swaps of those that carry most of either circuit."""
     graph, test = base.subject.graph, base.data.test
-    shares = sum(side.resampled.circuit.shares for side in scored)
+    shares = sum(side.resampled.circuit.shares for side in sides)
     by_writer = torch.zeros(graph.n_writers, dtype=torch.float64)
     carried = by_writer.index_add_(0, graph.writer_of, torch.as_tensor(shares))[graph.inputs :]
     order = carried.argsort(descending=True, stable=True).tolist()

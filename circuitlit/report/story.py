@@ -133,7 +133,7 @@ def layer_figure(story: dict[str, Any]) -> go.Figure:
     for (name, told), colour in zip(story["ways"].items(), _LINES, strict=False):
         rows = told["layers"]
         _points(figure, name, rows, [Metric.of(row["gain_share"]) for row in rows], colour, "circle")
-        beside = [row for row in rows if "random" in row]
+        beside = [row for row in rows if row.get("random") is not None]
         _points(figure, f"{name}, random", beside, [Metric.of(row["random"]) for row in beside], colour, "x-thin-open")
     figure.update_yaxes(title_text="share of the gain")
     figure.update_layout(scattermode="group", scattergap=0.5)
@@ -142,7 +142,7 @@ def layer_figure(story: dict[str, Any]) -> go.Figure:
 
 def _points(figure: go.Figure, name: str, rows: list, metrics: list[Metric], colour: str, symbol: str) -> None:
     figure.add_scatter(
-        x=[f"{row['n_layers']} by {row['ranking']}" if "random" in row else "all layers" for row in rows],
+        x=[f"{row['n_layers']} by {row['ranking']}" if row.get("random") is not None else "all layers" for row in rows],
         y=[metric.value for metric in metrics],
         error_y={
             "type": "data",

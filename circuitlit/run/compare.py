@@ -7,7 +7,7 @@ from typing import Any
 from omegaconf import DictConfig
 
 from circuitlit.cli.build import build_method, build_workbench
-from circuitlit.cli.finish import finish, prepare
+from circuitlit.cli.finish import finish, own_settings, prepare
 from circuitlit.cli.sides import load_both
 from circuitlit.compare.comparison import Comparison, compare_models
 from circuitlit.compare.reuse import Swaps
@@ -16,14 +16,6 @@ from circuitlit.errors import UserError
 from circuitlit.progress import phase
 from circuitlit.report.comparison import print_comparison, write_comparison
 from circuitlit.run.tunings import run_tunings
-
-OF_RUNS = ("match", "level", "text")
-
-
-def settings_of(cfg: DictConfig) -> dict[str, Any]:
-    """What `compare_models` takes of a configuration."""
-    own: dict[str, Any] = {key: value for key, value in cfg.compare.items() if key not in OF_RUNS}
-    return own | {"reuse": Swaps(**cfg.compare.reuse)}
 
 
 def run(cfg: DictConfig) -> Comparison | TuningComparison:
@@ -41,3 +33,8 @@ def run(cfg: DictConfig) -> Comparison | TuningComparison:
         base, tuned = (build_workbench(cfg, subject) for subject in load_both(cfg))
     result = compare_models(base, tuned, build_method(cfg), **settings_of(cfg))
     return finish(cfg, result, base.subject, write_comparison, print_comparison)
+
+
+def settings_of(cfg: DictConfig) -> dict[str, Any]:
+    """What `compare_models` takes of a configuration."""
+    return own_settings(cfg.compare, "match", "level", "text") | {"reuse": Swaps(**cfg.compare.reuse)}

@@ -12,7 +12,6 @@ from circuitlit.cli.sides import load_base, load_side, passages
 from circuitlit.compare.matched_checkpoints import checkpoint_scores, run_names
 from circuitlit.compare.tunings import TuningComparison, compare_tunings
 from circuitlit.discover.workbench import Workbench
-from circuitlit.progress import phase
 from circuitlit.report.tunings import print_tunings, write_tunings
 
 SHARED = ("match", "level", "resamples", "seed", "draws")
@@ -31,9 +30,8 @@ def run_tunings(cfg: DictConfig) -> TuningComparison:
     settings, runs = cfg.compare, run_names(list(cfg.runs))
     for path in runs.values():
         checkpoint_scores(path, settings.match)  # a run without any is refused before a model is loaded
-    with phase("load", "Loading the base model"):
-        base = build_workbench(cfg, load_base(cfg))
-        text = passages(cfg, base.subject, settings.text.passages, settings.text.length)
+    base = build_workbench(cfg, load_base(cfg))
+    text = passages(cfg, base.subject, settings.text.passages, settings.text.length)
     own = {key: settings[key] for key in SHARED}
     result = compare_tunings(base, runs, load, build_method(cfg), text, **own)
     return finish(cfg, result, base.subject, write_tunings, print_tunings)

@@ -18,15 +18,15 @@ from circuitlit.cli.checks import run_dir, writing_to
 from circuitlit.cli.finish import finish, prepare
 from circuitlit.cli.sides import load_both
 from circuitlit.compare.comparison import compare_models
-from circuitlit.compare.scored import ScoredModel, score_model
+from circuitlit.compare.scored import ScoredModel
 from circuitlit.errors import UserError
 from circuitlit.evaluate.testing import LEAST_DRAWS, with_holm
 from circuitlit.files import write_json
-from circuitlit.progress import CONSOLE, Clock
+from circuitlit.progress import CONSOLE, Clock, phase
 from circuitlit.report.comparison import print_comparison, write_comparison
 from circuitlit.report.story import print_story, write_story
 from circuitlit.run import compare, evolve, intervene, tune
-from circuitlit.run.story.measure import Answers, carried_by_layers
+from circuitlit.run.story.measure import answers, carried_by_layers
 from circuitlit.run.story.parts import Parts
 from circuitlit.run.story.settings import Way, verb_settings, ways_of
 
@@ -46,12 +46,14 @@ def run(cfg: DictConfig) -> dict[str, Any]:
         told[way.name] = {
             "tuning": parts.made(f"{way.name}_tuning", f"{way.name}: tuning", lambda c=own: tune.run(c), place)
         }
-    answers = parts.made(
-        "answers", "Testing all ways on the same held-out pairs and on other text", lambda: _answers(cfg, ways)
+    answered = parts.made(
+        "answers",
+        "Testing all ways on the same held-out pairs and on other text",
+        lambda: asdict(answers(cfg, [way.name for way in ways])),
     )
     for way in ways:
-        told[way.name] |= answers["ways"][way.name]
-    between = answers["between"]
+        told[way.name] |= answered["ways"][way.name]
+    between = answered["between"]
     sides: dict[str, ScoredModel] = {}
     for way in ways:
         told[way.name] |= _followed(cfg, way, folder / way.name, sides, parts)
@@ -73,13 +75,6 @@ def _check(cfg: DictConfig) -> None:
         raise UserError("ckpt_path is for one tuning run; a story that was stopped goes on in the same hydra.run.dir")
 
 
-def _answers(cfg: DictConfig, ways: list[Way]) -> dict[str, Any]:
-    """What every way's model answers, and how the first two differ in it."""
-    answers = Answers(cfg)
-    measured = {way.name: answers.measure(way.name, run_dir() / way.name / "tune") for way in ways}
-    return {"ways": measured, "between": answers.between([way.name for way in ways])}
-
-
 def _followed(cfg: DictConfig, way: Way, folder: Path, sides: dict[str, ScoredModel], parts: Parts) -> dict[str, Any]:
     """One way's circuits over its checkpoints, the difference at the end, and what its nodes and layers carry."""
     name, tuned = way.name, str(folder / "tune")
@@ -95,11 +90,12 @@ def _followed(cfg: DictConfig, way: Way, folder: Path, sides: dict[str, ScoredMo
         return {key: made[key] for key in ("chosen", "ablation", "enhancement", "transfer", "full_metric")}
 
     def difference_and_layers() -> dict[str, Any]:
+        sides.pop("tuned", None)
         difference = _difference(verb_settings(cfg, "compare", {"tuned": tuned}), folder / "compare", sides)
         seed_everything(cfg.seed, verbose=False)
         return {
             "difference": _short(difference),
-            "layers": carried_by_layers(cfg, folder / "tune", sides, difference),
+            "layers": [asdict(row) for row in carried_by_layers(cfg, folder / "tune", sides, difference)],
         }
 
     told = {"timeline": parts.made(f"{name}_timeline", f"{name}: following the circuit", timeline, folder / "evolve")}
@@ -112,14 +108,9 @@ def _difference(cfg: DictConfig, folder: Path, sides: dict[str, ScoredModel]) ->
     """The verb compare on a way's model; the base is scored once for all ways."""
     with writing_to(folder), Clock():
         prepare(cfg)
-        base, tuned = (build_workbench(cfg, subject) for subject in load_both(cfg))
-        own = {key: cfg.compare[key] for key in ("resamples", "sizes", "faithfulness", "probe_pairs", "seed")}
-        method = build_method(cfg)
-        sides["tuned"] = score_model(tuned, method, **own)
-        if "base" not in sides:
-            sides["base"] = score_model(base, method, **own)
-        scored = sides["base"], sides["tuned"]
-        found = compare_models(base, tuned, method, **compare.settings_of(cfg), scored=scored)
+        with phase("load", "Loading both models"):
+            base, tuned = (build_workbench(cfg, subject) for subject in load_both(cfg))
+        found = compare_models(base, tuned, build_method(cfg), **compare.settings_of(cfg), scored=sides)
         return asdict(finish(cfg, found, base.subject, write_comparison, print_comparison))
 
 
