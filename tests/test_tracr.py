@@ -10,7 +10,7 @@ import torch
 from cli import call, failure
 
 from circuitlit.evaluate import TestBed, completeness
-from circuitlit.evaluate.completeness import edge_minimality, node_minimality
+from circuitlit.evaluate.knockouts import edge_minimality, node_minimality
 from circuitlit.graph import Circuit, EdgeScores, load_circuit
 from circuitlit.masked import MaskedModel, References
 from circuitlit.model import Subject

@@ -1,7 +1,5 @@
 """The edge-masked forward: exact, and as cheap as its arithmetic allows."""
 
-from circuitlit.masked.ablation import Ablated, ablated_run, mean_writers, run_writers
-from circuitlit.masked.forward import MaskedModel
-from circuitlit.masked.reference import Reference, References
+import lazy_loader
 
-__all__ = ["Ablated", "MaskedModel", "Reference", "References", "ablated_run", "mean_writers", "run_writers"]
+__getattr__, __dir__, __all__ = lazy_loader.attach_stub(__name__, __file__)

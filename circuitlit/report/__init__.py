@@ -1,7 +1,5 @@
 """The page and the closing table of a run. Reads artefacts, never models."""
 
-from circuitlit.report.behaviour import print_behaviour
-from circuitlit.report.page import write_page
-from circuitlit.report.table import print_table
+import lazy_loader
 
-__all__ = ["print_behaviour", "print_table", "write_page"]
+__getattr__, __dir__, __all__ = lazy_loader.attach_stub(__name__, __file__)

@@ -1,8 +1,7 @@
 """How circuits change: over the training of masks, or over a model's checkpoints; stages found from the data."""
 
-from circuitlit.timeline.labels import Signals
-from circuitlit.timeline.segment import Segmentation, segment
-from circuitlit.timeline.snapshots import Snapshots
-from circuitlit.timeline.stages import Boundary, Stage, Timeline, find_stages
+import lazy_loader
 
-__all__ = ["Boundary", "Segmentation", "Signals", "Snapshots", "Stage", "Timeline", "find_stages", "segment"]
+from circuitlit.timeline.segment import segment as segment  # a module of the same name would hide it
+
+__getattr__, __dir__, __all__ = lazy_loader.attach_stub(__name__, __file__)

@@ -1,0 +1,10 @@
+# What report/__init__.py offers, each imported when it is first used.
+from .behaviour import print_behaviour
+from .page import write_page
+from .table import print_table
+
+__all__ = [
+    "print_behaviour",
+    "print_table",
+    "write_page",
+]
