@@ -40,7 +40,9 @@ RENAMED: dict[str, dict[str, str | None]] = {
     "capabilities": {"settings.tasks": None},  # the keys of "tasks"
     "generality": {f"settings.{key}": None for key in ("tasks", "circuits", "prevent")},  # the other keys say them
     "knowledge": {"settings.packs": None, "settings.inject": None},
-    "story": {"settings.other_tasks": None, "settings.passages": None},
+    "compare_models": {"*.kept": "retained"},  # of an overlap; a circuit keeps edges
+    "compare_tunings": {"*.kept": "retained"},
+    "story": {"*.kept": "retained", "settings.other_tasks": None, "settings.passages": None},
     "intervene": {"settings.other_tasks": None, "settings.passages": None},  # the keys of "other_tasks", and "text"
 }
 # Printed lines that read otherwise now, by case: old line -> new one or several, or None.

@@ -193,10 +193,10 @@ def test_a_failed_swap_makes_edges_and_node_modified() -> None:
 def test_turnover_of_a_model_with_itself_and_with_another() -> None:
     base = Circuits.of(scored(Subject(tiny_model("gpt2", n_layer=4)), 40), 39)
     same = turnover(base, base)
-    assert same.nodes.kept.value == pytest.approx(1) and same.edges.kept.value == pytest.approx(1)
+    assert same.nodes.retained.value == pytest.approx(1) and same.edges.retained.value == pytest.approx(1)
     assert same.nodes.jaccard == same.edges.jaccard == 1 and same.gap.rank_p == 1
     other = turnover(base, Circuits.of(scored(Subject(tiny_model("gpt2", seed=3, n_layer=4)), 40), 39, 1))
-    assert other.edges.kept.high is not None and other.edges.kept.high < 1
+    assert other.edges.retained.high is not None and other.edges.retained.high < 1
     assert other.edges.corrected < 1 and 0 < other.nodes.expected < 1
 
 

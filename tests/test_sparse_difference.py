@@ -63,7 +63,7 @@ def test_a_planted_head_is_the_difference() -> None:
     names = [found.base.graph.edge_name(edge) for edge in found.open[0].nonzero()[:, 0].tolist()]
     assert {"a0.h1->logits", "input->a0.h1<v>"} <= set(names)
     assert not bool((found.open[0] & ~own).any()), names
-    assert bool((found.shift[0][found.open[0]] > 0).all())
+    assert bool((found.change[0][found.open[0]] > 0).all())
 
 
 def test_without_a_difference_both_models_see_the_same_masks() -> None:

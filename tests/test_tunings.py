@@ -98,7 +98,7 @@ def test_the_verb_compares_ways_to_tune(local: Path, tmp_path: Path, capsys: pyt
     assert set(result["runs"]) == {"sft lora", "sft full"} and len(result["pairs"]) == 1
     lora, full = (result["runs"][f"sft {kind}"]["weights"] for kind in ("lora", "full"))
     assert lora["modules"] > 0 and full["modules"] < full["of_modules"]
-    kept = result["runs"]["sft full"]["from_base"]["edges"]["kept"]["value"]
+    kept = result["runs"]["sft full"]["from_base"]["edges"]["retained"]["value"]
     assert kept is None or kept <= 1.2
     shared = [run["from_base"] for run in result["runs"].values()] + result["pairs"]
     claims = [part["p_holm"] for one in shared for part in (one["nodes"], one["edges"], one["gap"])]

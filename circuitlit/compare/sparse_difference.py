@@ -172,5 +172,5 @@ def _measured(bench: Workbench, circuits: dict[str, Circuit]) -> dict[str, Estim
 
 def _different(found: SparseDifference) -> dict[str, float]:
     edges = found.open.any(0).nonzero()[:, 0].tolist()
-    moved = {found.base.graph.edge_name(edge): float(found.shift[:, edge].sum()) for edge in edges}
+    moved = {found.base.graph.edge_name(edge): float(found.change[:, edge].sum()) for edge in edges}
     return dict(sorted(moved.items(), key=lambda item: -abs(item[1])))

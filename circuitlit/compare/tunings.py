@@ -157,7 +157,7 @@ class TuningComparison(Result):
         """A row a run."""
         for name, run in self.runs.items():
             estimates = {"metric": run.held_out.metric_tuned, "accuracy": run.held_out.accuracy_tuned}
-            estimates |= {"kl": run.held_out.kl, "text_kl": run.text_kl, "edges_kept": run.from_base.edges.kept}
+            estimates |= {"kl": run.held_out.kl, "text_kl": run.text_kl, "edges_retained": run.from_base.edges.retained}
             values = {key: estimate.value for key, estimate in estimates.items()}
             yield {"run": name, "step": run.step, **values, **vars(run.weights)}
 

@@ -65,13 +65,13 @@ class PartTurnover(OverlapFigures):
         between: J* of a circuit of each model, of different resamples of the pairs, mean; of nodes under their
             strictest null, of edges beside edges drawn uniformly.
         within: the same of two circuits of one model, mean over both models: what there is without any change.
-        kept: between / within: 1 is no more change than resampling brings, 0 no more in common than by chance. None
+        retained: between / within: 1 is no more change than resampling brings, 0 no more in common than by chance. None
             where within is not above chance.
     """
 
     between: Estimate
     within: Estimate
-    kept: Estimate
+    retained: Estimate
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -127,8 +127,8 @@ def _part(shared: OverlapFigures, base: Part, tuned: Part, drawn: Int[Tensor, "d
     within = (mean_of_others(_corrected(base, base), drawn) + mean_of_others(_corrected(tuned, tuned), drawn)) / 2
     found = _estimate(within)
     exists = found.low is not None and found.low > 0
-    kept = _estimate(between / within) if exists else Estimate()
-    return PartTurnover(**vars(shared), between=_estimate(between), within=found, kept=kept)
+    retained = _estimate(between / within) if exists else Estimate()
+    return PartTurnover(**vars(shared), between=_estimate(between), within=found, retained=retained)
 
 
 def _estimate(values: Float[Tensor, "draw"]) -> Estimate:

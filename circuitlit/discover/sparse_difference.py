@@ -37,13 +37,13 @@ class SparseDifference:
     Attributes:
         base, tuned: log-alphas of both circuits as scores.
         open: edges in the difference mask.
-        shift: change of each edge's log-alpha from base to tuned, 0 outside the difference mask.
+        change: of each edge's log-alpha from base to tuned, 0 outside the difference mask.
     """
 
     base: EdgeScores
     tuned: EdgeScores
     open: Bool[Tensor, "copies edge"]
-    shift: Float[Tensor, "copies edge"]
+    change: Float[Tensor, "copies edge"]
 
 
 class DifferenceLearner(LightningModule):
@@ -130,12 +130,12 @@ class DifferenceLearner(LightningModule):
     def found(self, batches: Iterable[Batch]) -> SparseDifference:
         """Both circuits' scores, and the difference mask: gates that are open without noise and worth their penalty.
 
-        One after the other, smallest shift first, an edge leaves the difference unless the tuned model's loss, under
+        One after the other, smallest change first, an edge leaves the difference unless the tuned model's loss, under
         the circuit that is cut, grows by at least the penalty. Then edges that only one model needs enter it.
         """
         layout = self.losses[0].layout
         gate = self.gates.sample(self.gate_alpha, torch.zeros_like(self.gate_alpha))
-        shift, count = gate * self.value, max(1, round((1 - self.target) * layout.n_edges))
+        change, count = gate * self.value, max(1, round((1 - self.target) * layout.n_edges))
         pairs = [batch.to(self.device) for batch in batches]
         base, tuned = (
             _MeanLoss(loss, [(batch, references(batch)) for batch in pairs])
@@ -145,27 +145,27 @@ class DifferenceLearner(LightningModule):
         def kept(moved: Float[Tensor, "mask"]) -> Float[Tensor, "mask"]:
             return top_k((self.log_alpha + moved).view(layout.copies, -1), count).flatten().float()
 
-        masks = kept(shift)
+        masks = kept(change)
         best = tuned(masks)
-        for edge in shift.abs().argsort().tolist():
-            if shift[edge] == 0:
+        for edge in change.abs().argsort().tolist():
+            if change[edge] == 0:
                 continue
-            without = shift.clone()
+            without = change.clone()
             without[edge] = 0
             other_masks = kept(without)
             other = best if torch.equal(other_masks, masks) else tuned(other_masks)
             if other - best < self.penalty:
-                shift, best, masks = without, other, other_masks
+                change, best, masks = without, other, other_masks
         needed = self._needed_by_one(base, tuned, masks, [batch for batch, _ in base.pairs])
         # From one end of the ranking to the other.
-        step = float((self.log_alpha + shift).max() - self.log_alpha.min()) + 1
+        step = float((self.log_alpha + change).max() - self.log_alpha.min()) + 1
         low, high = (needed * step).clamp(max=0), (needed * step).clamp(min=0)
         share, scores = 1 - self.target, []
-        for own in (self.log_alpha - high, self.log_alpha + shift + low):
+        for own in (self.log_alpha - high, self.log_alpha + change + low):
             own = (own + self.gates.shift_to(own, share, 1.0, layout.share)).cpu()
             values = own.reshape(layout.copies, -1).clone()
             scores.append(self.gates.scores(layout, values, "sparse_difference", {}))
-        moved = (shift + low + high).cpu().reshape(layout.copies, -1)
+        moved = (change + low + high).cpu().reshape(layout.copies, -1)
         return SparseDifference(scores[0], scores[1], moved != 0, moved)
 
     def _needed_by_one(

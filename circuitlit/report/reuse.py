@@ -24,7 +24,7 @@ def stability_rows(turnover: Turnover) -> list[tuple[str, ...]]:
     """How much of nodes and of edges stays, beside what resampling the pairs leaves."""
     parts = {"nodes": turnover.nodes, "edges": turnover.edges}
     return [
-        (name, *(str(Metric.of(e)) for e in (part.between, part.within, part.kept))) for name, part in parts.items()
+        (name, *(str(Metric.of(e)) for e in (part.between, part.within, part.retained))) for name, part in parts.items()
     ]
 
 

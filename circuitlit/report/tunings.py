@@ -76,8 +76,8 @@ def overlap_sentences(result: TuningComparison) -> list[str]:
 
 
 def _score_row(name: str, run: TunedRun) -> tuple[str, ...]:
-    held = run.held_out
-    estimates = (held.accuracy_tuned, held.metric_tuned, held.kl, run.text_kl, run.attention)
+    answered = run.held_out
+    estimates = (answered.accuracy_tuned, answered.metric_tuned, answered.kl, run.text_kl, run.attention)
     return (name, str(run.step), f"{run.matched_score:.3f}", *(str(Metric.of(own)) for own in estimates))
 
 
@@ -104,7 +104,7 @@ def _circuit_row(name: str, run: TunedRun, result: TuningComparison) -> tuple[st
     strength = scores.intensity / base.intensity if base.intensity else 0.0
     return (
         name,
-        *(str(Metric.of(part.kept)) for part in (own.edges, own.nodes)),
+        *(str(Metric.of(part.retained)) for part in (own.edges, own.nodes)),
         *(str(Metric.of(part.between)) for part in (own.edges, own.nodes)),
         f"{strength:.2f} x base",
         f"{scores.entropy:.3f} (base {base.entropy:.3f})",
@@ -113,7 +113,7 @@ def _circuit_row(name: str, run: TunedRun, result: TuningComparison) -> tuple[st
 
 def _pair_row(pair: RunPair) -> tuple[str, ...]:
     edges, nodes = pair.edges, pair.nodes
-    estimates = (edges.between, edges.within, edges.kept, nodes.kept)
+    estimates = (edges.between, edges.within, edges.retained, nodes.retained)
     return (" / ".join(pair.of), f"{edges.corrected:.3f}", *(str(Metric.of(own)) for own in estimates))
 
 
@@ -131,18 +131,18 @@ def write_tunings(result: TuningComparison, folder: Path) -> Path:
 
 
 def reach_figure(result: TuningComparison) -> go.Figure:
-    """Weight change against the share of the base's edge overlap that is kept."""
+    """Weight change against the share of the base's edge overlap that is retained."""
     figure = go.Figure()
     for name, run in result.runs.items():
-        kept = Metric.of(run.from_base.edges.kept)
-        value = kept.value
+        retained = Metric.of(run.from_base.edges.retained)
+        value = retained.value
         if value is None:  # resamples of one model share nothing beyond chance
             continue
         error = {
             "type": "data",
             "symmetric": False,
-            "array": [(kept.high or value) - value],
-            "arrayminus": [value - (kept.low or value)],
+            "array": [(retained.high or value) - value],
+            "arrayminus": [value - (retained.low or value)],
         }
         figure.add_scatter(
             x=[run.weights.relative], y=[value], error_y=error, mode="markers", name=name, marker={"size": 10}
