@@ -48,6 +48,8 @@ class Subject:
         self.model = _borrowed(self.model)
         self.anatomy: Anatomy = anatomy_of(self.model.config)
         self.graph: Graph = graph_of(self.model.config)
+        if self.anatomy.softcap is not None and self.model.config._attn_implementation == "sdpa":
+            self.model.set_attn_implementation("eager")  # PyTorch's kernel leaves out the cap on the scores
 
     @property
     def embed(self) -> nn.Module:
