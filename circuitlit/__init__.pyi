@@ -72,6 +72,8 @@ from .tasks import (
     sva,
     tracr,
 )
+from .timeline.story import TuningStory
+from .timeline.telling import Makers, tell_story
 
 __all__ = [
     "Ablation",
@@ -83,6 +85,7 @@ __all__ = [
     "Graph",
     "HardConcrete",
     "LearnedDifference",
+    "Makers",
     "MaskLayout",
     "MaskLearner",
     "MaskedLoss",
@@ -99,6 +102,7 @@ __all__ = [
     "Swaps",
     "TestBed",
     "TuningComparison",
+    "TuningStory",
     "UniformGradient",
     "UserError",
     "Workbench",
@@ -144,6 +148,7 @@ __all__ = [
     "smallest_circuit",
     "summarise",
     "sva",
+    "tell_story",
     "top_k",
     "tracr",
 ]

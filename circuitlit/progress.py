@@ -76,6 +76,17 @@ def phase(name: str, text: str) -> Iterator[None]:
         yield
 
 
+@contextmanager
+def part(name: str, text: str) -> Iterator[None]:
+    """A phase that is an analysis of its own: the clock that runs times it whole, a new one its phases."""
+    with phase(name, text):
+        if _CLOCK.get() is None:
+            yield
+            return
+        with Clock():
+            yield
+
+
 def times() -> dict[str, Any]:
     """Seconds of the clock that runs, in all and by phase, for a result; nothing without one."""
     clock = _CLOCK.get()

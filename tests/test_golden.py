@@ -42,7 +42,10 @@ RENAMED: dict[str, dict[str, str | None]] = {
     "knowledge": {"settings.packs": None, "settings.inject": None},
     "compare_models": {"*.kept": "retained"},  # of an overlap; a circuit keeps edges
     "compare_tunings": {"*.kept": "retained"},
-    "story": {"*.kept": "retained", "settings.other_tasks": None, "settings.passages": None},
+    "story": {
+        **{"*.kept": "retained", "settings.other_tasks": None, "settings.passages": None},
+        **{f"{at}transfer.tuned.name": None for at in ("", "content.", "ways.lora.nodes.", "ways.full.nodes.")},
+    },  # what is put back into a way's model is the base's, and is called so
     "intervene": {"settings.other_tasks": None, "settings.passages": None},  # the keys of "other_tasks", and "text"
 }
 # Printed lines that read otherwise now, by case: old line -> new one or several, or None.

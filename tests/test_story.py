@@ -21,6 +21,7 @@ from circuitlit.model import Subject
 from circuitlit.model.load import load_subject
 from circuitlit.report.suggestions import suggestions
 from circuitlit.tasks import jsonl
+from circuitlit.timeline.story import TuningStory
 
 STORY = [
     "method=eap",
@@ -51,9 +52,9 @@ def test_a_story_is_told(local: Path, tmp_path: Path) -> None:
     call(*settings(local, tmp_path, *STORY), verb="finetune")
     story = json.loads((tmp_path / "story.json").read_text())
     assert list(story["ways"]) == ["lora", "full"] and story["between"]["ways"] == ["lora", "full"]
-    for name, told in story["ways"].items():
-        assert [row["step"] for row in told["timeline"]["rows"]] == [0, 1, 3, 6, 12, 24]
-        whole, *rows = told["layers"]
+    for name, way in story["ways"].items():
+        assert [row["step"] for row in way["timeline"]["rows"]] == [0, 1, 3, 6, 12, 24]
+        whole, *rows = way["layers"]
         assert whole["layers"] == [0, 1] and {row["ranking"] for row in rows} == {
             "circuit difference",
             "base circuit",
@@ -63,45 +64,18 @@ def test_a_story_is_told(local: Path, tmp_path: Path) -> None:
             assert whole["gain_share"]["value"] == pytest.approx(1, abs=1e-3)
         for part in ("tune/result.json", "evolve/evolve.html", "compare/compare.html", "intervene/intervene.html"):
             assert (tmp_path / name / part).is_file()
-        assert told["held_out"]["accuracy_tuned"] == told["tuning"]["held_out"]["accuracy_tuned"]
-    page = (tmp_path / "story.html").read_text()
-    assert all(heading in page for heading, _ in suggestions(story)) and "What to freeze" in page
-    turnovers = [told["difference"]["turnover"] for told in story["ways"].values()]
+        assert way["held_out"]["accuracy_tuned"] == way["tuning"]["held_out"]["accuracy_tuned"]
+    page, result = (tmp_path / "story.html").read_text(), TuningStory.load(tmp_path)
+    assert all(heading in page for heading, _ in suggestions(result)) and "What to freeze" in page
+    turnovers = [way["difference"]["turnover"] for way in story["ways"].values()]
     assert page.count("base and tuned model: Jaccard") == 2 and all(one["gap"]["p_holm"] > 0 for one in turnovers)
-    assert (story["status"] == "FAILED") == any(told["tuning"]["reason"] for told in story["ways"].values())
+    assert (story["status"] == "FAILED") == any(way["tuning"]["reason"] for way in story["ways"].values())
     # A story that was stopped goes on: what is there is not made again.
     (tmp_path / "parts" / "full_nodes.json").unlink()
     call(*settings(local, tmp_path, *STORY), verb="finetune")
     again = json.loads((tmp_path / "story.json").read_text())
     assert list(again["seconds_by_phase"]) == ["full_nodes"]
     assert again["ways"] == story["ways"] and again["between"] == story["between"]
-
-
-def test_suggestions_say_when_nothing_is_shown() -> None:
-    nought = {"value": 0.0, "low": -0.1, "high": 0.1}
-    row = {
-        "ranking": "base circuit",
-        "n_layers": 1,
-        "layers": [0],
-        "gain_share": {"value": 0.5, "low": 0.3, "high": 0.7},
-    }
-    row |= {"random": {"value": 0.5, "low": 0.4, "high": 0.6}, "rank_p": 0.5, "p_holm": 0.5, "text_kl": 0.1}
-    whole = {"ranking": "all", "n_layers": 2, "layers": [0, 1], "gain_share": nought | {"value": 1.0}, "text_kl": 0.2}
-    own = {"drop": nought, "random": nought, "rank_p": 0.4, "p_holm": 0.4}
-    moved = {"gain_share": nought, "random_gain_share": nought, "rank_p": 0.4, "p_holm": 0.4}
-    nodes = {"chosen": ["m0"], "full_metric": nought, "ablation": {"set": own}, "transfer": {"weights": moved}}
-    way = {"layers": [whole, row], "nodes": nodes, "held_out": {"n_pairs": 10}}
-    story = {"ways": {"a": way, "b": way}, "score": "accuracy", "status": "OK", "reason": None, "seed": 0}
-    story |= {"between": {"ways": ["a", "b"], "accuracy": nought, "text_kl": nought}, "story": {"draws": 20}}
-    said = dict(suggestions(story))
-    assert "no reason to prefer either" in said["Which method"]
-    assert "No better than random: 1 by base circuit (p = 0.5)" in said["Which layers (a)"]
-    assert "no better than random" in said["Which nodes (b)"]
-    assert "nothing can be frozen" in said["What to freeze (a)"]
-    row |= {"rank_p": 0.04, "p_holm": 0.04, "gain_share": {"value": 0.95, "low": 0.9, "high": 1.0}}
-    story["between"] |= {"accuracy": {"value": 0.2, "low": 0.1, "high": 0.3}}
-    said = dict(suggestions(story))
-    assert "Take a" in said["Which method"] and "All but layers 0" in said["What to freeze (a)"]
 
 
 def test_layers_of_edges_by_hand() -> None:

@@ -15,8 +15,8 @@ from circuitlit.cli.build import build_subject, device_of
 from circuitlit.cli.checks import run_dir
 from circuitlit.cli.configs import composed, entries
 from circuitlit.errors import UserError
-from circuitlit.graph import INPUTS, Graph
-from circuitlit.graph.nodes import known_nodes
+from circuitlit.graph import Graph
+from circuitlit.graph.nodes import known_nodes, plain_kinds
 from circuitlit.heads.text import read_passages, sample_passages, write_passages
 from circuitlit.model import Subject
 from circuitlit.model.limits import longest_prompt
@@ -121,7 +121,7 @@ def component_kinds(path: str | None, graph: Graph) -> dict[str, str]:
     Raises:
         UserError: no such run.
     """
-    kinds = {f"m{layer}": "mlp" for layer in range(graph.n_layers)} | dict.fromkeys(INPUTS, "input")
+    kinds = plain_kinds(graph)
     if path is None:
         return kinds
     file = Path(path) / "heads.json" if Path(path).is_dir() else Path(path)

@@ -40,23 +40,32 @@ class Intruders:
 
 
 @dataclass(frozen=True, kw_only=True)
-class WeightChange:
-    """How far a model's weights moved.
+class WeightSpread:
+    """How far a model's weights moved, and where.
+
+    Attributes:
+        relative: norm of the change over the norm of all weights.
+        distribution: over layers ("layer"), kinds of part ("kind") and nodes ("node").
+    """
+
+    relative: float | None
+    distribution: dict[str, Distribution]
+
+
+@dataclass(frozen=True, kw_only=True)
+class WeightChange(WeightSpread):
+    """The same in full.
 
     Attributes:
         norm: of the change.
-        relative: the same over the norm of all weights.
         unchanged, still: share of weights that did not move, or by no more than rounding; see `MatrixChange`.
-        distribution: over layers ("layer"), kinds of part ("kind") and nodes ("node").
         intruders: new directions.
         parts: every part.
     """
 
     norm: float
-    relative: float | None
     unchanged: float
     still: float
-    distribution: dict[str, Distribution]
     intruders: Intruders
     parts: list[PartChange]
 

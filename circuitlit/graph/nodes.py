@@ -5,7 +5,7 @@ from __future__ import annotations
 from collections.abc import Collection
 
 from circuitlit.errors import UserError
-from circuitlit.graph.topology import Graph
+from circuitlit.graph.topology import INPUTS, Graph
 
 
 def place_of(node: str) -> tuple[int, int | None]:
@@ -39,3 +39,8 @@ def known_nodes(graph: Graph, names: Collection[str], extra: Collection[str] = (
 def whole_layers(graph: Graph, nodes: Collection[str]) -> list[int]:
     """Layers all of whose heads are among the nodes."""
     return [layer for layer in range(graph.n_layers) if all(node_name(layer, h) in nodes for h in range(graph.n_heads))]
+
+
+def plain_kinds(graph: Graph) -> dict[str, str]:
+    """What MLPs and inputs are called in tables where heads have roles."""
+    return {f"m{layer}": "mlp" for layer in range(graph.n_layers)} | dict.fromkeys(INPUTS, "input")

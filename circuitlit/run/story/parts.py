@@ -3,16 +3,15 @@
 from __future__ import annotations
 
 from collections.abc import Callable
-from contextlib import nullcontext
 from pathlib import Path
 from typing import Any
 
 from omegaconf import DictConfig
+from pydantic import TypeAdapter
 
-from circuitlit.cli.checks import writing_to
 from circuitlit.cli.kept import fingerprint, read_kept, settings_of
 from circuitlit.files import write_json
-from circuitlit.progress import Clock
+from circuitlit.progress import part
 
 _GROUPS = ("task", "model", "adapter", "tune", "method", "ablation", "sparsity", "mask", "data", "evaluate", "story")
 
@@ -23,35 +22,27 @@ class Parts:
     Args:
         cfg: the story's settings.
         folder: where the parts' files are.
-        clock: times the parts that are made.
     """
 
-    def __init__(self, cfg: DictConfig, folder: Path, clock: Clock) -> None:
-        self._folder, self._clock = folder, clock
+    def __init__(self, cfg: DictConfig, folder: Path) -> None:
+        self._folder = folder
         self._settings = fingerprint(settings_of(cfg, _GROUPS))
 
-    def made(
-        self, name: str, text: str, work: Callable[[], dict[str, Any]], writes_to: Path | None = None
-    ) -> dict[str, Any]:
-        """One part, as it stands in its file.
+    def once(self, name: str, text: str, work: Callable[[], Any], kind: Any) -> Any:
+        """One part.
 
         Args:
             name: of the file, and of the part's time.
             text: what is said while it is made.
             work: makes it.
-            writes_to: run directory of the verb that `work` runs.
+            kind: its type.
         """
-        file = self._folder / f"{name}.json"
-        found = self._read(file)
-        if found is None:
-            with self._clock.phase(name, text), nullcontext() if writes_to is None else writing_to(writes_to):
-                content = work()
+        file, adapter = self._folder / f"{name}.json", TypeAdapter(kind)
+        known = read_kept(file)
+        if known.get("settings") != self._settings:
+            with part(name, text):
+                content = adapter.dump_python(work())
             self._folder.mkdir(exist_ok=True)
             write_json(file, {"settings": self._settings, "content": content})
-            found = self._read(file)
-        assert found is not None
-        return found
-
-    def _read(self, file: Path) -> dict[str, Any] | None:
-        known = read_kept(file)
-        return known["content"] if known.get("settings") == self._settings else None
+            known = read_kept(file)
+        return adapter.validate_python(known["content"])

@@ -10,13 +10,9 @@ from omegaconf import DictConfig, OmegaConf
 
 from circuitlit.cli.build import plain
 from circuitlit.cli.configs import composed, entries
-from circuitlit.compare.interventions import CLAIMS
 from circuitlit.errors import UserError
-from circuitlit.evaluate.overlap import TESTS
-from circuitlit.evaluate.testing import enough_draws
+from circuitlit.timeline.telling import story_draws
 
-COMPARISONS = 2  # of circuits: base and tuned, neighbouring checkpoints
-RANKINGS = 3  # of layers: by circuit difference, base circuit and weight change
 _SHARED = ("task", "model", "method", "ablation", "sparsity", "mask", "data", "evaluate", "paths", "strategy", "seed")
 _LEAST = 2  # a story compares
 
@@ -68,8 +64,7 @@ def story_task(cfg: DictConfig) -> DictConfig:
 
 def most_draws(cfg: DictConfig) -> int:
     """Most random sets for each comparison: enough for every claim that the story's page makes."""
-    claims = len(cfg.story.ways) * (RANKINGS * len(cfg.story.layers) + CLAIMS + COMPARISONS * TESTS)
-    return cfg.story.draws or enough_draws(claims)
+    return cfg.story.draws or story_draws(len(cfg.story.ways), len(cfg.story.layers))
 
 
 def verb_settings(cfg: DictConfig, verb: str, changes: dict[str, Any]) -> DictConfig:
