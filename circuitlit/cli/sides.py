@@ -14,6 +14,7 @@ from torch import Tensor
 from circuitlit.cli.build import build_subject, device_of
 from circuitlit.cli.checks import run_dir
 from circuitlit.cli.configs import composed, entries
+from circuitlit.compare.weights import check_same_graph
 from circuitlit.errors import UserError
 from circuitlit.graph import Graph
 from circuitlit.graph.nodes import known_nodes, plain_kinds
@@ -79,9 +80,7 @@ def load_both(cfg: DictConfig) -> tuple[Subject, Subject]:
         UserError: one cannot be loaded, or they are of different graphs.
     """
     base, tuned = load_base(cfg), load_side(cfg, cfg.tuned, "tuned")
-    if base.graph != tuned.graph:
-        shapes = [f"{s.graph.n_layers} layers x {s.graph.n_heads} heads" for s in (base, tuned)]
-        raise UserError(f"base has {shapes[0]}, tuned {shapes[1]}; only models of one graph can be compared")
+    check_same_graph(base, tuned)
     return base, tuned
 
 

@@ -12,10 +12,10 @@ import torch
 from circuitlit.compare.difference import LABELS, CircuitDifference, Resampled, circuit_difference
 from circuitlit.compare.nodes import node_modes
 from circuitlit.compare.reuse import Reuse, Swaps, swap_nodes
-from circuitlit.compare.scored import SIZES, ScoredModel, score_model
+from circuitlit.compare.scored import SIZES, ScoredModel, facts_of, score_model
 from circuitlit.compare.turnover import Circuits, Turnover, turnover
 from circuitlit.compare.weight_figures import WeightChange, module_intruders, node_changes
-from circuitlit.compare.weights import weight_changes
+from circuitlit.compare.weights import check_same_graph, weight_changes
 from circuitlit.discover.method import Method
 from circuitlit.discover.workbench import Workbench
 from circuitlit.errors import UserError
@@ -150,39 +150,28 @@ def compare_models(
         UserError: the models have different graphs, or a setting makes no sense.
     """
     one, other = base.subject, tuned.subject
-    if one.graph != other.graph:
-        raise UserError("base and tuned are of different graphs; compare models of one architecture and size")
+    check_same_graph(one, other)
     if not delta > 1:
         raise UserError(f"delta={delta} must be a factor above 1")
     with phase("behaviour", "Testing both on held-out pairs"):
         pairs = HeldOut(one.model, base.data.test, base.data.eval_batch_size, one.device)
         behaviour = behaviour_change(pairs.base, pairs.measure(other.model))
-    scored = {} if scored is None else scored
+    scored, tried = {} if scored is None else scored, {"sizes": sizes, "faithfulness": faithfulness}
     for name, bench in (("base", base), ("tuned", tuned)):
         if name not in scored:
             with phase(f"scores_{name}", f"Scoring the {name} model on {resamples} resamples"):
-                how = {"sizes": sizes, "faithfulness": faithfulness, "probe_pairs": probe_pairs}
-                scored[name] = score_model(bench, method, resamples=resamples, seed=seed, **how)
+                scored[name] = score_model(bench, method, resamples, seed, probe_pairs=probe_pairs, **tried)
     sides = scored["base"], scored["tuned"]
     with phase("weights", "Measuring the weights' change"):
         parts = list(weight_changes(one, other))
         weights = WeightChange.of(parts, module_intruders(one, other, intruders))
-    swaps, reused = reuse or Swaps(), None
-    if swaps.pairs and one.graph.inputs == 1:
-        with phase("reuse", "Comparing and swapping nodes"):
-            reused = _reuse(base, tuned, sides, swaps)
-    moved = node_changes(parts)
+    reused, moved = _reuse(base, tuned, sides, reuse or Swaps()), node_changes(parts)
     random = draws or draws_for(1)
     circuits = [Circuits.of(side.resampled, random, number) for number, side in enumerate(sides)]
     matched = sides[0].smallest, sides[1].smallest
     return Comparison(
-        task=base.data.splits.name,
-        method=method.name,
-        ablation=base.references.kind,
-        seed=seed,
-        base=one.origin,
+        **facts_of(base, method, seed),
         tuned=other.origin,
-        n_edges_total=one.graph.n_edges,
         resamples=len(sides[0].resampled.resamples),
         delta=delta,
         at_size=_change(sides[0].resampled, sides[1].resampled, delta, moved, reused),
@@ -195,16 +184,19 @@ def compare_models(
     )
 
 
-def _reuse(base: Workbench, tuned: Workbench, sides: tuple[ScoredModel, ScoredModel], settings: Swaps) -> Reuse:
+def _reuse(base: Workbench, tuned: Workbench, sides: tuple[ScoredModel, ScoredModel], settings: Swaps) -> Reuse | None:
     """Likeness of all nodes on test pairs, and swaps of those that carry most of either circuit."""
     graph, test = base.subject.graph, base.data.test
+    if not settings.pairs or graph.inputs > 1:
+        return None
     shares = sum(side.resampled.circuit.shares for side in sides)
     by_writer = torch.zeros(graph.n_writers, dtype=torch.float64)
     carried = by_writer.index_add_(0, graph.writer_of, torch.as_tensor(shares))[graph.inputs :]
     order = carried.argsort(descending=True, stable=True).tolist()
     nodes = [graph.nodes[place] for place in order if float(carried[place]) > 0]
     batches = list(test.batches(base.data.eval_batch_size, order=test.spread(settings.pairs)))
-    return swap_nodes(base.subject, tuned.subject, batches, nodes[: settings.nodes], settings.margin)
+    with phase("reuse", "Comparing and swapping nodes"):
+        return swap_nodes(base.subject, tuned.subject, batches, nodes[: settings.nodes], settings.margin)
 
 
 def _change(

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 from collections.abc import Sequence
 from dataclasses import dataclass, replace
+from typing import Any
 
 import torch
 
@@ -35,12 +36,12 @@ class ScoredModel:
 def score_model(
     bench: Workbench,
     method: Method,
-    *,
     resamples: int = 10,
+    seed: int = 0,
+    *,
     sizes: Sequence[float] = SIZES,
     faithfulness: float = 0.8,
     probe_pairs: int = 32,
-    seed: int = 0,
 ) -> ScoredModel:
     """Score a model, and look for its smallest circuit that is faithful enough.
 
@@ -48,10 +49,10 @@ def score_model(
         bench: subject, pairs and masked model.
         method: how edges are scored.
         resamples: of the training pairs.
+        seed: of the resamples.
         sizes: shares of the edges that are tried.
         faithfulness: that is enough.
         probe_pairs: validation pairs that measure it.
-        seed: of the resamples.
     """
     found = resampled_scores(bench, method, resamples, seed)
     pairs = bench.data.to_choose_on
@@ -74,3 +75,15 @@ def resampled_scores(bench: Workbench, method: Method, resamples: int = 10, seed
     generator = torch.Generator().manual_seed(seed)
     rows = [torch.randint(count, (count,), generator=generator).tolist() for _ in range(resamples)]
     return Resampled(score.scores, [score(picked) for picked in rows], bench.count)
+
+
+def facts_of(base: Workbench, method: Method, seed: int) -> dict[str, Any]:
+    """What results of comparisons say of themselves: task, method, ablation, seed, base model and its edges."""
+    return {
+        "task": base.data.splits.name,
+        "method": method.name,
+        "ablation": base.references.kind,
+        "seed": seed,
+        "base": base.subject.origin,
+        "n_edges_total": base.subject.graph.n_edges,
+    }

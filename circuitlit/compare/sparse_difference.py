@@ -10,6 +10,7 @@ from typing import Any, ClassVar
 
 import torch
 
+from circuitlit.compare.weights import check_same_graph
 from circuitlit.discover import Schedule, initial_log_alpha
 from circuitlit.discover.fit import Curves, Fit, fit
 from circuitlit.discover.method import Method
@@ -106,29 +107,24 @@ def find_difference(
         UserError: models of different graphs, a penalty that is not above 0, or masks on more than edges.
     """
     benches, layout = (base, tuned), base.layout
-    if base.subject.graph != tuned.subject.graph:
-        raise UserError("base and tuned are of different graphs; compare models of one architecture and size")
+    check_same_graph(base.subject, tuned.subject)
     if not penalty > 0:
         raise UserError(f"penalty={penalty} must be above 0; without it any edge may differ")
     if layout.sites != "edges" or layout.roles or not base.count:
         raise UserError("find_difference needs masks on edges alone (sites='edges', roles=False) and a sparsity")
     with phase("attribution", f"Scoring {layout.n_edges:,} edges of both"):
         start = _mean_scores([bench.score(method) for bench in benches])
+        initial = initial_log_alpha(layout, init, start, base.count, init_scale)
     with phase("training", f"Training masks and their difference for {schedule.steps} steps"):
-        learner = DifferenceLearner(
-            [bench.loss(objective) for bench in benches],
-            [bench.references for bench in benches],
-            initial_log_alpha(layout, init, start, base.count, init_scale),
-            1 - base.count / layout.n_edges if sparsity is None else sparsity,
-            schedule,
-            penalty,
-            seed,
-        ).to(base.subject.device)
+        losses, references = [bench.loss(objective) for bench in benches], [bench.references for bench in benches]
+        target = 1 - base.count / layout.n_edges if sparsity is None else sparsity
+        learner = DifferenceLearner(losses, references, initial, target, schedule, penalty, seed)
+        learner.to(base.subject.device)
         history = (train or partial(fit, steps=schedule.steps, names=CURVES))(learner, base.data)
         learner.to(base.subject.device)
     with phase("leaving out", f"Leaving edges out one by one, on {pairs} pairs"):
-        own = base.data.train
-        found = learner.found(own.batches(base.data.eval_batch_size, order=own.spread(pairs)))
+        order = base.data.train.spread(pairs)
+        found = learner.found(base.data.train.batches(base.data.eval_batch_size, order=order))
     with phase("evaluation", f"Evaluating both circuits on {len(base.data.test)} held-out pairs"):
         circuits = {"base": base.cut(found.base), "tuned": tuned.cut(found.tuned)}
         measured = [_measured(bench, circuits) for bench in benches]

@@ -17,10 +17,10 @@ from circuitlit.compare.difference import Resampled
 from circuitlit.compare.effects import text_kl
 from circuitlit.compare.likeness import attention_change
 from circuitlit.compare.matched_checkpoints import Score, checkpoint_scores, common_level, nearest_step
-from circuitlit.compare.scored import resampled_scores
+from circuitlit.compare.scored import facts_of, resampled_scores
 from circuitlit.compare.turnover import Circuits, Turnover, turnover
 from circuitlit.compare.weight_figures import Reach
-from circuitlit.compare.weights import weight_changes
+from circuitlit.compare.weights import check_same_graph, weight_changes
 from circuitlit.discover.method import Method
 from circuitlit.discover.workbench import Workbench
 from circuitlit.errors import UserError
@@ -206,8 +206,7 @@ def compare_tunings(
     for number, (name, path) in enumerate(runs.items(), start=1):
         with phase(f"run_{name}", f"{name} at step {steps[name]}"):
             own = load(name, Path(path) / "checkpoints" / f"step_{steps[name]:06d}")
-            if own.subject.graph != subject.graph:
-                raise UserError(f"run {name} is of another graph than the base; only models of one can be compared")
+            check_same_graph(subject, own.subject, f"run {name}")
             circuits[name] = Circuits.of(resampled_scores(own, method, resamples, seed), draws, number)
             found[name] = TunedRun(
                 run=str(path),
@@ -219,15 +218,10 @@ def compare_tunings(
                 **_changes(subject, own, text),
             )
     result = TuningComparison(
-        task=base.data.splits.name,
-        method=method.name,
-        ablation=base.references.kind,
-        seed=seed,
+        **facts_of(base, method, seed),
         match=match,
         level=level,
-        base=subject.origin,
         n_edges=base.count,
-        n_edges_total=subject.graph.n_edges,
         resamples=resamples,
         base_scores=ScoreFigures.of(before.model.scores),
         runs=found,

@@ -51,6 +51,21 @@ class _Part(NamedTuple):
     weight: Float[Tensor, "into out"]
 
 
+def check_same_graph(base: Subject, tuned: Subject, name: str = "tuned") -> None:
+    """Refuse models that cannot be compared.
+
+    Args:
+        base, tuned: the models.
+        name: what the second is called in the error.
+
+    Raises:
+        UserError: they are of different graphs.
+    """
+    if base.graph != tuned.graph:
+        shapes = [f"{s.graph.n_layers} layers x {s.graph.n_heads} heads" for s in (base, tuned)]
+        raise UserError(f"base has {shapes[0]}, {name} {shapes[1]}; only models of one graph can be compared")
+
+
 def weight_changes(base: Subject, tuned: Subject) -> Iterator[PartChange]:
     """Every part's change, block by block.
 
@@ -60,8 +75,7 @@ def weight_changes(base: Subject, tuned: Subject) -> Iterator[PartChange]:
     Raises:
         UserError: the models are not of one shape.
     """
-    if base.graph != tuned.graph:
-        raise UserError("the two models have different graphs; compare models of one architecture and size")
+    check_same_graph(base, tuned)
     if _shares_weights(base, tuned):
         adapted = _adapter_factors(tuned)
         for part in _parts(base):
