@@ -8,10 +8,10 @@ from dataclasses import dataclass
 from jaxtyping import Float, Int
 from torch import Tensor
 
-from circuitlit.compare.effects import text_kl
+from circuitlit.compare.effects import PairBed, model_text_kl, plain_logits
 from circuitlit.evaluate import Estimate, paired_difference
 from circuitlit.evaluate.statistics import mean_estimate
-from circuitlit.finetune import BehaviourChange, HeldOut, behaviour_change
+from circuitlit.finetune import BehaviourChange, behaviour_change
 from circuitlit.model import Subject
 from circuitlit.objective import Outcome
 from circuitlit.tasks import EncodedPairs
@@ -70,13 +70,13 @@ def compare_answers(
         batch_size: pairs that run together.
         text: passages of other text.
     """
-    known, ways = HeldOut(base.model, pairs, batch_size, base.device), {}
+    bed, ways = PairBed(base, pairs.batches(batch_size)), {}
     found: dict[str, tuple[Outcome, Float[Tensor, "passage"]]] = {}
     for name, model in tuned:
-        outcome = known.measure(model.model)
-        moved = text_kl(base, text, lambda model=model: model.unembed(model.hidden(text)))
+        outcome = bed.measure(lambda batch, model=model: plain_logits(model, batch))
+        moved = model_text_kl(base, model, text)
         found[name] = outcome, moved
-        ways[name] = Answers(held_out=behaviour_change(known.base, outcome), text_kl=mean_estimate(moved, None))
+        ways[name] = Answers(held_out=behaviour_change(bed.full, outcome), text_kl=mean_estimate(moved, None))
     (one, text_one), (other, text_other) = list(found.values())[:2]
     between = AnswersApart(
         ways=list(found)[:2],

@@ -10,6 +10,7 @@ from typing import Any, ClassVar
 import torch
 
 from circuitlit.compare.difference import LABELS, CircuitDifference, Resampled, circuit_difference
+from circuitlit.compare.effects import PairBed, answers_changed
 from circuitlit.compare.nodes import node_modes
 from circuitlit.compare.reuse import Reuse, Swaps, swap_nodes
 from circuitlit.compare.scored import SIZES, ScoredModel, facts_of, score_model
@@ -21,7 +22,7 @@ from circuitlit.discover.workbench import Workbench
 from circuitlit.errors import UserError
 from circuitlit.evaluate.overlap import draws_for
 from circuitlit.evaluate.testing import with_holm
-from circuitlit.finetune import BehaviourChange, HeldOut, behaviour_change
+from circuitlit.finetune import BehaviourChange
 from circuitlit.progress import phase
 from circuitlit.result import Result
 
@@ -154,8 +155,7 @@ def compare_models(
     if not delta > 1:
         raise UserError(f"delta={delta} must be a factor above 1")
     with phase("behaviour", "Testing both on held-out pairs"):
-        pairs = HeldOut(one.model, base.data.test, base.data.eval_batch_size, one.device)
-        behaviour = behaviour_change(pairs.base, pairs.measure(other.model))
+        behaviour = answers_changed(PairBed(one, base.data.test.batches(base.data.eval_batch_size)), other)
     scored, tried = {} if scored is None else scored, {"sizes": sizes, "faithfulness": faithfulness}
     for name, bench in (("base", base), ("tuned", tuned)):
         if name not in scored:

@@ -14,6 +14,7 @@ from circuitlit.compare.writes import Change, Writers
 from circuitlit.evaluate import Estimate, TestBed
 from circuitlit.evaluate.statistics import Statistic, combined, mean_estimate, ratio
 from circuitlit.evaluate.testing import benjamini_hochberg, paired_p
+from circuitlit.finetune import BehaviourChange, behaviour_change
 from circuitlit.graph import INPUTS, Circuit, Graph
 from circuitlit.graph.nodes import place_of
 from circuitlit.graph.select import edges_from
@@ -49,6 +50,11 @@ class PairBed:
         return Outcome.join(
             [Outcome.of(logits_of(b), teacher, b) for b, teacher in zip(self.batches, self._teacher, strict=True)]
         )
+
+
+def answers_changed(bed: PairBed, tuned: Subject) -> BehaviourChange:
+    """A tuned model's answers beside those of the bed's model."""
+    return behaviour_change(bed.full, bed.measure(lambda batch: plain_logits(tuned, batch)))
 
 
 def plain_logits(subject: Subject, batch: Batch) -> Float[Tensor, "batch answer vocab"]:
@@ -171,6 +177,11 @@ def text_kl(
     own = subject.unembed(subject.hidden(ids)).float().log_softmax(-1)
     other = changed().float().log_softmax(-1)
     return (own.exp() * (own - other)).sum(-1).mean(1).cpu()
+
+
+def model_text_kl(base: Subject, tuned: Subject, ids: Int[Tensor, "passage pos"]) -> Float[Tensor, "passage"]:
+    """KL(base || tuned) on passages, as `text_kl`."""
+    return text_kl(base, ids, lambda: tuned.unembed(tuned.hidden(ids)))
 
 
 def ablated_text(

@@ -19,6 +19,7 @@ from circuitlit.compare.effects import (
     effects,
     gain_share,
     mean_over,
+    model_text_kl,
     node_weights,
     normalised_loss,
     plain_logits,
@@ -518,7 +519,7 @@ def _transferred(case: _Case, move: Transplant) -> Transfer:
     def weighed(nodes: Sequence[str]) -> tuple[Outcome, Tensor]:
         with move.weights(nodes) as copy:
             outcome = bed.measure(lambda batch: plain_logits(copy, batch))
-            return outcome, text_kl(case.subject, case.text, lambda: copy.unembed(copy.hidden(case.text)))
+            return outcome, model_text_kl(case.subject, copy, case.text)
 
     def beside(way: Callable[[Sequence[str]], tuple[Outcome, Tensor]]) -> Transferred:
         outcome, text = way(case.chosen)

@@ -9,7 +9,7 @@ from dataclasses import dataclass, replace
 from jaxtyping import Float, Int
 from torch import Tensor
 
-from circuitlit.compare.effects import PairBed, gain_share, plain_logits, text_kl
+from circuitlit.compare.effects import PairBed, gain_share, model_text_kl, plain_logits
 from circuitlit.compare.layers import layer_nodes, top_layers
 from circuitlit.compare.transplant import Transplant
 from circuitlit.evaluate import Estimate
@@ -79,7 +79,7 @@ def move_layers(
 
     def moved(ranking: str, layers: list[int]) -> MovedLayers:
         with move.weights(layer_nodes(base.graph, layers)) as copy:
-            kl = text_kl(base, text, lambda: copy.unembed(copy.hidden(text)))
+            kl = model_text_kl(base, copy, text)
             outcome = bed.measure(lambda batch: plain_logits(copy, batch))
         return MovedLayers(
             ranking=ranking,

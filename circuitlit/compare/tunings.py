@@ -14,7 +14,7 @@ from jaxtyping import Float, Int
 from torch import Tensor
 
 from circuitlit.compare.difference import Resampled
-from circuitlit.compare.effects import text_kl
+from circuitlit.compare.effects import PairBed, answers_changed, model_text_kl
 from circuitlit.compare.likeness import attention_change
 from circuitlit.compare.matched_checkpoints import Score, checkpoint_scores, common_level, nearest_step
 from circuitlit.compare.scored import facts_of, resampled_scores
@@ -28,7 +28,7 @@ from circuitlit.evaluate import Estimate
 from circuitlit.evaluate.overlap import draws_for
 from circuitlit.evaluate.statistics import mean_estimate
 from circuitlit.evaluate.testing import with_holm
-from circuitlit.finetune import BehaviourChange, HeldOut, behaviour_change
+from circuitlit.finetune import BehaviourChange
 from circuitlit.graph import EdgeScores
 from circuitlit.model import Subject
 from circuitlit.progress import phase
@@ -199,7 +199,7 @@ def compare_tunings(
     steps = {name: nearest_step(name, scores, level) for name, scores in series.items()}
     subject, draws = base.subject, draws or draws_for(len(runs) * (len(runs) + 1) // 2)
     with phase("base", "Scoring the base model"):
-        pairs = HeldOut(subject.model, base.data.test, base.data.eval_batch_size, subject.device)
+        pairs = PairBed(subject, base.data.test.batches(base.data.eval_batch_size))
         before = Circuits.of(resampled_scores(base, method, resamples, seed), draws, 0)
     circuits: dict[str, Circuits] = {}
     found: dict[str, TunedRun] = {}
@@ -212,7 +212,7 @@ def compare_tunings(
                 run=str(path),
                 step=steps[name],
                 matched_score=series[name][steps[name]],
-                held_out=behaviour_change(pairs.base, pairs.measure(own.subject.model)),
+                held_out=answers_changed(pairs, own.subject),
                 scores=ScoreFigures.of(circuits[name].model.scores),
                 from_base=turnover(before, circuits[name], seed),
                 **_changes(subject, own, text),
@@ -240,7 +240,7 @@ def _changes(base: Subject, own: Workbench, text: Int[Tensor, "passage pos"]) ->
     return {
         "weights": Reach.of(list(weight_changes(base, tuned))),
         "attention": None if attention is None else mean_estimate(attention, None),
-        "text_kl": mean_estimate(text_kl(base, text, lambda: tuned.unembed(tuned.hidden(text))), None),
+        "text_kl": mean_estimate(model_text_kl(base, tuned, text), None),
     }
 
 
