@@ -9,9 +9,9 @@ import plotly.graph_objects as go
 from rich.console import Console
 
 from circuitlit.compare.capabilities import Capabilities
-from circuitlit.report.figures import BLUE, GREEN, GREY, RED, finish
+from circuitlit.report.figures import BLUE, GREEN, GREY, RED, error_bars, finish
 from circuitlit.report.grid import grid
-from circuitlit.report.simple_page import write_simple_page
+from circuitlit.report.simple_page import html_table, write_simple_page
 from circuitlit.report.table import Metric
 
 COLOURS = {"gained": GREEN, "improved": BLUE, "unchanged": GREY, "degraded": RED}
@@ -56,11 +56,9 @@ def acquisition_sentences(result: Capabilities) -> list[str]:
 
 def write_capabilities(result: Capabilities, folder: Path) -> Path:
     """Write `capabilities.html` into a folder: one file that needs nothing else."""
-    rows = "".join("<tr>" + "".join(f"<td>{escape(cell)}" for cell in cells) for cells in task_rows(result))
-    head = "".join(f"<th>{heading}" for heading in HEADINGS)
     sentences = "".join(f"<p>{escape(sentence)}</p>" for sentence in acquisition_sentences(result))
     sections: list[tuple[str, go.Figure | str]] = [
-        ("Tasks", f"<table><tr>{head}{rows}</table>"),
+        ("Tasks", html_table(HEADINGS, task_rows(result))),
         ("Change of the score", change_figure(result)),
     ]
     if result.acquisition:
@@ -77,12 +75,7 @@ def change_figure(result: Capabilities) -> go.Figure:
         own = {name: task for name, task in result.tasks.items() if task.verdict == verdict}
         metrics = [Metric.of(task.change) for task in own.values()]
         values = [metric.value or 0.0 for metric in metrics]
-        errors = {
-            "type": "data",
-            "symmetric": False,
-            "array": [(m.high or v) - v for m, v in zip(metrics, values, strict=True)],
-            "arrayminus": [v - (m.low or v) for m, v in zip(metrics, values, strict=True)],
-        }
+        errors = error_bars(metrics)
         if own:
             figure.add_bar(x=list(own), y=values, error_y=errors, name=verdict, marker={"color": colour})
     figure.update_yaxes(title_text="tuned minus base")

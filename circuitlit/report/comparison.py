@@ -18,7 +18,7 @@ from circuitlit.report.grid import grid
 from circuitlit.report.overlap import overlap_sentence
 from circuitlit.report.reuse import reuse_sentence, tables
 from circuitlit.report.reuse import sections as reuse_sections
-from circuitlit.report.simple_page import write_simple_page
+from circuitlit.report.simple_page import html_table, write_simple_page
 from circuitlit.report.table import Metric, count, percent
 
 COLOURS = {
@@ -93,25 +93,24 @@ def _nodes_table(entry: CircuitChange) -> Table:
 def write_comparison(result: Comparison, folder: Path) -> Path:
     """Write `compare.html` into a folder: one file that needs nothing else."""
     size, answered = result.at_size, result.held_out
-    rows = "".join(f"<tr><td>{label}<td>{count(size.counts[label])}" for label in LABELS[1:])
-    answers = "".join(
-        f"<tr><td>{name}"
-        + "".join(f"<td>{Metric.of(getattr(answered, f'{name}_{of}'))}" for of in ("base", "tuned", "change"))
-        for name in ("accuracy", "metric")
-    )
+    rows = [(label, count(size.counts[label])) for label in LABELS[1:]]
+    of = ("base", "tuned", "change")
+    answers = [
+        (name, *(str(Metric.of(getattr(answered, f"{name}_{one}"))) for one in of)) for name in ("accuracy", "metric")
+    ]
     lead = (
         f"Circuits of {count(size.n_edges['base'])} of {count(result.n_edges_total)} edges, scored by {result.method} "
         f"on {result.resamples} resamples of the training pairs. {_distance(size, 'They')}"
     )
     sections: list[tuple[str, go.Figure | str]] = [
-        ("Edges", f"<table>{rows}</table>"),
+        ("Edges", html_table((), rows)),
         ("Each edge's share", edge_figure(result)),
         *reuse_sections(result),
         ("Weights", weight_figure(result)),
         (
             f"Answers on {answered.n_pairs} held-out pairs",
-            f"<table><tr><th><th>base<th>tuned<th>change{answers}</table>"
-            f"<p>p = {answered.accuracy_p:.2g}: {answered.gained} pairs gained, {answered.lost} lost.</p>",
+            html_table(("", *of), answers)
+            + f"<p>p = {answered.accuracy_p:.2g}: {answered.gained} pairs gained, {answered.lost} lost.</p>",
         ),
     ]
     return write_simple_page(folder / "compare.html", _title(result), lead, sections)

@@ -13,7 +13,7 @@ from circuitlit.compare.sparse_difference import LearnedDifference
 from circuitlit.report.figures import BLUE, GREEN, ORANGE, finish
 from circuitlit.report.grid import grid
 from circuitlit.report.overlap import overlap_sentence
-from circuitlit.report.simple_page import write_simple_page
+from circuitlit.report.simple_page import html_table, write_simple_page
 from circuitlit.report.table import Metric, count
 
 SHOWN = 10
@@ -51,10 +51,8 @@ def edges_text(result: LearnedDifference, most: int) -> str:
 
 def write_difference(result: LearnedDifference, folder: Path) -> Path:
     """Write `difference.html` into a folder: one file that needs nothing else."""
-    head = "".join(f"<th>{escape(heading)}" for heading in HEADINGS)
-    rows = "".join("<tr>" + "".join(f"<td>{escape(cell)}" for cell in row) for row in model_rows(result))
     sections: list[tuple[str, go.Figure | str]] = [
-        ("Each model under both circuits", f"<table><tr>{head}{rows}</table>"),
+        ("Each model under both circuits", html_table(HEADINGS, model_rows(result))),
         ("Edges that differ", f"<p>{escape(edges_text(result, 1000))}</p>"),
         ("What the circuits share", f"<p>{escape(overlap_sentence(result.shared))}</p>"),
         ("Training", training_figure(result)),

@@ -4,12 +4,15 @@ from __future__ import annotations
 
 import math
 from collections import Counter
+from collections.abc import Sequence
+from typing import Any
 
 import plotly.graph_objects as go
 from plotly.subplots import make_subplots
 
 from circuitlit.graph import Graph
 from circuitlit.report.edges import RankedEdge
+from circuitlit.report.table import Metric
 
 # The colour-blind-safe palette of seaborn, without the greys.
 BLUE, ORANGE, GREEN, RED, PINK = "#0173b2", "#de8f05", "#029e73", "#d55e00", "#cc78bc"
@@ -35,6 +38,17 @@ def finish(figure: go.Figure, height: int) -> go.Figure:
     figure.update_xaxes(automargin=True, zeroline=False, title_standoff=8)
     figure.update_yaxes(automargin=True, zeroline=False, title_standoff=8)
     return figure
+
+
+def error_bars(metrics: Sequence[Metric]) -> dict[str, Any]:
+    """Bars from low to high around the values; none where there is no interval."""
+    values = [metric.value or 0.0 for metric in metrics]
+    return {
+        "type": "data",
+        "symmetric": False,
+        "array": [(m.high or v) - v for m, v in zip(metrics, values, strict=True)],
+        "arrayminus": [v - (m.low or v) for m, v in zip(metrics, values, strict=True)],
+    }
 
 
 def training_figure(history: dict) -> go.Figure | None:

@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-from html import escape
 from pathlib import Path
 
 import plotly.graph_objects as go
@@ -11,7 +10,7 @@ from rich.console import Console
 from circuitlit.compare.injected_facts import FactInjection
 from circuitlit.report.figures import BLUE, GREY, RED, finish
 from circuitlit.report.grid import grid
-from circuitlit.report.simple_page import write_simple_page
+from circuitlit.report.simple_page import html_table, write_simple_page
 from circuitlit.report.table import Metric
 
 ANSWERS = ("facts", "number", "said before", "said after", "metric before", "metric after")
@@ -69,17 +68,11 @@ def sentence(result: FactInjection) -> str:
 def write_injection(result: FactInjection, folder: Path) -> Path:
     """Write `injection.html` into a folder: one file that needs nothing else."""
     sections: list[tuple[str, go.Figure | str]] = [
-        ("Facts, in a wording not tuned on", _table(ANSWERS, answer_rows(result))),
+        ("Facts, in a wording not tuned on", html_table(ANSWERS, answer_rows(result))),
         ("Every node's part, estimated", node_figure(result)),
-        ("Nodes put back to the base's weights: share of the gain that is lost", _table(CARRIERS, rows(result))),
+        ("Nodes put back to the base's weights: share of the gain that is lost", html_table(CARRIERS, rows(result))),
     ]
     return write_simple_page(folder / "injection.html", f"Facts tuned into {result.model}", sentence(result), sections)
-
-
-def _table(headings: tuple[str, ...], cells: list[tuple[str, ...]]) -> str:
-    head = "".join(f"<th>{escape(heading)}" for heading in headings)
-    body = "".join("<tr>" + "".join(f"<td>{escape(cell)}" for cell in row) for row in cells)
-    return f"<table><tr>{head}{body}</table>"
 
 
 def node_figure(result: FactInjection) -> go.Figure:

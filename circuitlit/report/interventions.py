@@ -2,16 +2,15 @@
 
 from __future__ import annotations
 
-from html import escape
 from pathlib import Path
 
 import plotly.graph_objects as go
 from rich.console import Console
 
 from circuitlit.compare.interventions import Interventions
-from circuitlit.report.figures import BLUE, GREEN, GREY, ORANGE, RED, finish
+from circuitlit.report.figures import BLUE, GREEN, GREY, ORANGE, RED, error_bars, finish
 from circuitlit.report.grid import grid
-from circuitlit.report.simple_page import write_simple_page
+from circuitlit.report.simple_page import html_table, write_simple_page
 from circuitlit.report.table import Metric
 
 SHOWN = 10
@@ -63,7 +62,7 @@ def _text(raw: object) -> str:
 
 def write_interventions(result: Interventions, folder: Path) -> Path:
     """Write `intervene.html` into a folder: one file that needs nothing else."""
-    rows = "".join("<tr>" + "".join(f"<td>{escape(cell)}" for cell in cells) for cells in set_rows(result))
+    headings = ("", "they", "random like them", "rank p")
     sections = [
         ("Nodes, ablated one by one", effects_figure(result, "nodes")),
         ("Edges, cut one by one", effects_figure(result, "edges")),
@@ -71,7 +70,7 @@ def write_interventions(result: Interventions, folder: Path) -> Path:
         ("Dose and response", dose_figure(result)),
         (
             f"The set {' '.join(result.chosen)}",
-            f"<table><tr><th><th>they<th>random like them<th>rank p{rows}</table>",
+            html_table(headings, set_rows(result)),
         ),
     ]
     lead = (
@@ -90,12 +89,7 @@ def effects_figure(result: Interventions, what: str) -> go.Figure:
         go.Bar(
             x=[row.name for row in rows],
             y=values,
-            error_y={
-                "type": "data",
-                "symmetric": False,
-                "array": [(m.high or v) - v for m, v in zip(metrics, values, strict=True)],
-                "arrayminus": [v - (m.low or v) for m, v in zip(metrics, values, strict=True)],
-            },
+            error_y=error_bars(metrics),
             marker={"color": [BLUE if row.q <= level else GREY for row in rows]},
             customdata=[(row.kind, row.q) for row in rows],
             hovertemplate="%{x}, %{customdata[0]}<br>drop %{y:.3f}, q %{customdata[1]:.2g}<extra></extra>",
@@ -135,10 +129,5 @@ def dose_figure(result: Interventions) -> go.Figure:
 
 def _curve(figure: go.Figure, x: list, metrics: list[Metric], name: str, colour: str) -> None:
     values = [metric.value for metric in metrics]
-    errors = {
-        "type": "data",
-        "symmetric": False,
-        "array": [(m.high or 0) - (m.value or 0) for m in metrics],
-        "arrayminus": [(m.value or 0) - (m.low or 0) for m in metrics],
-    }
+    errors = error_bars(metrics)
     figure.add_scatter(x=x, y=values, error_y=errors, mode="lines+markers", name=name, line={"color": colour})

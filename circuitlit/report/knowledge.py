@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-from html import escape
 from pathlib import Path
 
 import plotly.graph_objects as go
@@ -11,7 +10,7 @@ from rich.console import Console
 from circuitlit.compare.known_facts import Knowledge
 from circuitlit.report.figures import BLUE, GREY, finish
 from circuitlit.report.grid import grid
-from circuitlit.report.simple_page import write_simple_page
+from circuitlit.report.simple_page import html_table, write_simple_page
 from circuitlit.report.table import Metric
 
 TASKS = ("pack", "task", "pairs", "accuracy", "answered (training, test)")
@@ -59,9 +58,9 @@ def role_rows(result: Knowledge) -> list[tuple[str, ...]]:
 def write_knowledge(result: Knowledge, folder: Path) -> Path:
     """Write `knowledge.html` into a folder: one file that needs nothing else."""
     sections: list[tuple[str, go.Figure | str]] = [
-        ("Tasks", _table(TASKS, task_rows(result))),
+        ("Tasks", html_table(TASKS, task_rows(result))),
         ("Pairs answered, by relation or sentence", group_figure(result)),
-        ("Heads", _table(ROLES, role_rows(result))),
+        ("Heads", html_table(ROLES, role_rows(result))),
     ]
     lead = (
         "Heads are sought on training pairs that the model answers and checked on such test pairs, whose sentences are "
@@ -69,12 +68,6 @@ def write_knowledge(result: Knowledge, folder: Path) -> Path:
         "subject or relation is blocked. Retrieval heads: their write to the logits is taken from the corrupted prompt."
     )
     return write_simple_page(folder / "knowledge.html", f"What {result.model} knows", lead, sections)
-
-
-def _table(headings: tuple[str, ...], rows: list[tuple[str, ...]]) -> str:
-    head = "".join(f"<th>{escape(heading)}" for heading in headings)
-    body = "".join("<tr>" + "".join(f"<td>{escape(cell)}" for cell in row) for row in rows)
-    return f"<table><tr>{head}{body}</table>"
 
 
 def group_figure(result: Knowledge) -> go.Figure:

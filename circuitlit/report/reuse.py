@@ -13,6 +13,7 @@ from circuitlit.compare.turnover import Turnover
 from circuitlit.report.figures import BLUE, GREEN, GREY, ORANGE, PINK, RED, finish
 from circuitlit.report.grid import grid
 from circuitlit.report.overlap import OVERLAP_HEADINGS, overlap_rows, overlap_sentence
+from circuitlit.report.simple_page import html_table
 from circuitlit.report.table import Metric
 
 STABILITY_HEADINGS = ("what", "between models", "within a model", "kept")
@@ -84,20 +85,14 @@ def _table(title: str, headings: tuple[str, ...], rows: list[tuple[str, ...]]) -
 def sections(result: Comparison) -> list[tuple[str, go.Figure | str]]:
     """For the page."""
     turnover, reuse = result.turnover, result.reuse
-    html = _html(OVERLAP_HEADINGS, overlap_rows(turnover)) + f"<p>{escape(overlap_sentence(turnover))}</p>"
+    html = html_table(OVERLAP_HEADINGS, overlap_rows(turnover)) + f"<p>{escape(overlap_sentence(turnover))}</p>"
     html += "<p>Corrected overlap of circuits of other resamples of the pairs:</p>"
-    html += _html(STABILITY_HEADINGS, stability_rows(turnover))
+    html += html_table(STABILITY_HEADINGS, stability_rows(turnover))
     made: list[tuple[str, go.Figure | str]] = [("Overlap of the circuits", html)]
     if reuse:
-        html = f"<p>{escape(reuse_sentence(reuse))}</p>" + _html(NODE_HEADINGS, node_rows(reuse, most=100))
+        html = f"<p>{escape(reuse_sentence(reuse))}</p>" + html_table(NODE_HEADINGS, node_rows(reuse, most=100))
         made += [("Reuse of nodes", html), ("Likeness and what a swap leaves", reuse_figure(reuse))]
     return made
-
-
-def _html(headings: tuple[str, ...], rows: list[tuple[str, ...]]) -> str:
-    head = "".join(f"<th>{escape(heading)}" for heading in headings)
-    body = "".join("<tr>" + "".join(f"<td>{escape(cell)}" for cell in row) for row in rows)
-    return f"<table><tr>{head}{body}</table>"
 
 
 def reuse_figure(reuse: Reuse) -> go.Figure:

@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import os
-from collections.abc import Sequence
+from collections.abc import Iterable, Sequence
 from html import escape
 from pathlib import Path
 
@@ -12,6 +12,13 @@ import plotly.graph_objects as go
 _STYLE = """:root { color-scheme: light dark } body { font: 16px system-ui, sans-serif; max-width: 60rem;
 margin: 2rem auto; padding: 0 1rem } td, th { padding: .2rem .8rem .2rem 0; text-align: left }
 table { display: block; overflow-x: auto } h1, h2, p, li { overflow-wrap: anywhere }"""
+
+
+def html_table(headings: Iterable[str], rows: Iterable[Iterable[str]]) -> str:
+    """A table of plain texts."""
+    head = "".join(f"<th>{escape(heading)}" for heading in headings)
+    body = "".join("<tr>" + "".join(f"<td>{escape(cell)}" for cell in row) for row in rows)
+    return f"<table><tr>{head}{body}</table>"
 
 
 def write_simple_page(path: Path, title: str, lead: str, sections: Sequence[tuple[str, go.Figure | str]]) -> Path:

@@ -14,10 +14,10 @@ from rich.text import Text
 from circuitlit.compare.moved_layers import MovedLayers
 from circuitlit.evaluate import Estimate
 from circuitlit.report.evolution_table import neighbours_text
-from circuitlit.report.figures import BLUE, GREEN, GREY, ORANGE, PINK, RED, finish
+from circuitlit.report.figures import BLUE, GREEN, GREY, ORANGE, PINK, RED, error_bars, finish
 from circuitlit.report.grid import grid
 from circuitlit.report.overlap import overlap_sentence
-from circuitlit.report.simple_page import write_simple_page
+from circuitlit.report.simple_page import html_table, write_simple_page
 from circuitlit.report.stages import stages_text
 from circuitlit.report.suggestions import suggestions
 from circuitlit.report.table import Metric, count
@@ -50,13 +50,13 @@ def write_story(story: TuningStory, folder: Path) -> Path:
     )
     said = "".join(f"<dt><b>{escape(heading)}</b><dd>{escape(text)}" for heading, text in suggestions(story))
     sections: list[tuple[str, go.Figure | str]] = [
-        ("What was learned", _html(*_answers(story))),
+        ("What was learned", html_table(*_answers(story))),
         ("The timeline and its stages", timeline_figure(story)),
         ("Stages", f"<ul>{stages}</ul><p>A stage that is not named was not observed.</p>"),
-        ("What changed in the circuit", _html(*_changes(story))),
+        ("What changed in the circuit", html_table(*_changes(story))),
         ("What nodes and edges the circuits share", "".join(f"<p>{escape(text)}</p>" for text in _shared(story))),
         ("Where the weights moved", weight_figure(story)),
-        ("What nodes and layers carry", _html(*_carried(story))),
+        ("What nodes and layers carry", html_table(*_carried(story))),
         ("Layers moved into the base model", layer_figure(story)),
         ("What this suggests, and how sure it is", f"<dl>{said}</dl>"),
     ]
@@ -77,12 +77,7 @@ def timeline_figure(story: TuningStory) -> go.Figure:
         rows = told.timeline["rows"]
         steps = [row["step"] + 1 for row in rows]
         found = [Metric.of(row["behaviour"]["accuracy"]) for row in rows]
-        bars = {
-            "type": "data",
-            "symmetric": False,
-            "array": [(m.high or 0.0) - (m.value or 0.0) for m in found],
-            "arrayminus": [(m.value or 0.0) - (m.low or 0.0) for m in found],
-        }
+        bars = error_bars(found)
         alike = [row["likeness"]["last"]["corrected_jaccard"] for row in rows]
         before = [row["likeness"]["previous"] for row in rows]
         changed = [None if other is None else other["edges_changed"] for other in before]
@@ -147,12 +142,7 @@ def _points(
     figure.add_scatter(
         x=["all layers" if row.ranking == "all" else f"{row.n_layers} by {row.ranking}" for row in rows],
         y=[metric.value for metric in metrics],
-        error_y={
-            "type": "data",
-            "symmetric": False,
-            "array": [(m.high or 0.0) - (m.value or 0.0) for m in metrics],
-            "arrayminus": [(m.value or 0.0) - (m.low or 0.0) for m in metrics],
-        },
+        error_y=error_bars(metrics),
         mode="markers",
         name=name,
         marker={"color": colour, "size": 9, "symbol": symbol},
@@ -210,12 +200,6 @@ def _carried(story: TuningStory) -> tuple[list[str], list[list[str]]]:
 
 def _beside(own: Estimate, random: Estimate | None, p: float | None) -> list[str]:
     return [str(Metric.of(own)), str(Metric.of(random)), "-" if p is None else f"{p:.2g}"]
-
-
-def _html(head: list[str], rows: list[list[str]]) -> str:
-    lines = ["".join(f"<td>{escape(cell)}" for cell in row) for row in rows]
-    headings = "".join(f"<th>{escape(cell)}" for cell in head)
-    return f"<table><tr>{headings}{''.join(f'<tr>{line}' for line in lines)}</table>"
 
 
 def _title(story: TuningStory) -> str:

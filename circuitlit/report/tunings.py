@@ -11,10 +11,10 @@ from rich.console import Console
 from circuitlit.compare.tunings import RunPair, TunedRun, TuningComparison
 from circuitlit.compare.turnover import Turnover
 from circuitlit.compare.weight_figures import Reach
-from circuitlit.report.figures import finish
+from circuitlit.report.figures import error_bars, finish
 from circuitlit.report.grid import grid
 from circuitlit.report.overlap import OVERLAP_HEADINGS, overlap_rows, overlap_sentence
-from circuitlit.report.simple_page import write_simple_page
+from circuitlit.report.simple_page import html_table, write_simple_page
 from circuitlit.report.table import Metric, percent
 
 SCORE = ("run", "step", "validation", "accuracy", "metric", "KL, nats", "KL on text, nats", "attention, nats")
@@ -121,9 +121,7 @@ def write_tunings(result: TuningComparison, folder: Path) -> Path:
     """Write `tunings.html` into a folder: one file that needs nothing else."""
     sections: list[tuple[str, go.Figure | str]] = []
     for title, (headings, rows) in tunings_tables(result).items():
-        head = "".join(f"<th>{escape(heading)}" for heading in headings)
-        body = "".join("<tr>" + "".join(f"<td>{escape(cell)}" for cell in row) for row in rows)
-        sections.append((title, f"<table><tr>{head}{body}</table>"))
+        sections.append((title, html_table(headings, rows)))
     sections.append(("What circuits share", "".join(f"<p>{escape(text)}</p>" for text in overlap_sentences(result))))
     sections.insert(2, ("Edges kept, and weights moved", reach_figure(result)))
     title = f"{result.task}: ways to tune {result.base['name']}"
@@ -138,12 +136,7 @@ def reach_figure(result: TuningComparison) -> go.Figure:
         value = retained.value
         if value is None:  # resamples of one model share nothing beyond chance
             continue
-        error = {
-            "type": "data",
-            "symmetric": False,
-            "array": [(retained.high or value) - value],
-            "arrayminus": [value - (retained.low or value)],
-        }
+        error = error_bars([retained])
         figure.add_scatter(
             x=[run.weights.relative], y=[value], error_y=error, mode="markers", name=name, marker={"size": 10}
         )
