@@ -15,6 +15,7 @@ from circuitlit.evaluate import consensus, edge_auc, load_reference, node_auc, n
 from circuitlit.evaluate.ground_truth import against, roc_auc
 from circuitlit.evaluate.similarity import (
     Spread,
+    beyond_chance,
     chance_jaccard,
     corrected_jaccard,
     inclusion,
@@ -23,7 +24,7 @@ from circuitlit.evaluate.similarity import (
     spearman,
     weighted_jaccard,
 )
-from circuitlit.evaluate.statistics import average_ranks
+from circuitlit.evaluate.statistics import average_ranks, drawn_items, mean_of_others
 from circuitlit.graph import Circuit, EdgeScores, Graph
 
 GRAPH = Graph(2, 2, 1)
@@ -178,3 +179,19 @@ def test_a_reference_with_an_unknown_node(tmp_path: Path) -> None:
     file.write_text(json.dumps({"source": "", "graph": graph, "candidates": "heads", "nodes": {"x": ["a9.h9"]}}))
     with pytest.raises(UserError, match="not a readable reference"):
         load_reference(str(file), GRAPH)
+
+
+def test_overlaps_are_corrected_one_by_one_and_together_alike() -> None:
+    values, expected = [0.5, 0.2, 0.7, 1.0], [0.2, 0.2, 1.0, 1.0]
+    alone = [beyond_chance(value, chance) for value, chance in zip(values, expected, strict=True)]
+    assert alone == pytest.approx([0.375, 0.0, 1.0, 1.0])
+    together = beyond_chance(torch.tensor(values).double(), torch.tensor(expected).double())
+    assert together.tolist() == pytest.approx(alone)
+
+
+def test_a_mean_over_pairs_of_draws_leaves_out_an_item_with_itself() -> None:
+    values = torch.tensor([[9.0, 1.0, 2.0], [3.0, 9.0, 4.0], [5.0, 6.0, 9.0]], dtype=torch.float64)
+    drawn = torch.tensor([[0, 1, 2], [0, 0, 1], [2, 2, 2]])
+    found = mean_of_others(values, drawn)
+    assert found[:2].tolist() == pytest.approx([21 / 6, (1 + 1 + 3 + 3) / 4]) and math.isnan(float(found[2]))
+    assert drawn_items(5, 0)[0].tolist() == [0, 1, 2, 3, 4] and torch.equal(drawn_items(5, 1), drawn_items(5, 1))
