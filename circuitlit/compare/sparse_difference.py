@@ -19,7 +19,8 @@ from circuitlit.discover.start import How
 from circuitlit.discover.workbench import Workbench
 from circuitlit.errors import UserError
 from circuitlit.evaluate import Estimate, TestBed, summarise
-from circuitlit.evaluate.overlap import SharedFigures, shared_by_pairs
+from circuitlit.evaluate.overlap import shared_by_pairs
+from circuitlit.evaluate.overlap_figures import SharedFigures
 from circuitlit.evaluate.testing import with_holm
 from circuitlit.graph import Circuit, EdgeScores
 from circuitlit.objective import Objective, kl_divergence

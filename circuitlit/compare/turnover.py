@@ -13,12 +13,11 @@ from circuitlit.evaluate.overlap import (
     DRAWS,
     NULLS,
     Overlap,
-    OverlapFigures,
-    SharedFigures,
     StandIns,
     circuit_nodes,
     jaccards,
 )
+from circuitlit.evaluate.overlap_figures import OverlapFigures, SharedFigures
 from circuitlit.evaluate.similarity import beyond_chance
 from circuitlit.evaluate.statistics import drawn_items, mean_of_others
 

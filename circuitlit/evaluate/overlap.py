@@ -20,6 +20,7 @@ from jaxtyping import Bool, Float, Int
 from torch import Tensor
 
 from circuitlit.evaluate.controls import redrawn, shuffles
+from circuitlit.evaluate.overlap_figures import ChanceFigures, OverlapFigures, SharedFigures
 from circuitlit.evaluate.similarity import beyond_chance
 from circuitlit.evaluate.testing import enough_draws, rank_p
 from circuitlit.graph import Circuit, Graph
@@ -38,56 +39,6 @@ def draws_for(comparisons: int, others: int = 0) -> int:
         others: claims beside those.
     """
     return max(DRAWS, enough_draws(TESTS * comparisons + others))
-
-
-@dataclass(frozen=True)
-class ChanceFigures:
-    """`Chance` in a result.
-
-    Attributes:
-        expected: mean overlap with stand-ins.
-        low, high: 2.5 and 97.5 % quantiles of it.
-        corrected: J* under this null.
-        p: probability of an overlap at least as large.
-    """
-
-    expected: float
-    low: float
-    high: float
-    corrected: float
-    p: float
-
-
-@dataclass(frozen=True, kw_only=True)
-class OverlapFigures:
-    """`Overlap` in a result.
-
-    Attributes:
-        total: nodes or edges of the graph.
-        sizes: of the two sets.
-        jaccard: share of the union that both hold.
-        expected, corrected: under the strictest null.
-        chance: by null.
-        rank_p, p_holm: of the claim that it is beyond chance, and corrected for all claims; None where none is made.
-    """
-
-    total: int
-    sizes: tuple[float, float]
-    jaccard: float
-    expected: float
-    corrected: float
-    chance: dict[str, ChanceFigures]
-    rank_p: float | None = None
-    p_holm: float | None = None
-
-
-@dataclass(frozen=True, kw_only=True)
-class SharedFigures:
-    """`Shared` in a result: three claims."""
-
-    nodes: OverlapFigures
-    edges: OverlapFigures
-    gap: OverlapFigures
 
 
 @dataclass(frozen=True)

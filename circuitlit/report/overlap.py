@@ -5,7 +5,7 @@ from __future__ import annotations
 from typing import Any
 
 from circuitlit.compare.turnover import GapTurnover, Turnover
-from circuitlit.evaluate.overlap import OverlapFigures, SharedFigures
+from circuitlit.evaluate.overlap_figures import OverlapFigures, SharedFigures
 from circuitlit.evaluate.testing import LEVEL
 from circuitlit.report.table import count
 
