@@ -41,6 +41,10 @@ from .evaluate import (
     smallest_circuit,
     summarise,
 )
+from .evaluate.ability import measure_behaviour
+from .evaluate.evaluation import evaluate_circuit
+from .evaluate.find import attribute_circuit, find_circuit
+from .evaluate.found import FoundCircuit
 from .graph import (
     Circuit,
     EdgeScores,
@@ -59,6 +63,7 @@ from .objective import Outcome, kl_divergence
 from .result import Result
 from .tasks import (
     Pair,
+    Pairs,
     PairsModule,
     arithmetic,
     boolean,
@@ -82,6 +87,7 @@ __all__ = [
     "Circuit",
     "Comparison",
     "EdgeScores",
+    "FoundCircuit",
     "Graph",
     "HardConcrete",
     "LearnedDifference",
@@ -93,6 +99,7 @@ __all__ = [
     "Method",
     "Outcome",
     "Pair",
+    "Pairs",
     "PairsModule",
     "References",
     "Result",
@@ -108,6 +115,7 @@ __all__ = [
     "Workbench",
     "acdc",
     "arithmetic",
+    "attribute_circuit",
     "boolean",
     "clean_corrupted",
     "compare_capabilities",
@@ -120,8 +128,10 @@ __all__ = [
     "eap_ig",
     "eap_ig_activations",
     "edge_auc",
+    "evaluate_circuit",
     "exact",
     "export_circuit",
+    "find_circuit",
     "find_difference",
     "gender_pronoun",
     "greater_than",
@@ -136,6 +146,7 @@ __all__ = [
     "load_circuit",
     "load_subject",
     "mask_gradients",
+    "measure_behaviour",
     "noise_floor",
     "paired_difference",
     "random_circuit",

@@ -24,15 +24,16 @@ def save_tensors(path: Path, tensors: dict[str, Tensor], metadata: dict[str, str
 def write_json(path: Path, content: Any, indent: int | None = 1) -> None:
     """Write json, NaN and infinity as null; without indentation it is one line."""
     partial = path.with_name(path.name + ".part")
-    partial.write_text(json.dumps(_finite(content), indent=indent))
+    partial.write_text(json.dumps(json_types(content), indent=indent))
     os.replace(partial, path)
 
 
-def _finite(value: Any) -> Any:
+def json_types(value: Any) -> Any:
+    """As it comes back from a json file: lists for tuples, None for NaN and infinity."""
     if isinstance(value, dict):
-        return {key: _finite(item) for key, item in value.items()}
+        return {key: json_types(item) for key, item in value.items()}
     if isinstance(value, list | tuple):
-        return [_finite(item) for item in value]
+        return [json_types(item) for item in value]
     if isinstance(value, float) and not math.isfinite(value):
         return None
     return value

@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import json
 from collections.abc import Iterable
-from dataclasses import asdict, dataclass, field, fields
+from dataclasses import asdict, dataclass, field, fields, replace
 from functools import cache
 from pathlib import Path
 from typing import TYPE_CHECKING, Any, ClassVar, Self
@@ -65,6 +65,13 @@ class Result:
             first = error.errors()[0]
             place = ".".join(map(str, first["loc"]))
             raise UserError(f"{source} is damaged: '{place}': {first['msg'].lower()}; run the command again") from error
+
+    def replaced(self, **changes: Any) -> Self:
+        """The same with some fields changed, bound to what it is bound to."""
+        made = replace(self, **changes)
+        bound = {key: value for key, value in self.__dict__.items() if key not in {f.name for f in fields(self)}}
+        made.__dict__.update(bound)
+        return made
 
     def save(self, folder: Path | str) -> Path:
         """Write `file` into a folder, which is made; returns its path."""

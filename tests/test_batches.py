@@ -9,7 +9,7 @@ import pytest
 import torch
 
 from circuitlit.errors import UserError
-from circuitlit.tasks import Pair, PairsModule, Splits, ioi
+from circuitlit.tasks import Pair, Pairs, PairsModule, ioi
 from circuitlit.tasks.sampler import MicroBatches, shard
 
 LENGTHS = torch.randint(5, 40, (50,), generator=torch.Generator().manual_seed(0)).tolist()
@@ -97,8 +97,8 @@ def test_the_module_refuses_settings_out_of_range(byte_bpe):
     with pytest.raises(UserError, match="pad_to=row"):
         module(byte_bpe, pad_to="row")
     with pytest.raises(UserError, match="batch_size=0"):
-        PairsModule(Splits("mine", [], [], []), byte_bpe, batch_size=0, seed=0)
-    empty = PairsModule(Splits("mine", [], [], [Pair("Mary and", "John and", " Tom")]), byte_bpe, batch_size=4, seed=0)
+        PairsModule(Pairs("mine", [], [], []), byte_bpe, batch_size=0, seed=0)
+    empty = PairsModule(Pairs("mine", [], [], [Pair("Mary and", "John and", " Tom")]), byte_bpe, batch_size=4, seed=0)
     assert empty.val_dataloader() == [] and len(list(empty.test_dataloader())) == 1
     with pytest.raises(UserError, match="task mine has no training pairs"):
         empty.train_dataloader()

@@ -17,7 +17,7 @@ from transformers import PreTrainedTokenizerBase
 from circuitlit.errors import UserError
 from circuitlit.tasks import (
     Pair,
-    Splits,
+    Pairs,
     arithmetic,
     boolean,
     docstring,
@@ -34,7 +34,7 @@ from circuitlit.tasks.names import BOYS, GIRLS
 from circuitlit.tasks.sva import NOUNS, VERBS
 
 OPERATIONS = ("add", "subtract", "multiply", "divide", "composite", "sequence", "lcm", "linear")
-TASKS: dict[str, Callable[..., Splits]] = {
+TASKS: dict[str, Callable[..., Pairs]] = {
     "ioi": ioi,
     "ioi_single": ioi_single,
     "greater_than": greater_than,

@@ -7,22 +7,22 @@ from typing import Any
 import pytest
 import torch
 from conftest import tiny_batch, tiny_model
-from omegaconf import OmegaConf
 
 from circuitlit.evaluate import TestBed, random_circuit
+from circuitlit.evaluate.found import FAILED, OK, SMOKE, UNMEASURABLE, FoundCircuit
+from circuitlit.evaluate.verdict import Bars, verdict
 from circuitlit.masked import MaskedModel, References
 from circuitlit.model import Subject
-from circuitlit.run.result import FAILED, OK, SMOKE, UNMEASURABLE, verdict
 from circuitlit.tasks.encoded import EncodedPairs, Row
 
-SETTINGS = {"max_kl_share": 0.5, "least_pairs": 10, "smoke": False}
 
-
-def result_with(**changed: Any) -> dict[str, Any]:
+def result_with(**changed: Any) -> FoundCircuit:
     """The parts of a result that a verdict reads."""
     control = {"p": 1 / 41, "p_holm": 2 / 41, "n_circuits": 40}
     made = {"n_pairs": 200, "kl": {"value": 0.2, "low": 0.1, "high": 0.3}, "corrupted": {"kl": {"value": 4.0}}}
-    return {**made, "random": control, "shuffled": control, **changed}
+    head = {"status": "OK", "task": "t", "model": "m", "method": "x", "ablation": "zero", "seed": 0, "n_edges_total": 9}
+    made = {**head, **made, "random": control, "shuffled": control, **changed}
+    return FoundCircuit.from_dict({"schema": {"name": "circuit", "version": 3}, **made})
 
 
 @pytest.mark.parametrize(
@@ -37,12 +37,12 @@ def result_with(**changed: Any) -> dict[str, Any]:
     ],
 )
 def test_a_verdict_needs_evidence(changed: dict, settings: dict, status: str, said: str | None) -> None:
-    found, reason = verdict(result_with(**changed), OmegaConf.create({**SETTINGS, **settings}))
+    found, reason = verdict(result_with(**changed), Bars(**settings))
     assert found == status and (reason is None if said is None else said in str(reason))
 
 
 def test_few_pairs_are_enough_where_they_are_all_there_are() -> None:
-    assert verdict(result_with(n_pairs=4), OmegaConf.create(SETTINGS), exhaustive=True)[0] == OK
+    assert verdict(result_with(n_pairs=4), Bars(), exhaustive=True)[0] == OK
 
 
 def test_the_first_pairs_cover_every_sentence() -> None:

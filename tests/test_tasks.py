@@ -15,7 +15,7 @@ from tokenizers import processors
 from transformers import PreTrainedTokenizerBase
 
 from circuitlit.errors import UserError
-from circuitlit.tasks import Pair, Splits, encode, jsonl
+from circuitlit.tasks import Pair, Pairs, encode, jsonl
 
 HERE = Path(__file__).parent
 CLEAN, CORRUPTED = (
@@ -203,11 +203,11 @@ def test_encode_refuses_long_prompts_and_slow_tokenizers(byte_bpe, monkeypatch):
 
 def test_a_pair_in_two_splits_is_refused():
     with pytest.raises(UserError, match=r"in train \(pairs.jsonl:18\) and in test \(pairs.jsonl:18\)"):
-        Splits("mine", [pair()], [], [pair()])
+        Pairs("mine", [pair()], [], [pair()])
     with pytest.raises(UserError, match=r"in test .* and in new_words"):
-        Splits("mine", [], [], [pair()], new_words=[pair()])
+        Pairs("mine", [], [], [pair()], new_words=[pair()])
     with pytest.raises(ValueError, match="role names"):
-        Splits("mine", [], [], [], ("end", "other"))
+        Pairs("mine", [], [], [], ("end", "other"))
 
 
 def test_choices_become_signed_tokens_at_the_first_answer_position(byte_bpe):

@@ -12,7 +12,7 @@ from transformers import PreTrainedTokenizerBase
 from circuitlit.errors import UserError
 from circuitlit.tasks import (
     Pair,
-    Splits,
+    Pairs,
     arithmetic,
     boolean,
     docstring,
@@ -40,7 +40,7 @@ from circuitlit.tasks.sva import THINGS
 from circuitlit.tasks.words import deal
 
 # Each task's sentences, and its slots apart from years.
-TEMPLATED: dict[str, tuple[Callable[..., Splits], dict[str, str], set[str]]] = {
+TEMPLATED: dict[str, tuple[Callable[..., Pairs], dict[str, str], set[str]]] = {
     "ioi": (ioi, SCENES, {"io", "s1", "s2", "place", "object"}),
     "ioi_single": (ioi_single, {"went": SCENES["went"]}, {"io", "s1", "s2", "place", "object"}),
     "greater_than": (greater_than, SPANS, {"noun", "century"}),
@@ -139,7 +139,7 @@ def test_new_words_can_be_left_out_and_change_nothing_else(name: str, byte_bpe: 
     assert (more.test, more.val, more.new_words) == (with_them.test, with_them.val, with_them.new_words)
 
 
-ITEMS: dict[str, Callable[..., Splits]] = {
+ITEMS: dict[str, Callable[..., Pairs]] = {
     "induction": induction,
     "docstring": docstring,
     "factual": factual,

@@ -13,17 +13,19 @@ import torch
 from hydra.utils import instantiate
 from omegaconf import DictConfig, OmegaConf
 
+from circuitlit.cli.configs import preset
 from circuitlit.cli.ranks import join, mean_over_ranks, rank, started_by_launcher, world
 from circuitlit.discover.method import Method
 from circuitlit.discover.workbench import Ablation, Workbench
 from circuitlit.errors import UserError
+from circuitlit.evaluate.verdict import Bars
 from circuitlit.graph import EdgeScores
 from circuitlit.masked import MaskedModel
 from circuitlit.masked.sharded import shard, share
 from circuitlit.model import Subject
 from circuitlit.model.limits import check_rows
 from circuitlit.model.load import load_subject
-from circuitlit.tasks import PairsModule, Splits
+from circuitlit.tasks import Pairs, PairsModule
 from circuitlit.tasks.faults import BadRows
 from circuitlit.tasks.jsonl import DROP
 
@@ -127,7 +129,7 @@ def build_pairs(cfg: DictConfig, subject: Subject) -> PairsModule:
     return encoded(cfg, instantiate(cfg.task.build)(tokenizer=subject.tokenizer), subject)
 
 
-def encoded(cfg: DictConfig, splits: Splits, subject: Subject) -> PairsModule:
+def encoded(cfg: DictConfig, splits: Pairs, subject: Subject) -> PairsModule:
     """A task's pairs with their loaders; the seed orders the training pairs."""
     assert subject.tokenizer is not None
     splits = replace(splits, name=cfg.task.name)
@@ -139,6 +141,24 @@ def encoded(cfg: DictConfig, splits: Splits, subject: Subject) -> PairsModule:
     for name in ("train", "val", "test"):
         check_rows(subject.model.config, getattr(data, name).rows, name)
     return data
+
+
+BARS = ("controls", "control_pairs", "probe_pairs", "max_kl_share", "least_pairs", "smoke")
+
+
+def build_bars(cfg: DictConfig) -> Bars:
+    """What a circuit is compared with, and has to clear."""
+    return Bars(**{name: cfg.evaluate[name] for name in BARS})
+
+
+def build_rivals(cfg: DictConfig) -> list[Method]:
+    """The attributions of `evaluate.rivals`."""
+    made = []
+    for name in cfg.evaluate.rivals:
+        own = cfg.copy()
+        own.method = preset("method", name)
+        made.append(build_method(own))
+    return made
 
 
 def attribute(cfg: DictConfig, bench: Workbench, shared: bool = False) -> EdgeScores:

@@ -14,8 +14,11 @@ from rich.console import Console
 
 from circuitlit.cli.build import plain, provenance
 from circuitlit.cli.checks import run_dir
+from circuitlit.cli.ranks import is_writer
+from circuitlit.evaluate.found import FoundCircuit
 from circuitlit.model import Subject
 from circuitlit.progress import CONSOLE, times
+from circuitlit.report import print_table, write_page
 from circuitlit.result import Result
 
 Found = TypeVar("Found", bound=Result)
@@ -30,6 +33,25 @@ def prepare(cfg: DictConfig, precision: str = "highest") -> None:
 def own_settings(node: DictConfig, *without: str) -> dict[str, Any]:
     """A verb's own settings as keyword arguments of its function, without some."""
     return {key: value for key, value in plain(node).items() if key not in without}
+
+
+def finish_circuit(cfg: DictConfig, result: FoundCircuit, facts: dict[str, Any]) -> FoundCircuit:
+    """Save a found circuit with its scores, curves and page, print the table and the paths.
+
+    A result without a circuit, of a model that does not do the task, is saved alone.
+    """
+    folder, result = run_dir(), result.replaced(**times(), provenance=facts)
+    if result.n_edges is None:
+        if is_writer():
+            result.save(folder)
+        CONSOLE.print(f"FAILED: {result.reason}", style="bold red", highlight=False, markup=False, soft_wrap=True)
+        return result
+    result.live.save(folder, cfg.sparsity.target if result.live.curves else None)
+    written = [result.save(folder), write_page(folder)]
+    print_table(result.to_dict(), CONSOLE)
+    for path in written:
+        CONSOLE.print(f"{path}", highlight=False, soft_wrap=True)
+    return result
 
 
 def finish(

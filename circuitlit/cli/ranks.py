@@ -46,6 +46,18 @@ def is_writer() -> bool:
     return rank() == 0
 
 
+def one_goes_on(bench: Any) -> bool:
+    """Once all processes have the same result: let the others go, unless sharded weights need all in every forward.
+
+    Returns:
+        False in a process that is done.
+    """
+    if bench.model.shards is None:
+        leave()
+        return is_writer()
+    return True
+
+
 def hydra_overrides() -> list[str]:
     """What Hydra is told in all processes but the first: write no log."""
     return [] if is_writer() else ["hydra/job_logging=disabled"]

@@ -12,7 +12,7 @@ from typing import NamedTuple
 from transformers import PreTrainedTokenizerBase
 
 from circuitlit.errors import UserError
-from circuitlit.tasks import Batch, EncodedPairs, Pair, Splits, encode
+from circuitlit.tasks import Batch, EncodedPairs, Pair, Pairs, encode
 from circuitlit.tasks.encoded import Row
 from circuitlit.tasks.faults import BadRows, Fault
 from circuitlit.tasks.tokens import front_tokens, part
@@ -49,7 +49,7 @@ class Examples:
         return Preference(self.chosen.collate(indices), rejected)
 
 
-def examples_of_task(splits: Splits, tokenizer: PreTrainedTokenizerBase) -> dict[str, Examples]:
+def examples_of_task(splits: Pairs, tokenizer: PreTrainedTokenizerBase) -> dict[str, Examples]:
     """A task's pairs: the answer is chosen, the wrong answer (or a wrong choice, in turn) rejected.
 
     Corrupted prompts are never trained on.

@@ -2,51 +2,36 @@
 
 from __future__ import annotations
 
-from typing import Any
-
-import torch
-from lightning import seed_everything
 from omegaconf import DictConfig
 
 from circuitlit.cli import ranks
-from circuitlit.cli.ability import inability, measure_behaviour, report_inability
-from circuitlit.cli.build import attribute, build_subject, build_workbench, device_of, provenance
+from circuitlit.cli.build import attribute, build_bars, build_subject, build_workbench, device_of, provenance
+from circuitlit.cli.finish import finish_circuit, prepare
 from circuitlit.cli.folder import begin
-from circuitlit.progress import Clock
-from circuitlit.run.result import make_result, publish
+from circuitlit.evaluate.find import ask, unable
+from circuitlit.evaluate.found import FoundCircuit
+from circuitlit.evaluate.verdict import measure_circuit
+from circuitlit.progress import phase
 
 
-def run(cfg: DictConfig) -> dict[str, Any]:
+def run(cfg: DictConfig) -> FoundCircuit | None:
     """Score all edges by `method`, cut a circuit of `sparsity` and write everything into the run directory.
 
-    Returns:
-        The result; nothing in a process that does not write.
-
-    Raises:
-        UserError: a setting, file or model that cannot be used.
+    In Python `attribute_circuit` does the same. None in a process that does not write.
     """
-    seed_everything(cfg.seed, verbose=False)
-    torch.set_float32_matmul_precision("highest")
+    prepare(cfg)
     ranks.join(device_of(cfg))
-    clock = Clock()
-    with clock.phase("load", f"Loading {cfg.model.name} and the pairs of task {cfg.task.name}"):
+    with phase("load", f"Loading {cfg.model.name} and the pairs of task {cfg.task.name}"):
         bench = build_workbench(cfg, build_subject(cfg))
     begin(cfg)
-    with clock.phase("behaviour", "Checking that the model does the task"):
-        behaviour = measure_behaviour(cfg, bench)
-    if reason := inability(cfg, behaviour):
-        return report_inability(cfg, bench, behaviour, reason, clock)
-    with clock.phase("attribution", f"Scoring {bench.layout.n_edges:,} edges by {cfg.method.name}"):
-        scores = attribute(cfg, bench, shared=True)
-    if bench.model.shards is None:  # sharded weights need all processes in every forward
-        ranks.leave()
-        if not ranks.is_writer():
-            return {}
     facts = provenance(cfg, bench.subject)
-    circuit = bench.cut(scores, facts)
-    with clock.phase("evaluation", f"Evaluating on {len(bench.data.test)} held-out pairs"):
-        result = make_result(cfg, bench, circuit)
-    if not ranks.is_writer():
-        return {}
-    more = {**clock.times(), "provenance": facts, "behaviour": behaviour.to_dict()}
-    return publish(circuit, {"steps": 0, **result, **more})
+    behaviour, reason = ask(bench, cfg.task.get("min_accuracy", 0))
+    if reason:
+        return finish_circuit(cfg, unable(bench, behaviour, reason, cfg.seed), facts)
+    with phase("attribution", f"Scoring {bench.layout.n_edges:,} edges by {cfg.method.name}"):
+        scores = attribute(cfg, bench, shared=True)
+    if not ranks.one_goes_on(bench):
+        return None
+    with phase("evaluation", f"Evaluating on {len(bench.data.test)} held-out pairs"):
+        result = measure_circuit(bench, bench.cut(scores, facts), bars=build_bars(cfg), seed=cfg.seed)
+    return finish_circuit(cfg, result.replaced(behaviour=behaviour.to_dict()), facts) if ranks.is_writer() else None

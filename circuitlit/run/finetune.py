@@ -9,7 +9,7 @@ from omegaconf import DictConfig
 from circuitlit.run import story, tune
 
 
-def run(cfg: DictConfig) -> dict[str, Any]:
+def run(cfg: DictConfig) -> Any:
     """Tune once, or tell the story.
 
     Raises:

@@ -52,7 +52,7 @@ from circuitlit.model import Subject
 from circuitlit.progress import CONSOLE, Clock, watched
 from circuitlit.report.heads_figure import write_heads_page
 from circuitlit.report.heads_table import print_heads
-from circuitlit.tasks import PairsModule, Splits
+from circuitlit.tasks import Pairs, PairsModule
 
 SCORES = ("repeats", "successor", "copying", "direct_effect", "copy_suppression")
 REPEATED = ("induction", "previous_token", "duplicate_token")  # checked by the loss on repeated tokens
@@ -145,7 +145,7 @@ def _bench(cfg: DictConfig) -> _Bench:
         raise UserError(f"heads.circuit={cfg.heads.circuit} is of another model; choose a circuit of {cfg.model.name}")
     if 2 * cfg.heads.top > graph.n_layers * graph.n_heads:
         raise UserError(f"heads.top={cfg.heads.top} is more than half of the model's heads; lower it")
-    splits: Splits = instantiate(cfg.task.build)(tokenizer=subject.tokenizer)
+    splits: Pairs = instantiate(cfg.task.build)(tokenizer=subject.tokenizer)
     assert subject.tokenizer is not None
     data = PairsModule(splits, subject.tokenizer, cfg.data.eval_batch_size, cfg.seed)
     bed, test = _beds(cfg, subject, data)

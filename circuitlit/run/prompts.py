@@ -30,6 +30,7 @@ from circuitlit.evaluate import TestBed, random_circuit, summarise
 from circuitlit.evaluate.behaviour import Behaviour
 from circuitlit.evaluate.overlap import TESTS, shared_by_pairs
 from circuitlit.evaluate.testing import LEVEL, enough_draws, rank_p, with_holm
+from circuitlit.evaluate.verdict import held_out
 from circuitlit.files import write_json
 from circuitlit.graph import Circuit
 from circuitlit.masked import MaskedModel
@@ -37,7 +38,6 @@ from circuitlit.model import Subject
 from circuitlit.progress import CONSOLE, Clock
 from circuitlit.report.prompts import print_prompts, write_prompts
 from circuitlit.run import tune
-from circuitlit.run.result import held_out
 
 Kept = Bool[Tensor, "copies edge"]
 
@@ -187,7 +187,7 @@ def _table(cfg: DictConfig, prompts: list[_Prompt], circuits: dict[str, Circuit]
     draws = cfg.prompts.draws or enough_draws(_claims(len(prompts)))
     columns, pairs, chance = {}, {}, {}
     for prompt in prompts:  # one after the other: the references of all held-out pairs are large
-        bed = held_out(prompt.cfg, prompt.bench)
+        bed = held_out(prompt.bench)
         pairs[prompt.name] = len(bed.full.kl)
         columns[prompt.name], chance[prompt.name] = _column(cfg, bed, sets, sizes, prompt.name, draws)
         del bed

@@ -1,6 +1,6 @@
 """Tasks: pairs of prompts, from their wording to batches of token ids.
 
-A task is a function that takes the model's tokenizer and returns `Splits`, lists of `Pair`: a clean prompt, a corrupted
+A task is a function that takes the model's tokenizer and returns `Pairs`, lists of `Pair`: a clean prompt, a corrupted
 twin with as many tokens, and the answer. `encode` turns pairs into token ids and refuses what position-wise patching
 cannot use; `PairsModule` serves them as dataloaders. This part knows tokenizers, not models. A new task is a new file
 with one such function, and a file in conf/task/.
@@ -22,7 +22,7 @@ from circuitlit.tasks.ioi import ioi, ioi_single
 from circuitlit.tasks.jsonl import jsonl
 from circuitlit.tasks.lookup import antonym, factual, past_tense, two_hop
 from circuitlit.tasks.pair import Batch, Pair
-from circuitlit.tasks.splits import Splits
+from circuitlit.tasks.splits import Pairs
 from circuitlit.tasks.sva import sva
 from circuitlit.tasks.tracr import tracr
 
@@ -30,8 +30,8 @@ __all__ = [
     "Batch",
     "EncodedPairs",
     "Pair",
+    "Pairs",
     "PairsModule",
-    "Splits",
     "antonym",
     "apart",
     "arithmetic",

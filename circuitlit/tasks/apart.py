@@ -8,16 +8,16 @@ from dataclasses import replace
 from transformers import PreTrainedTokenizerBase
 
 from circuitlit.errors import UserError
-from circuitlit.tasks.splits import Splits
+from circuitlit.tasks.splits import Pairs
 
 
 def apart(
     tokenizer: PreTrainedTokenizerBase,
-    build: Callable[..., Splits],
+    build: Callable[..., Pairs],
     n_train: int,
     n_val: int,
     n_test: int | None = None,
-) -> Splits:
+) -> Pairs:
     """The task's validation pairs, dealt out anew; its held-out pairs (or the first few), its training pairs left out.
 
     Args:

@@ -27,7 +27,7 @@ from transformers import PreTrainedTokenizerBase
 from circuitlit.errors import UserError
 from circuitlit.tasks.draw import Recipe, draw_splits
 from circuitlit.tasks.pair import Pair
-from circuitlit.tasks.splits import END, OTHER, Splits
+from circuitlit.tasks.splits import END, OTHER, Pairs
 from circuitlit.tasks.words import count_tokens, fill, slots_of
 
 ASK = "Work out the result and give only the number: "
@@ -64,7 +64,7 @@ def arithmetic(
     operation: str = "add",
     low: int = 1,
     high: int = 100,
-) -> Splits:
+) -> Pairs:
     """Pairs of one operation; the splits share no exercise.
 
     Args:

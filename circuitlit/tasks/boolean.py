@@ -20,7 +20,7 @@ from transformers import PreTrainedTokenizerBase
 from circuitlit.errors import UserError
 from circuitlit.tasks.draw import Recipe, draw_splits
 from circuitlit.tasks.pair import Pair
-from circuitlit.tasks.splits import END, OTHER, Splits
+from circuitlit.tasks.splits import END, OTHER, Pairs
 from circuitlit.tasks.words import count_tokens, follows
 
 ROLES = (OTHER, "bracket", "operator", "literal", END)
@@ -45,7 +45,7 @@ def boolean(
     prompt: str = "instruction",
     literals: Sequence[int] = LITERALS,
     chat: bool = True,
-) -> Splits:
+) -> Pairs:
     """Pairs of random expressions, half of them true.
 
     No clean expression of the test split occurs in another split, not even of another prompt, seed or number of pairs.

@@ -16,7 +16,7 @@ from circuitlit.tasks.encoded import EncodedPairs
 from circuitlit.tasks.faults import BadRows
 from circuitlit.tasks.pair import Batch
 from circuitlit.tasks.sampler import MicroBatches, shard
-from circuitlit.tasks.splits import SPLITS, Splits
+from circuitlit.tasks.splits import SPLITS, Pairs
 
 PADDINGS = ("batch", "bucket", "max")
 BUCKET = 8  # tokens
@@ -35,7 +35,7 @@ class _RowNumbers(Dataset[int]):
         return index
 
 
-def _encoded(splits: Splits, tokenizer: PreTrainedTokenizerBase) -> list[EncodedPairs]:
+def _encoded(splits: Pairs, tokenizer: PreTrainedTokenizerBase) -> list[EncodedPairs]:
     """All splits; what is wrong with pairs of any of them is said together."""
     made, faults = [], []
     for name in SPLITS:
@@ -66,7 +66,7 @@ class PairsModule(LightningDataModule):
 
     def __init__(
         self,
-        splits: Splits,
+        splits: Pairs,
         tokenizer: PreTrainedTokenizerBase,
         batch_size: int,
         seed: int,

@@ -22,7 +22,7 @@ from transformers import PreTrainedTokenizerBase
 
 from circuitlit.tasks.draw import Recipe, draw_splits
 from circuitlit.tasks.pair import Pair
-from circuitlit.tasks.splits import END, OTHER, Splits
+from circuitlit.tasks.splits import END, OTHER, Pairs
 from circuitlit.tasks.words import fill, usable
 
 # "a".."d" are the arguments of the signature, "c" the answer; "doc_a" and "doc_b" are the documented ones.
@@ -51,7 +51,7 @@ WORDS = (
 )
 
 
-def docstring(tokenizer: PreTrainedTokenizerBase, n_train: int, n_val: int, n_test: int, seed: int) -> Splits:
+def docstring(tokenizer: PreTrainedTokenizerBase, n_train: int, n_val: int, n_test: int, seed: int) -> Pairs:
     """Pairs of random arguments, which no two splits share; the layout of the test split occurs in no other split.
 
     Args:

@@ -8,7 +8,7 @@ from dataclasses import dataclass, field
 
 from circuitlit.errors import UserError
 from circuitlit.tasks.pair import Pair
-from circuitlit.tasks.splits import Splits
+from circuitlit.tasks.splits import Pairs
 
 TRIES = 2000  # draws in a row without a new pair, after which there are no more to be found
 
@@ -35,7 +35,7 @@ class Recipe:
     by_item: bool = False
 
 
-def draw_splits(recipe: Recipe, counts: Sequence[int], seed: int) -> Splits:
+def draw_splits(recipe: Recipe, counts: Sequence[int], seed: int) -> Pairs:
     """Pairs of all splits; the templates of a split take turns.
 
     No clean prompt occurs twice, and no prompt of a split, clean or corrupted, is a clean prompt of another one.
@@ -59,7 +59,7 @@ def draw_splits(recipe: Recipe, counts: Sequence[int], seed: int) -> Splits:
         made[split] = _draw(recipe, split, count, rng, taken)
         for pair in made[split]:
             taken.add(pair, recipe.by_item)
-    return Splits(
+    return Pairs(
         recipe.name, made["train"], made["val"], made["test"], recipe.role_names, new_words=made.get("new_words", [])
     )
 

@@ -15,7 +15,7 @@ from transformers import PreTrainedTokenizerBase
 from circuitlit.tasks.draw import Recipe, draw_splits
 from circuitlit.tasks.names import BOYS, GIRLS
 from circuitlit.tasks.pair import Pair
-from circuitlit.tasks.splits import END, OTHER, Splits
+from circuitlit.tasks.splits import END, OTHER, Pairs
 from circuitlit.tasks.words import deal_sentences, deal_words, fill, usable
 
 ROLES = (OTHER, "name", "quality", "noun", END)
@@ -62,7 +62,7 @@ PRONOUNS = {"girls": " she", "boys": " he"}
 
 def gender_pronoun(
     tokenizer: PreTrainedTokenizerBase, n_train: int, n_val: int, n_test: int, seed: int, n_new_words: int = 0
-) -> Splits:
+) -> Pairs:
     """Pairs of several sentences, half of them about girls; training, validation and test share no sentence.
 
     Test pairs have the names, qualities and nouns of training; those of validation and of `new_words` are their own.

@@ -21,7 +21,7 @@ from transformers import PreTrainedTokenizerBase
 from circuitlit.errors import UserError
 from circuitlit.tasks.draw import Recipe, draw_splits
 from circuitlit.tasks.pair import Pair
-from circuitlit.tasks.splits import END, OTHER, Splits
+from circuitlit.tasks.splits import END, OTHER, Pairs
 from circuitlit.tasks.words import count_tokens, deal, deal_sentences, deal_words, fill, follows
 
 ROLES = (OTHER, "noun", "century", "yy", END)
@@ -76,7 +76,7 @@ class _Start(NamedTuple):
 
 def greater_than(
     tokenizer: PreTrainedTokenizerBase, n_train: int, n_val: int, n_test: int, seed: int, n_new_words: int = 0
-) -> Splits:
+) -> Pairs:
     """Pairs of several sentences; training, validation and test share none.
 
     Test pairs have the nouns and centuries of training; those of validation and of `new_words` are their own.

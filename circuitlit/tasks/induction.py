@@ -15,7 +15,7 @@ from transformers import PreTrainedTokenizerBase
 from circuitlit.errors import UserError
 from circuitlit.tasks.draw import Recipe, draw_splits
 from circuitlit.tasks.pair import Pair
-from circuitlit.tasks.splits import END, OTHER, Splits
+from circuitlit.tasks.splits import END, OTHER, Pairs
 from circuitlit.tasks.words import single_tokens
 
 # "previous" is the first mention of the last word, "copied" the word after it, which is the answer.
@@ -28,7 +28,7 @@ MOST = 4000  # words of the vocabulary's beginning, where common ones stand
 
 def induction(
     tokenizer: PreTrainedTokenizerBase, n_train: int, n_val: int, n_test: int, seed: int, length: int = 12
-) -> Splits:
+) -> Pairs:
     """Pairs of random words; no word of the test split occurs in another split.
 
     Args:

@@ -17,7 +17,7 @@ from transformers import PreTrainedTokenizerBase
 from circuitlit.tasks.draw import Recipe, draw_splits
 from circuitlit.tasks.names import BOYS, GIRLS
 from circuitlit.tasks.pair import Pair
-from circuitlit.tasks.splits import END, OTHER, SPLITS, Splits
+from circuitlit.tasks.splits import END, OTHER, SPLITS, Pairs
 from circuitlit.tasks.words import deal_sentences, deal_words, fill
 
 # "s1+1" is the token after the subject's first mention, which previous-token heads write to.
@@ -85,7 +85,7 @@ def templates() -> dict[str, str]:
 
 def ioi(
     tokenizer: PreTrainedTokenizerBase, n_train: int, n_val: int, n_test: int, seed: int, n_new_words: int = 0
-) -> Splits:
+) -> Pairs:
     """Pairs of many sentences; training, validation and test share none, in either name order.
 
     Test pairs have the names, places and objects of training; those of validation and of `new_words` are their own. All
@@ -109,7 +109,7 @@ def ioi(
 
 def ioi_single(
     tokenizer: PreTrainedTokenizerBase, n_train: int, n_val: int, n_test: int, seed: int, n_new_words: int = 0
-) -> Splits:
+) -> Pairs:
     """Pairs of the one template `SINGLE`; the splits differ in their names, places and objects only.
 
     Arguments and errors are those of `ioi`.
@@ -121,7 +121,7 @@ def ioi_single(
 
 def _splits(
     name: str, tokenizer: PreTrainedTokenizerBase, keys: dict[str, list[str]], counts: Sequence[int], seed: int
-) -> Splits:
+) -> Pairs:
     texts = templates()
     names, places, objects = (
         deal_words("ioi", kind, words.split(), tokenizer, needed)

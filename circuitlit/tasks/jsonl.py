@@ -16,7 +16,7 @@ from circuitlit.errors import UserError
 from circuitlit.tasks.encode import encode
 from circuitlit.tasks.faults import BadRows, Fault, by_kind
 from circuitlit.tasks.pair import Pair
-from circuitlit.tasks.splits import END, OTHER, SPLITS, Splits
+from circuitlit.tasks.splits import END, OTHER, SPLITS, Pairs
 
 FIELDS = ("clean", "corrupted", "answer", "wrong_answer", "split", "roles", "group")
 NAMES = {**{name: name for name in SPLITS}, "validation": "val"}
@@ -37,7 +37,7 @@ def jsonl(
     n_val: int | None = None,
     n_test: int | None = None,
     drop_bad: bool = False,
-) -> Splits:
+) -> Pairs:
     """The pairs of a file.
 
     A line has `clean` and `answer`, and may have `corrupted` (all lines or none: ablation by zeros, means or constants
@@ -72,16 +72,26 @@ def jsonl(
     names = (OTHER, *_role_names([[pair for pair, _ in entries]]), END)
     if faults or drop_bad:
         entries = _usable(entries, faults, tokenizer, names, drop_bad)
-    made: dict[str, list[Pair]] = {name: [] for name in SPLITS}
+    return dealt(entries, "jsonl", seed, val_fraction, test_fraction, path).first(n_train, n_val, n_test)
+
+
+def dealt(
+    entries: Sequence[Entry], name: str, seed: int, val_fraction: float, test_fraction: float, source: str = "the list"
+) -> Pairs:
+    """Pairs with their splits as a task; those without one are dealt out.
+
+    Raises:
+        UserError: none is for the test.
+    """
+    made: dict[str, list[Pair]] = {split: [] for split in SPLITS}
     undecided: list[Pair] = []
     for pair, split in entries:
         (made[split] if split else undecided).append(pair)
     _deal_out(undecided, made, seed, val_fraction, test_fraction)
     if not made["test"]:
-        raise UserError(f'{path} has no pair for the test; give a line "split": "test" or raise test_fraction')
+        raise UserError(f'{source} has no pair for the test; give one "split": "test" or raise test_fraction')
     roles = (OTHER, *_role_names(made.values()), END)
-    splits = Splits("jsonl", made["train"], made["val"], made["test"], roles, new_words=made["new_words"])
-    return splits.first(n_train, n_val, n_test)
+    return Pairs(name, made["train"], made["val"], made["test"], roles, new_words=made["new_words"])
 
 
 def _parsed(path: str) -> tuple[list[Entry], list[Fault]]:
@@ -176,6 +186,15 @@ def _parse(line: str, source: str) -> tuple[Pair, str | None]:
         raise UserError(f"not JSON ({reason}); write one object a line") from None
     if not isinstance(row, dict):
         raise UserError(f"a {type(row).__name__} where an object belongs; write one object a line")
+    return pair_of(row, source)
+
+
+def pair_of(row: dict[str, Any], source: str) -> Entry:
+    """A pair and its split from a line's object.
+
+    Raises:
+        UserError: an unknown, missing or wrong field.
+    """
     for name in row:
         if name not in FIELDS:
             raise UserError(f"unknown field '{name}'; the fields are {', '.join(FIELDS)}")

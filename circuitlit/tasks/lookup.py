@@ -20,7 +20,7 @@ from circuitlit.errors import UserError
 from circuitlit.tasks.draw import Recipe, draw_splits
 from circuitlit.tasks.facts import ANTONYMS, PAST_TENSE, RELATIONS, Relation
 from circuitlit.tasks.pair import Pair
-from circuitlit.tasks.splits import END, OTHER, Splits
+from circuitlit.tasks.splits import END, OTHER, Pairs
 from circuitlit.tasks.words import fill, hands
 
 ROLES = (OTHER, "relation", "subject", END)
@@ -35,7 +35,7 @@ def factual(
     n_test: int,
     seed: int,
     relations: Sequence[str] | None = None,
-) -> Splits:
+) -> Pairs:
     """Plain facts of several relations.
 
     Args:
@@ -56,17 +56,17 @@ def factual(
     return lookup("factual", chosen, tokenizer, (n_train, n_val, n_test), seed)
 
 
-def antonym(tokenizer: PreTrainedTokenizerBase, n_train: int, n_val: int, n_test: int, seed: int) -> Splits:
+def antonym(tokenizer: PreTrainedTokenizerBase, n_train: int, n_val: int, n_test: int, seed: int) -> Pairs:
     """Opposites: "The opposite of hot is" -> " cold"; arguments and errors as for `factual`."""
     return lookup("antonym", {"antonym": ANTONYMS}, tokenizer, (n_train, n_val, n_test), seed)
 
 
-def past_tense(tokenizer: PreTrainedTokenizerBase, n_train: int, n_val: int, n_test: int, seed: int) -> Splits:
+def past_tense(tokenizer: PreTrainedTokenizerBase, n_train: int, n_val: int, n_test: int, seed: int) -> Pairs:
     """Past tenses: "Today they go. Yesterday they" -> " went"; arguments and errors as for `factual`."""
     return lookup("past_tense", {"past_tense": PAST_TENSE}, tokenizer, (n_train, n_val, n_test), seed)
 
 
-def two_hop(tokenizer: PreTrainedTokenizerBase, n_train: int, n_val: int, n_test: int, seed: int) -> Splits:
+def two_hop(tokenizer: PreTrainedTokenizerBase, n_train: int, n_val: int, n_test: int, seed: int) -> Pairs:
     """From a city over its country to the capital, language or currency; arguments and errors as for `factual`."""
     return lookup("two_hop", two_hops(), tokenizer, (n_train, n_val, n_test), seed)
 
@@ -108,7 +108,7 @@ def lookup(
     tokenizer: PreTrainedTokenizerBase,
     counts: tuple[int, int, int],
     seed: int,
-) -> Splits:
+) -> Pairs:
     """Pairs of some relations, which take turns; the third sentence of each is for the test split.
 
     Subjects are dealt in turn: of every five, two are for training, one for validation, two for the test.

@@ -2,7 +2,9 @@
 
 from __future__ import annotations
 
+from collections.abc import Mapping, Sequence
 from dataclasses import dataclass, field, replace
+from typing import Any
 
 from circuitlit.errors import UserError
 from circuitlit.tasks.pair import Pair
@@ -13,7 +15,7 @@ END = "end"
 
 
 @dataclass(frozen=True)
-class Splits:
+class Pairs:
     """The pairs to learn from, to choose by and to report on.
 
     Attributes:
@@ -41,7 +43,33 @@ class Splits:
     overlapping: bool = False
     new_words: list[Pair] = field(default_factory=list)
 
-    def first(self, n_train: int | None, n_val: int | None, n_test: int | None) -> Splits:
+    @classmethod
+    def from_list(
+        cls,
+        rows: Sequence[Mapping[str, Any]],
+        name: str = "own",
+        seed: int = 0,
+        val_fraction: float = 0.2,
+        test_fraction: float = 0.4,
+    ) -> Pairs:
+        """Pairs of your own.
+
+        Args:
+            rows: dictionaries with the keys of a line of `jsonl`: `clean`, `corrupted`, `answer`, `wrong_answer`,
+                `split`, `roles`, `group`.
+            name: of the task.
+            seed: rows without `split` are dealt out by it.
+            val_fraction, test_fraction: shares of those rows, by group; the rest is for training.
+
+        Raises:
+            UserError: a row that cannot be used, or none for the test.
+        """
+        from circuitlit.tasks.jsonl import dealt, pair_of  # which makes these
+
+        entries = [pair_of(dict(row), f"pair {number}") for number, row in enumerate(rows)]
+        return dealt(entries, name, seed, val_fraction, test_fraction)
+
+    def first(self, n_train: int | None, n_val: int | None, n_test: int | None) -> Pairs:
         """At most so many pairs of a split, the first ones; None keeps all. `new_words` has as many as the test."""
         train, val, test, words = self.train[:n_train], self.val[:n_val], self.test[:n_test], self.new_words[:n_test]
         all_there = self.exhaustive and len(test) == len(self.test)

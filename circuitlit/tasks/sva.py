@@ -15,7 +15,7 @@ from transformers import PreTrainedTokenizerBase
 
 from circuitlit.tasks.draw import Recipe, draw_splits
 from circuitlit.tasks.pair import Pair
-from circuitlit.tasks.splits import END, OTHER, Splits
+from circuitlit.tasks.splits import END, OTHER, Pairs
 from circuitlit.tasks.words import deal_sentences, deal_words, fill, usable
 
 ROLES = (OTHER, "subject", "attractor", END)
@@ -83,7 +83,7 @@ NUMBERS = ("singular", "plural")
 
 def sva(
     tokenizer: PreTrainedTokenizerBase, n_train: int, n_val: int, n_test: int, seed: int, n_new_words: int = 0
-) -> Splits:
+) -> Pairs:
     """Pairs of all four combinations of subject and attractor number.
 
     Training, validation and test share no sentence. Test pairs have the nouns and things of training; those of

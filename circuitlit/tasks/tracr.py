@@ -15,7 +15,7 @@ from transformers import PreTrainedTokenizerBase
 
 from circuitlit.errors import UserError
 from circuitlit.tasks.pair import Pair
-from circuitlit.tasks.splits import Splits
+from circuitlit.tasks.splits import Pairs
 
 BOS = "BOS"
 PAD = "compiler_pad"
@@ -29,7 +29,7 @@ def tracr(
     n_train: int | None = None,
     n_val: int | None = None,
     n_test: int | None = None,
-) -> Splits:
+) -> Pairs:
     """All inputs of a program, in every split.
 
     Args:
@@ -49,7 +49,7 @@ def tracr(
         raise UserError(f"task tracr_{program} needs {needed}; this model does not know '{missing[0]}'")
     draw = random.Random(f"{program}/{seed}")
     pairs = [_pair(program, words, draw) for words in inputs(program)]
-    return Splits(f"tracr_{program}", pairs, pairs, pairs, exhaustive=True, overlapping=True).first(
+    return Pairs(f"tracr_{program}", pairs, pairs, pairs, exhaustive=True, overlapping=True).first(
         n_train, n_val, n_test
     )
 

@@ -20,7 +20,7 @@ from circuitlit.model import Subject
 from circuitlit.model.gguf import packaged_weights
 from circuitlit.model.load import DTYPES, config_from
 from circuitlit.model.weights import RandomWeights, empty_model
-from circuitlit.tasks import PairsModule, Splits
+from circuitlit.tasks import Pairs, PairsModule
 from circuitlit.tasks.encoded import EncodedPairs, Row
 
 
@@ -76,7 +76,7 @@ class RandomPairs(PairsModule):
         self, vocab: int, n_train: int, n_val: int, length: int, answers: int, batch_size: int, seed: int
     ) -> None:
         LightningDataModule.__init__(self)
-        self.splits = Splits("random", [], [], [])
+        self.splits = Pairs("random", [], [], [])
         generator = torch.Generator().manual_seed(seed)
 
         def encoded(rows: int) -> EncodedPairs:

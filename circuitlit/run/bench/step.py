@@ -14,12 +14,12 @@ from omegaconf import DictConfig
 
 from circuitlit.cli import ranks
 from circuitlit.cli.checks import run_dir
+from circuitlit.cli.learn import learn
 from circuitlit.graph import Graph
 from circuitlit.model import Subject
 from circuitlit.run.bench.data import random_scores, random_subject, random_workbench
 from circuitlit.run.bench.plan import meta_subject, plan
 from circuitlit.run.bench.timer import PHASES, Profile, StepTimer, now, peak_bytes
-from circuitlit.run.train import learn
 from circuitlit.tasks.pair import Batch
 
 

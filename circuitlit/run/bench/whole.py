@@ -90,4 +90,5 @@ def whole_run(cfg: DictConfig) -> list[dict[str, Any]]:
     for phase, seconds in phases.items():
         table.add_row(phase, f"{seconds:.2f}")
     CONSOLE.print(table)
-    return [{"seconds": total, "phases": phases, "steps": result["steps"], "status": result["status"]}]
+    steps, status = (result.steps, result.status) if result else (0, None)
+    return [{"seconds": total, "phases": phases, "steps": steps, "status": status}]

@@ -16,6 +16,7 @@ from circuitlit.cli.learn import learn
 from circuitlit.discover.workbench import Resampler, Workbench
 from circuitlit.errors import UserError
 from circuitlit.evaluate import Behaviour, TestBed, paired_difference, summarise
+from circuitlit.evaluate.rival import validation
 from circuitlit.evaluate.similarity import corrected_jaccard, noise_floor
 from circuitlit.evaluate.smallest import smallest_circuit
 from circuitlit.evaluate.testing import LEAST_DRAWS, enough_draws
@@ -35,7 +36,6 @@ from circuitlit.heads.roles import head_name, heads_of, top_heads
 from circuitlit.model import Subject
 from circuitlit.run.evolve.algorithm import algorithm_part
 from circuitlit.run.evolve.series import claims_of
-from circuitlit.run.result import validation
 from circuitlit.timeline.series import Noise
 
 SMALL = 1000  # tokens of a vocabulary on which copying costs nothing

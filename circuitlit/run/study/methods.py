@@ -17,12 +17,13 @@ from circuitlit.cli.learn import learn
 from circuitlit.discover.workbench import Resampler, Workbench
 from circuitlit.errors import UserError
 from circuitlit.evaluate import TestBed, noise_floor, random_circuit, size_curve
+from circuitlit.evaluate.rival import signed_or_absolute, validation
 from circuitlit.evaluate.similarity import Spread
+from circuitlit.evaluate.verdict import held_out
 from circuitlit.graph import Circuit, EdgeScores, MaskLayout
 from circuitlit.graph.select import edge_budget
 from circuitlit.model import Subject
 from circuitlit.objective import Outcome
-from circuitlit.run.result import held_out, signed_or_absolute, validation
 from circuitlit.run.study.cells import Cell
 
 BETWEEN = (0.003, 0.0075, 0.015, 0.03, 0.04, 0.07)  # shares of the edges kept, beside MIB's sizes
@@ -51,7 +52,7 @@ class Stage:
     def build(cls, cfg: DictConfig, subject: Subject) -> Stage:
         """Encode the task and run full model and ablated one on its held-out pairs."""
         bench = build_workbench(cfg, subject)
-        return cls(cfg, bench, held_out(cfg, bench), validation(bench, cfg.evaluate.probe_pairs))
+        return cls(cfg, bench, held_out(bench), validation(bench, cfg.evaluate.probe_pairs))
 
     def at(self, cfg: DictConfig, sparsity: float, data_seed: int | None = None) -> Workbench:
         """The workbench for a cell's masks, size and order of the training pairs.

@@ -1,0 +1,255 @@
+"""From a model and pairs to a circuit with its evaluation, in one call: by trained masks, or by attribution."""
+
+from __future__ import annotations
+
+import time
+from collections.abc import Callable, Sequence
+from contextlib import nullcontext
+from dataclasses import dataclass
+from functools import partial
+from pathlib import Path
+from typing import TYPE_CHECKING, Any
+
+import torch
+from jaxtyping import Float
+from lightning import seed_everything
+from torch import Tensor
+
+from circuitlit.discover import HardConcrete, MaskLearner, Schedule, initial_log_alpha, mask_gradients
+from circuitlit.discover.fit import Curves, fit
+from circuitlit.discover.gates import Gates
+from circuitlit.discover.method import Method
+from circuitlit.discover.workbench import Ablation, Workbench
+from circuitlit.evaluate.behaviour import Behaviour
+from circuitlit.evaluate.found import FAILED, FoundCircuit
+from circuitlit.evaluate.rival import Rival, against_cut, best_attribution, rivals, validation
+from circuitlit.evaluate.verdict import Bars, measure_circuit
+from circuitlit.graph import EdgeScores
+from circuitlit.model import Subject
+from circuitlit.objective import kl_divergence
+from circuitlit.progress import phase
+from circuitlit.tasks import Pairs, PairsModule
+
+if TYPE_CHECKING:
+    from transformers import PreTrainedModel
+
+
+@dataclass(frozen=True)
+class Trained:
+    """Masks after their training.
+
+    Attributes:
+        scores: their log-alphas.
+        masks: as the last steps ran them.
+        curves: rows of training, each with its step.
+        steps: optimizer steps.
+        bench: to measure on: that of the training, or one with adapters that were trained beside.
+        compared: False where attributions speak of another model, the one without these adapters.
+    """
+
+    scores: EdgeScores
+    masks: Float[Tensor, "copies edge"]
+    curves: Curves
+    steps: int
+    bench: Workbench
+    compared: bool = True
+
+
+Learn = Callable[[Workbench, Sequence[Rival]], Trained | None]  # given the attributions, start first
+
+
+def find_circuit(
+    model: str | Path | PreTrainedModel | Subject,
+    pairs: Pairs | PairsModule,
+    sparsity: float = 0.95,
+    *,
+    tokenizer: Any = None,
+    method: Method | None = None,
+    ablation: Ablation | None = None,
+    schedule: Schedule | None = None,
+    gates: Gates | None = None,
+    rivals: Sequence[Method] = (),
+    bars: Bars | None = None,
+    min_accuracy: float = 0.0,
+    batch_size: int = 8,
+    eval_batch_size: int = 16,
+    seed: int = 0,
+) -> FoundCircuit:
+    """Train masks until a sparse circuit does what the model does, cut it, and evaluate it.
+
+    Args:
+        model: a subject, a live model, a folder, or a name of the Hugging Face hub.
+        pairs: of your own (`Pairs.from_list`), of a task (`ioi(tokenizer, ...)`), or encoded already.
+        sparsity: share of edges that the circuit lacks.
+        tokenizer: of a live model.
+        method: whose scores the masks start from; None takes mask gradients.
+        ablation: what stands in for cut edges; None takes the corrupted prompts' values.
+        schedule: of the training; None takes the default of 150 steps.
+        gates: the masks' family; None takes hard concrete gates.
+        rivals: more attributions; the best ranking on validation pairs is the baseline.
+        bars: what the circuit is compared with, and has to clear.
+        min_accuracy: share of right answers below which a model is not searched for the task.
+        batch_size, eval_batch_size: pairs in a batch of training and of the evaluation.
+        seed: of gate noise and of the pairs' order.
+
+    Returns:
+        The result, bound to its model: `result.live.circuit` are the edges, `result.live.logits(prompts, corrupted)`
+        what the circuit says.
+
+    Raises:
+        UserError: a model, pairs or a setting that cannot be used.
+    """
+    bench = prepare_bench(model, pairs, sparsity, ablation, tokenizer, batch_size, eval_batch_size, seed)
+    learn = partial(train_masks, schedule=schedule, gates=gates, seed=seed)
+    method = method or Method.of(mask_gradients, steps=5, draws=1)
+    seed_everything(seed, verbose=False)
+    found = search_circuit(bench, method, learn, others=rivals, bars=bars, min_accuracy=min_accuracy, seed=seed)
+    assert found is not None
+    return found
+
+
+def attribute_circuit(
+    model: str | Path | PreTrainedModel | Subject,
+    pairs: Pairs | PairsModule,
+    method: Method,
+    sparsity: float | None = 0.95,
+    *,
+    tokenizer: Any = None,
+    ablation: Ablation | None = None,
+    bars: Bars | None = None,
+    batch_size: int = 8,
+    eval_batch_size: int = 16,
+    seed: int = 0,
+) -> FoundCircuit:
+    """Score all edges by one attribution method, cut a circuit, and evaluate it; arguments as in `find_circuit`.
+
+    Args:
+        method: `Method.of(eap_ig, steps=5)`, say.
+        sparsity: None keeps as many edges as the method itself does (ACDC).
+    """
+    bench = prepare_bench(model, pairs, sparsity, ablation, tokenizer, batch_size, eval_batch_size, seed)
+    seed_everything(seed, verbose=False)
+    return measure_circuit(bench, bench.cut(bench.score(method)), bars=bars, seed=seed)
+
+
+def prepare_bench(
+    model: str | Path | PreTrainedModel | Subject,
+    pairs: Pairs | PairsModule,
+    sparsity: float | None = 0.95,
+    ablation: Ablation | None = None,
+    tokenizer: Any = None,
+    batch_size: int = 8,
+    eval_batch_size: int = 16,
+    seed: int = 0,
+) -> Workbench:
+    """A workbench from what a notebook has at hand; arguments as in `find_circuit`."""
+    from circuitlit.model.load import load_subject
+
+    subject = model if isinstance(model, Subject) else load_subject(model, tokenizer)
+    if isinstance(pairs, Pairs):
+        assert subject.tokenizer is not None
+        pairs = PairsModule(pairs, subject.tokenizer, batch_size, seed, eval_batch_size=eval_batch_size)
+    return Workbench.build(subject, pairs, sparsity, ablation, seed=seed)
+
+
+def search_circuit(
+    bench: Workbench,
+    method: Method,
+    learn: Learn,
+    *,
+    others: Sequence[Method] = (),
+    bars: Bars | None = None,
+    min_accuracy: float = 0.0,
+    seed: int = 0,
+    provenance: dict[str, Any] | None = None,
+) -> FoundCircuit | None:
+    """As `find_circuit`, on a workbench, with a training of one's own.
+
+    Args:
+        bench: subject, pairs and masked model.
+        method: whose scores the masks start from.
+        learn: trains masks; None in a process that is done then.
+        others: more attributions to compare with.
+        bars: what the circuit is compared with, and has to clear.
+        min_accuracy: share of right answers below which the model is not searched.
+        seed: for the result.
+        provenance: for the circuit's file.
+
+    Returns:
+        None where `learn` gave none.
+    """
+    bars = bars or Bars()
+    behaviour, reason = ask(bench, min_accuracy)
+    if reason:
+        return unable(bench, behaviour, reason, seed)
+    with phase("attribution", f"Scoring {bench.layout.n_edges:,} edges by {method.name}"):
+        begun = time.perf_counter()
+        start = Rival(bench.score(method), time.perf_counter() - begun)
+        tried = rivals(bench, start, [other for other in others if other.name != method.name])
+    trained = learn(bench, tried)
+    if trained is None:
+        return None
+    bench = trained.bench
+    circuit = bench.cut(trained.scores, provenance)
+    with phase("evaluation", f"Evaluating on {len(bench.data.test)} held-out pairs"):
+        torch.set_float32_matmul_precision("highest")
+        bed = validation(bench, bars.probe_pairs)
+        tried = best_attribution(bench, tried, bed) if trained.compared else []
+        result = measure_circuit(bench, circuit, tried, bars=bars, seed=seed)
+        gates = against_cut(trained.masks, circuit, bed)
+    result = result.replaced(**gates, steps=trained.steps, behaviour=behaviour.to_dict())
+    return result.bind(result.live.with_curves(trained.curves))
+
+
+def ask(bench: Workbench, min_accuracy: float = 0.0, aloud: bool = True) -> tuple[Behaviour, str | None]:
+    """How well the model does the task on the pairs to choose on, and why it is not to be searched, or None."""
+    with phase("behaviour", "Checking that the model does the task") if aloud else nullcontext():
+        pairs = bench.data.to_choose_on
+        batches = pairs.batches(bench.data.eval_batch_size, order=pairs.by_length())
+        found = Behaviour.measure(bench.subject, batches)
+    return found, found.verdict(min_accuracy)
+
+
+def unable(bench: Workbench, behaviour: Behaviour, reason: str, seed: int) -> FoundCircuit:
+    """A result without a circuit: the model does not do the task, which is a finding."""
+    return FoundCircuit(
+        status=FAILED,
+        reason=reason,
+        task=bench.data.splits.name,
+        model=bench.subject.name,
+        method=None,
+        ablation=bench.references.kind,
+        seed=seed,
+        n_edges_total=bench.layout.n_edges,
+        behaviour=behaviour.to_dict(),
+    )
+
+
+def train_masks(
+    bench: Workbench,
+    tried: Sequence[Rival],
+    *,
+    schedule: Schedule | None = None,
+    gates: Gates | None = None,
+    sparsity: float | None = None,
+    seed: int = 0,
+) -> Trained:
+    """Train masks from the first attribution's scores on, with a quiet Trainer.
+
+    Args:
+        bench: subject, pairs and masked model.
+        tried: attributions; the first one is the start.
+        schedule: None takes that of the command line.
+        gates: None takes hard concrete gates.
+        sparsity: share of edges to be cut at the end; None takes the workbench's.
+        seed: of gate noise.
+    """
+    schedule = schedule or Schedule(150, 0.3, start_sparsity=0.9, warmup=0.5, harden=0.5, final_noise=0.1, hard=0.3)
+    target = 1 - bench.count / bench.layout.n_edges if sparsity is None else sparsity
+    initial = initial_log_alpha(bench.layout, "confident", tried[0].scores, bench.count, 3.0)
+    learner = MaskLearner(
+        bench.loss(kl_divergence), bench.references, initial, target, schedule, gates or HardConcrete(), seed, True
+    ).to(bench.subject.device)
+    with phase("training", f"Training masks for {schedule.steps} steps"):
+        curves = fit(learner, bench.data, steps=schedule.steps, names=("loss", "sparsity"))
+    return Trained(learner.scores(), learner.trained_masks(), curves, schedule.steps, bench)

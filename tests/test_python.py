@@ -1,0 +1,65 @@
+"""The verbs as Python functions: no Hydra, no run directory; results save and load themselves."""
+
+from __future__ import annotations
+
+import json
+from dataclasses import replace
+from pathlib import Path
+
+import pytest
+import torch
+
+from circuitlit import (
+    Circuit,
+    FoundCircuit,
+    Method,
+    Pairs,
+    Schedule,
+    UserError,
+    attribute_circuit,
+    eap_ig,
+    evaluate_circuit,
+    find_circuit,
+    load_subject,
+    measure_behaviour,
+)
+from circuitlit.evaluate.ability import Ability
+from circuitlit.evaluate.verdict import Bars
+from circuitlit.report import write_page
+
+
+def test_in_python_a_circuit_is_found_saved_and_loaded(local: Path, tmp_path: Path) -> None:
+    rows = [json.loads(line) for line in (local / "pairs.jsonl").read_text().splitlines()]
+    own = Pairs.from_list(rows)
+    schedule, bars = Schedule(8, 0.3), Bars(controls=3, max_kl_share=1000.0)
+    found = find_circuit(local / "model", own, 0.8, schedule=schedule, bars=bars)
+    live = found.live
+    assert found.steps == 8 and found.n_edges == live.circuit.n_edges and len(live.curves) == 8
+    assert found.kl is not None and found.full is not None and found.kl.value > (found.full.kl or found.kl).value  # type: ignore[operator]
+    found.save(tmp_path)
+    live.save(tmp_path)
+    assert FoundCircuit.load(tmp_path) == found and torch.equal(Circuit.load(tmp_path).kept, live.circuit.kept)
+    assert {"circuit", "full", "corrupted", "random"} <= set(found.to_frame()["circuit"]) and "FoundCircuit(" in repr(
+        found
+    )
+    assert "<table" in found._repr_html_() and write_page(tmp_path).stat().st_size > 10_000
+    with pytest.raises(UserError, match="not bound to a model"):
+        _ = FoundCircuit.load(tmp_path).live
+    whole = replace(live, circuit=Circuit.of(live.circuit.scores, torch.ones_like(live.circuit.kept)))
+    clean, corrupted = ([row[key] for row in rows[:2]] for key in ("clean", "corrupted"))
+    ids = [live.bench.subject.tokenizer(text)["input_ids"] for text in clean]  # type: ignore[misc]
+    stock = live.bench.subject.logits(torch.tensor(ids), torch.tensor([[5], [5]]))[:, 0]
+    torch.testing.assert_close(whole.logits(clean, corrupted), stock, rtol=1e-4, atol=1e-4)
+
+
+def test_in_python_a_method_is_cut_and_evaluated(local: Path, tmp_path: Path) -> None:
+    rows = [json.loads(line) for line in (local / "pairs.jsonl").read_text().splitlines()]
+    subject, bars = load_subject(local / "model"), Bars(controls=3)
+    found = attribute_circuit(subject, Pairs.from_list(rows), Method.of(eap_ig, steps=2), 0.8, bars=bars)
+    again = evaluate_circuit(found.live.bench, found.live.circuit, knockouts=2, parts=2, ablation_pairs=4, bars=bars)
+    assert again.kl == found.kl and again.curve is not None and again.completeness is not None
+    again.save(tmp_path)
+    assert FoundCircuit.load(tmp_path) == again
+    asked = measure_behaviour(subject, {"own": found.live.bench.data}, splits=("train", "test"))
+    asked.save(tmp_path)
+    assert Ability.load(tmp_path) == asked and len(asked.to_frame()) == 2
