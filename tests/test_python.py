@@ -35,13 +35,12 @@ def test_in_python_a_circuit_is_found_saved_and_loaded(local: Path, tmp_path: Pa
     found = find_circuit(local / "model", own, 0.8, schedule=schedule, bars=bars)
     live = found.live
     assert found.steps == 8 and found.n_edges == live.circuit.n_edges and len(live.curves) == 8
-    assert found.kl is not None and found.full is not None and found.kl.value > (found.full.kl or found.kl).value  # type: ignore[operator]
+    assert found.kl is not None and found.kl.value is not None and found.kl.value > 0.01
     found.save(tmp_path)
     live.save(tmp_path)
     assert FoundCircuit.load(tmp_path) == found and torch.equal(Circuit.load(tmp_path).kept, live.circuit.kept)
-    assert {"circuit", "full", "corrupted", "random"} <= set(found.to_frame()["circuit"]) and "FoundCircuit(" in repr(
-        found
-    )
+    assert {"circuit", "full", "corrupted", "random"} <= set(found.to_frame()["circuit"])
+    assert repr(found).startswith("FoundCircuit(") and len(repr(found)) < 500
     assert "<table" in found._repr_html_() and write_page(tmp_path).stat().st_size > 10_000
     with pytest.raises(UserError, match="not bound to a model"):
         _ = FoundCircuit.load(tmp_path).live
