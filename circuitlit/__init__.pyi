@@ -1,6 +1,11 @@
 # The public names, listed once: circuitlit/__init__.py imports each when it is first used.
 from .compare.capabilities import Capabilities, compare_capabilities
 from .compare.comparison import Comparison, compare_models
+from .compare.cross_tasks import Generality, measure_generality
+from .compare.injected_facts import FactInjection, inject_facts
+from .compare.interventions import Interventions, intervene_on_nodes
+from .compare.known_facts import Knowledge, measure_knowledge
+from .compare.prevention import compare_freezing
 from .compare.reuse import Swaps
 from .compare.sparse_difference import LearnedDifference, find_difference
 from .compare.tunings import TuningComparison, compare_tunings
@@ -87,9 +92,13 @@ __all__ = [
     "Circuit",
     "Comparison",
     "EdgeScores",
+    "FactInjection",
     "FoundCircuit",
+    "Generality",
     "Graph",
     "HardConcrete",
+    "Interventions",
+    "Knowledge",
     "LearnedDifference",
     "Makers",
     "MaskLayout",
@@ -119,6 +128,7 @@ __all__ = [
     "boolean",
     "clean_corrupted",
     "compare_capabilities",
+    "compare_freezing",
     "compare_models",
     "compare_tunings",
     "completeness",
@@ -139,6 +149,8 @@ __all__ = [
     "induction",
     "information_flow",
     "initial_log_alpha",
+    "inject_facts",
+    "intervene_on_nodes",
     "ioi",
     "ioi_single",
     "jsonl",
@@ -147,6 +159,8 @@ __all__ = [
     "load_subject",
     "mask_gradients",
     "measure_behaviour",
+    "measure_generality",
+    "measure_knowledge",
     "noise_floor",
     "paired_difference",
     "random_circuit",

@@ -3,25 +3,32 @@
 from __future__ import annotations
 
 import json
+from dataclasses import replace
 from pathlib import Path
+from typing import Any
 
 import pytest
 import torch
 from cli import call, failure, settings
 from conftest import tiny_batch, tiny_model
 from planted_lookup import FOUND, ROLE_NAMES, lookups, planted_lookup
+from test_compare import bench_of
 from tokenizers import Tokenizer, models, pre_tokenizers, trainers
 from transformers import AutoConfig, AutoModelForCausalLM, PreTrainedTokenizerBase, PreTrainedTokenizerFast
 
 from circuitlit.compare.effects import PairBed, plain_logits
+from circuitlit.compare.injected_facts import FactInjection, inject_facts
 from circuitlit.compare.injection import reverting_scores
-from circuitlit.compare.known_facts import lookup_heads
+from circuitlit.compare.known_facts import Knowledge, KnownTask, lookup_heads, measure_knowledge
 from circuitlit.compare.transplant import Transplant
 from circuitlit.errors import UserError
+from circuitlit.evaluate import Estimate
 from circuitlit.heads import PatchBed
 from circuitlit.heads.attention import Heads
 from circuitlit.heads.knowledge import ROLES, attention_blocked, attention_mass, role_effects
 from circuitlit.model import Subject
+from circuitlit.model.load import load_subject
+from circuitlit.report.injection import sentence
 from circuitlit.tasks import encode, factual, two_hop
 from circuitlit.tasks.facts import ANTONYMS, PAST_TENSE, RELATIONS
 from circuitlit.tasks.injected import Fact, new_facts, revised_facts, true_facts
@@ -145,6 +152,37 @@ def reader(tmp_path_factory: pytest.TempPathFactory) -> Path:
     numbers = {"n_embd": 32, "n_layer": 2, "n_head": 4, "vocab_size": letters.get_vocab_size(), "n_positions": 64}
     AutoModelForCausalLM.from_config(AutoConfig.for_model("gpt2", **numbers)).save_pretrained(folder)
     return folder
+
+
+def test_facts_are_injected_from_python(reader: Path, tmp_path: Path) -> None:
+    def tune(path: str) -> tuple[Subject, dict[str, Any]]:
+        assert len(Path(path).read_text().splitlines()) == 3 * 8
+        tuned, noise = load_subject(reader), torch.Generator().manual_seed(0)
+        with torch.no_grad():
+            for parameter in tuned.model.parameters():
+                parameter.add_(0.05 * torch.randn(parameter.shape, generator=noise))
+        return tuned, {"status": "done"}
+
+    folder = tmp_path / "new"
+    result = inject_facts(load_subject(reader), tune, folder, new=4, revised=4, only_known=False, nodes=1)
+    result.save(folder)
+    assert FactInjection.load(folder) == result
+    assert list(result.to_frame().columns) == ["node", "new", "revised"] and len(result.to_frame()) == 10
+    assert result.tuning == {"status": "done"} and "Tuning done." in sentence(result)
+
+
+def test_knowledge_is_measured_from_python(local: Path, tmp_path: Path) -> None:
+    bench = bench_of(local)
+    result = measure_knowledge(bench.subject, {"factual": {"own": bench.data}})
+    assert result.to_frame()["task"].tolist() == ["own"] and result.tasks["own"].roles is None
+    bed = PatchBed.build(planted_lookup(), [lookups()])
+    roles = lookup_heads(bed, bed, ROLE_NAMES, candidates=6, draws=20)
+    looked_up = KnownTask("factual", 24, Estimate(1.0), {"train": 24, "test": 24}, {}, roles)
+    both = replace(result, tasks={**result.tasks, "planted": looked_up})
+    both.save(tmp_path)
+    assert Knowledge.load(tmp_path) == both
+    with pytest.raises(UserError, match="packs hold no task"):
+        measure_knowledge(bench.subject, {"factual": {}})
 
 
 def test_the_verb_injects_facts_and_reverts_nodes(reader: Path, tmp_path: Path) -> None:

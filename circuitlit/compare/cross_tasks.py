@@ -2,40 +2,62 @@
 
 from __future__ import annotations
 
-from collections.abc import Callable, Iterator, Mapping, Sequence
-from dataclasses import asdict, dataclass
+from collections.abc import Callable, Iterator, Mapping
+from dataclasses import dataclass
 from itertools import combinations
 from typing import Any, ClassVar
 
 from jaxtyping import Bool
 from torch import Tensor
 
-from circuitlit.compare.capability import Capability, capabilities
-from circuitlit.compare.effects import PairBed, gain_share, node_weights, plain_logits
-from circuitlit.compare.generality import (
-    ablation_specificity,
-    composites,
-    conflict_index,
-    conflicting,
-    generality,
-    shuffled_conflict,
-)
-from circuitlit.compare.matched import matched_nodes, mean_overlap
-from circuitlit.compare.transplant import Transplant
-from circuitlit.compare.weight_figures import node_changes
-from circuitlit.compare.weights import weight_changes
+from circuitlit.compare.damage import Damage, Levels, find_damage
+from circuitlit.compare.generality import ablation_specificity, composites, generality
+from circuitlit.compare.prevention import Prevention
 from circuitlit.discover.workbench import Workbench
 from circuitlit.errors import UserError
 from circuitlit.evaluate import Estimate, TestBed, random_circuit, summarise
 from circuitlit.evaluate.overlap import TESTS, shared_by_pairs
-from circuitlit.evaluate.statistics import mean_of
+from circuitlit.evaluate.overlap_figures import SharedFigures
 from circuitlit.evaluate.testing import enough_draws, rank_p, until_clear, with_holm
 from circuitlit.graph import Circuit, EdgeScores
 from circuitlit.model import Subject
-from circuitlit.model.slices import withheld
-from circuitlit.objective import Outcome
 from circuitlit.progress import phase
 from circuitlit.result import Result
+
+
+@dataclass(frozen=True, kw_only=True)
+class SharedPair(SharedFigures):
+    """What the circuits of two tasks share."""
+
+    of: list[str]
+
+
+@dataclass(frozen=True, kw_only=True)
+class BesideRandom(Estimate):
+    """Mean faithfulness of random circuits as large as a task's own.
+
+    Attributes:
+        n_pairs: that all are measured on.
+        draws: random circuits.
+        circuit: the task's own.
+        rank_p, p_holm: rank of its KL among theirs.
+    """
+
+    n_pairs: int
+    draws: int
+    circuit: Estimate
+    rank_p: float
+    p_holm: float | None = None
+
+
+@dataclass(frozen=True)
+class Composite:
+    """Union or intersection of two tasks' circuits: its size and its faithfulness on both."""
+
+    of: list[str]
+    kind: str
+    n_edges: int
+    faithfulness: dict[str, Estimate]
 
 
 @dataclass(frozen=True, kw_only=True, repr=False)
@@ -71,14 +93,14 @@ class Generality(Result):
     n_edges: dict[str, int]
     faithfulness: list[list[Estimate]]
     overlap: list[list[float]]
-    shared: list[dict[str, Any]]
+    shared: list[SharedPair]
     lost: list[list[float | None]]
     generality: float | None
     specificity: float | None
-    random: dict[str, dict[str, Any]]
-    composites: list[dict[str, Any]]
-    transfer: dict[str, Any] | None = None
-    prevention: dict[str, Any] | None = None
+    random: dict[str, BesideRandom]
+    composites: list[Composite]
+    transfer: Damage | None = None
+    prevention: Prevention | None = None
 
     def rows(self) -> Iterator[dict[str, Any]]:
         """A row a circuit: its faithfulness on every task."""
@@ -108,10 +130,6 @@ class _Page:
     tuned: bool
     control_pairs: int
     draws: int | None
-    chance: float
-    min_effect: float
-    alpha: float
-    revert: int
     seed: int
 
     @property
@@ -136,7 +154,7 @@ def measure_generality(
     min_effect: float = 0.05,
     alpha: float = 0.05,
     revert: int = 4,
-    prevent: Callable[[Mapping[str, Circuit]], dict[str, Any]] | None = None,
+    prevent: Callable[[Mapping[str, Circuit]], Prevention] | None = None,
     seed: int = 0,
 ) -> Generality:
     """Measure the circuits of all tasks on all tasks.
@@ -159,16 +177,19 @@ def measure_generality(
     """
     if len(tasks) < 2:
         raise UserError("a comparison needs two tasks or more")
-    page = _Page(len(tasks), tuned is not None, control_pairs, draws, chance, min_effect, alpha, revert, seed)
+    page = _Page(len(tasks), tuned is not None, control_pairs, draws, seed)
     made = {name: _task(name, bench, scores, pairs) for name, (bench, scores) in tasks.items()}
+    circuits = {name: task.circuit for name, task in made.items()}
     bench, scores = next(iter(tasks.values()))
     with phase("matrices", f"{len(made)} circuits on {len(made)} tasks, and random ones"):
         found: dict[str, Any] = _matrices(page, made) | {"composites": _composites(made)}
     if tuned is not None:
         with phase("transfer", "Looking for what the tuned model lost, and reverting nodes"):
-            found["transfer"] = _negative(page, made, bench.subject, tuned)
+            pairs_of = {name: task.bed.batches for name, task in made.items()}
+            counts = Levels(chance, min_effect, alpha, revert, page.most, seed)
+            found["transfer"] = find_damage(bench.subject, tuned, circuits, pairs_of, counts)
     if prevent is not None:
-        found["prevention"] = prevent({name: task.circuit for name, task in made.items()})
+        found["prevention"] = prevent(circuits)
     levels = {"chance": chance, "min_effect": min_effect, "alpha": alpha, "revert": revert}
     result = Generality(
         model=bench.subject.name,
@@ -220,32 +241,32 @@ def _shared(case: _Page, tasks: dict[str, _Task]) -> dict[str, Any]:
     alike = {frozenset(pair): shared.edges.corrected for pair, shared in found.items()}
     return {
         "overlap": [[alike.get(frozenset((one, two)), 1.0) for two in tasks] for one in tasks],
-        "shared": [{"of": list(pair), **shared.to_dict()} for pair, shared in found.items()],
+        "shared": [SharedPair(of=list(pair), **vars(shared.figures())) for pair, shared in found.items()],
     }
 
 
-def _random(case: _Page, task: _Task) -> dict[str, Any]:
+def _random(case: _Page, task: _Task) -> BesideRandom:
     """Faithfulness of random circuits of the same size, and the task's own circuit by KL among them, on the same pairs.
 
     The pairs are of every sentence.
     """
-    bed, settings = task.bed, case
-    pairs = min(max(settings.control_pairs, len(bed.full.group.unique())), len(bed.full.kl))
+    bed = task.bed
+    pairs = min(max(case.control_pairs, len(bed.full.group.unique())), len(bed.full.kl))
     own, count = bed.run(task.kept, pairs), int(task.kept.sum())
     most = case.most
     drawn = (bed.run(random_circuit(bed.model.graph, count, seed), pairs) for seed in range(most))
     closeness = -float(own.kl.mean())
     found = until_clear([closeness], drawn, lambda one: [-float(one.kl.mean())])
-    return {
-        **asdict(summarise(found, bed.full, bed.corrupted).faithfulness),
-        "n_pairs": pairs,
-        "draws": len(found),
-        "circuit": asdict(summarise([own], bed.full, bed.corrupted).faithfulness),
-        "rank_p": rank_p(closeness, [-float(one.kl.mean()) for one in found]),
-    }
+    return BesideRandom(
+        **vars(summarise(found, bed.full, bed.corrupted).faithfulness),
+        n_pairs=pairs,
+        draws=len(found),
+        circuit=summarise([own], bed.full, bed.corrupted).faithfulness,
+        rank_p=rank_p(closeness, [-float(one.kl.mean()) for one in found]),
+    )
 
 
-def _composites(tasks: dict[str, _Task]) -> list[dict[str, Any]]:
+def _composites(tasks: dict[str, _Task]) -> list[Composite]:
     """Union and intersection of every two circuits, of the size of the larger one, on both tasks."""
     found = []
     for one, two in combinations(tasks, 2):
@@ -254,79 +275,6 @@ def _composites(tasks: dict[str, _Task]) -> list[dict[str, Any]]:
             on = {}
             for name in (one, two):
                 bed = tasks[name].bed
-                on[name] = asdict(summarise([bed.run(kept)], bed.full, bed.corrupted).faithfulness)
-            found.append({"of": [one, two], "kind": kind, "n_edges": int(kept.sum()), "faithfulness": on})
+                on[name] = summarise([bed.run(kept)], bed.full, bed.corrupted).faithfulness
+            found.append(Composite([one, two], kind, int(kept.sum()), on))
     return found
-
-
-def _negative(case: _Page, tasks: dict[str, _Task], base: Subject, tuned: Subject) -> dict[str, Any]:
-    """Which tasks tuning damaged, where it collides with their circuits, and what reverting those nodes brings back."""
-    settings = case
-    beds = {name: PairBed(base, task.bed.batches) for name, task in tasks.items()}
-    after = {name: bed.measure(lambda batch: plain_logits(tuned, batch)) for name, bed in beds.items()}
-    outcomes = {name: (beds[name].full, after[name]) for name in tasks}
-    judged = capabilities(outcomes, settings.chance, settings.min_effect, settings.alpha)
-    moved = node_changes(list(weight_changes(base, tuned)))
-    back = Transplant(tuned, base)
-    means = [float((after[name].metric - beds[name].full.metric).mean()) for name in tasks]
-    found = {
-        "tuned": tuned.origin,
-        "tasks": {name: asdict(capability) for name, capability in judged.items()},
-        "mean_change": sum(means) / len(means),
-        "conflict": {name: _conflict(case, task, moved) for name, task in tasks.items()},
-        "reverted": {
-            name: _revert(case, name, tasks[name], moved, beds, after, judged, back)
-            for name, capability in judged.items()
-            if capability.verdict == "degraded"
-        },
-    }
-    return found
-
-
-def _conflict(case: _Page, task: _Task, moved: dict[str, float]) -> dict[str, Any]:
-    importance = node_weights(task.circuit)
-    own = conflict_index(importance, moved)
-    chance = shuffled_conflict(importance, moved, max(200, case.most), case.seed)
-    return {
-        "index": own,
-        "by_chance": asdict(mean_of(chance)),
-        "rank_p": rank_p(own, chance),
-    }
-
-
-def _revert(
-    case: _Page,
-    name: str,
-    task: _Task,
-    moved: dict[str, float],
-    beds: dict[str, PairBed],
-    after: dict[str, Outcome],
-    judged: dict[str, Capability],
-    back: Transplant,
-) -> dict[str, Any]:
-    """What a damaged task gets back with its conflicting nodes at base weights, and what that costs the gains."""
-    nodes = conflicting(node_weights(task.circuit), moved, case.revert)
-    gained = [other for other, capability in judged.items() if capability.verdict in ("gained", "improved")]
-
-    def reverted(members: Sequence[str]) -> dict[str, Any]:
-        found = {}
-        with back.weights(members) as copy:
-            for other in (name, *gained):
-                outcome = beds[other].measure(lambda batch: plain_logits(copy, batch))
-                found[other] = gain_share(after[other], beds[other].full, outcome)
-        return found
-
-    own = reverted(nodes)
-    sets = matched_nodes(back.graph, nodes, case.most, case.seed)
-    others = until_clear([own[name].value], map(reverted, sets), lambda one: [one[name].value])
-    recovered = [found[name].value for found in others if found[name].value is not None]
-    return {
-        "nodes": nodes,
-        "withheld": withheld(back.graph, nodes),
-        "recovered": asdict(own[name]),
-        "random_recovered": asdict(mean_of(recovered)) if recovered else None,
-        "rank_p": rank_p(own[name].value, recovered) if own[name].value is not None else None,
-        "overlap": mean_overlap(nodes, sets),
-        "gain_lost": {other: asdict(own[other]) for other in gained},
-        "random_gain_lost": {other: asdict(mean_of([found[other].value for found in others])) for other in gained},
-    }

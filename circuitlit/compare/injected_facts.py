@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import json
 from collections.abc import Callable, Iterator, Sequence
-from dataclasses import asdict, dataclass
+from dataclasses import dataclass
 from pathlib import Path
 from typing import Any, ClassVar
 
@@ -14,6 +14,7 @@ from circuitlit.compare.effects import PairBed, gain_share, plain_logits
 from circuitlit.compare.injection import reverting_scores
 from circuitlit.compare.matched import matched_nodes, mean_overlap
 from circuitlit.compare.transplant import Transplant
+from circuitlit.evaluate import Estimate
 from circuitlit.evaluate.similarity import spearman
 from circuitlit.evaluate.statistics import combined, mean_estimate, mean_of, ratio
 from circuitlit.evaluate.testing import enough_draws, rank_p, until_clear, with_holm
@@ -28,6 +29,47 @@ from circuitlit.tasks.injected import KINDS, Fact, new_facts, revised_facts, tru
 
 LEARNED = (0, 1)  # sentences that are tuned on
 ASKED = 2  # the sentence that is tested
+TUNING = ("status", "reason", "tune", "adapter", "steps", "held_out")  # what the result holds of a tuning run
+
+
+@dataclass(frozen=True)
+class Answers:
+    """How a kind of fact is answered in the wording not tuned on, before and after: share right, and the metric."""
+
+    accuracy_base: Estimate
+    accuracy_tuned: Estimate
+    metric_base: Estimate
+    metric_tuned: Estimate
+
+
+@dataclass(frozen=True)
+class RandomLoss:
+    """What random sets like some nodes lose, and the rank of those nodes' loss among theirs; None: not to be said."""
+
+    lost: Estimate | None
+    rank_p: float | None
+    p_holm: float | None = None
+
+
+@dataclass(frozen=True)
+class Carriers:
+    """The leading nodes of one kind of fact, put back.
+
+    Attributes:
+        nodes: the set.
+        withheld: keys and values that stay the tuned model's, a part of whose heads is put back.
+        overlap: mean share of the set that a random one holds, too.
+        lost: share of the gain that is lost, by kind of fact.
+        specific: that of the own kind less that of the other.
+        random: random sets, by kind of fact.
+    """
+
+    nodes: list[str]
+    withheld: list[str]
+    overlap: float
+    lost: dict[str, Estimate]
+    specific: Estimate
+    random: dict[str, RandomLoss]
 
 
 @dataclass(frozen=True, kw_only=True, repr=False)
@@ -51,13 +93,13 @@ class FactInjection(Result):
     model: str
     seed: int
     settings: dict[str, Any]
-    facts: list[dict[str, Any]]
+    facts: list[Fact]
     tuning: dict[str, Any]
-    behaviour: dict[str, dict[str, Any]]
+    behaviour: dict[str, Answers]
     scores: dict[str, dict[str, float]]
     correlation: float | None
     shared_nodes: list[str]
-    carriers: dict[str, dict[str, Any]]
+    carriers: dict[str, Carriers]
 
     def rows(self) -> Iterator[dict[str, Any]]:
         """A row a node: its part in each kind of fact."""
@@ -82,7 +124,7 @@ def inject_facts(
 
     Args:
         base: the model.
-        tune: tunes it on a file of facts; gives the tuned model, and what became of it.
+        tune: tunes it on a file of facts; gives the tuned model, and what became of it, its "status" at least.
         folder: for the file of facts.
         new, revised: invented facts, and facts that contradict what the model says.
         only_known: True revises only facts that the model knows.
@@ -95,6 +137,7 @@ def inject_facts(
         UserError: too few facts that the model knows.
     """
     settings = {"new": new, "revised": revised, "only_known": only_known, "nodes": nodes, "draws": draws}
+    folder.mkdir(parents=True, exist_ok=True)
     facts, path = _facts(base, folder, settings, batch_size, seed), folder / "facts.jsonl"
     rows = [(fact, number) for fact in facts for number in (*LEARNED, ASKED)]
     lines = (json.dumps(fact.row(n, "test" if n == ASKED else "train")) for fact, n in rows)
@@ -111,8 +154,8 @@ def inject_facts(
         model=base.name,
         seed=seed,
         settings=settings,
-        facts=[asdict(fact) for fact in facts],
-        tuning={key: outcome[key] for key in ("status", "reason", "tune", "adapter", "steps", "held_out")},
+        facts=facts,
+        tuning={key: outcome[key] for key in TUNING if key in outcome},
         **found,
     )
 
@@ -166,7 +209,7 @@ def _reverted(
         with back.weights(nodes) as copy:
             return {kind: bed.measure(lambda batch: plain_logits(copy, batch)) for kind, bed in beds.items()}
 
-    def share(kind: str, outcome: Outcome) -> Any:
+    def share(kind: str, outcome: Outcome) -> Estimate:
         return gain_share(beds[kind].full, before[kind], outcome)
 
     carriers = {}
@@ -176,28 +219,26 @@ def _reverted(
         sets = matched_nodes(back.graph, nodes, settings["draws"] or enough_draws(len(KINDS) ** 2), seed)
         own = [share(on, after[on]).value for on in KINDS]
         others = until_clear(own, map(lost, sets), lambda one: [share(on, one[on]).value for on in KINDS])
-        carriers[kind] = {
-            "nodes": nodes,
-            "withheld": withheld(back.graph, nodes),
-            "overlap": mean_overlap(nodes, sets),
-            "lost": {on: asdict(share(on, after[on])) for on in KINDS},
-            "specific": asdict(_specific(kind, beds, before, after)),
-            "random": {
-                on: _random(share(on, after[on]).value, [share(on, o[on]).value for o in others]) for on in KINDS
-            },
-        }
+        carriers[kind] = Carriers(
+            nodes=nodes,
+            withheld=withheld(back.graph, nodes),
+            overlap=mean_overlap(nodes, sets),
+            lost={on: share(on, after[on]) for on in KINDS},
+            specific=_specific(kind, beds, before, after),
+            random={on: _random(share(on, after[on]).value, [share(on, o[on]).value for o in others]) for on in KINDS},
+        )
     nodes = list(scores["new"])
     values = [torch.tensor([scores[kind][node] for node in nodes], dtype=torch.float64)[None] for kind in KINDS]
     return {
-        "behaviour": {kind: _behaviour(before[kind], beds[kind].full) for kind in KINDS},
+        "behaviour": {kind: _answers(before[kind], beds[kind].full) for kind in KINDS},
         "scores": scores,
         "correlation": spearman(*values),
-        "shared_nodes": sorted(set(carriers["new"]["nodes"]) & set(carriers["revised"]["nodes"])),
+        "shared_nodes": sorted(set(carriers["new"].nodes) & set(carriers["revised"].nodes)),
         "carriers": with_holm(carriers),
     }
 
 
-def _specific(kind: str, beds: dict[str, PairBed], before: dict[str, Outcome], after: dict[str, Outcome]) -> Any:
+def _specific(kind: str, beds: dict[str, PairBed], before: dict[str, Outcome], after: dict[str, Outcome]) -> Estimate:
     """Share that the own kind of fact loses less the share that the other does; both kinds' facts are resampled."""
     parts = []
     for seed, on in enumerate((kind, next(other for other in KINDS if other != kind))):
@@ -206,15 +247,18 @@ def _specific(kind: str, beds: dict[str, PairBed], before: dict[str, Outcome], a
     return combined([(1.0, parts[0]), (-1.0, parts[1])]).estimate()
 
 
-def _random(own: float | None, others: list[float | None]) -> dict[str, Any]:
+def _random(own: float | None, others: list[float | None]) -> RandomLoss:
     known = [value for value in others if value is not None]
-    mean = asdict(mean_of(known)) if known else None
-    return {"lost": mean, "rank_p": rank_p(own, known) if own is not None and known else None}
+    if not known:
+        return RandomLoss(None, None)
+    return RandomLoss(mean_of(known), None if own is None else rank_p(own, known))
 
 
-def _behaviour(before: Outcome, after: Outcome) -> dict[str, Any]:
-    return {
-        f"{name}_{when}": asdict(mean_estimate(getattr(outcome, name), outcome.group))
-        for name in ("accuracy", "metric")
-        for when, outcome in (("base", before), ("tuned", after))
-    }
+def _answers(before: Outcome, after: Outcome) -> Answers:
+    return Answers(
+        *(
+            mean_estimate(getattr(outcome, name), outcome.group)
+            for name in ("accuracy", "metric")
+            for outcome in (before, after)
+        )
+    )

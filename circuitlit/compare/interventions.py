@@ -325,7 +325,7 @@ def intervene_on_nodes(
     with phase("scores", "Ranking the nodes"):
         chosen = ranked_nodes(circuit)[:size] if nodes is None else known_nodes(subject.graph, nodes)
         if not chosen or {*chosen} & {*INPUTS}:
-            raise UserError("intervene.nodes must name heads and MLPs, at least one; an input has no random control")
+            raise UserError("nodes must name heads and MLPs, at least one; an input has no random control")
         text = sample_passages(subject, 16, 48, seed) if text is None else text
         beds = [_bed(one, pairs) for one in (bench, *(other_tasks or {}).values())]
         if not bool(beds[0].full.metric.isfinite().all()):

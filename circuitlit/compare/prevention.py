@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 from collections.abc import Callable, Mapping, Sequence
-from typing import Any
+from dataclasses import dataclass
 
 import torch
 from jaxtyping import Float, Int
@@ -14,6 +14,7 @@ from circuitlit.compare.generality import conflict_index, conflicting
 from circuitlit.compare.injection import expected_changes
 from circuitlit.compare.matched import matched_nodes, mean_overlap
 from circuitlit.errors import UserError
+from circuitlit.evaluate import Estimate
 from circuitlit.evaluate.statistics import mean_estimate
 from circuitlit.finetune import Examples, answer_log_probs
 from circuitlit.graph import Circuit
@@ -22,6 +23,38 @@ from circuitlit.model.slices import withheld
 
 Tune = Callable[[Subject, Mapping[str, Examples], int, Sequence[str]], Subject]
 ARMS = ("nothing", "conflict", "random")
+
+
+@dataclass(frozen=True)
+class Prevention:
+    """What `compare_freezing` found; losses are of held-out answers, nats, by task.
+
+    Attributes:
+        on: the task tuned on.
+        nodes: those of conflict.
+        withheld: keys and values that are not frozen, a part of whose heads is.
+        random_nodes: frozen instead, a set a seed.
+        overlap: mean share of the nodes that a random set holds, too.
+        conflict: of the expected change with the other tasks' circuits.
+        seeds, steps: of the tuning.
+        loss_before: of the base model.
+        loss_change: with nothing, the nodes of conflict and random ones frozen.
+        by_seed: the same for every seed.
+        spared: by freezing the nodes of conflict instead of nothing, or instead of random ones.
+    """
+
+    on: str
+    nodes: list[str]
+    withheld: list[str]
+    random_nodes: list[list[str]]
+    overlap: float
+    conflict: float
+    seeds: list[int]
+    steps: int | None
+    loss_before: dict[str, Estimate]
+    loss_change: dict[str, dict[str, Estimate]]
+    by_seed: dict[str, dict[str, list[float]]]
+    spared: dict[str, dict[str, Estimate]]
 
 
 def compare_freezing(
@@ -35,7 +68,7 @@ def compare_freezing(
     seeds: Sequence[int] = (0, 1, 2),
     steps: int | None = None,
     batch_size: int = 16,
-) -> dict[str, Any]:
+) -> Prevention:
     """Tune on one task with nothing, the conflicting nodes, or random ones frozen, and test on all tasks.
 
     The nodes are named before any tuning: the importance of a node for the other tasks, and the gradient of the tuning
@@ -56,7 +89,7 @@ def compare_freezing(
         UserError: an unknown task to tune on.
     """
     if tune_on not in examples:
-        raise UserError(f"generality.prevent.tune_on={tune_on} is not among generality.tasks; name one of them")
+        raise UserError(f"tune_on={tune_on} is not among the tasks {', '.join(examples)}; name one of them")
     others = [name for name in examples if name != tune_on]
     train = list(examples[tune_on]["train"].chosen.batches(batch_size))
     importance, moved = _importance([circuits[name] for name in others]), expected_changes(base, train)
@@ -71,27 +104,27 @@ def compare_freezing(
             for name in examples:
                 damage[arm][name].append(_losses(batch_size, tuned, examples[name]["test"]) - before[name])
 
-    def mean(values: Float[Tensor, "*seed pair"], name: str) -> dict[str, Any]:
-        return mean_estimate(values, groups[name]).to_dict()
+    def mean(values: Float[Tensor, "*seed pair"], name: str) -> Estimate:
+        return mean_estimate(values, groups[name])
 
     stacked = {arm: {name: torch.stack(rows) for name, rows in own.items()} for arm, own in damage.items()}
-    return {
-        "on": tune_on,
-        "nodes": named,
-        "withheld": withheld(base.graph, named),
-        "random_nodes": sets,
-        "overlap": mean_overlap(named, sets),
-        "conflict": conflict_index(importance, moved),
-        "seeds": list(seeds),
-        "steps": steps,
-        "loss_before": {name: mean(values, name) for name, values in before.items()},
-        "loss_change": {arm: {name: mean(v, name) for name, v in own.items()} for arm, own in stacked.items()},
-        "by_seed": {arm: {name: v.mean(1).tolist() for name, v in own.items()} for arm, own in stacked.items()},
-        "spared": {
+    return Prevention(
+        on=tune_on,
+        nodes=named,
+        withheld=withheld(base.graph, named),
+        random_nodes=sets,
+        overlap=mean_overlap(named, sets),
+        conflict=conflict_index(importance, moved),
+        seeds=list(seeds),
+        steps=steps,
+        loss_before={name: mean(values, name) for name, values in before.items()},
+        loss_change={arm: {name: mean(v, name) for name, v in own.items()} for arm, own in stacked.items()},
+        by_seed={arm: {name: v.mean(1).tolist() for name, v in own.items()} for arm, own in stacked.items()},
+        spared={
             arm: {name: mean(stacked[arm][name] - stacked["conflict"][name], name) for name in examples}
             for arm in ("nothing", "random")
         },
-    }
+    )
 
 
 def _importance(circuits: Sequence[Circuit]) -> dict[str, float]:

@@ -9,6 +9,8 @@ import plotly.graph_objects as go
 from rich.console import Console
 
 from circuitlit.compare.cross_tasks import Generality
+from circuitlit.compare.damage import Reverted
+from circuitlit.compare.prevention import Prevention
 from circuitlit.evaluate import Estimate
 from circuitlit.report.figures import finish
 from circuitlit.report.grid import grid
@@ -36,8 +38,8 @@ def print_generality(result: Generality, console: Console) -> None:
         console.print(sentence, highlight=False)
 
 
-def _cell(raw: object) -> str:
-    if isinstance(raw, dict | Estimate):
+def _cell(raw: Estimate | float | None) -> str:
+    if isinstance(raw, Estimate):
         return str(Metric.of(raw))
     return f"{raw:.3f}" if isinstance(raw, float | int) else "-"
 
@@ -49,51 +51,49 @@ def sentences(result: Generality) -> list[str]:
         f"{_cell(result.specificity)} (share of the task that its own circuit's loss costs beyond another's)."
     ]
     for entry in result.composites:
-        on = ", ".join(f"{name} {_cell(value)}" for name, value in entry["faithfulness"].items())
-        made.append(f"{entry['kind']} of {' and '.join(entry['of'])}, {entry['n_edges']:,} edges: {on}.")
+        on = ", ".join(f"{name} {_cell(value)}" for name, value in entry.faithfulness.items())
+        made.append(f"{entry.kind} of {' and '.join(entry.of)}, {entry.n_edges:,} edges: {on}.")
     made += [
-        f"{name}: faithfulness of its circuit {_cell(beside['circuit'])}, of {beside['draws']} random ones "
-        f"{_cell(beside)} on the same {beside['n_pairs']} pairs; lower KL by chance: p = {beside['p_holm']:.2g}."
+        f"{name}: faithfulness of its circuit {_cell(beside.circuit)}, of {beside.draws} random ones "
+        f"{_cell(beside)} on the same {beside.n_pairs} pairs; lower KL by chance: p = {beside.p_holm:.2g}."
         for name, beside in result.random.items()
     ]
-    made += [f"{' and '.join(pair['of'])}: {overlap_sentence(pair)}" for pair in result.shared]
+    made += [f"{' and '.join(pair.of)}: {overlap_sentence(pair)}" for pair in result.shared]
     made += prevention_sentences(result.prevention)
     transfer = result.transfer
     if transfer is None:
         return made
-    for name, task in transfer["tasks"].items():
-        conflict = transfer["conflict"][name]
+    for name, task in transfer.tasks.items():
+        conflict = transfer.conflict[name]
         made.append(
-            f"{name}: {task['verdict']} ({task['score']} {_cell(task['base'])} to {_cell(task['tuned'])}); conflict "
-            f"{conflict['index']:.3f}, by chance {_cell(conflict['by_chance'])} (p = {conflict['p_holm']:.2g})."
+            f"{name}: {task.verdict} ({task.score} {_cell(task.base)} to {_cell(task.tuned)}); conflict "
+            f"{conflict.index:.3f}, by chance {_cell(conflict.by_chance)} (p = {conflict.p_holm:.2g})."
         )
-    for name, found in transfer["reverted"].items():
+    for name, found in transfer.reverted.items():
         made.append(
-            f"{name}: putting back {' '.join(found['nodes'])} recovers {_cell(found['recovered'])} of the loss, random "
-            f"sets {_cell(found['random_recovered'])}{_p(found)}."
+            f"{name}: putting back {' '.join(found.nodes)} recovers {_cell(found.recovered)} of the loss, random "
+            f"sets {_cell(found.random_recovered)}{_p(found)}."
         )
     return made
 
 
-def _p(found: dict) -> str:
-    return "" if found["p_holm"] is None else f" (p = {found['p_holm']:.2g})"
+def _p(found: Reverted) -> str:
+    return "" if found.p_holm is None else f" (p = {found.p_holm:.2g})"
 
 
-def prevention_sentences(found: dict | None) -> list[str]:
+def prevention_sentences(found: Prevention | None) -> list[str]:
     """What freezing the nodes of conflict did for each task: loss on held-out answers, nats."""
     made: list[str] = []
     if found is None:
         return made
-    made.append(
-        f"Frozen while tuning on {found['on']}: {' '.join(found['nodes'])}; beside them equally many random nodes."
-    )
-    for name in found["loss_before"]:
-        change = {arm: _cell(own[name]) for arm, own in found["loss_change"].items()}
-        role = "tuned on" if name == found["on"] else "held"
-        gap = Metric.of(found["spared"]["random"][name])
+    made.append(f"Frozen while tuning on {found.on}: {' '.join(found.nodes)}; beside them equally many random nodes.")
+    for name in found.loss_before:
+        change = {arm: _cell(own[name]) for arm, own in found.loss_change.items()}
+        role = "tuned on" if name == found.on else "held"
+        gap = Metric.of(found.spared["random"][name])
         sure = gap.low is not None and gap.high is not None and (gap.low > 0 or gap.high < 0)
         made.append(
-            f"{name} ({role}): loss {_cell(found['loss_before'][name])} nats changes by {change['nothing']} with "
+            f"{name} ({role}): loss {_cell(found.loss_before[name])} nats changes by {change['nothing']} with "
             f"nothing frozen, {change['conflict']} with the named nodes, {change['random']} with random ones; spared "
             f"by naming them: {gap} nats, {'beyond' if sure else 'not beyond'} chance."
         )
@@ -112,8 +112,7 @@ def write_generality(result: Generality, folder: Path) -> Path:
 def matrix_figure(result: Generality, key: str) -> go.Figure:
     """One matrix, circuits downwards and tasks across."""
     values = [
-        [Metric.of(cell).value if isinstance(cell, dict | Estimate) else cell for cell in row]
-        for row in getattr(result, key)
+        [Metric.of(cell).value if isinstance(cell, Estimate) else cell for cell in row] for row in getattr(result, key)
     ]
     figure = go.Figure(
         go.Heatmap(

@@ -32,9 +32,9 @@ def answer_rows(result: FactInjection) -> list[tuple[str, ...]]:
     """One row a kind of fact."""
     made = []
     for kind, own in result.behaviour.items():
-        number = sum(fact["kind"] == kind for fact in result.facts)
-        keys = ("accuracy_base", "accuracy_tuned", "metric_base", "metric_tuned")
-        made.append((kind, str(number), *(str(Metric.of(own[key])) for key in keys)))
+        number = sum(fact.kind == kind for fact in result.facts)
+        values = (own.accuracy_base, own.accuracy_tuned, own.metric_base, own.metric_tuned)
+        made.append((kind, str(number), *(str(Metric.of(value)) for value in values)))
     return made
 
 
@@ -44,10 +44,10 @@ def rows(result: FactInjection) -> list[tuple[str, ...]]:
     for kind, own in result.carriers.items():
         cells = []
         for on in ("new", "revised"):
-            random = own["random"][on]
-            p = "" if random["p_holm"] is None else f" (p {random['p_holm']:.2g})"
-            cells += [str(Metric.of(own["lost"][on])), f"{Metric.of(random['lost'])}{p}"]
-        made.append((kind, " ".join(own["nodes"]), *cells, str(Metric.of(own["specific"]))))
+            random = own.random[on]
+            p = "" if random.p_holm is None else f" (p {random.p_holm:.2g})"
+            cells += [str(Metric.of(own.lost[on])), f"{Metric.of(random.lost)}{p}"]
+        made.append((kind, " ".join(own.nodes), *cells, str(Metric.of(own.specific))))
     return made
 
 
@@ -56,7 +56,7 @@ def sentence(result: FactInjection) -> str:
     shared, status = result.shared_nodes, result.tuning["status"]
     verdicts = []
     for kind, own in result.carriers.items():
-        gap = Metric.of(own["specific"])
+        gap = Metric.of(own.specific)
         sure = gap.low is not None and gap.low > 0
         verdicts.append(f"the nodes of {kind} facts are {'' if sure else 'not shown to be '}specific to them ({gap})")
     return (
@@ -78,7 +78,7 @@ def write_injection(result: FactInjection, folder: Path) -> Path:
 def node_figure(result: FactInjection) -> go.Figure:
     """Estimates for new against revised facts; the chosen nodes are coloured."""
     figure, scores = go.Figure(), result.scores
-    chosen = {kind: own["nodes"] for kind, own in result.carriers.items()}
+    chosen = {kind: own.nodes for kind, own in result.carriers.items()}
     rest = [node for node in scores["new"] if not any(node in nodes for nodes in chosen.values())]
     for name, nodes, colour in (
         ("others", rest, GREY),

@@ -4,7 +4,6 @@ from __future__ import annotations
 
 from collections.abc import Mapping
 from functools import partial
-from typing import Any
 
 from hydra.utils import instantiate
 from omegaconf import DictConfig, ListConfig
@@ -14,7 +13,7 @@ from circuitlit.cli.finish import finish, own_settings, prepare
 from circuitlit.cli.sides import load_base, load_both, task_settings
 from circuitlit.cli.tuned import tuned_copy
 from circuitlit.compare.cross_tasks import Generality, measure_generality
-from circuitlit.compare.prevention import compare_freezing
+from circuitlit.compare.prevention import Prevention, compare_freezing
 from circuitlit.errors import UserError
 from circuitlit.finetune import examples_of_task
 from circuitlit.graph import Circuit, load_circuit
@@ -38,7 +37,7 @@ def run(cfg: DictConfig) -> Generality:
             bench = build_workbench(settings, base)
             made[name] = bench, load_circuit(path, base.graph).scores if path else attribute(settings, bench)
 
-    def prevent(circuits: Mapping[str, Circuit]) -> dict[str, Any]:
+    def prevent(circuits: Mapping[str, Circuit]) -> Prevention:
         plan = own_settings(cfg.generality.prevent)
         assert base.tokenizer is not None
         splits = {name: instantiate(task.task.build)(tokenizer=base.tokenizer) for name, task in tasks.items()}
