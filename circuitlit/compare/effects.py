@@ -4,7 +4,6 @@ from __future__ import annotations
 
 from collections.abc import Callable, Collection, Iterable, Mapping, Sequence
 from dataclasses import dataclass
-from typing import Any
 
 import torch
 from jaxtyping import Bool, Float, Int
@@ -215,8 +214,3 @@ def scaled(writers: Writers, nodes: Collection[str], dose: float) -> LogitsOf:
             return plain_logits(writers.subject, batch)
 
     return logits_of
-
-
-def as_dict(estimate: Estimate) -> dict[str, Any]:
-    """Plain types."""
-    return estimate.to_dict()

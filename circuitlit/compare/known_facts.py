@@ -8,11 +8,11 @@ from typing import Any, ClassVar
 
 import torch
 
+from circuitlit.compare.effects import PairBed
 from circuitlit.errors import UserError
 from circuitlit.evaluate import Estimate
 from circuitlit.evaluate.statistics import mean_estimate
 from circuitlit.evaluate.testing import benjamini_hochberg, enough_draws, paired_p, with_holm
-from circuitlit.finetune import HeldOut
 from circuitlit.graph.nodes import node_name
 from circuitlit.heads.causal import Behaviour, causal_check, metric_of_pairs
 from circuitlit.heads.knowledge import READ, ROLES, blocking, role_effects
@@ -125,7 +125,7 @@ def _task(pack: str, data: PairsModule, subject: Subject, settings: dict[str, An
     accuracy, shared, kept, groups = [], [], {}, {}
     for name in ("train", "test"):
         pairs: EncodedPairs = getattr(data, name)
-        outcome = HeldOut(subject.model, pairs, data.eval_batch_size, subject.device).base
+        outcome = PairBed(subject, pairs.batches(data.eval_batch_size)).full
         right = outcome.accuracy.bool().tolist()
         kept[name] = [place for place, good in enumerate(right) if good]
         accuracy.append(outcome.accuracy)

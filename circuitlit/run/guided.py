@@ -19,7 +19,6 @@ from circuitlit.cli.configs import composed
 from circuitlit.cli.kept import fingerprint, read_kept
 from circuitlit.cli.resume import TUNING, trained_with
 from circuitlit.cli.sides import load_side
-from circuitlit.compare.effects import as_dict
 from circuitlit.compare.layers import changed_layers, circuit_layers
 from circuitlit.errors import UserError
 from circuitlit.evaluate.statistics import mean_estimate
@@ -177,7 +176,7 @@ def _summary(cfg: DictConfig, rows: dict[str, list[dict[str, Any]]], name: str) 
     return {
         "n_trained": trained,
         "of_uniform": trained / reference,
-        "score": as_dict(mean_estimate(values, groups)),
+        "score": mean_estimate(values, groups).to_dict(),
         "minus": against,
     } | {
         "by_seed": by_seed,

@@ -12,7 +12,7 @@ from omegaconf import DictConfig
 from circuitlit.cli.build import encoded, provenance
 from circuitlit.cli.checks import run_dir
 from circuitlit.cli.sides import load_side, passages
-from circuitlit.compare.effects import PairBed, as_dict, plain_logits, text_kl, without_nodes
+from circuitlit.compare.effects import PairBed, plain_logits, text_kl, without_nodes
 from circuitlit.errors import UserError
 from circuitlit.evaluate.statistics import mean_estimate
 from circuitlit.files import write_json
@@ -81,7 +81,7 @@ def _measured(cfg: DictConfig, whole: Subject, small: Any, cut: list[str]) -> di
     change = asdict(behaviour_change(bed.full, outcome))
     return {
         "held_out": change,
-        "text_kl": as_dict(mean_estimate(moved, None)),
+        "text_kl": mean_estimate(moved, None).to_dict(),
         "beside_ablated": {"max_logit_difference": off, "max_logit": size},
     }
 
