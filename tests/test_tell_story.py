@@ -13,7 +13,7 @@ from test_compare import bench_of
 
 from circuitlit.compare.answers import AnswersApart
 from circuitlit.compare.comparison import CircuitChange, Comparison
-from circuitlit.compare.interventions import Ablations, Enhancement, SetAblation, Transfer, Transferred
+from circuitlit.compare.intervention_figures import Ablations, Enhancement, SetAblation, Transfer, Transferred
 from circuitlit.compare.moved_layers import MovedLayers
 from circuitlit.compare.reuse import Swaps
 from circuitlit.compare.turnover import GapTurnover, PartTurnover, Turnover
