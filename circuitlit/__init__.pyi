@@ -50,17 +50,9 @@ from .evaluate.ability import measure_behaviour
 from .evaluate.evaluation import evaluate_circuit
 from .evaluate.find import attribute_circuit, find_circuit
 from .evaluate.found import FoundCircuit
-from .graph import (
-    Circuit,
-    EdgeScores,
-    Graph,
-    MaskLayout,
-    export_circuit,
-    greedy,
-    load_circuit,
-    reachable_edges,
-    top_k,
-)
+from .graph import Circuit, EdgeScores, Graph, MaskLayout, export_circuit, greedy, load_circuit, reachable_edges, top_k
+from .heads.roles import HeadScores
+from .heads.score_heads import HeadSettings, score_heads
 from .masked import MaskedModel, References
 from .model import Subject
 from .model.load import load_subject
@@ -97,6 +89,8 @@ __all__ = [
     "Generality",
     "Graph",
     "HardConcrete",
+    "HeadScores",
+    "HeadSettings",
     "Interventions",
     "Knowledge",
     "LearnedDifference",
@@ -167,6 +161,7 @@ __all__ = [
     "random_scores",
     "reachable_edges",
     "relp",
+    "score_heads",
     "shuffled_circuit",
     "similarity",
     "size_curve",

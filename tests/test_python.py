@@ -12,8 +12,11 @@ import torch
 from circuitlit import (
     Circuit,
     FoundCircuit,
+    HeadScores,
+    HeadSettings,
     Method,
     Pairs,
+    PairsModule,
     Schedule,
     UserError,
     attribute_circuit,
@@ -22,9 +25,12 @@ from circuitlit import (
     find_circuit,
     load_subject,
     measure_behaviour,
+    score_heads,
 )
 from circuitlit.evaluate.ability import Ability
 from circuitlit.evaluate.verdict import Bars
+from circuitlit.files import json_types
+from circuitlit.heads.score_heads import CausalChecks, Repeats
 from circuitlit.report import write_page
 
 
@@ -62,3 +68,18 @@ def test_in_python_a_method_is_cut_and_evaluated(local: Path, tmp_path: Path) ->
     asked = measure_behaviour(subject, {"own": found.live.bench.data}, splits=("train", "test"))
     asked.save(tmp_path)
     assert Ability.load(tmp_path) == asked and len(asked.to_frame()) == 2
+
+
+def test_in_python_heads_are_scored(local: Path, tmp_path: Path) -> None:
+    rows = [json.loads(line) for line in (local / "pairs.jsonl").read_text().splitlines()]
+    subject = load_subject(local / "model")
+    assert subject.tokenizer is not None
+    data = PairsModule(Pairs.from_list(rows), subject.tokenizer, 8, 0)
+    found = score_heads(subject, data, HeadSettings(top=1, repeats=Repeats(length=6), causal=CausalChecks(draws=3)))
+    found.save(tmp_path)
+    again = HeadScores.load(tmp_path)
+    assert again.details == json_types(found.details)
+    assert again.to_frame()[list(found.to_frame())].equals(found.to_frame())
+    assert list(found.to_frame()["head"]) == ["a0.h0", "a0.h1", "a1.h0", "a1.h1"] and "induction" in repr(found)
+    with pytest.raises(UserError, match="choose from"):
+        HeadSettings(scores=["inductions"])

@@ -140,6 +140,8 @@ class FoundCircuit(Compared, Result):
     curve: dict[str, Any] | None = None
     smallest: dict[str, Any] | None = None
 
+    __repr__ = Result.__repr__
+
     @classmethod
     def from_dict(cls, content: dict[str, Any], source: str = "this") -> Self:
         """As `Result.from_dict`; files of schema 2, which have the same keys, are read, too."""

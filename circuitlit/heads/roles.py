@@ -6,6 +6,7 @@ import json
 from collections.abc import Mapping
 from dataclasses import asdict, dataclass, field
 from pathlib import Path
+from typing import TYPE_CHECKING
 
 import torch
 from jaxtyping import Bool, Float
@@ -15,14 +16,18 @@ from torch import Tensor
 from circuitlit.errors import UserError
 from circuitlit.files import save_tensors, write_json
 from circuitlit.graph import Circuit, Graph
+from circuitlit.graph.nodes import node_name
 from circuitlit.graph.select import writers_of
+
+if TYPE_CHECKING:
+    import pandas as pd
 
 FORMAT = 1
 
 Head = tuple[int, int]
 
 
-@dataclass(frozen=True)
+@dataclass(frozen=True, repr=False)
 class HeadScores:
     """Scores of all heads of one model, by name.
 
@@ -49,6 +54,20 @@ class HeadScores:
     def above(self, name: str, threshold: float) -> Bool[Tensor, "layer head"]:
         """True for heads whose score exceeds a threshold."""
         return self.scores[name] > threshold
+
+    def to_frame(self) -> pd.DataFrame:
+        """A row a head, a column a score."""
+        import pandas as pd
+
+        graph = self.graph
+        names = [node_name(layer, head) for layer in range(graph.n_layers) for head in range(graph.n_heads)]
+        return pd.DataFrame({"head": names, **{name: grid.flatten().numpy() for name, grid in self.scores.items()}})
+
+    def __repr__(self) -> str:
+        return f"HeadScores({self.details.get('model', 'model')!r}, scores={list(self.scores)})"
+
+    def _repr_html_(self) -> str:
+        return self.to_frame().to_html(notebook=True)
 
     def save(self, folder: Path) -> None:
         """Write `heads.safetensors` (the scores) and `heads.json` (the same by head name, and the details)."""
