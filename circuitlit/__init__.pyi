@@ -50,6 +50,8 @@ from .evaluate.ability import measure_behaviour
 from .evaluate.evaluation import evaluate_circuit
 from .evaluate.find import attribute_circuit, find_circuit
 from .evaluate.found import FoundCircuit
+from .finetune import examples_of_task
+from .finetune.finetune_model import TunedModel, finetune_model
 from .graph import Circuit, EdgeScores, Graph, MaskLayout, export_circuit, greedy, load_circuit, reachable_edges, top_k
 from .heads.roles import HeadScores
 from .heads.score_heads import HeadSettings, score_heads
@@ -111,6 +113,7 @@ __all__ = [
     "Subject",
     "Swaps",
     "TestBed",
+    "TunedModel",
     "TuningComparison",
     "TuningStory",
     "UniformGradient",
@@ -134,9 +137,11 @@ __all__ = [
     "edge_auc",
     "evaluate_circuit",
     "exact",
+    "examples_of_task",
     "export_circuit",
     "find_circuit",
     "find_difference",
+    "finetune_model",
     "gender_pronoun",
     "greater_than",
     "greedy",

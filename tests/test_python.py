@@ -8,6 +8,7 @@ from pathlib import Path
 
 import pytest
 import torch
+from pandas.testing import assert_frame_equal
 
 from circuitlit import (
     Circuit,
@@ -18,11 +19,13 @@ from circuitlit import (
     Pairs,
     PairsModule,
     Schedule,
+    TunedModel,
     UserError,
     attribute_circuit,
     eap_ig,
     evaluate_circuit,
     find_circuit,
+    finetune_model,
     load_subject,
     measure_behaviour,
     score_heads,
@@ -30,6 +33,7 @@ from circuitlit import (
 from circuitlit.evaluate.ability import Ability
 from circuitlit.evaluate.verdict import Bars
 from circuitlit.files import json_types
+from circuitlit.finetune import examples_of_task
 from circuitlit.heads.score_heads import CausalChecks, Repeats
 from circuitlit.report import write_page
 
@@ -79,7 +83,21 @@ def test_in_python_heads_are_scored(local: Path, tmp_path: Path) -> None:
     found.save(tmp_path)
     again = HeadScores.load(tmp_path)
     assert again.details == json_types(found.details)
-    assert again.to_frame()[list(found.to_frame())].equals(found.to_frame())
+    assert_frame_equal(again.to_frame()[list(found.to_frame())], found.to_frame(), check_dtype=False)
     assert list(found.to_frame()["head"]) == ["a0.h0", "a0.h1", "a1.h0", "a1.h1"] and "induction" in repr(found)
     with pytest.raises(UserError, match="choose from"):
         HeadSettings(scores=["inductions"])
+
+
+def test_in_python_a_model_is_tuned(local: Path, tmp_path: Path) -> None:
+    rows = [json.loads(line) for line in (local / "pairs.jsonl").read_text().splitlines()]
+    subject = load_subject(local / "model")
+    assert subject.tokenizer is not None
+    examples = examples_of_task(Pairs.from_list(rows), subject.tokenizer)
+    found = finetune_model(subject, examples, steps=4, lr=1e-2, folder=tmp_path)
+    found.save(tmp_path)
+    assert TunedModel.load(tmp_path) == found and found.adapter == "full" and len(found.to_frame()) == 2
+    assert found.held_out.kl.value and {"tuned", "history.json"} <= {path.name for path in tmp_path.iterdir()}
+    assert torch.equal(load_subject(tmp_path / "tuned").embed.weight, found.module.get_input_embeddings().weight)  # type: ignore[operator]
+    with pytest.raises(UserError, match="none of sft"):
+        finetune_model(subject, examples, "sfd")

@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 from collections.abc import Callable
-from dataclasses import replace
 from pathlib import Path
 from typing import Any, TypeVar
 
@@ -57,7 +56,7 @@ def finish_circuit(cfg: DictConfig, result: FoundCircuit, facts: dict[str, Any])
 def finish(
     cfg: DictConfig,
     result: Found,
-    subject: Subject,
+    subject: Subject | dict[str, Any],
     draw: Callable[[Found, Path], Path | list[Path]],
     show: Callable[[Found, Console], None],
 ) -> Found:
@@ -66,11 +65,12 @@ def finish(
     Args:
         cfg: the verb's settings.
         result: what was found; seconds and provenance are added.
-        subject: the model that it was found in.
+        subject: the model that it was found in, or its provenance.
         draw: writes the page into a folder and gives its path.
         show: prints the table.
     """
-    result = replace(result, **times(), provenance=provenance(cfg, subject))
+    facts = subject if isinstance(subject, dict) else provenance(cfg, subject)
+    result = result.replaced(**times(), provenance=facts)
     written, folder = [result.save(run_dir())], run_dir()
     pages = draw(result, folder)
     show(result, CONSOLE)

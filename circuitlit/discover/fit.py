@@ -6,7 +6,7 @@ from collections.abc import Callable
 from typing import Any
 
 import torch
-from lightning import Callback, LightningModule, Trainer
+from lightning import Callback, LightningDataModule, LightningModule, Trainer
 from torch import Tensor
 
 from circuitlit.tasks import PairsModule
@@ -66,7 +66,9 @@ class History(Callback):
         self._read = len(self._rows)
 
 
-def fit(learner: LightningModule, data: PairsModule, *, steps: int, names: tuple[str, ...] = ("loss",)) -> Curves:
+def fit(
+    learner: LightningModule, data: LightningDataModule, *, steps: int, names: tuple[str, ...] = ("loss",)
+) -> Curves:
     """Train a learner for some steps with a quiet Trainer, on the learner's device.
 
     Args:

@@ -6,12 +6,9 @@ import copy
 from collections.abc import Collection
 
 import torch
-from omegaconf import DictConfig
 
-from circuitlit.errors import UserError
-from circuitlit.graph import load_circuit
 from circuitlit.model import Subject
-from circuitlit.model.slices import slices, withheld
+from circuitlit.model.slices import slices
 
 
 def train_only(subject: Subject, nodes: Collection[str]) -> int:
@@ -40,21 +37,3 @@ def train_only(subject: Subject, nodes: Collection[str]) -> int:
             parameter.register_hook(lambda gradient, mask=mask: gradient * mask)
             count += own
     return count
-
-
-def circuit_nodes(cfg: DictConfig, subject: Subject) -> list[str]:
-    """Heads and MLPs that a reachable edge of the circuit `tune.circuit` leaves.
-
-    Raises:
-        UserError: no such circuit, or settings that would move other weights, too.
-    """
-    if cfg.adapter.build is not None:
-        raise UserError("tune.circuit needs adapter=none: an adapter's factors belong to all heads of a module")
-    if cfg.tune.weight_decay:
-        raise UserError("tune.circuit needs tune.weight_decay=0, which would move the other weights")
-    graph = subject.graph
-    circuit = load_circuit(cfg.tune.circuit, graph)
-    nodes = circuit.node_names
-    if not nodes or len(withheld(graph, nodes)) == len(nodes):
-        raise UserError(f"tune.circuit={cfg.tune.circuit} has no head and no MLP to train")
-    return nodes

@@ -2,12 +2,12 @@
 
 from __future__ import annotations
 
-from pydantic import TypeAdapter
 from rich.console import Console
 from rich.table import Table
 from rich.text import Text
 
 from circuitlit.finetune import BehaviourChange
+from circuitlit.finetune.finetune_model import TunedModel
 from circuitlit.report.grid import grid
 from circuitlit.report.table import Metric
 
@@ -26,10 +26,9 @@ def behaviour_table(held_out: BehaviourChange, title: str) -> Table:
     return table
 
 
-def print_behaviour(result: dict, console: Console) -> None:
+def print_behaviour(result: TunedModel, console: Console) -> None:
     """Print the table and the status of a tuning run."""
-    title = f"{result['tune']} ({result['adapter']}) of {result['model']} on {result['task']}"
-    change = TypeAdapter(BehaviourChange).validate_python(result["held_out"])
+    title, change = f"{result.tune} ({result.adapter}) of {result.model} on {result.task}", result.held_out
     console.print(behaviour_table(change, f"{title}: {change.n_pairs} held-out pairs"))
-    closing = f"{result['status']}: {result['reason']}" if result["reason"] else str(result["status"])
-    console.print(Text(closing, "bold red" if result["reason"] else "green"))
+    closing = f"{result.status}: {result.reason}" if result.reason else result.status
+    console.print(Text(closing, "bold red" if result.reason else "green"))

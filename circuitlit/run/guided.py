@@ -142,7 +142,7 @@ def _tuned(cfg: DictConfig, name: str, seed: int, ranks: dict[str, list[int]]) -
     if known is None:
         with writing_to(folder):
             result = tune.run(own)
-        found = {"ranks": chosen, "n_trained": result["n_parameters_trained"], "settings": settings}
+        found = {"ranks": chosen, "n_trained": result.n_parameters_trained, "settings": settings}
         write_json(folder / "guided.json", found)
         known = _known(folder, settings)
     assert known is not None

@@ -37,7 +37,7 @@ def _injected(cfg: DictConfig) -> FactInjection:
     def tuned(path: str) -> tuple[Subject, dict]:
         own = cfg.copy()
         own.tune.data = path
-        found = tune.run(own)
+        found = tune.run(own).to_dict()
         prepare(cfg)  # tuning may have lowered the precision
         return load_side(cfg, str(run_dir()), "tuned"), found
 

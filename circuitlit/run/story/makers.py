@@ -53,7 +53,7 @@ class ConfiguredMakers:
 
     def _tune(self, way: DictConfig, folder: Path) -> dict[str, Any]:
         with writing_to(folder):
-            found = tune.run(way)
+            found = tune.run(way).to_dict()
         prepare(self.cfg)
         return found
 
