@@ -57,8 +57,9 @@ def finish(
     cfg: DictConfig,
     result: Found,
     subject: Subject | dict[str, Any],
-    draw: Callable[[Found, Path], Path | list[Path]],
+    draw: Callable[[Found, Path], Path | list[Path]] | None,
     show: Callable[[Found, Console], None],
+    *made: Path,
 ) -> Found:
     """Save a result into the run's folder with its page, print its table and the paths.
 
@@ -66,13 +67,14 @@ def finish(
         cfg: the verb's settings.
         result: what was found; seconds and provenance are added.
         subject: the model that it was found in, or its provenance.
-        draw: writes the page into a folder and gives its path.
+        draw: writes the page into a folder and gives its path; None where there is none.
         show: prints the table.
+        made: what is there already, and named first.
     """
     facts = subject if isinstance(subject, dict) else provenance(cfg, subject)
     result = result.replaced(**times(), provenance=facts)
-    written, folder = [result.save(run_dir())], run_dir()
-    pages = draw(result, folder)
+    written = [*made, result.save(run_dir())]
+    pages = draw(result, run_dir()) if draw else []
     show(result, CONSOLE)
     for path in [*written, *([pages] if isinstance(pages, Path) else pages)]:
         CONSOLE.print(f"{path}", highlight=False, soft_wrap=True)

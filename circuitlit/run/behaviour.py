@@ -21,4 +21,4 @@ def run(cfg: DictConfig) -> Ability:
     data = {name: build_pairs(own, subject) for name, own in tasks.items()}
     least = {name: own.task.get("min_accuracy", 0) for name, own in tasks.items()}
     result = measure_behaviour(subject, data, min_accuracy=least, **own_settings(cfg.behaviour, "tasks"))
-    return finish(cfg, result, subject, lambda _result, _folder: [], print_ability)
+    return finish(cfg, result, subject, None, print_ability)

@@ -53,4 +53,4 @@ def run(cfg: DictConfig) -> TunedModel:
         task=cfg.tune.data or cfg.task.name,
         seed=cfg.seed,
     )
-    return finish(cfg, result, facts, lambda _result, folder: folder / "tuned", print_behaviour)
+    return finish(cfg, result, facts, None, print_behaviour, run_dir() / "tuned")
