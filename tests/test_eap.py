@@ -26,7 +26,7 @@ from circuitlit.discover import (
     random_scores,
     relp,
 )
-from circuitlit.discover.eap_ig import path_points
+from circuitlit.discover.methods.eap_ig import path_points
 from circuitlit.discover.reader_gradients import trace
 from circuitlit.errors import UserError
 from circuitlit.graph import EdgeScores, MaskLayout

@@ -3,6 +3,8 @@
 from __future__ import annotations
 
 import ast
+import subprocess
+import sys
 from pathlib import Path
 
 import pytest
@@ -139,3 +141,18 @@ def test_edge_counts_from_config_alone(option: str, edges: int) -> None:
 @pytest.mark.parametrize("preset,share", [("p90", 0.9), ("p95", 0.95), ("p97", 0.97), ("p98", 0.98), ("p99", 0.99)])
 def test_sparsity_presets(preset: str, share: float) -> None:
     assert composed(f"sparsity={preset}").sparsity.target == share
+
+
+@pytest.mark.parametrize(
+    ("module", "unwanted"),
+    [
+        ("circuitlit.cli.main", {"torch", "lightning", "transformers"}),
+        ("circuitlit.run.export", {"lightning", "transformers", "scipy", "plotly", "wandb"}),
+        ("circuitlit.run.timeline", {"lightning", "transformers", "torchmetrics", "wandb", "deepspeed"}),
+        ("circuitlit.report.page", {"lightning", "transformers", "torchmetrics", "wandb", "deepspeed"}),
+    ],
+)
+def test_what_a_verb_does_not_use_is_not_imported(module: str, unwanted: set[str]) -> None:
+    code = f"import sys, {module}; print(*{{name.split('.')[0] for name in sys.modules}})"
+    done = subprocess.run([sys.executable, "-c", code], capture_output=True, text=True, check=True)
+    assert not unwanted & set(done.stdout.split())

@@ -51,8 +51,8 @@ from omegaconf.errors import OmegaConfBaseException
 from safetensors import SafetensorError, safe_open
 from torch import Tensor
 
-from circuitlit.discover import Schedule
 from circuitlit.discover.gates import Gates
+from circuitlit.discover.schedule import Schedule
 from circuitlit.errors import UserError
 from circuitlit.files import write_json
 from circuitlit.graph import Graph, MaskLayout, reachable_edges

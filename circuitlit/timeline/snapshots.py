@@ -7,7 +7,7 @@ from dataclasses import dataclass, field
 import numpy as np
 from jaxtyping import Bool, Float
 
-from circuitlit.discover import Schedule
+from circuitlit.discover.schedule import Schedule
 from circuitlit.evaluate.similarity import corrected_overlap
 from circuitlit.graph import Graph
 from circuitlit.timeline.labels import Signals

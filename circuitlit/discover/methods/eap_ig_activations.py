@@ -9,9 +9,9 @@ import torch
 from jaxtyping import Float
 from torch import Tensor
 
-from circuitlit.discover.eap_ig import path_points
 from circuitlit.discover.masked_loss import MaskedLoss
 from circuitlit.discover.method import Traits, declares
+from circuitlit.discover.methods.eap_ig import path_points
 from circuitlit.discover.reader_gradients import Each, ablation_moves, contract, mean_scores, trace
 from circuitlit.graph import EdgeScores
 from circuitlit.masked import Ablated, Reference, References, run_writers

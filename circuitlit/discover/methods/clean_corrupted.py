@@ -7,9 +7,9 @@ from collections.abc import Iterable
 from jaxtyping import Float
 from torch import Tensor
 
-from circuitlit.discover.eap_ig import path_scores
 from circuitlit.discover.masked_loss import MaskedLoss
 from circuitlit.discover.method import Traits, declares
+from circuitlit.discover.methods.eap_ig import path_scores
 from circuitlit.discover.reader_gradients import Each, mean_scores
 from circuitlit.graph import EdgeScores
 from circuitlit.masked import Reference, References

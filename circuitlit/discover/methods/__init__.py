@@ -1,0 +1,1 @@
+"""Attribution methods, one function a file, each returning `EdgeScores`."""
