@@ -6,6 +6,7 @@ from .compare.injected_facts import FactInjection, inject_facts
 from .compare.interventions import Interventions, intervene_on_nodes
 from .compare.known_facts import Knowledge, measure_knowledge
 from .compare.prevention import compare_freezing
+from .compare.pruned_model import PrunedModel, prune_model
 from .compare.reuse import Swaps
 from .compare.sparse_difference import LearnedDifference, find_difference
 from .compare.tunings import TuningComparison, compare_tunings
@@ -106,6 +107,7 @@ __all__ = [
     "Pair",
     "Pairs",
     "PairsModule",
+    "PrunedModel",
     "References",
     "Result",
     "Schedule",
@@ -162,6 +164,7 @@ __all__ = [
     "measure_knowledge",
     "noise_floor",
     "paired_difference",
+    "prune_model",
     "random_circuit",
     "random_scores",
     "reachable_edges",

@@ -18,6 +18,7 @@ from circuitlit import (
     Method,
     Pairs,
     PairsModule,
+    PrunedModel,
     Schedule,
     TunedModel,
     UserError,
@@ -28,6 +29,7 @@ from circuitlit import (
     finetune_model,
     load_subject,
     measure_behaviour,
+    prune_model,
     score_heads,
 )
 from circuitlit.evaluate.ability import Ability
@@ -52,6 +54,10 @@ def test_in_python_a_circuit_is_found_saved_and_loaded(local: Path, tmp_path: Pa
     assert {"circuit", "full", "corrupted", "random"} <= set(found.to_frame()["circuit"])
     assert repr(found).startswith("FoundCircuit(") and len(repr(found)) < 500
     assert "<table" in found._repr_html_() and write_page(tmp_path).stat().st_size > 10_000
+    whole_model, small = live.bench.subject, tmp_path / "small"
+    pruned = prune_model(whole_model, live.circuit, live.bench.data, small, torch.randint(1, 40, (3, 8)))
+    pruned.save(small)
+    assert PrunedModel.load(small) == pruned and pruned.beside_ablated.max_logit_difference < 1e-3
     with pytest.raises(UserError, match="not bound to a model"):
         _ = FoundCircuit.load(tmp_path).live
     whole = replace(live, circuit=Circuit.of(live.circuit.scores, torch.ones_like(live.circuit.kept)))

@@ -20,6 +20,7 @@ from circuitlit.discover.fit import Curves, fit
 from circuitlit.discover.gates import Gates
 from circuitlit.discover.method import Method
 from circuitlit.discover.workbench import Ablation, Workbench
+from circuitlit.errors import UserError
 from circuitlit.evaluate.behaviour import Behaviour
 from circuitlit.evaluate.found import FAILED, FoundCircuit
 from circuitlit.evaluate.rival import Rival, against_cut, best_attribution, rivals, validation
@@ -147,7 +148,8 @@ def prepare_bench(
 
     subject = model if isinstance(model, Subject) else load_subject(model, tokenizer)
     if isinstance(pairs, Pairs):
-        assert subject.tokenizer is not None
+        if subject.tokenizer is None:
+            raise UserError("the model has no tokenizer to read the pairs with; give tokenizer=")
         pairs = PairsModule(pairs, subject.tokenizer, batch_size, seed, eval_batch_size=eval_batch_size)
     return Workbench.build(subject, pairs, sparsity, ablation, seed=seed)
 

@@ -13,7 +13,7 @@ from circuitlit.graph import Circuit, export_circuit, load_circuit
 from circuitlit.progress import CONSOLE
 
 
-def run(cfg: DictConfig) -> dict[str, Any]:
+def run(cfg: DictConfig) -> Any:
     """Write the circuit `circuit` in the format `format` to `out`, or into the run directory (`pruned` always there).
 
     Raises:

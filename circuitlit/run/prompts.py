@@ -18,7 +18,7 @@ from omegaconf import DictConfig, OmegaConf
 from torch import Tensor
 
 from circuitlit.cli import ranks
-from circuitlit.cli.ability import inability, measure_behaviour
+from circuitlit.cli.ability import inability
 from circuitlit.cli.arguments import setting
 from circuitlit.cli.build import attribute, build_subject, build_workbench, plain, provenance
 from circuitlit.cli.checks import run_dir
@@ -28,6 +28,7 @@ from circuitlit.discover.workbench import Workbench
 from circuitlit.errors import UserError
 from circuitlit.evaluate import TestBed, random_circuit, summarise
 from circuitlit.evaluate.behaviour import Behaviour
+from circuitlit.evaluate.find import ask
 from circuitlit.evaluate.overlap import TESTS, shared_by_pairs
 from circuitlit.evaluate.testing import LEVEL, enough_draws, rank_p, with_holm
 from circuitlit.evaluate.verdict import held_out
@@ -140,7 +141,7 @@ def _prompts(tasks: dict[str, DictConfig], subject: Subject) -> list[_Prompt]:
     for name, own in tasks.items():
         bench = build_workbench(own, subject, model)
         model = bench.model
-        made.append(_Prompt(name, own, bench, measure_behaviour(own, bench)))
+        made.append(_Prompt(name, own, bench, ask(bench, aloud=False)[0]))
     return made
 
 

@@ -11,12 +11,13 @@ import torch
 from lightning import seed_everything
 from omegaconf import DictConfig
 
-from circuitlit.cli.ability import inability, measure_behaviour
+from circuitlit.cli.ability import inability
 from circuitlit.cli.build import attribute, build_method, build_workbench, encoded, plain, provenance
 from circuitlit.cli.learn import learn
 from circuitlit.discover.workbench import Resampler, Workbench
 from circuitlit.errors import UserError
 from circuitlit.evaluate import TestBed, noise_floor, random_circuit, size_curve
+from circuitlit.evaluate.find import ask
 from circuitlit.evaluate.rival import signed_or_absolute, validation
 from circuitlit.evaluate.similarity import Spread
 from circuitlit.evaluate.verdict import held_out
@@ -89,7 +90,7 @@ def ends(cfg: DictConfig, stage: Stage) -> dict[str, Any]:
     Raises:
         UserError: the model does not do the task, so that no circuit is sought.
     """
-    behaviour = measure_behaviour(cfg, stage.bench)
+    behaviour = ask(stage.bench, aloud=False)[0]
     if reason := inability(cfg, behaviour):
         raise UserError(reason)
     return {
