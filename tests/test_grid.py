@@ -6,6 +6,7 @@ import io
 
 from rich.console import Console
 
+from circuitlit.evaluate.ability import Ability
 from circuitlit.report.ability import print_ability
 from circuitlit.report.grid import grid
 
@@ -30,7 +31,8 @@ def test_what_a_model_does_fits_80_columns() -> None:
     share = figure | {"value": 0.123}
     figures = {"accuracy": share, "corrupted_accuracy": share, "metric": figure, "corrupted_metric": figure}
     row = {"task": "gender_pronoun", "split": "new_words", "n_pairs": 1000, "min_accuracy": 0.5, "reason": None}
-    result = {"model": "smollm2", "rows": [row | figures | {"corrupted_kl": share}]}
+    content = {"model": "smollm2", "rows": [row | figures | {"corrupted_kl": share}]}
+    result = Ability.from_dict({"schema": {"name": "ability", "version": 1}, **content})
     lines = printed(lambda console: print_ability(result, console)).splitlines()
     assert max(map(len, lines)) <= 80
     (line,) = (line for line in lines if "gender_pronoun" in line)  # in one line, whole
