@@ -54,8 +54,9 @@ from .evaluate.found import FoundCircuit
 from .finetune import examples_of_task
 from .finetune.finetune_model import TunedModel, finetune_model
 from .graph import Circuit, EdgeScores, Graph, MaskLayout, export_circuit, greedy, load_circuit, reachable_edges, top_k
+from .heads.head_settings import HeadSettings
 from .heads.roles import HeadScores
-from .heads.score_heads import HeadSettings, score_heads
+from .heads.score_heads import score_heads
 from .masked import MaskedModel, References
 from .model import Subject
 from .model.load import load_subject

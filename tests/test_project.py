@@ -156,3 +156,18 @@ def test_what_a_verb_does_not_use_is_not_imported(module: str, unwanted: set[str
     code = f"import sys, {module}; print(*{{name.split('.')[0] for name in sys.modules}})"
     done = subprocess.run([sys.executable, "-c", code], capture_output=True, text=True, check=True)
     assert not unwanted & set(done.stdout.split())
+
+
+def test_no_module_imports_itself_through_others() -> None:
+    root = ROOT / "circuitlit"
+    paths = {p.relative_to(ROOT).with_suffix("").as_posix().replace("/", "."): p for p in root.rglob("*.py")}
+    modules = {name.removesuffix(".__init__"): path for name, path in paths.items()}
+    arrows: dict[str, set[str]] = {}
+    for name, path in modules.items():
+        imported = [node for node in ast.parse(path.read_text()).body if isinstance(node, ast.ImportFrom)]
+        found = [(node.module or "", one.name) for node in imported for one in node.names]
+        arrows[name] = {f"{m}.{n}" if f"{m}.{n}" in modules else m for m, n in found} & set(modules)
+    while free := [name for name, to in arrows.items() if not to & set(arrows)]:
+        for name in free:
+            del arrows[name]
+    assert not arrows, f"a circle among {sorted(arrows)}"

@@ -36,7 +36,7 @@ from circuitlit.evaluate.ability import Ability
 from circuitlit.evaluate.verdict import Bars
 from circuitlit.files import json_types
 from circuitlit.finetune import examples_of_task
-from circuitlit.heads.score_heads import CausalChecks, Repeats
+from circuitlit.heads.head_settings import CausalChecks, Repeats
 from circuitlit.report import write_page
 
 

@@ -13,7 +13,8 @@ from circuitlit.cli.finish import prepare
 from circuitlit.cli.sides import passages
 from circuitlit.graph import Circuit
 from circuitlit.heads import HeadScores
-from circuitlit.heads.score_heads import HeadSettings, score_heads
+from circuitlit.heads.head_settings import HeadSettings
+from circuitlit.heads.score_heads import score_heads
 from circuitlit.progress import CONSOLE, phase, times
 from circuitlit.report.heads_figure import write_heads_page
 from circuitlit.report.heads_table import print_heads
