@@ -11,6 +11,7 @@ import torch
 from pandas.testing import assert_frame_equal
 
 from circuitlit import (
+    Capabilities,
     Circuit,
     FoundCircuit,
     HeadScores,
@@ -23,6 +24,7 @@ from circuitlit import (
     TunedModel,
     UserError,
     attribute_circuit,
+    compare_capabilities,
     eap_ig,
     evaluate_circuit,
     find_circuit,
@@ -107,3 +109,15 @@ def test_in_python_a_model_is_tuned(local: Path, tmp_path: Path) -> None:
     assert torch.equal(load_subject(tmp_path / "tuned").embed.weight, found.module.get_input_embeddings().weight)  # type: ignore[operator]
     with pytest.raises(UserError, match="none of sft"):
         finetune_model(subject, examples, "sfd")
+
+
+def test_in_python_capabilities_are_compared(local: Path, tmp_path: Path) -> None:
+    rows = [json.loads(line) for line in (local / "pairs.jsonl").read_text().splitlines()]
+    base, tuned = load_subject(local / "model"), load_subject(local / "model")
+    assert base.tokenizer is not None
+    with torch.no_grad():
+        tuned.embed.weight.add_(0.5 * torch.randn_like(tuned.embed.weight))  # type: ignore[union-attr,operator]
+    data = PairsModule(Pairs.from_list(rows), base.tokenizer, 8, 0)
+    found = compare_capabilities(base, tuned, {"own": data}, draws=20)
+    found.save(tmp_path)
+    assert Capabilities.load(tmp_path) == found and list(found.to_frame()["task"]) == ["own"]
