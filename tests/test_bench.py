@@ -8,7 +8,7 @@ from typing import Any
 
 import pytest
 import torch
-from cli import call, failure
+from cli import call, failure, settings
 from hydra import compose, initialize_config_dir
 from omegaconf import DictConfig
 
@@ -165,6 +165,15 @@ def test_attribution_table(tmp_path: Path) -> None:
     call(*SHAPE["llama"], *QUICK, "bench=eap", f"hydra.run.dir={tmp_path}", verb="bench")
     (row,) = json.loads((tmp_path / "bench.json").read_text())["rows"]
     assert row["method"] == "mask_gradients" and row["to_stock"] > 0
+
+
+def test_phases_of_a_whole_run(local: Path, tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:
+    """Each phase is timed: what is watched by its name is still called by it."""
+    call("bench=run", *settings(local, tmp_path, "logger=none"), verb="bench")
+    (row,) = json.loads((tmp_path / "bench.json").read_text())["rows"]
+    assert min(row["phases"].values()) > 0, row["phases"]
+    assert sum(row["phases"].values()) == pytest.approx(row["seconds"])
+    assert row["steps"] == 12 and "held-out evaluation" in capsys.readouterr().out
 
 
 def test_bad_settings(tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:

@@ -12,6 +12,8 @@ from omegaconf import DictConfig
 from rich.table import Table
 
 from circuitlit.cli import build
+from circuitlit.discover.workbench import Workbench
+from circuitlit.evaluate import find
 from circuitlit.graph import Circuit
 from circuitlit.masked import References
 from circuitlit.progress import CONSOLE
@@ -24,12 +26,12 @@ WATCHED: tuple[tuple[Any, str, str], ...] = (
     (build, "instantiate", "pairs"),
     (PairsModule, "__init__", "tokenising"),
     (References, "fill", "teacher and ablated runs"),
-    (train, "attribute", "scores"),
+    (Workbench, "score", "scores"),
     (train, "learn", "training"),
     (Circuit, "cut", "selection"),
-    (train, "best_attribution", "choice of the attribution baseline"),
-    (train, "make_result", "held-out evaluation with controls"),
-    (train, "publish", "files and page"),
+    (find, "best_attribution", "choice of the attribution baseline"),
+    (find, "measure_circuit", "held-out evaluation with controls"),
+    (train, "finish_circuit", "files and page"),
 )
 
 
