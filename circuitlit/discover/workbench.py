@@ -43,7 +43,7 @@ class Ablation:
     kind: Kind = "interchange"
     positional: bool = False
     objective: Objective = kl_divergence
-    steps: int = 200
+    steps: int = 100
     lr: float = 0.01
 
 

@@ -56,6 +56,8 @@ class Trained:
     compared: bool = True
 
 
+SCHEDULE = Schedule(150, 0.3, start_sparsity=0.9, warmup=0.5, harden=0.5, final_noise=0.1, hard=0.3)
+GATES = HardConcrete(temperature=0.4)
 Learn = Callable[[Workbench, Sequence[Rival]], Trained | None]  # given the attributions, start first
 
 
@@ -101,7 +103,7 @@ def find_circuit(
         UserError: a model, pairs or a setting that cannot be used.
     """
     bench = prepare_bench(model, pairs, sparsity, ablation, tokenizer, batch_size, eval_batch_size, seed)
-    learn = partial(train_masks, schedule=schedule, gates=gates, seed=seed)
+    learn = partial(train_masks, schedule=schedule, gates=gates, sparsity=sparsity, seed=seed)
     method = method or Method.of(mask_gradients, steps=5, draws=1)
     seed_everything(seed, verbose=False)
     found = search_circuit(bench, method, learn, others=rivals, bars=bars, min_accuracy=min_accuracy, seed=seed)
@@ -242,15 +244,15 @@ def train_masks(
         bench: subject, pairs and masked model.
         tried: attributions; the first one is the start.
         schedule: None takes that of the command line.
-        gates: None takes hard concrete gates.
+        gates: None takes those of the command line, hard concrete ones.
         sparsity: share of edges to be cut at the end; None takes the workbench's.
         seed: of gate noise.
     """
-    schedule = schedule or Schedule(150, 0.3, start_sparsity=0.9, warmup=0.5, harden=0.5, final_noise=0.1, hard=0.3)
+    schedule = schedule or SCHEDULE
     target = 1 - bench.count / bench.layout.n_edges if sparsity is None else sparsity
     initial = initial_log_alpha(bench.layout, "confident", tried[0].scores, bench.count, 3.0)
     learner = MaskLearner(
-        bench.loss(kl_divergence), bench.references, initial, target, schedule, gates or HardConcrete(), seed, True
+        bench.loss(kl_divergence), bench.references, initial, target, schedule, gates or GATES, seed, True
     ).to(bench.subject.device)
     with phase("training", f"Training masks for {schedule.steps} steps"):
         curves = fit(learner, bench.data, steps=schedule.steps, names=("loss", "sparsity"))
