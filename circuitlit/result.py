@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import json
+from abc import ABC, abstractmethod
 from collections.abc import Iterable
 from dataclasses import asdict, dataclass, field, fields, replace
 from functools import cache
@@ -18,7 +19,7 @@ if TYPE_CHECKING:
 
 
 @dataclass(frozen=True, kw_only=True, repr=False)
-class Result:
+class Result(ABC):
     """Base of all results. Fields hold plain types and further dataclasses of these, so that json holds all of them.
 
     Attributes:
@@ -69,8 +70,8 @@ class Result:
     def replaced(self, **changes: Any) -> Self:
         """The same with some fields changed, bound to what it is bound to."""
         made = replace(self, **changes)
-        bound = {key: value for key, value in self.__dict__.items() if key not in {f.name for f in fields(self)}}
-        made.__dict__.update(bound)
+        for name in vars(self).keys() - {one.name for one in fields(self)}:
+            object.__setattr__(made, name, vars(self)[name])
         return made
 
     def save(self, folder: Path | str) -> Path:
@@ -91,9 +92,9 @@ class Result:
         path = path / cls.file if path.is_dir() else path
         return cls.from_dict(read_json(path), str(path))
 
+    @abstractmethod
     def rows(self) -> Iterable[dict[str, Any]]:
         """What the frame holds, a dictionary a row."""
-        raise NotImplementedError
 
     def to_frame(self) -> pd.DataFrame:
         """The main table of the result."""

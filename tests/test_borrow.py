@@ -180,3 +180,14 @@ def test_what_cannot_be_borrowed_is_refused_in_one_sentence(kind: str) -> None:
     make, words = OTHERS[kind]
     with pytest.raises(UserError, match=words):
         Subject(make())
+
+
+def test_the_cap_on_attention_scores_is_kept_where_a_kernel_would_leave_it_out() -> None:
+    """PyTorch's kernel knows no cap: newer transformers refuse it for Gemma 2, older ones leave out the cap."""
+    capped, given, ids = tiny_model("gemma2"), tiny_model("gemma2"), torch.arange(1, 8)[None]
+    capped.set_attn_implementation("eager")
+    given.config._attn_implementation = "sdpa"
+    subject = Subject(given)
+    with torch.no_grad():
+        torch.testing.assert_close(subject.model(ids).logits, capped.eval()(ids).logits)
+    assert given.config._attn_implementation == "sdpa"

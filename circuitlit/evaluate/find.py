@@ -120,6 +120,7 @@ def attribute_circuit(
     tokenizer: Any = None,
     ablation: Ablation | None = None,
     bars: Bars | None = None,
+    min_accuracy: float = 0.0,
     batch_size: int = 8,
     eval_batch_size: int = 16,
     seed: int = 0,
@@ -132,7 +133,11 @@ def attribute_circuit(
     """
     bench = prepare_bench(model, pairs, sparsity, ablation, tokenizer, batch_size, eval_batch_size, seed)
     seed_everything(seed, verbose=False)
-    return measure_circuit(bench, bench.cut(bench.score(method)), bars=bars, seed=seed)
+    behaviour, reason = ask(bench, min_accuracy)
+    if reason:
+        return unable(bench, behaviour, reason, seed)
+    result = measure_circuit(bench, bench.cut(bench.score(method)), bars=bars, seed=seed)
+    return result.replaced(behaviour=behaviour.to_dict())
 
 
 def prepare_bench(

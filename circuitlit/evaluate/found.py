@@ -171,12 +171,12 @@ class FoundCircuit(Compared, Result):
         Raises:
             UserError: this result was loaded from a file, and knows no model.
         """
-        live = self.__dict__.get("_live")
+        live = getattr(self, "_live", None)
         if live is None:
             raise UserError("this result is not bound to a model; its edges are read by Circuit.load(folder)")
         return live
 
     def bind(self, live: Live) -> Self:
         """The same result, bound to a circuit and its model."""
-        self.__dict__["_live"] = live
+        object.__setattr__(self, "_live", live)
         return self

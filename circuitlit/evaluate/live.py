@@ -78,7 +78,8 @@ class Live:
     def _batch(self, clean: Sequence[str], corrupted: Sequence[str]) -> Batch:
         """The prompts, padded on the right; answers do not matter."""
         tokenizer = self.bench.subject.tokenizer
-        assert tokenizer is not None
+        if tokenizer is None:
+            raise UserError("the model has no tokenizer to read prompts with; load it with one")
         front = front_tokens(tokenizer)
         rows, others = (
             [[*front, *tokenizer(text, add_special_tokens=False)["input_ids"]] for text in texts]  # type: ignore[misc]

@@ -82,7 +82,7 @@ class TunedModel(Result):
         Raises:
             UserError: this result was loaded from a file.
         """
-        module = self.__dict__.get("_module")
+        module = getattr(self, "_module", None)
         if module is None:
             raise UserError("this result was loaded from a file; its model is in tuned/ beside it")
         return module
@@ -171,7 +171,7 @@ def finetune_model(
         n_parameters=_count(tuner.model, trained=False),
         held_out=change,
     )
-    result.__dict__["_module"] = tuner.model
+    object.__setattr__(result, "_module", tuner.model)
     return result
 
 

@@ -2,12 +2,12 @@
 
 from __future__ import annotations
 
-import json
 from dataclasses import dataclass
 from pathlib import Path
 
 from circuitlit.errors import UserError
 from circuitlit.graph import Circuit
+from circuitlit.result import read_json
 
 FILES = {
     "circuit.json": "the circuit's edges by name, with provenance",
@@ -71,32 +71,22 @@ def read_run(folder: Path) -> Run:
     Raises:
         UserError: an artefact is missing, damaged or lacks a field that the page needs.
     """
-    result, history = _read_json(folder / "result.json"), _read_json(folder / "history.json")
+    result, history = read_json(folder / "result.json"), read_json(folder / "history.json")
     for key, kind in _REQUIRED.items():
         if not isinstance(result.get(key), kind):
             raise UserError(f"{folder / 'result.json'}: '{key}' is missing or of a wrong type; write the run again")
     rows = history.get("rows")
     if not isinstance(rows, list) or not all(isinstance(row, dict) for row in rows):
         raise UserError(f"{folder / 'history.json'}: 'rows' is not a list of objects; write the run again")
-    _read_json(folder / "circuit.json")
+    read_json(folder / "circuit.json")
     return Run(folder, _read_circuit(folder), result, history, _read_evolution(folder / "evolution.json"))
-
-
-def _read_json(path: Path) -> dict:
-    try:
-        content = json.loads(path.read_text(encoding="utf-8"))
-    except (OSError, ValueError) as error:
-        raise UserError(f"{path}: not readable ({error}); name the directory of a finished run") from error
-    if not isinstance(content, dict):
-        raise UserError(f"{path}: not a JSON object; name the directory of a finished run")
-    return content
 
 
 def _read_evolution(path: Path) -> dict | None:
     """The masks' evolution, None where there are not two snapshots to compare."""
     if not path.is_file():
         return None
-    evolution = _read_json(path)
+    evolution = read_json(path)
     missing = [key for key in _EVOLVED if key not in evolution]
     if evolution.get("format") != 2 or missing:
         raise UserError(f"{path}: not of this version; write it again with `timeline run={path.parent}`")
