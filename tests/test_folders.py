@@ -15,10 +15,10 @@ from cli import call, failure, settings
 from forked import finished, start
 from omegaconf import OmegaConf
 
-from circuitlit.cli import lock
+from circuitlit import lock
 from circuitlit.cli.folder import new_run_id
-from circuitlit.cli.lock import claimed
 from circuitlit.errors import UserError
+from circuitlit.lock import claimed
 from circuitlit.run.evolve import cells as evolve_cells
 from circuitlit.run.study import cells as study_cells
 from circuitlit.timeline.checkpoints import Checkpoint

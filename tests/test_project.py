@@ -24,6 +24,8 @@ ROOT = Path(__file__).parent.parent
 ORDER = [
     "errors",
     "files",
+    "lock",
+    "store",
     "result",
     "progress",
     "tasks",

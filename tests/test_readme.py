@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import importlib
 import re
 import shlex
 import sys
@@ -87,3 +88,11 @@ def test_the_citation_is_valid_yaml_of_this_version() -> None:
     project = (ROOT / "pyproject.toml").read_text()
     assert f'version = "{citation["version"]}"' in project and citation["license"] in project
     assert (ROOT / "circuitlit" / "py.typed").exists()
+
+
+@pytest.mark.parametrize("page", [*PAGES, ROOT / "launch" / "quickstart.ipynb"], ids=names)
+def test_names_that_pages_import_exist(page: Path) -> None:
+    text = page.read_text().replace('\\n",', "")
+    for module, imported in re.findall(r"^\W*from (circuitlit[\w.]*) import ([\w, ]+)", text, re.MULTILINE):
+        for name in imported.split(","):
+            assert hasattr(importlib.import_module(module), name.strip()), f"{module}.{name} in {page}"

@@ -15,10 +15,10 @@ from omegaconf import DictConfig, OmegaConf
 
 from circuitlit.cli import ranks
 from circuitlit.cli.checks import run_dir
-from circuitlit.cli.lock import NAME, claimed
 from circuitlit.cli.mistakes import explain, sweep_up
 from circuitlit.cli.resume import MASKS, differences, saved_settings, trained_with
 from circuitlit.errors import UserError
+from circuitlit.lock import NAME, claimed
 
 FRESH = ("train", "attribute", "finetune")  # verbs whose files would mix with those of an earlier run
 PARTED = ("study", "evolve")  # verbs that several processes can share out; these claim cell by cell

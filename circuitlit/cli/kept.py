@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import hashlib
 import json
 from collections.abc import Iterable
 from pathlib import Path
@@ -16,11 +15,6 @@ from circuitlit.cli.build import plain
 def settings_of(cfg: DictConfig, groups: Iterable[str]) -> dict[str, Any]:
     """Some groups of a configuration, and the seed."""
     return {group: plain(cfg[group]) for group in groups} | {"seed": cfg.seed}
-
-
-def fingerprint(settings: object) -> str:
-    """A short hash of settings."""
-    return hashlib.sha256(json.dumps(settings, sort_keys=True, default=str).encode()).hexdigest()[:16]
 
 
 def read_kept(file: Path) -> dict[str, Any]:

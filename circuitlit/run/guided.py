@@ -16,7 +16,7 @@ from torch import Tensor
 from circuitlit.cli.build import attribute, build_subject, build_workbench, plain, provenance
 from circuitlit.cli.checks import run_dir, writing_to
 from circuitlit.cli.configs import composed
-from circuitlit.cli.kept import fingerprint, read_kept
+from circuitlit.cli.kept import read_kept
 from circuitlit.cli.resume import TUNING, trained_with
 from circuitlit.cli.sides import load_side
 from circuitlit.compare.layers import changed_layers, circuit_layers
@@ -31,6 +31,7 @@ from circuitlit.progress import CONSOLE, Clock
 from circuitlit.report.guided import print_guided, write_guided
 from circuitlit.run import tune
 from circuitlit.run.story.settings import circuit_task
+from circuitlit.store import fingerprint
 
 WAYS = ("uniform", "circuit_difference", "base_circuit", "gradient_probe", "random_layers", "adalora")
 TOLERANCE = 0.01  # share by which trainable parameters may differ

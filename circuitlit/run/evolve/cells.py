@@ -12,10 +12,11 @@ from omegaconf import DictConfig
 
 from circuitlit.cli.build import plain
 from circuitlit.cli.checks import run_dir
-from circuitlit.cli.kept import fingerprint, read_kept, settings_of
-from circuitlit.cli.lock import claimed_cell
+from circuitlit.cli.kept import read_kept, settings_of
 from circuitlit.cli.mistakes import explain
 from circuitlit.files import file_name, write_json
+from circuitlit.lock import claimed_cell
+from circuitlit.store import fingerprint
 from circuitlit.timeline.checkpoints import Checkpoint
 
 log = logging.getLogger(__name__)

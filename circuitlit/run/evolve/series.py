@@ -19,11 +19,11 @@ from omegaconf import DictConfig
 
 from circuitlit.cli.build import build_subject, plain
 from circuitlit.cli.callbacks import Progress
-from circuitlit.cli.lock import claimed_cell
 from circuitlit.cli.progress import ProgressLines
 from circuitlit.errors import UserError
 from circuitlit.evaluate.overlap import TESTS
 from circuitlit.finetune.pretrain import Recipe, pretrain, write_tasks
+from circuitlit.lock import claimed_cell
 from circuitlit.model import Subject
 from circuitlit.timeline.checkpoints import Checkpoint, hub_checkpoints, local_checkpoints
 

@@ -5,14 +5,18 @@ Every part leaves its own files under the run directory, as the verb of its name
 
 from __future__ import annotations
 
+from collections.abc import Callable
 from dataclasses import replace
+from functools import partial
 from pathlib import Path
+from typing import Any
 
 from omegaconf import DictConfig
 
 from circuitlit.cli.build import build_method, plain
 from circuitlit.cli.checks import run_dir, writing_to
 from circuitlit.cli.finish import finish, own_settings, prepare
+from circuitlit.cli.kept import settings_of
 from circuitlit.compare.comparison import Comparison
 from circuitlit.compare.interventions import Interventions
 from circuitlit.errors import UserError
@@ -24,11 +28,12 @@ from circuitlit.report.story import print_story, write_story
 from circuitlit.result import Result
 from circuitlit.run import compare
 from circuitlit.run.story.makers import ConfiguredMakers
-from circuitlit.run.story.parts import Parts
 from circuitlit.run.story.settings import most_draws, verb_settings, ways_of
+from circuitlit.store import Store
 from circuitlit.timeline.story import TuningStory
-from circuitlit.timeline.telling import tell_story
+from circuitlit.timeline.telling import made, tell_story
 
+_GROUPS = ("task", "model", "adapter", "tune", "method", "ablation", "sparsity", "mask", "data", "evaluate", "story")
 SAMPLED = "sampled from the model"
 
 
@@ -42,6 +47,11 @@ def run(cfg: DictConfig) -> TuningStory:
     prepare(cfg)
     own, other = verb_settings(cfg, "compare", {}), verb_settings(cfg, "intervene", {})
     configured = ConfiguredMakers(cfg, own)
+
+    store, settings = Store(run_dir() / "parts"), settings_of(cfg, _GROUPS)
+
+    def once(name: str, text: str, work: Callable[[], Any], kind: type) -> Any:
+        return store.made(name, settings, kind, partial(made, name, text, work, kind))
 
     def done(result: Result, folder: Path, subject: Subject) -> Result:
         with writing_to(folder):
@@ -60,7 +70,7 @@ def run(cfg: DictConfig) -> TuningStory:
         seed=cfg.seed,
         comparing=compare.settings_of(own),
         intervening=own_settings(other.intervene, "other_tasks", "passages") | {"text_source": other.text or SAMPLED},
-        once=Parts(cfg, run_dir() / "parts").once,
+        once=once,
         done=done,
     )
     result = replace(result, story=plain(cfg.story))

@@ -11,10 +11,11 @@ from typing import Any
 from omegaconf import DictConfig
 
 from circuitlit.cli.checks import run_dir
-from circuitlit.cli.kept import fingerprint, read_kept, settings_of
-from circuitlit.cli.lock import claimed_cell
+from circuitlit.cli.kept import read_kept, settings_of
 from circuitlit.cli.mistakes import explain
 from circuitlit.files import file_name, write_json
+from circuitlit.lock import claimed_cell
+from circuitlit.store import fingerprint
 
 log = logging.getLogger(__name__)
 _GROUPS = ("task", "model", "adapter", "mask", "sparsity", "objective", "ablation", "method", "data", "evaluate")

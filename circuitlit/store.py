@@ -1,0 +1,121 @@
+"""Parts of a long analysis, each made once: what a stopped run has finished is read, not made again."""
+
+from __future__ import annotations
+
+import hashlib
+import json
+import logging
+from collections.abc import Callable
+from dataclasses import dataclass
+from pathlib import Path
+from typing import TYPE_CHECKING, Any, TypeVar
+
+from circuitlit.files import write_json
+from circuitlit.lock import claimed_cell
+
+if TYPE_CHECKING:
+    from pydantic import TypeAdapter
+
+log = logging.getLogger(__name__)
+Made = TypeVar("Made")
+
+
+@dataclass(frozen=True)
+class Failure:
+    """A part that could not be made.
+
+    Attributes:
+        error: why, in a sentence.
+    """
+
+    error: str
+
+
+def sentence(error: Exception) -> str:
+    """An error as text, with its kind."""
+    return f"{type(error).__name__}: {error}"
+
+
+@dataclass(frozen=True)
+class Store:
+    """A folder of json files, one for each part, with the hash of the settings that it was made with.
+
+    A part that is there with the same settings is read; everything else is made anew. Two processes never make the
+    same part: the second one waits for the first.
+
+    Attributes:
+        folder: of the files; it is made with the first one.
+        explain: from an error to the sentence that is written down.
+    """
+
+    folder: Path
+    explain: Callable[[Exception], str] = sentence
+
+    def known(self, name: str, settings: object, kind: type[Made]) -> Made | None:
+        """A part that is there with these settings; None if it is not, failed, or is damaged.
+
+        Args:
+            name: of the file, without its ending.
+            settings: all that the part depends on; plain types.
+            kind: its type, such as a dataclass or `dict[str, Any]`.
+        """
+        content = self._read(name)
+        if content.get("settings") != fingerprint(settings) or "content" not in content:
+            return None
+        try:
+            return _adapter(kind).validate_python(content["content"])
+        except ValueError:  # of an earlier version
+            return None
+
+    def made(self, name: str, settings: object, kind: type[Made], work: Callable[[], Made]) -> Made:
+        """A part: read if it is there with these settings, else made and written.
+
+        Args:
+            name, settings, kind: as for `known`.
+            work: makes it.
+        """
+        found = self.known(name, settings, kind)
+        if found is not None:
+            return found
+        with claimed_cell(self.folder / f"{name}.json"):
+            if self.known(name, settings, kind) is None:  # another process may have made it meanwhile
+                self._write(name, settings, content=_adapter(kind).dump_python(work()))
+            found = self.known(name, settings, kind)  # as the next run will read it
+        assert found is not None, f"{name}: what was written is not a {kind}"
+        return found
+
+    def tried(self, name: str, settings: object, kind: type[Made], work: Callable[[], Made]) -> Made | Failure:
+        """As `made`, but an error of this part does not stop the others: it is written down, and tried again."""
+        try:
+            return self.made(name, settings, kind, work)
+        except Exception as error:
+            return self.failed(name, settings, error)
+
+    def failed(self, name: str, settings: object, error: Exception) -> Failure:
+        """Write down that a part could not be made."""
+        log.info("%s", name, exc_info=error)
+        failure = Failure(self.explain(error))
+        self.folder.mkdir(parents=True, exist_ok=True)
+        self._write(name, settings, error=failure.error)
+        return failure
+
+    def _write(self, name: str, settings: object, **content: object) -> None:
+        write_json(self.folder / f"{name}.json", {"settings": fingerprint(settings), **content})
+
+    def _read(self, name: str) -> dict[str, Any]:
+        try:
+            content = json.loads((self.folder / f"{name}.json").read_text())
+        except (OSError, ValueError):
+            return {}
+        return content if isinstance(content, dict) else {}
+
+
+def fingerprint(settings: object) -> str:
+    """A short hash of settings."""
+    return hashlib.sha256(json.dumps(settings, sort_keys=True, default=str).encode()).hexdigest()[:16]
+
+
+def _adapter(kind: type[Made]) -> TypeAdapter[Made]:
+    from pydantic import TypeAdapter
+
+    return TypeAdapter(kind)
