@@ -7,6 +7,7 @@ from .compare.interventions import Interventions, intervene_on_nodes
 from .compare.known_facts import Knowledge, measure_knowledge
 from .compare.prevention import compare_freezing
 from .compare.pruned_model import PrunedModel, prune_model
+from .compare.rank_patterns import RankComparison, RankedTuning, RankMakers, RankSettings, compare_rank_patterns
 from .compare.reuse import Swaps
 from .compare.sparse_difference import LearnedDifference, find_difference
 from .compare.tunings import TuningComparison, compare_tunings
@@ -109,6 +110,10 @@ __all__ = [
     "Pairs",
     "PairsModule",
     "PrunedModel",
+    "RankComparison",
+    "RankMakers",
+    "RankSettings",
+    "RankedTuning",
     "References",
     "Result",
     "Schedule",
@@ -130,6 +135,7 @@ __all__ = [
     "compare_capabilities",
     "compare_freezing",
     "compare_models",
+    "compare_rank_patterns",
     "compare_tunings",
     "completeness",
     "consensus",

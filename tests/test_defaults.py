@@ -19,6 +19,7 @@ from circuitlit import (
     Circuit,
     HeadSettings,
     Pairs,
+    RankSettings,
     compare_capabilities,
     compare_freezing,
     compare_models,
@@ -84,11 +85,12 @@ def test_defaults_are_those_of_the_command_line(function: Callable, words: str, 
     assert seen
 
 
-def test_settings_of_masks_and_heads_are_those_of_the_command_line() -> None:
+def test_settings_of_masks_heads_and_ranks_are_those_of_the_command_line() -> None:
     assert asdict(SCHEDULE) == {key: value for key, value in conf("train", "mask.schedule").items() if key[0] != "_"}
     gates = {key: value for key, value in conf("train", "mask.gates").items() if key[0] != "_"}
     assert {key: getattr(GATES, key) for key in gates} == gates
     assert asdict(HeadSettings()) == conf("heads", "heads")
+    assert asdict(RankSettings()) == conf("guided", "guided")
 
 
 def test_in_python_the_very_circuit_of_the_command_is_found(local: Path, tmp_path: Path) -> None:

@@ -34,6 +34,7 @@ STORED = Path(__file__).parent / "golden"
 TOLERANCE = 1e-6
 WIDTH = 1000  # of the terminal
 # Key paths that have another name now, by case or "*": old path -> new one, or None where the key is gone.
+# A path that begins with "FILE:" is of that file alone.
 RENAMED: dict[str, dict[str, str | None]] = {
     "capabilities": {"settings.tasks": None},  # the keys of "tasks"
     "generality": {f"settings.{key}": None for key in ("tasks", "circuits", "prevent")},  # the other keys say them
@@ -46,6 +47,12 @@ RENAMED: dict[str, dict[str, str | None]] = {
         **{f"base/{name}.json": None for name in ("config", "generation_config", "tokenizer", "tokenizer_config")},
         "base/model.safetensors": None,  # the base model is not saved again, it stays in memory
     },  # what is put back into a way's model is the base's, and is called so
+    "guided": {
+        f"{way}-seed{seed}/guided.json:{key}": None  # they are in "content", with the answers
+        for way in ("uniform", "circuit_difference", "base_circuit", "random_layers")
+        for seed in (0, 1)
+        for key in ("ranks", "n_trained")
+    },
     "intervene": {"settings.other_tasks": None, "settings.passages": None},  # the keys of "other_tasks", and "text"
 }
 # Printed lines that read otherwise now, by case: old line -> new one or several, or None.
@@ -113,15 +120,15 @@ def _apart(place: str, old: Any, new: Any, renamed: dict[str, str | None]) -> It
             yield f"{place}: {old} is now {new}"
     elif isinstance(old, dict) and isinstance(new, dict):
         for key, value in old.items():
-            inner = re.sub(r"^[^:]*:?", "", f"{place}.{key}" if ":" in place else f"{place}:{key}")
-            moved = renamed.get(inner, renamed.get(f"*.{key}", key))
+            whole = f"{place}.{key}" if ":" in place else f"{place}:{key}"
+            moved = renamed.get(whole, renamed.get(whole.split(":", 1)[1], renamed.get(f"*.{key}", key)))
             if moved is None or (value is None and moved not in new):
                 continue
             moved = key if moved == key else moved.rsplit(".", 1)[-1]
             if moved not in new:
                 yield f"{place}: '{key}' is gone"
             else:
-                yield from _apart(f"{place}.{key}" if ":" in place else f"{place}:{key}", value, new[moved], renamed)
+                yield from _apart(whole, value, new[moved], renamed)
     elif isinstance(old, list) and isinstance(new, list):
         if len(old) != len(new):
             yield f"{place}: {len(old)} entries are now {len(new)}: {_first_apart(old, new)}"

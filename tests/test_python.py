@@ -20,11 +20,18 @@ from circuitlit import (
     Pairs,
     PairsModule,
     PrunedModel,
+    RankComparison,
+    RankedTuning,
+    RankMakers,
+    RankSettings,
     Schedule,
     TunedModel,
     UserError,
+    Workbench,
     attribute_circuit,
     compare_capabilities,
+    compare_rank_patterns,
+    eap,
     eap_ig,
     evaluate_circuit,
     find_circuit,
@@ -37,8 +44,10 @@ from circuitlit import (
 from circuitlit.evaluate.ability import Ability
 from circuitlit.evaluate.verdict import Bars
 from circuitlit.files import json_types
-from circuitlit.finetune import examples_of_task
+from circuitlit.finetune import examples_of_task, lora
+from circuitlit.finetune.guided_ranks import rank_patterns
 from circuitlit.heads.head_settings import CausalChecks, Repeats
+from circuitlit.objective import negative_metric
 from circuitlit.report import write_page
 
 
@@ -121,3 +130,44 @@ def test_in_python_capabilities_are_compared(local: Path, tmp_path: Path) -> Non
     found = compare_capabilities(base, tuned, {"own": data}, draws=20)
     found.save(tmp_path)
     assert Capabilities.load(tmp_path) == found and list(found.to_frame()["task"]) == ["own"]
+
+
+def test_in_python_ranks_are_compared(local: Path, tmp_path: Path) -> None:
+    rows = [json.loads(line) for line in (local / "pairs.jsonl").read_text().splitlines()]
+    base, pairs = load_subject(local / "model"), Pairs.from_list(rows)
+    assert base.tokenizer is not None
+    examples = examples_of_task(pairs, base.tokenizer)
+
+    def tune(way: str, seed: int, ranks: list[int] | None) -> RankedTuning:
+        assert ranks is not None
+        subject, folder = load_subject(local / "model"), tmp_path / f"{way}{seed}"
+        pattern, alphas = rank_patterns(subject.anatomy, ranks, 2.0)
+        adapter = lora(subject.model, 2, r=2, alpha=4, rank_pattern=pattern, alpha_pattern=alphas)
+        found = finetune_model(subject, examples, adapter=adapter, steps=2, lr=1e-2, folder=folder, seed=seed)
+        return RankedTuning.read(found, folder, ranks)
+
+    def circuit(which: str, pairs_used: int) -> Circuit:
+        adapter = str(tmp_path / "uniform0" / "tuned") if which == "tuned" else None
+        subject = load_subject(local / "model", adapter=adapter)
+        assert subject.tokenizer is not None
+        bench = Workbench.build(subject, PairsModule(pairs, subject.tokenizer, pairs_used, 0), 0.8)
+        return bench.cut(bench.score(Method.of(eap, negative_metric)))
+
+    makers = RankMakers(2, tune, circuit, lambda _rank, _batches: torch.tensor([0.0, 1.0]))
+    few = RankSettings(["uniform", "circuit_difference", "base_circuit", "random_layers", "gradient_probe"], 2, [0, 1])
+    found = compare_rank_patterns(makers, few, score="metric")
+    found.save(tmp_path)
+    assert RankComparison.load(tmp_path) == found and list(found.to_frame()["way"]) == few.ways
+    assert found.ways["gradient_probe"].ranks == [1, 3] and all(way.of_uniform == 1 for way in found.ways.values())
+    for seed, ranks in enumerate(found.ways["random_layers"].ranks or []):
+        assert isinstance(ranks, list) and sorted(ranks) == sorted(found.ranks["base_circuit"]), seed
+    by_pair = [json.loads((tmp_path / f"{way}1" / "held_out.json").read_text())["metric"] for way in few.ways]
+    assert [way.by_seed[1] for way in found.ways.values()] == pytest.approx([sum(own) / 12 for own in by_pair])
+    with pytest.raises(UserError, match="must begin with uniform"):
+        RankSettings(["adalora"])
+    with pytest.raises(UserError, match="trains 1,024 parameters, uniform 512"):
+        compare_rank_patterns(replace(makers, tune=lambda way, *more: _of_size(tune(way, *more), way)), few)
+
+
+def _of_size(run: RankedTuning, way: str) -> RankedTuning:
+    return replace(run, n_trained=512) if way == "uniform" else run

@@ -110,7 +110,7 @@ def test_ranks_by_layer_train_as_many_parameters_as_uniform_ones() -> None:
     counts = {}
     for name, ranks in {"uniform": [4, 4, 4], "spread": [9, 2, 1]}.items():
         subject = Subject(tiny_model("llama"))
-        pattern, alphas = rank_patterns(subject, ranks, 2.0)
+        pattern, alphas = rank_patterns(subject.anatomy, ranks, 2.0)
         config = lora(subject.model, 1, r=4, alpha=8, rank_pattern=pattern, alpha_pattern=alphas)
         model = adapted(subject.model, config)
         counts[name] = sum(p.numel() for p in model.parameters() if p.requires_grad)
@@ -173,10 +173,12 @@ def test_the_verb_spreads_ranks_and_compares(local: Path, tmp_path: Path, capsys
         abs(way["minus"]["uniform"]["low"]) > 0 for name, way in result["ways"].items() if name != "uniform"
     )
     tuned = tmp_path / "uniform-seed0" / "guided.json"
-    before = tuned.stat().st_mtime_ns
-    for setting, same in (("guided.circuit_pairs=8", True), ("adapter.lr=1e-3", False)):
-        call(*settings(local, tmp_path, *more, setting, "guided.ways=[uniform]"), verb="guided")
-        assert (tuned.stat().st_mtime_ns == before) == same
+    more.append("guided.ways=[uniform]")
+    for setting, same in (("guided.circuit_pairs=9", True), ("adapter.lr=1e-3", False), ("data.batch_size=2", False)):
+        before = tuned.stat().st_mtime_ns
+        more.append(setting)
+        call(*settings(local, tmp_path, *more), verb="guided")
+        assert (tuned.stat().st_mtime_ns == before) == same, setting
     assert "must begin with uniform" in failure(
         capsys, *settings(local, tmp_path / "no", *more, "guided.ways=[adalora]"), verb="guided"
     )

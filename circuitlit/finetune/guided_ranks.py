@@ -14,6 +14,7 @@ from circuitlit.finetune.examples import Preference
 from circuitlit.finetune.sft import SupervisedTuner
 from circuitlit.finetune.tuner import Optimisation
 from circuitlit.model import Subject
+from circuitlit.model.anatomy import Anatomy
 
 MOST = 4  # largest rank, in mean ranks
 
@@ -45,15 +46,15 @@ def spread_ranks(shares: Float[Tensor, "layer"] | Sequence[float], mean: int) ->
     return ranks.tolist()
 
 
-def rank_patterns(subject: Subject, ranks: Sequence[int], scale: float) -> tuple[dict[str, int], dict[str, float]]:
+def rank_patterns(anatomy: Anatomy, ranks: Sequence[int], scale: float) -> tuple[dict[str, int], dict[str, float]]:
     """PEFT's patterns of ranks and alphas for ranks by layer.
 
     Args:
-        subject: whose layers they are.
+        anatomy: of the model whose layers they are.
         ranks: of each layer.
         scale: alpha over rank, the same everywhere, so that a rank is no learning rate.
     """
-    layers = subject.anatomy.layers.replace(".", r"\.")
+    layers = anatomy.layers.replace(".", r"\.")
     names = [rf"{layers}\.{layer}\..*" for layer in range(len(ranks))]
     return dict(zip(names, ranks, strict=True)), {n: scale * r for n, r in zip(names, ranks, strict=True)}
 
