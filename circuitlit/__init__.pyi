@@ -52,6 +52,9 @@ from .evaluate.ability import measure_behaviour
 from .evaluate.evaluation import evaluate_circuit
 from .evaluate.find import attribute_circuit, find_circuit
 from .evaluate.found import FoundCircuit
+from .evaluate.study.cells import StudySettings
+from .evaluate.study.compare_methods import compare_methods, learn_masks
+from .evaluate.study.results import MethodStudy
 from .finetune import examples_of_task
 from .finetune.finetune_model import TunedModel, finetune_model
 from .graph import Circuit, EdgeScores, Graph, MaskLayout, export_circuit, greedy, load_circuit, reachable_edges, top_k
@@ -105,6 +108,7 @@ __all__ = [
     "MaskedLoss",
     "MaskedModel",
     "Method",
+    "MethodStudy",
     "Outcome",
     "Pair",
     "Pairs",
@@ -118,6 +122,7 @@ __all__ = [
     "Result",
     "Schedule",
     "SigmoidTopK",
+    "StudySettings",
     "Subject",
     "Swaps",
     "TestBed",
@@ -134,6 +139,7 @@ __all__ = [
     "clean_corrupted",
     "compare_capabilities",
     "compare_freezing",
+    "compare_methods",
     "compare_models",
     "compare_rank_patterns",
     "compare_tunings",
@@ -163,6 +169,7 @@ __all__ = [
     "ioi_single",
     "jsonl",
     "kl_divergence",
+    "learn_masks",
     "load_circuit",
     "load_subject",
     "mask_gradients",

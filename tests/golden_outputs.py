@@ -23,7 +23,9 @@ def written_files(root: Path, told: re.Pattern[str] | None = None) -> dict[str, 
         if told and told.search(name):
             found["other files"][name] = True
         elif path.suffix == ".json" and not MODELS.search(path.name):
-            found[name] = normalised(json.loads(path.read_text()), root)
+            content = json.loads(path.read_text())
+            kept = isinstance(content, dict) and content.keys() == {"settings", "content"}  # of a store
+            found[name] = normalised(content["content"] if kept else content, root)
         elif path.suffix == ".html":
             found[name] = words(path.read_text(encoding="utf-8"), root)
         elif path.suffix == ".csv":

@@ -53,6 +53,11 @@ RENAMED: dict[str, dict[str, str | None]] = {
         for seed in (0, 1)
         for key in ("ranks", "n_trained")
     },
+    "study": {
+        "study.json:rows": "methods",
+        "study.json:status": "status",
+        **dict.fromkeys(("task", "kind", "method", "sparsity", "seed", "status")),  # of a cell, which its name says
+    },
     "intervene": {"settings.other_tasks": None, "settings.passages": None},  # the keys of "other_tasks", and "text"
 }
 # Printed lines that read otherwise now, by case: old line -> new one or several, or None.

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import json
 from dataclasses import replace
+from functools import partial
 from pathlib import Path
 
 import pytest
@@ -17,6 +18,7 @@ from circuitlit import (
     HeadScores,
     HeadSettings,
     Method,
+    MethodStudy,
     Pairs,
     PairsModule,
     PrunedModel,
@@ -25,6 +27,7 @@ from circuitlit import (
     RankMakers,
     RankSettings,
     Schedule,
+    StudySettings,
     TunedModel,
     UserError,
     Workbench,
@@ -32,16 +35,20 @@ from circuitlit import (
     compare_capabilities,
     compare_rank_patterns,
     eap,
+    compare_methods,
     eap_ig,
     evaluate_circuit,
     find_circuit,
     finetune_model,
+    learn_masks,
     load_subject,
     measure_behaviour,
     prune_model,
     score_heads,
 )
 from circuitlit.evaluate.ability import Ability
+from circuitlit.evaluate.find import prepare_bench
+from circuitlit.evaluate.study.cells import Rival
 from circuitlit.evaluate.verdict import Bars
 from circuitlit.files import json_types
 from circuitlit.finetune import examples_of_task, lora
@@ -171,3 +178,29 @@ def test_in_python_ranks_are_compared(local: Path, tmp_path: Path) -> None:
 
 def _of_size(run: RankedTuning, way: str) -> RankedTuning:
     return replace(run, n_trained=512) if way == "uniform" else run
+
+
+def test_in_python_methods_are_compared(local: Path, tmp_path: Path) -> None:
+    rows = [json.loads(line) for line in (local / "pairs.jsonl").read_text().splitlines()]
+    bench = prepare_bench(local / "model", Pairs.from_list(rows))
+    methods = {"few steps": Method.of(eap_ig, steps=1), "more steps": Method.of(eap_ig, steps=4)}
+    learners = {"masks": partial(learn_masks, schedule=Schedule(6, 0.3))}
+    settings = StudySettings(sparsities=(0.7, 0.9), seeds=(0, 1), resamples=2, curve_pairs=4, controls=3)
+    settings = replace(settings, match=Rival("few steps", 0.9))
+    found = compare_methods({"own": bench}, methods, learners, settings, folder=tmp_path)
+    found.save(tmp_path)
+    assert MethodStudy.load(tmp_path) == found and found.status == "OK" and not found.failed
+    frame = found.to_frame()
+    assert set(frame["method"]) == {"random circuits", "few steps", "more steps", "masks"} and len(frame) == 8
+    alone = attribute_circuit(bench.subject, bench.data, methods["more steps"], 0.9, bars=Bars(controls=3))
+    row = next(one for one in found.methods if (one.method, one.sparsity) == ("more steps", 0.9))
+    if row.ranking == alone.live.circuit.scores.ranking:
+        assert row.kl == alone.kl
+    masks = next(one for one in found.methods if (one.method, one.sparsity) == ("masks", 0.9))
+    circuits = [Circuit.load(tmp_path / "circuits" / f"own--learner--masks--0.9--seed{seed}") for seed in (0, 1)]
+    assert masks.seeds_overlap and masks.seeds_overlap.n_circuits == len(circuits) == masks.n_circuits
+    made = {file: file.stat().st_mtime_ns for file in (tmp_path / "cells").iterdir()}
+    assert compare_methods({"own": bench}, methods, learners, settings, folder=tmp_path) == found
+    assert made == {file: file.stat().st_mtime_ns for file in (tmp_path / "cells").iterdir()}
+    with pytest.raises(UserError, match="not shares between 0 and 1"):
+        StudySettings(sparsities=(95,))

@@ -12,10 +12,11 @@ from hydra import compose, initialize_config_dir
 from circuitlit.evaluate.fewest import fewest_edges
 from circuitlit.evaluate.similarity import corrected_jaccard
 from circuitlit.evaluate.statistics import INTERVALS
+from circuitlit.evaluate.study.cells import Cell
+from circuitlit.evaluate.study.results import MethodStudy
 from circuitlit.graph import Circuit
 from circuitlit.report.study import study_figures
-from circuitlit.run.study.cells import Cell
-from circuitlit.run.study.plan import Job, part_of
+from circuitlit.run.study.plan import Planned, part_of
 
 WARM = "{name: warm,with: ['mask=hard_concrete','mask.init_from=method']}"
 RANKED = "{name: ranked,with: ['mask=sigmoid_topk','study.seeds=[3]']}"
@@ -54,6 +55,10 @@ def study_of(folder: Path) -> dict:
     return json.loads((folder / "study.json").read_text())
 
 
+def cell_of(folder: Path, name: str) -> dict:
+    return json.loads((folder / "cells" / f"{name}.json").read_text())["content"]
+
+
 def test_every_cell_is_there(done: Path) -> None:
     study = study_of(done)
     assert study["status"] == "OK" and study["failed"] == []
@@ -62,7 +67,7 @@ def test_every_cell_is_there(done: Path) -> None:
     attributed = {"jsonl--attribution--mask_gradients", "jsonl--attribution--more_steps"}
     learned.add("jsonl--learner--ranked--seed3")
     assert names == {"jsonl--task", "jsonl--control--random_circuits", *learned, *attributed}
-    keys = [(row["method"], row["sparsity"]) for row in study["rows"]]
+    keys = [(row["method"], row["sparsity"]) for row in study["methods"]]
     methods = ("random circuits", "mask_gradients", "more steps", "warm", "ranked")
     assert sorted(keys) == sorted((method, sparsity) for method in methods for sparsity in (0.7, 0.9))
     assert {p.name for p in done.glob("study[._]*") if p.suffix != ".log"} == {
@@ -73,18 +78,16 @@ def test_every_cell_is_there(done: Path) -> None:
 
 def test_rows_are_the_circuits_of_their_cells(done: Path) -> None:
     study = study_of(done)
-    row = next(r for r in study["rows"] if (r["method"], r["sparsity"]) == ("warm", 0.9))
+    row = next(r for r in study["methods"] if (r["method"], r["sparsity"]) == ("warm", 0.9))
     circuits = [Circuit.load(done / "circuits" / f"jsonl--learner--warm--0.9--seed{seed}") for seed in (0, 1)]
     assert row["n_edges"] == circuits[0].n_edges and row["n_circuits"] == 2
     overlap = corrected_jaccard(circuits[0].kept, circuits[1].kept)
     assert row["seeds_overlap"]["mean"] == pytest.approx(overlap)
     assert row["consensus"]["n_edges_in_all"] == int((circuits[0].kept & circuits[1].kept).sum())
-    cells = [
-        json.loads((done / "cells" / f"jsonl--learner--warm--0.9--seed{seed}.json").read_text()) for seed in (0, 1)
-    ]
+    cells = [cell_of(done, f"jsonl--learner--warm--0.9--seed{seed}") for seed in (0, 1)]
     kls = [sum(cell["rows"][0]["by_pair"]["kl"]) / 12 for cell in cells]
     assert row["kl"]["value"] == pytest.approx(sum(kls) / 2)
-    attributed = next(r for r in study["rows"] if r["method"] == "mask_gradients")
+    attributed = next(r for r in study["methods"] if r["method"] == "mask_gradients")
     assert len(attributed["noise"]["values"]) == 3 and set(attributed["cpr"]) == set(INTERVALS)
 
 
@@ -96,14 +99,16 @@ def test_paired_differences_are_with_the_better_attribution(done: Path) -> None:
     for item in (item for item in items if item["learner"] == "warm"):
         rivals = {}
         for name in ("mask_gradients", "more_steps"):
-            cell = json.loads((done / "cells" / f"jsonl--attribution--{name}.json").read_text())
-            rivals[cell["method"]] = next(row for row in cell["rows"] if row["sparsity"] == item["sparsity"])
+            cell = cell_of(done, f"jsonl--attribution--{name}")
+            rivals[name.replace("_steps", " steps")] = next(
+                row for row in cell["rows"] if row["sparsity"] == item["sparsity"]
+            )
         best = min(rivals, key=lambda name: rivals[name]["val_kl"])
         assert item["attribution"] == best and item["n_seeds"] == 2
         learned = []
         for seed in (0, 1):
-            name = f"jsonl--learner--warm--{item['sparsity']}--seed{seed}.json"
-            learned.append(json.loads((done / "cells" / name).read_text())["rows"][0]["by_pair"]["kl"])
+            cell = cell_of(done, f"jsonl--learner--warm--{item['sparsity']}--seed{seed}")
+            learned.append(cell["rows"][0]["by_pair"]["kl"])
         theirs = rivals[best]["by_pair"]["kl"]
         mean = sum((a + b) / 2 - c for a, b, c in zip(*learned, theirs, strict=True)) / len(theirs)
         assert item["value"] == pytest.approx(mean, abs=1e-6)
@@ -111,7 +116,7 @@ def test_paired_differences_are_with_the_better_attribution(done: Path) -> None:
 
 
 def test_figures_have_a_line_a_method(done: Path) -> None:
-    figures = study_figures(study_of(done))
+    figures = study_figures(MethodStudy.load(done))
     for figure in figures.values():
         assert [trace.name for trace in figure.data] == [
             "random circuits, mean of 3",
@@ -137,11 +142,12 @@ def test_a_stopped_study_goes_on(done: Path, local: Path, tmp_path: Path, capsys
     cells = folder / "cells"
     (cells / "jsonl--attribution--more_steps.json").unlink()
     (cells / "jsonl--learner--warm--0.7--seed1.json").write_text("{")
-    failed = json.loads((cells / "jsonl--learner--warm--0.9--seed0.json").read_text()) | {"status": "FAILED"}
-    (cells / "jsonl--learner--warm--0.9--seed0.json").write_text(json.dumps(failed))
+    failed = json.loads((cells / "jsonl--learner--warm--0.9--seed0.json").read_text())
+    del failed["content"]
+    (cells / "jsonl--learner--warm--0.9--seed0.json").write_text(json.dumps(failed | {"error": "no memory"}))
     before = {file.name: file.stat().st_mtime_ns for file in cells.iterdir()}
     call(*small(local, folder, "study.finished_only=true"), verb="study")
-    assert {row["method"] for row in study_of(folder)["rows"]} == {
+    assert {row["method"] for row in study_of(folder)["methods"]} == {
         "random circuits",
         "mask_gradients",
         "warm",
@@ -159,7 +165,7 @@ def test_a_stopped_study_goes_on(done: Path, local: Path, tmp_path: Path, capsys
         "jsonl--learner--warm--0.9--seed0.json",
     }
     first, second = (
-        [{k: v for k, v in row.items() if k != "seconds"} for row in study_of(where)["rows"]]
+        [{k: v for k, v in row.items() if k != "seconds"} for row in study_of(where)["methods"]]
         for where in (done, folder)
     )
     assert first == second
@@ -179,7 +185,7 @@ def test_a_cell_that_fails_is_recorded(local: Path, tmp_path: Path, capsys: pyte
     errors = {item["cell"]: item["error"] for item in study["failed"]}
     assert "ablation.steps is no setting of the chosen presets" in errors["jsonl--attribution--nonsense"]
     assert "the loss is nan" in errors["jsonl--learner--bad--0.8--seed0"]
-    assert {row["method"] for row in study["rows"]} == {"random circuits", "mask_gradients"}
+    assert {row["method"] for row in study["methods"]} == {"random circuits", "mask_gradients"}
     assert "FAILED jsonl--attribution--nonsense" in capsys.readouterr().out
 
 
@@ -224,7 +230,7 @@ def test_an_experiment_sets_what_is_studied() -> None:
 
 
 def test_one_run_of_drawn_sizes_is_cut_at_every_sparsity(done: Path) -> None:
-    cell = json.loads((done / "cells" / "jsonl--learner--ranked--seed3.json").read_text())
+    cell = cell_of(done, "jsonl--learner--ranked--seed3")
     assert [row["sparsity"] for row in cell["rows"]] == [0.7, 0.9]
     scores = Circuit.load(done / "circuits" / "jsonl--learner--ranked--seed3").scores
     assert [row["n_edges_reachable"] for row in cell["rows"]] == [
@@ -237,7 +243,7 @@ def test_edges_needed_for_a_kl(done: Path) -> None:
     items = {item["method"]: item for item in study_of(done)["fewest_edges"]}
     assert set(items) == {"mask_gradients", "more steps", "warm", "ranked"}
     own = items["mask_gradients"]
-    cell = json.loads((done / "cells" / "jsonl--attribution--mask_gradients.json").read_text())
+    cell = cell_of(done, "jsonl--attribution--mask_gradients")
     curve = dict(cell["kl_by_size"])
     assert own["kl"] == pytest.approx(curve[own["rival_edges"]]) and own["n_edges"] <= own["rival_edges"]
     for item in items.values():
@@ -255,7 +261,7 @@ def test_fewest_edges_by_hand() -> None:
 def test_parts_share_the_cells_by_cost() -> None:
     costs = {"a": [1.0, 8.0, 1.0], "b": [2.0, 2.0, 2.0, 2.0, 2.0]}
     jobs = {
-        task: [Job(Cell(task, "attribution", str(number)), (), cost) for number, cost in enumerate(of_task)]
+        task: [Planned(Cell(task, "attribution", str(number)), (), cost) for number, cost in enumerate(of_task)]
         for task, of_task in costs.items()
     }
     shares = [part_of(jobs, part, 3) for part in range(3)]

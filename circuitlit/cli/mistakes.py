@@ -12,6 +12,7 @@ from omegaconf.errors import OmegaConfBaseException
 from circuitlit.cli.kinds import no_preset, unknown
 from circuitlit.cli.schema import names
 from circuitlit.errors import UserError
+from circuitlit.store import sentence
 
 
 def explain(error: BaseException, verb: str = "train") -> str | None:
@@ -30,6 +31,11 @@ def explain(error: BaseException, verb: str = "train") -> str | None:
     if isinstance(error, OSError) and error.filename and _makes_a_folder(error):
         return f"'{error.filename}' cannot be written ({error.strerror}); choose another folder: hydra.run.dir=DIR"
     return None
+
+
+def explained(error: Exception) -> str:
+    """The sentence that is written down for a part that could not be made."""
+    return explain(error) or sentence(error)
 
 
 def _makes_a_folder(error: OSError) -> bool:

@@ -5,14 +5,17 @@ from __future__ import annotations
 from dataclasses import dataclass
 from itertools import product
 
+from omegaconf import DictConfig
+
 from circuitlit.cli.configs import Entry, composed
-from circuitlit.run.study.cells import Cell
+from circuitlit.errors import UserError
+from circuitlit.evaluate.study.cells import Cell
 
 CHEAP = 0.3  # cost of an attribution's cell beside a mask run's
 
 
 @dataclass(frozen=True)
-class Job:
+class Planned:
     """A cell, the settings that make it, and its cost beside the other cells'."""
 
     cell: Cell
@@ -20,32 +23,55 @@ class Job:
     cost: float
 
 
-def plan(tasks: list[Entry], attributions: list[Entry], learners: list[Entry]) -> dict[str, list[Job]]:
+def check(cfg: DictConfig, attributions: list[Entry], learners: list[Entry]) -> None:
+    """Refuse lists that no study can be made of.
+
+    Raises:
+        UserError: no method, no seed, a part that does not exist, or a match that is not among the attributions.
+    """
+    settings = cfg.study
+    if not attributions and not learners:
+        raise UserError("study.attributions and study.learners are both empty; name at least one method")
+    if learners and not len(settings.seeds):
+        raise UserError("study.seeds is empty; name at least one seed for the learners")
+    if settings.part not in range(settings.parts):
+        raise UserError(f"study.part={settings.part} is not one of the parts 0 to {settings.parts - 1}")
+    rival = settings.match
+    at = None if rival is None else rival.get("sparsity")
+    if rival is not None and (
+        rival.method not in {e.name for e in attributions} or at not in (None, *settings.sparsities)
+    ):
+        raise UserError(f"study.match: {rival.method} at {at} is not among the attributions and sparsities")
+
+
+def plan(tasks: list[Entry], attributions: list[Entry], learners: list[Entry]) -> dict[str, list[Planned]]:
     """The cells of every task: random circuits, attributions, then a cell for each mask run.
 
     A learner that ranks every size in one run (`mask.schedule.sizes`) has one cell a seed. `study.seeds` and
     `study.sparsities` among an entry's own settings hold for that entry alone.
     """
     runs = {entry: _runs(entry) for entry in learners}
-    jobs: dict[str, list[Job]] = {}
+    jobs: dict[str, list[Planned]] = {}
     for task in tasks:
-        found = [Job(Cell(task.name, "control", "random circuits"), task.settings, CHEAP)]
+        found = [Planned(Cell(task.name, "control", "random circuits"), task.settings, CHEAP)]
         for entry in attributions:
             settings = (*task.settings, *entry.settings)
-            found.append(Job(Cell(task.name, "attribution", entry.name), settings, entry.cost or CHEAP))
+            found.append(Planned(Cell(task.name, "attribution", entry.name), settings, entry.cost or CHEAP))
         for entry in learners:
             for sparsity, seed in runs[entry]:
                 size = () if sparsity is None else (f"sparsity.target={sparsity}",)
                 settings = (*task.settings, *entry.settings, *size, f"seed={seed}")
-                found.append(Job(Cell(task.name, "learner", entry.name, sparsity, seed), settings, entry.cost or 1.0))
+                found.append(
+                    Planned(Cell(task.name, "learner", entry.name, sparsity, seed), settings, entry.cost or 1.0)
+                )
         jobs[task.name] = found
     return jobs
 
 
-def part_of(jobs: dict[str, list[Job]], part: int, parts: int) -> dict[str, list[Job]]:
+def part_of(jobs: dict[str, list[Planned]], part: int, parts: int) -> dict[str, list[Planned]]:
     """One of several shares of about the same cost; its cells follow each other, so that it sees few tasks."""
     total, passed = sum(job.cost for of_task in jobs.values() for job in of_task), 0.0
-    chosen: dict[str, list[Job]] = {}
+    chosen: dict[str, list[Planned]] = {}
     for task, of_task in jobs.items():
         for job in of_task:
             if int((passed + job.cost / 2) / total * parts) == part:

@@ -1,0 +1,181 @@
+"""A study's settings, and its cells: what each one is called, and what its file holds."""
+
+from __future__ import annotations
+
+import math
+from collections.abc import Sequence
+from dataclasses import dataclass, field
+from typing import Any, Literal
+
+import torch
+
+from circuitlit.errors import UserError
+from circuitlit.evaluate.similarity import Spread
+from circuitlit.evaluate.statistics import Estimate
+from circuitlit.files import file_name
+from circuitlit.objective import Outcome
+
+ByPair = dict[str, list[float | None]]  # an outcome's values; NaN is None
+BySize = list[tuple[int, float]]  # edges kept and KL, ascending
+
+
+@dataclass(frozen=True)
+class Rival:
+    """The attribution whose KL others are to reach.
+
+    Attributes:
+        method: its label.
+        sparsity: of its circuit; None takes its first one.
+    """
+
+    method: str
+    sparsity: float | None = None
+
+
+@dataclass(frozen=True, kw_only=True)
+class StudySettings:
+    """What is measured in a study.
+
+    Attributes:
+        sparsities: shares of the edges removed, each in (0, 1).
+        seeds: of mask runs; their circuits are compared with each other.
+        resamples: bootstrap samples of the training pairs for each attribution's noise floor; 0 makes none.
+        curve_pairs: test pairs of the size curves; 0 draws none.
+        controls, control_pairs: random circuits at every sparsity, and the test pairs that they run on.
+        probe_pairs: validation pairs that rankings are chosen on.
+        min_accuracy: share of right answers below which no circuit is sought for a task.
+        consensus: share of a learner's circuits that an edge of their consensus is in.
+        match: the attribution for whose KL the fewest edges are counted; None counts none.
+    """
+
+    sparsities: Sequence[float] = (0.9, 0.95, 0.98)
+    seeds: Sequence[int] = (0, 1, 2, 3, 4)
+    resamples: int = 10
+    curve_pairs: int = 16
+    controls: int = 40
+    control_pairs: int = 8
+    probe_pairs: int = 32
+    min_accuracy: float = 0.0
+    consensus: float = 0.5
+    match: Rival | None = None
+
+    def __post_init__(self) -> None:
+        """Refuse what no study can be made with.
+
+        Raises:
+            UserError: sparsities that are none, no seed, or a match without curves or at another sparsity.
+        """
+        if not self.sparsities or not all(isinstance(at, int | float) and 0 < at < 1 for at in self.sparsities):
+            raise UserError(f"study: sparsities={list(self.sparsities)} are not shares between 0 and 1")
+        if self.match and self.curve_pairs < 1:
+            raise UserError("study: match compares on the curves' pairs; set curve_pairs to at least 1")
+
+
+@dataclass(frozen=True)
+class Cell:
+    """One file of a study.
+
+    Attributes:
+        task: label of the task.
+        kind: what it holds.
+        method: label of the method; empty for the task's own file.
+        sparsity: of a learner's cell; None where the cell holds all sparsities.
+        seed: of a learner's cell.
+    """
+
+    task: str
+    kind: Literal["task", "control", "attribution", "learner"]
+    method: str = ""
+    sparsity: float | None = None
+    seed: int | None = None
+
+    @property
+    def name(self) -> str:
+        """Name of the cell's file and folder."""
+        parts = [self.task, self.kind, self.method]
+        parts += [] if self.sparsity is None else [f"{self.sparsity:g}"]
+        parts += [] if self.seed is None else [f"seed{self.seed}"]
+        return "--".join(file_name(part) for part in parts if part)
+
+
+@dataclass(frozen=True, kw_only=True)
+class TaskEnds:
+    """Full model and corrupted run on a task's held-out pairs.
+
+    Attributes:
+        behaviour: what the model does on the task.
+        n_pairs, n_train: held-out pairs and training pairs.
+        n_edges_total: edges of the graph.
+        full, corrupted: pair by pair.
+    """
+
+    behaviour: dict[str, Any]
+    n_pairs: int
+    n_train: int
+    n_edges_total: int
+    full: ByPair
+    corrupted: ByPair
+
+
+@dataclass(frozen=True, kw_only=True)
+class Cut:
+    """One circuit of a cell.
+
+    Attributes:
+        sparsity: share of the edges removed.
+        n_edges, n_edges_reachable: kept, and those of them that can matter.
+        ranking, select: how edges were ranked and cut.
+        val_kl: mean KL on validation pairs, nats; None where the task has none.
+        by_pair: what it does on held-out pairs.
+        noise: likeness of circuits from bootstrap samples of the training pairs.
+    """
+
+    sparsity: float
+    n_edges: int
+    n_edges_reachable: int | None = None
+    ranking: str | None = None
+    select: str | None = None
+    val_kl: float | None = None
+    by_pair: ByPair
+    noise: Spread | None = None
+
+
+@dataclass(frozen=True, kw_only=True)
+class Areas:
+    """Areas over a method's size curve, see `Curve`."""
+
+    ranking: str
+    cpr: Estimate
+    cmd: Estimate
+    cpr_anchored: Estimate
+    cmd_anchored: Estimate
+
+
+@dataclass(frozen=True, kw_only=True)
+class Circuits:
+    """The circuits of one method on one task, or of one mask run.
+
+    Attributes:
+        rows: one a sparsity; of random circuits several.
+        seconds: that scoring or training took.
+        details: of the scores.
+        curve: areas over MIB's sizes.
+        kl_by_size, val_kl_by_size: mean KL at some numbers of edges, on the curve's test pairs and on validation pairs.
+    """
+
+    rows: list[Cut]
+    seconds: float
+    details: dict[str, Any] = field(default_factory=dict)
+    curve: Areas | None = None
+    kl_by_size: BySize = field(default_factory=list)
+    val_kl_by_size: BySize = field(default_factory=list)
+
+
+def by_pair(outcome: Outcome) -> ByPair:
+    """An outcome as plain lists."""
+    return {name: values.tolist() for name, values in vars(outcome).items()}
+
+
+def outcome_of(lists: ByPair) -> Outcome:
+    """The outcome that `by_pair` made plain."""
+    return Outcome(**{k: torch.tensor([math.nan if v is None else v for v in row]) for k, row in lists.items()})

@@ -1,0 +1,193 @@
+"""Several methods on several tasks at several sparsities: how cells are made, and the whole study from Python."""
+
+from __future__ import annotations
+
+import time
+from collections.abc import Callable, Iterator, Mapping, Sequence
+from contextlib import ExitStack
+from dataclasses import asdict, dataclass, replace
+from functools import cache, partial
+from pathlib import Path
+from tempfile import TemporaryDirectory
+from typing import Any
+
+from lightning import seed_everything
+
+from circuitlit.discover import mask_gradients
+from circuitlit.discover.gates import Gates
+from circuitlit.discover.method import Method
+from circuitlit.discover.schedule import Schedule
+from circuitlit.discover.workbench import Workbench
+from circuitlit.errors import UserError
+from circuitlit.evaluate.find import train_masks
+from circuitlit.evaluate.rival import Rival as Start
+from circuitlit.evaluate.study.cells import Cell, Circuits, StudySettings, TaskEnds
+from circuitlit.evaluate.study.results import MethodStudy
+from circuitlit.evaluate.study.summary import summarise_study
+from circuitlit.evaluate.study.work import Scored, StudyTask, attributed, ends, learned, random_circuits
+from circuitlit.graph import EdgeScores
+from circuitlit.graph.select import edge_budget
+from circuitlit.progress import phase, say
+from circuitlit.store import Failure, Store
+
+Learn = Callable[[Workbench, EdgeScores, int], EdgeScores]  # trains masks from some scores on, with a seed
+Work = Callable[[StudyTask, Path], Any]  # makes what a cell holds; its circuit goes into the folder
+
+
+@dataclass(frozen=True)
+class Job:
+    """A cell and how it is made.
+
+    Attributes:
+        cell: its name.
+        prepare: gives the settings that it depends on, and the work; may raise.
+    """
+
+    cell: Cell
+    prepare: Callable[[], tuple[object, Work]]
+
+    @classmethod
+    def of(cls, cell: Cell, settings: StudySettings, work: Work) -> Job:
+        """A cell that depends on the study's settings alone."""
+        return cls(cell, lambda: (asdict(settings), work))
+
+    @property
+    def kind(self) -> Any:
+        """What the cell holds."""
+        return TaskEnds if self.cell.kind == "task" else Circuits
+
+    def finished(self, store: Store) -> bool:
+        """True if the cell is there, made with these settings."""
+        try:
+            return store.known(self.cell.name, self.prepare()[0], self.kind) is not None
+        except Exception:  # a preset that does not exist
+            return False
+
+
+def make_cells(
+    store: Store, circuits: Path, build: Callable[[], StudyTask], own: Job, jobs: Sequence[Job]
+) -> Iterator[tuple[Cell, TaskEnds | Circuits | Failure]]:
+    """The cells of one task, in the order in which they are reported; nothing is built that no cell needs.
+
+    A cell that cannot be made is written down, and the others go on; without the task's own cell none is made.
+
+    Args:
+        store: of the cells.
+        circuits: folder of their circuits.
+        build: prepares the task; called only for a cell that is not there.
+        own: the task's own cell.
+        jobs: the other cells.
+    """
+    for job in (own, *jobs):
+        if job is not own:
+            say(job.cell.name)
+        try:
+            settings, work = job.prepare()
+        except Exception as error:  # a preset that does not exist, say
+            found = store.failed(job.cell.name, None, error)
+        else:
+            made = partial(_make, work, build, circuits / job.cell.name)
+            found = store.tried(job.cell.name, settings, job.kind, made)
+        yield job.cell, found
+        if job is own and isinstance(found, Failure):
+            return
+
+
+def _make(work: Work, build: Callable[[], StudyTask], folder: Path) -> Any:
+    return work(build(), folder)
+
+
+def learn_masks(
+    bench: Workbench,
+    start: EdgeScores,
+    seed: int,
+    schedule: Schedule | None = None,
+    gates: Gates | None = None,
+) -> EdgeScores:
+    """Train masks as `find_circuit` does; arguments as there."""
+    return train_masks(bench, [Start(start, 0.0)], schedule=schedule, gates=gates, seed=seed).scores
+
+
+def compare_methods(
+    benches: Mapping[str, Workbench],
+    attributions: Mapping[str, Method],
+    learners: Mapping[str, Learn],
+    settings: StudySettings | None = None,
+    *,
+    start: Method | None = None,
+    folder: Path | str | None = None,
+) -> MethodStudy:
+    """Compare attributions and learned masks over tasks and sparsities, on held-out pairs.
+
+    Args:
+        benches: a workbench for each task, all of one model; their sizes do not matter.
+        attributions: methods by their labels.
+        learners: what trains masks, by labels: `learn_masks`, its schedule and gates bound by `functools.partial`.
+        settings: what is measured.
+        start: whose scores masks start from; None takes mask gradients.
+        folder: keeps cells and circuits, so that a call that was stopped goes on. A cell is known by its labels and the
+            settings: take another folder for another model, other pairs or other methods. None keeps nothing.
+
+    Raises:
+        UserError: no task, no method, or no cell that could be made.
+    """
+    if not benches or not (attributions or learners):
+        raise UserError("compare_methods needs at least one task and one method")
+    settings, finished = settings or StudySettings(), []
+    start = start or Method.of(mask_gradients, steps=5, draws=1)
+    with ExitStack() as stack:
+        where = Path(stack.enter_context(TemporaryDirectory()) if folder is None else folder)
+        for name, bench in benches.items():
+            build = cache(partial(StudyTask.build, bench, settings.probe_pairs))
+            jobs = [
+                *(_scored(name, label, method, settings) for label, method in attributions.items()),
+                *(
+                    _trained(name, label, learn, start, settings, at, seed)
+                    for label, learn in learners.items()
+                    for at in settings.sparsities
+                    for seed in settings.seeds
+                ),
+            ]
+            own = Job(Cell(name, "task"), lambda: (asdict(settings), lambda task, _: ends(task, settings.min_accuracy)))
+            control = Job(
+                Cell(name, "control", "random circuits"), lambda: (asdict(settings), partial(_drawn, settings))
+            )
+            with phase(name, f"Task {name}: {len(jobs) + 1} cells"):
+                finished += make_cells(Store(where / "cells"), where / "circuits", build, own, [control, *jobs])
+        model = next(iter(benches.values())).subject.name
+        return summarise_study(finished, model, where / "circuits", settings)
+
+
+def _sized(task: StudyTask, sparsities: Sequence[float]) -> dict[float, Workbench]:
+    bench = task.bench
+    return {at: replace(bench, count=edge_budget(at, bench.layout.n_edges)) for at in sparsities}
+
+
+def _drawn(settings: StudySettings, task: StudyTask, _folder: Path) -> Circuits:
+    return random_circuits(task, _sized(task, settings.sparsities), settings)
+
+
+def _scored(name: str, label: str, method: Method, settings: StudySettings) -> Job:
+    def work(task: StudyTask, folder: Path) -> Circuits:
+        seed_everything(0, verbose=False)
+        return attributed(task, method, _sized(task, settings.sparsities), folder, settings, label)
+
+    return Job.of(Cell(name, "attribution", label), settings, work)
+
+
+def _trained(
+    name: str, label: str, learn: Learn, start: Method, settings: StudySettings, sparsity: float, seed: int
+) -> Job:
+    def work(task: StudyTask, folder: Path) -> Circuits:
+        sized = _sized(task, [sparsity])
+        bench = replace(sized[sparsity], data=task.bench.data.with_seed(seed))
+
+        def train() -> Scored:
+            scores, seconds = task.attribution(start, bench, "start")
+            begun = time.perf_counter()
+            return learn(bench, scores, seed), seconds + time.perf_counter() - begun
+
+        seed_everything(seed, verbose=False)
+        return learned(task, train, sized, folder, settings)
+
+    return Job.of(Cell(name, "learner", label, sparsity, seed), settings, work)
