@@ -13,14 +13,12 @@ from types import SimpleNamespace
 import pytest
 from cli import call, failure, settings
 from forked import finished, start
-from omegaconf import OmegaConf
 
 from circuitlit import lock
 from circuitlit.cli.folder import new_run_id
 from circuitlit.errors import UserError
 from circuitlit.lock import claimed
 from circuitlit.run.evolve import cells as evolve_cells
-from circuitlit.run.study import cells as study_cells
 from circuitlit.timeline.checkpoints import Checkpoint
 
 LONG = ["mask.schedule.steps=3000", "callbacks.checkpoint_every=5", "callbacks.probe_every=0", "logger=none"]
@@ -195,7 +193,7 @@ def test_a_cell_s_claim_is_waited_for(tmp_path: Path) -> None:
     assert order == ["first", "second"]
 
 
-@pytest.mark.parametrize("kind", ["study", "evolve"])
+@pytest.mark.parametrize("kind", ["evolve"])
 def test_a_cell_that_two_processes_want_is_made_once(
     kind: str, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
@@ -207,12 +205,9 @@ def test_a_cell_that_two_processes_want_is_made_once(
         return {"rows": len(made)}
 
     monkeypatch.setattr(f"circuitlit.run.{kind}.cells.run_dir", lambda: tmp_path)
-    monkeypatch.setattr(study_cells.Cell, "_settings", lambda self, cfg: "settings")
-    one = study_cells.Cell("task", "control")
     other = evolve_cells.Cell("series", "task", Checkpoint(0, "path"), "settings")
-    make = (lambda _: one.finish(OmegaConf.create(), work)) if kind == "study" else (lambda _: other.make(work))
     with ThreadPoolExecutor(2) as pool:
-        found = list(pool.map(make, range(2)))
+        found = list(pool.map(lambda _: other.make(work), range(2)))
     assert made == [kind] and found[0] == found[1] and found[0]["rows"] == 1
     assert [path.suffix for path in (tmp_path / "cells").iterdir()] == [".json"]
 
