@@ -82,6 +82,7 @@ from .tasks import (
     sva,
     tracr,
 )
+from .timeline import MaskTimeline, TimelineAgreement, compare_timelines, follow_masks
 from .timeline.story import TuningStory
 from .timeline.telling import Makers, tell_story
 
@@ -105,6 +106,7 @@ __all__ = [
     "Makers",
     "MaskLayout",
     "MaskLearner",
+    "MaskTimeline",
     "MaskedLoss",
     "MaskedModel",
     "Method",
@@ -126,6 +128,7 @@ __all__ = [
     "Subject",
     "Swaps",
     "TestBed",
+    "TimelineAgreement",
     "TunedModel",
     "TuningComparison",
     "TuningStory",
@@ -142,6 +145,7 @@ __all__ = [
     "compare_methods",
     "compare_models",
     "compare_rank_patterns",
+    "compare_timelines",
     "compare_tunings",
     "completeness",
     "consensus",
@@ -157,6 +161,7 @@ __all__ = [
     "find_circuit",
     "find_difference",
     "finetune_model",
+    "follow_masks",
     "gender_pronoun",
     "greater_than",
     "greedy",

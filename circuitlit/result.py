@@ -31,6 +31,7 @@ class Result(ABC):
     schema: ClassVar[str]  # name of what the file holds
     version: ClassVar[int] = 1  # raised with every change that older readers do not understand
     file: ClassVar[str]  # its name in a run's folder
+    indent: ClassVar[int | None] = 1  # of the file; None puts long lists of numbers into one line
 
     seconds: float | None = None
     seconds_by_phase: dict[str, float] = field(default_factory=dict)
@@ -78,7 +79,7 @@ class Result(ABC):
         """Write `file` into a folder, which is made; returns its path."""
         path = Path(folder) / self.file
         path.parent.mkdir(parents=True, exist_ok=True)
-        write_json(path, self.to_dict())
+        write_json(path, self.to_dict(), self.indent)
         return path
 
     @classmethod

@@ -12,7 +12,7 @@ import torch
 
 from circuitlit.discover import Schedule
 from circuitlit.discover.gates import HardConcrete
-from circuitlit.graph import Graph
+from circuitlit.graph import Graph, MaskLayout
 from circuitlit.timeline import Snapshots
 
 SCHEDULE = Schedule(150, 0.3, start_sparsity=0.9, warmup=0.5, harden=0.5, final_noise=0.1)
@@ -49,8 +49,8 @@ def simulated(
     values = np.zeros(size) if start == "equal" else 3 * (draw.normal(size=size) + (push > 0))
     patterns = draw.normal(size=(5, size)) / np.sqrt(5)
     first, second = np.zeros(size), np.zeros(size)
-    seen = Snapshots(GRAPH, count, schedule)
-    seen.add(0, values.astype(np.float32))
+    seen = Snapshots(MaskLayout(GRAPH), count, schedule, TARGET, gates)
+    seen.add(0, torch.from_numpy(values).float())
     for step in range(schedule.steps):
         scale = schedule.noise(step)
         values = values + float(gates.bisected(torch.from_numpy(values), schedule.open_share(step, TARGET), scale))
@@ -65,5 +65,5 @@ def simulated(
         move = first / (1 - 0.9 ** (step + 1)) / (np.sqrt(second / (1 - 0.999 ** (step + 1))) + 1e-8)
         values = values - schedule.lr * schedule.lr_factor(step) * move
         if (step + 1) % every == 0:
-            seen.add(step + 1, values.astype(np.float32))
+            seen.add(step + 1, torch.from_numpy(values).float())
     return seen

@@ -5,6 +5,7 @@ from __future__ import annotations
 import json
 import shutil
 from collections.abc import Iterator
+from dataclasses import asdict
 from pathlib import Path
 
 import pytest
@@ -12,6 +13,7 @@ from cli import call, settings
 
 from circuitlit.report import write_page
 from circuitlit.timeline.labels import NAMES
+from circuitlit.timeline.stages import Boundary
 
 webdriver = pytest.importorskip("selenium.webdriver", reason="selenium is not installed")
 from selenium.webdriver.common.by import By  # noqa: E402
@@ -43,8 +45,8 @@ def folder(local: Path, tmp_path_factory: pytest.TempPathFactory) -> Path:
     more = ["mask.schedule.steps=60", "callbacks.snapshot_every=2", "mask.init=equal", "mask.init_from=null"]
     call(*settings(local, out, "logger=none", "callbacks.checkpoint_every=0", *more))
     evolution = json.loads((out / "evolution.json").read_text())
-    start, middle, end = ({"step": at, "low": at, "high": at, "mark": None, "p": None} for at in (0, 20, 60))
-    middle |= {"p": 0.005, "p_walk": None, "draws": 199, "status": "beyond chance"}
+    start, middle, end = (asdict(Boundary(at, at, at)) for at in (0, 20, 60))
+    middle |= {"p": 0.005, "draws": 199, "status": "beyond chance"}
     ends = {"initialization": (start, middle), "rapid_learning": (middle, end)}
     stages = [
         {

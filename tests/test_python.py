@@ -15,8 +15,11 @@ from circuitlit import (
     Capabilities,
     Circuit,
     FoundCircuit,
+    Graph,
     HeadScores,
     HeadSettings,
+    MaskLayout,
+    MaskTimeline,
     Method,
     MethodStudy,
     Pairs,
@@ -28,6 +31,7 @@ from circuitlit import (
     RankSettings,
     Schedule,
     StudySettings,
+    TimelineAgreement,
     TunedModel,
     UserError,
     Workbench,
@@ -35,11 +39,13 @@ from circuitlit import (
     compare_capabilities,
     compare_methods,
     compare_rank_patterns,
+    compare_timelines,
     eap,
     eap_ig,
     evaluate_circuit,
     find_circuit,
     finetune_model,
+    follow_masks,
     learn_masks,
     load_subject,
     measure_behaviour,
@@ -56,6 +62,7 @@ from circuitlit.finetune.guided_ranks import rank_patterns
 from circuitlit.heads.head_settings import CausalChecks, Repeats
 from circuitlit.objective import negative_metric
 from circuitlit.report import write_page
+from circuitlit.timeline import Snapshots
 
 
 def test_in_python_a_circuit_is_found_saved_and_loaded(local: Path, tmp_path: Path) -> None:
@@ -204,3 +211,30 @@ def test_in_python_methods_are_compared(local: Path, tmp_path: Path) -> None:
     assert made == {file: file.stat().st_mtime_ns for file in (tmp_path / "cells").iterdir()}
     with pytest.raises(UserError, match="not shares between 0 and 1"):
         StudySettings(sparsities=(95,))
+
+
+def test_in_python_masks_are_followed_and_their_timelines_compared(tmp_path: Path) -> None:
+    layout, found = MaskLayout(Graph(2, 2, 1), ("subject", "other"), "both"), {}
+    for name, seed in (("one", 0), ("two", 1)):
+        seen = Snapshots(layout, 9, Schedule(60, 0.1, start_sparsity=0.5, warmup=0.5), 0.9)
+        draw = torch.Generator().manual_seed(seed)
+        masks = torch.randn(layout.size, generator=draw)
+        for step in range(0, 61, 5):
+            seen.add(step, masks)
+            masks = masks + torch.randn(layout.size, generator=draw)
+        found[name] = follow_masks(seen, [{"step": 5, "hard_kl": 0.5}, {"step": 6, "loss": 1.0}], draws=9)
+        found[name].save(tmp_path / name)
+        assert MaskTimeline.load(tmp_path / name) == found[name]
+    one = found["one"]
+    assert one.hard_kl[:3] == [None, 0.5, None] and list(one.to_frame()["step"]) == one.steps
+    assert one.to_frame()["reachable"].max() <= one.count and one.stages.n_snapshots == 13
+    older = json_types({"format": 2, **one.to_dict()})
+    del older["schema"]
+    assert MaskTimeline.from_dict(older) == one
+    with pytest.raises(UserError, match="mask_timeline of version 0"):
+        MaskTimeline.from_dict(older | {"format": 1})
+    agreed = compare_timelines(found)
+    agreed.save(tmp_path)
+    assert TimelineAgreement.load(tmp_path) == agreed and list(agreed.to_frame()["one"]) == [None] * 3
+    with pytest.raises(UserError, match="two runs"):
+        compare_timelines({"one": one})

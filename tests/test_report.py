@@ -6,6 +6,7 @@ import html
 import io
 import json
 import re
+from dataclasses import asdict
 from pathlib import Path
 
 import pytest
@@ -255,19 +256,24 @@ def make_evolution(moved: int = 0) -> dict:
     counts = [[4 - n, n] for n in (0, 1, 2, 3, 3, 3)]
     return {
         "format": 2,
+        "roles": [],
+        "n_masks": GRAPH.n_edges,
         "steps": [0, 10, 20, 30, 40, 50],
         "count": 4,
-        "graph": {"n_layers": layers},
+        "graph": asdict(GRAPH),
         "schedule": {
             "steps": 50,
             "knots": {"warmup_end": 20.0 + moved, "harden_start": None},
             "sparsity": [0, 0.4, 0.8, 0.8, 0.8, 0.8],
+            "noise": [1] * 6,
         },
         "overlap_final": [0.1, 0.5, 0.9, 1, 1, 1],
         "progress": [0, 0.4, 0.9, 1, 1, 1],
         "overlap_previous": [None, 0.5, 0.6, 0.9, 1, 1],
         "churn": [None, 2, 2, 2, 0, 0],
-        "undecided": [0.5] * 6,
+        **{key: [0.5] * 6 for key in ("undecided", "open", "velocity")},
+        "reachable": [4] * 6,
+        "log_alpha": {"edges": [-1, 1], "counts": [[GRAPH.n_edges]] * 6},
         "hard_kl": [2.0, None, 1.0, None, None, 0.4],
         "kept": {
             "q": [[a, b, 0] for a, b in counts],

@@ -11,14 +11,16 @@ from pathlib import Path
 
 import numpy as np
 import pytest
+import torch
 from cli import call, failure, settings
 from synthetic_runs import every, four_stages, noise
 
 from circuitlit.discover import Schedule
 from circuitlit.evaluate.similarity import corrected_overlap
-from circuitlit.graph import Circuit, Graph
-from circuitlit.run.timeline import print_stages
-from circuitlit.timeline import Snapshots, find_stages, segment
+from circuitlit.graph import Circuit, Graph, MaskLayout
+from circuitlit.progress import CONSOLE
+from circuitlit.report.timeline import print_timeline
+from circuitlit.timeline import Snapshots, find_stages, follow_masks, segment
 from circuitlit.timeline.agreement import agreement
 from circuitlit.timeline.autocorrelation import ar1, pooled_ar1
 from circuitlit.timeline.chance import BEYOND
@@ -113,12 +115,12 @@ def test_boundaries_beside_a_knot_are_marked() -> None:
 
 
 GRAPH = Graph(2, 2, 1)  # readers: q0 q1 k v mlp in each layer; writers: input, a0.h0, a0.h1, m0, a1.h0 ...
+LAYOUT = MaskLayout(GRAPH)
 NAMED = ["input->a0.h0<q>", "a0.h1->m0", "m0->a1.h0<v>", "m0->logits"]
 
 
-def log_alphas(*names: str) -> np.ndarray:
-    values = np.full(GRAPH.n_edges, -5, dtype=np.float32)
-    values += np.linspace(0, 0.1, GRAPH.n_edges, dtype=np.float32)
+def log_alphas(*names: str) -> torch.Tensor:
+    values = torch.linspace(-5, -4.9, GRAPH.n_edges)
     for name in names:
         values[GRAPH.edge_index(name)] += 10
     return values
@@ -128,7 +130,7 @@ def test_overlap_and_churn_against_numbers_by_hand() -> None:
     # 2 of 4 edges each: 0, 1 or 2 are shared in 1, 4 and 1 of 6 ways: E = (4 * 1/3 + 1) / 6 = 7/18
     assert corrected_overlap(1, 2, 2, 4) == pytest.approx((1 / 3 - 7 / 18) / (11 / 18))
     assert corrected_overlap(10, 10, 10, 40) == 1 and corrected_overlap(40, 40, 40, 40) == 1
-    seen = Snapshots(GRAPH, 3, Schedule(20, 0.1, start_sparsity=0.5, warmup=0.25, harden=0.5))
+    seen = Snapshots(LAYOUT, 3, Schedule(20, 0.1, start_sparsity=0.5, warmup=0.25, harden=0.5), 0.9)
     assert seen.add(0, log_alphas(*NAMED[:3])) and seen.add(10, log_alphas(*NAMED[1:]))
     assert not seen.add(10, log_alphas(*NAMED[1:]))
     assert seen.churn(1) == 2
@@ -139,7 +141,7 @@ def test_overlap_and_churn_against_numbers_by_hand() -> None:
     assert seen.overlap_previous(1) == pytest.approx(by_hand)
     assert seen.velocity() == pytest.approx([(1 - by_hand) / 50] * 2)
     assert seen.knots() == NO_KNOTS | {"warmup_end": 5, "harden_start": 10, "lr_half": 10}
-    slow = Snapshots(GRAPH, 3, Schedule(20, 0.1, lr_warmup=4, lr_final=0.5, hard=0.25)).knots()
+    slow = Snapshots(LAYOUT, 3, Schedule(20, 0.1, lr_warmup=4, lr_final=0.5, hard=0.25), 0.9).knots()
     assert slow == NO_KNOTS | {"hard_start": 15, "lr_height": 4, "lr_half": 12}
     assert Schedule(20, 0.1, lr_warmup=4, lr_final=0.5).lr_factor(12) == pytest.approx(0.75)
 
@@ -159,7 +161,7 @@ def test_masks_that_start_equal_are_a_random_set() -> None:
 
 
 def test_masks_that_never_change_are_no_learning() -> None:
-    seen = Snapshots(GRAPH, 3, Schedule(100, 0.1))
+    seen = Snapshots(LAYOUT, 3, Schedule(100, 0.1), 0.9)
     for step in range(0, 101, 10):
         seen.add(step, log_alphas(*NAMED[:3]))
     assert seen.timeline().verdict == "no learning"
@@ -249,12 +251,13 @@ def test_the_verb_follows_saved_runs_finished_or_not(
 
 
 def test_the_verb_says_which_boundaries_are_beyond_chance(capsys: pytest.CaptureFixture[str]) -> None:
-    seen = Snapshots(GRAPH, 3, Schedule(20, 0.1))
+    seen = Snapshots(LAYOUT, 3, Schedule(20, 0.1), 0.9)
     for step in (0, 10, 20):
         seen.add(step, log_alphas(*NAMED[step // 10 : step // 10 + 3]))
     middle, other = Boundary(10, 0, 20, None, 0.005, None, 199, BEYOND), Boundary(20, 20, 20, None, 0.3, None, 199, "x")
     stages = (Stage(NAMES[0], Boundary(0, 0, 0), middle), Stage(NAMES[1], middle, Boundary(20, 20, 20)))
-    print_stages(Path("runs/one"), seen, Timeline("learning", stages, (middle, other), (), 3))
+    timeline = Timeline("learning", stages, (middle, other), (), 3)
+    print_timeline(follow_masks(seen).replaced(stages=timeline), "runs/one", CONSOLE)
     shown = " ".join(capsys.readouterr().out.split())
     assert "10 [0, 20] 0.005" in shown and "no stage begins at step 20: x, p 0.300" in shown
 
@@ -282,6 +285,17 @@ def test_a_resumed_run_has_the_whole_evolution(mask_run: Path, local: Path, tmp_
     (copy / "evolution.json").unlink()
     call(*settings(local, copy, *RUN, f"ckpt_path={copy}/checkpoints/step_000040.ckpt"))
     assert (copy / "evolution.json").read_text() == (mask_run / "evolution.json").read_text()
+
+
+@pytest.mark.parametrize(("every", "steps"), [(5, [0, 5, 10, 12]), (100, [12])])
+def test_what_a_run_saw_of_its_masks_is_what_their_files_say(
+    local: Path, tmp_path: Path, every: int, steps: list[int]
+) -> None:
+    call(*settings(local, tmp_path, "logger=none", f"callbacks.snapshot_every={every}", "mask.sites=both"))
+    seen = (tmp_path / "evolution.json").read_text()
+    assert json.loads(seen)["steps"] == steps
+    follow_masks(tmp_path).save(tmp_path)
+    assert (tmp_path / "evolution.json").read_text() == seen
 
 
 def test_a_run_may_stop_at_convergence(local: Path, tmp_path: Path) -> None:

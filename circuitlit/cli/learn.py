@@ -101,8 +101,7 @@ def _callbacks(cfg: DictConfig, bench: Workbench, history: History, folder: Path
     settings = cfg.callbacks
     masks, every = folder / "masks", settings.snapshot_every
     callbacks: list[Any] = [history, FiniteLoss(), MaskSnapshots(masks, every, bench.count)]
-    if every <= cfg.mask.schedule.steps:
-        callbacks.append(Evolution(masks, bench.count, every, settings.stop_at_convergence))
+    callbacks.append(Evolution(masks, bench.count, every, settings.stop_at_convergence))
     if probe and settings.probe_every and settings.probe_pairs and len(bench.data.val):
         pairs = bench.data.val.collate(bench.data.val.spread(settings.probe_pairs))
         bed = TestBed.build(bench.model, bench.fresh_references(), [pairs])

@@ -8,6 +8,7 @@ from pathlib import Path
 from circuitlit.errors import UserError
 from circuitlit.graph import Circuit
 from circuitlit.result import read_json
+from circuitlit.timeline.mask_timeline import MaskTimeline
 
 FILES = {
     "circuit.json": "the circuit's edges by name, with provenance",
@@ -27,18 +28,6 @@ _REQUIRED: dict[str, type | tuple[type, ...]] = {
     "sparsity": _NUMBER,
     "n_pairs": int,
 }
-_EVOLVED = (
-    "steps",
-    "schedule",
-    "progress",
-    "overlap_previous",
-    "churn",
-    "undecided",
-    "hard_kl",
-    "kept",
-    "flow",
-    "stages",
-)
 
 
 @dataclass(frozen=True)
@@ -57,7 +46,7 @@ class Run:
     circuit: Circuit
     result: dict
     history: dict
-    evolution: dict | None = None
+    evolution: MaskTimeline | None = None
 
     @property
     def files(self) -> dict[str, str]:
@@ -82,15 +71,15 @@ def read_run(folder: Path) -> Run:
     return Run(folder, _read_circuit(folder), result, history, _read_evolution(folder / "evolution.json"))
 
 
-def _read_evolution(path: Path) -> dict | None:
+def _read_evolution(path: Path) -> MaskTimeline | None:
     """The masks' evolution, None where there are not two snapshots to compare."""
     if not path.is_file():
         return None
-    evolution = read_json(path)
-    missing = [key for key in _EVOLVED if key not in evolution]
-    if evolution.get("format") != 2 or missing:
-        raise UserError(f"{path}: not of this version; write it again with `timeline run={path.parent}`")
-    return evolution if len(evolution["steps"]) > 1 else None
+    try:
+        evolution = MaskTimeline.load(path)
+    except UserError as error:
+        raise UserError(f"{error}; or write it again with `timeline run={path.parent}`") from error
+    return evolution if len(evolution.steps) > 1 else None
 
 
 def _read_circuit(folder: Path) -> Circuit:

@@ -16,6 +16,7 @@ from circuitlit.report.scaling_figure import scaling_figure
 from circuitlit.report.size_tables import size_tables
 from circuitlit.report.stages import stages_text
 from circuitlit.report.table import Metric
+from circuitlit.timeline.stages import Timeline
 
 _COLOURS = (BLUE, ORANGE, GREEN, RED, PINK)
 _DASHES = ("solid", "dash", "dot", "dashdot")
@@ -29,8 +30,9 @@ def write_evolution_page(result: dict[str, Any], path: Path) -> Path:
     lines = [html.escape(f"{series['name']}: {text}") for series in result["series"] for text in causal_lines(series)]
     for series in result["series"]:
         lines += [
-            html.escape(f"{series['name']}, {task}: {stages_text(entry['stages'])} {neighbours_text(entry['learned'])}")
+            html.escape(f"{series['name']}, {task}: {stages} {neighbours_text(entry['learned'])}")
             for task, entry in series["tasks"].items()
+            for stages in [stages_text(Timeline.from_dict(entry["stages"]))]
         ]
         lines += [
             html.escape(f"{series['name']}, {task}: {text}")

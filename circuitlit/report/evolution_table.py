@@ -13,6 +13,7 @@ from circuitlit.report.overlap import overlap_sentence
 from circuitlit.report.size_tables import size_tables, tokens_text
 from circuitlit.report.stages import stages_text
 from circuitlit.report.table import Metric, count
+from circuitlit.timeline.stages import Timeline
 
 
 def print_evolution(result: dict[str, Any], console: Console) -> None:
@@ -21,7 +22,7 @@ def print_evolution(result: dict[str, Any], console: Console) -> None:
         for task, entry in series["tasks"].items():
             if entry["rows"]:
                 console.print(_table(series, task, entry, result["faithfulness"], console.width))
-                console.print(Text(f"  {stages_text(entry['stages'])}"), soft_wrap=True)
+                console.print(Text(f"  {stages_text(Timeline.from_dict(entry['stages']))}"), soft_wrap=True)
                 console.print(Text(f"  {neighbours_text(entry['learned'])}"), soft_wrap=True)
                 for text in algorithm_lines(entry):
                     console.print(Text(f"  {text}"), soft_wrap=True)

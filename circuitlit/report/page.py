@@ -23,6 +23,7 @@ from circuitlit.report.figures import layer_figure, training_figure
 from circuitlit.report.stages import doubtful_text, stage_rows
 from circuitlit.report.table import Metric, columns, count, notes, percent, result_rows
 from circuitlit.timeline.chance import NOT_BEYOND
+from circuitlit.timeline.mask_timeline import MaskTimeline
 
 LISTED = 30
 _TEMPLATE = "page.html.j2"
@@ -134,29 +135,30 @@ def flatten(content: dict, prefix: str = "") -> list[tuple[str, str]]:
     return pairs
 
 
-def timeline_note(evolution: dict | None) -> str:
+def timeline_note(evolution: MaskTimeline | None) -> str:
     """What was found of the stages, in one sentence; empty without an evolution."""
     if evolution is None:
         return ""
-    verdict, found = evolution["stages"]["verdict"], stage_rows(evolution)
-    snapshots = f"{len(evolution['steps'])} snapshots of the masks"
+    verdict, found = evolution.stages.verdict, stage_rows(evolution)
+    snapshots = f"{len(evolution.steps)} snapshots of the masks"
     if verdict != "learning":
         said = {
             "no learning": "show no change that stands out of the noise",
             "too few snapshots": "are too few",
             NOT_BEYOND: "show no boundary beyond chance: walks with the same steps have as clear ones",
         }
-        return f"{snapshots} {said.get(verdict, verdict)}: no stages. {doubtful_text(evolution['stages'])}".strip()
+        return f"{snapshots} {said.get(verdict, verdict)}: no stages. {doubtful_text(evolution.stages)}".strip()
     names = ", ".join(row.name for row in found if row.observed)
     absent = ", ".join(row.name for row in found if not row.observed)
-    others = [f"Not observed: {absent}." if absent else "", doubtful_text(evolution["stages"])]
+    others = [f"Not observed: {absent}." if absent else "", doubtful_text(evolution.stages)]
     return " ".join(text for text in (f"{snapshots} show these stages: {names}.", *others) if text)
 
 
 def _render(run: Run) -> str:
     graph, edges = run.circuit.graph, ranked_edges(run.circuit)
-    everything = {"result": run.result, "history": run.history, "evolution": run.evolution}
     picture, evolution = drawing(graph, edges, DRAWN), run.evolution
+    evolved = evolution and evolution.to_dict()
+    everything = {"result": run.result, "history": run.history, "evolution": evolved}
     values = {
         "result": run.result,
         "headline": headline(run.result),
@@ -174,7 +176,7 @@ def _render(run: Run) -> str:
         "circuit_json": safe_json((run.folder / "circuit.json").read_text(encoding="utf-8")),
         "data_json": safe_json(json.dumps(everything)),
         "evolution": evolution,
-        "evolution_json": safe_json(json.dumps({key: evolution[key] for key in _EVOLVES} if evolution else None)),
+        "evolution_json": safe_json(json.dumps({key: evolved[key] for key in _EVOLVES} if evolved else None)),
         "stages": stage_rows(evolution) if evolution else [],
         "timeline_note": timeline_note(evolution),
         "top": edges[:LISTED],

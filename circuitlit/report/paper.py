@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 from pathlib import Path
-from typing import Any
 
 import matplotlib
 from matplotlib.axes import Axes
@@ -13,7 +12,8 @@ from circuitlit.graph import Graph
 from circuitlit.report.artefacts import Run
 from circuitlit.report.edges import RankedEdge, ranked_edges
 from circuitlit.report.figures import BLUE, GREEN, GREY, ORANGE, PINK, RED, series, thinned
-from circuitlit.report.stages import boundaries, stage_rows
+from circuitlit.report.stages import stage_rows
+from circuitlit.timeline.mask_timeline import MaskTimeline
 
 FORMATS = ("svg", "png", "pdf")
 WIDTH = 5.5  # inches, a text column
@@ -51,22 +51,24 @@ def save_figures(run: Run, folder: Path, form: str) -> list[Path]:
     return paths
 
 
-def timeline(evolution: dict[str, Any]) -> Figure:
+def timeline(evolution: MaskTimeline) -> Figure:
     """Stages as bands with the intervals of their boundaries; shares, changed edges and KL over steps."""
-    steps = evolution["steps"]
-    measured = [(step, kl) for step, kl in zip(steps, evolution["hard_kl"], strict=True) if kl is not None]
+    steps = evolution.steps
+    measured = [(step, kl) for step, kl in zip(steps, evolution.hard_kl, strict=True) if kl is not None]
     rows = 3 if measured else 2
     figure = Figure(figsize=(WIDTH, 1.5 * rows), layout="constrained")
     axes: list[Axes] = list(figure.subplots(rows, 1, sharex=True))
     for axis in axes:
         _bands(axis, evolution)
-    axes[0].plot(steps, evolution["progress"], color=BLUE, label="progress")
-    axes[0].plot(steps[1:], evolution["overlap_previous"][1:], color=GREEN, lw=1, label="overlap with previous")
-    axes[0].plot(steps, evolution["undecided"], color=PINK, ls=":", label="undecided gates")
-    axes[0].plot(steps, evolution["schedule"]["sparsity"], color=GREY, ls="--", lw=1, label="sparsity asked for")
+    axes[0].plot(steps, evolution.progress, color=BLUE, label="progress")
+    curves = (evolution.overlap_previous, evolution.churn)  # from the second snapshot on
+    overlaps, changed = ([value for value in curve if value is not None] for curve in curves)
+    axes[0].plot(steps[1:], overlaps, color=GREEN, lw=1, label="overlap with previous")
+    axes[0].plot(steps, evolution.undecided, color=PINK, ls=":", label="undecided gates")
+    axes[0].plot(steps, evolution.schedule.sparsity, color=GREY, ls="--", lw=1, label="sparsity asked for")
     axes[0].set_ylabel("share")
     axes[0].legend(ncols=2, loc="lower center", bbox_to_anchor=(0.5, 1.12))
-    axes[1].bar(steps[1:], evolution["churn"][1:], width=0.8 * (steps[1] - steps[0]), color=ORANGE)
+    axes[1].bar(steps[1:], changed, width=0.8 * (steps[1] - steps[0]), color=ORANGE)
     axes[1].set_ylabel("edges changed")
     if measured:
         axes[2].plot([x for x, _ in measured], [y for _, y in measured], "o-", ms=3, color=RED)
@@ -77,7 +79,7 @@ def timeline(evolution: dict[str, Any]) -> Figure:
     return figure
 
 
-def _bands(axis: Axes, evolution: dict[str, Any]) -> None:
+def _bands(axis: Axes, evolution: MaskTimeline) -> None:
     first = axis.get_subplotspec()
     for row in stage_rows(evolution):
         if row.observed:
@@ -86,10 +88,10 @@ def _bands(axis: Axes, evolution: dict[str, Any]) -> None:
                 middle = (row.first + row.last) / 2
                 look = {"ha": "center", "va": "bottom", "fontsize": 7, "transform": axis.get_xaxis_transform()}
                 axis.text(middle, 1.01, row.name, color=row.colour, **look)
-    for point in boundaries(evolution):
-        axis.axvspan(point["low"], point["high"], color=GREY, alpha=0.35, lw=0)
-        axis.axvline(point["step"], color=GREY, lw=1, ls="--" if point["mark"] else "-")
-    for knot in evolution["schedule"]["knots"].values():
+    for point in evolution.stages.boundaries():
+        axis.axvspan(point.low, point.high, color=GREY, alpha=0.35, lw=0)
+        axis.axvline(point.step, color=GREY, lw=1, ls="--" if point.mark else "-")
+    for knot in evolution.schedule.knots.values():
         if knot is not None:
             axis.axvline(knot, color=RED, lw=0.8, ls=":")
 

@@ -23,7 +23,7 @@ from circuitlit.report.stages import STAGE_COLOURS, stage_rows
 from circuitlit.report.sweep import ends_of
 from circuitlit.report.table import Metric, columns, count, entry_of, percent
 from circuitlit.timeline.agreement import Agreement, agreement
-from circuitlit.timeline.stages import Boundary, Stage, Timeline
+from circuitlit.timeline.mask_timeline import MaskTimeline
 
 COLOURS = (BLUE, ORANGE, GREEN, RED, PINK, GREY)
 _DASHES = ("solid", "dash", "dot", "dashdot")
@@ -126,11 +126,10 @@ def curves_figure(names: Sequence[str], runs: Sequence[Run]) -> go.Figure:
     """Validation KL of the circuit as cut, progress towards the final circuit, sparsity; a colour a run."""
     figure = make_subplots(rows=3, cols=1, shared_xaxes=True, vertical_spacing=0.06)
     for number, (name, run) in enumerate(zip(names, runs, strict=True)):
-        evolution = run.evolution or {}
         line = {"color": COLOURS[number % len(COLOURS)], "dash": _DASHES[number // len(COLOURS) % len(_DASHES)]}
         curves = (
             series(run.history, "hard_kl"),
-            (evolution.get("steps", []), evolution.get("progress", [])),
+            (run.evolution.steps, run.evolution.progress) if run.evolution else ([], []),
             series(run.history, "sparsity"),
         )
         seen = False
@@ -148,7 +147,7 @@ def curves_figure(names: Sequence[str], runs: Sequence[Run]) -> go.Figure:
     return finish(figure, 680)
 
 
-def stages_figure(evolved: Sequence[tuple[str, dict[str, Any]]]) -> go.Figure:
+def stages_figure(evolved: Sequence[tuple[str, MaskTimeline]]) -> go.Figure:
     """A bar a run, in the stages' colours, with the intervals of the boundaries and the schedule's knots."""
     figure = go.Figure()
     labels = [f"{name} " for name, _ in evolved]
@@ -167,20 +166,20 @@ def stages_figure(evolved: Sequence[tuple[str, dict[str, Any]]]) -> go.Figure:
             orientation="h",
         )
     points = [
-        (label, stage["start"])
+        (label, stage.start)
         for label, (_, own) in zip(labels, evolved, strict=True)
-        for stage in own["stages"]["stages"]
-        if stage["observed"] and stage["start"]["step"] > own["steps"][0]
+        for stage in own.stages.stages
+        if stage.start is not None and stage.start.step > own.steps[0]
     ]
-    low, high = ([abs(at[end] - at["step"]) for _, at in points] for end in ("low", "high"))
+    low, high = ([abs(getattr(at, end) - at.step) for _, at in points] for end in ("low", "high"))
     bars = {"type": "data", "array": high, "arrayminus": low, "thickness": 2, "width": 8, "color": GREY}
     look = {"mode": "markers", "marker": {"color": GREY, "symbol": "line-ns-open", "size": 14}, "error_x": bars}
-    steps = [at["step"] for _, at in points]
+    steps = [at.step for _, at in points]
     figure.add_scatter(x=steps, y=[label for label, _ in points], name="boundary, 95 % interval", **look)
     knots = [
         (label, knot)
         for label, (_, own) in zip(labels, evolved, strict=True)
-        for knot in own["schedule"]["knots"].values()
+        for knot in own.schedule.knots.values()
         if knot is not None
     ]
     look = {"mode": "markers", "marker": {"color": RED, "symbol": "diamond", "size": 8}}
@@ -192,23 +191,12 @@ def stages_figure(evolved: Sequence[tuple[str, dict[str, Any]]]) -> go.Figure:
     return finish(figure, 200 + 48 * len(evolved))
 
 
-def stages_agreement(evolutions: Sequence[dict[str, Any]]) -> list[Agreement]:
+def stages_agreement(evolutions: Sequence[MaskTimeline]) -> list[Agreement]:
     """Whether runs of one length agree about the start of each stage; nothing for fewer than two or several lengths."""
-    lengths = {own["schedule"]["steps"] for own in evolutions}
+    lengths = {own.schedule.steps for own in evolutions}
     if len(evolutions) < 2 or len(lengths) > 1:
         return []
-    timelines = [timeline_of(own["stages"]) for own in evolutions]
-    return agreement(timelines, [own["schedule"]["knots"] for own in evolutions], lengths.pop())
-
-
-def timeline_of(stages: dict[str, Any]) -> Timeline:
-    """The stages as they were before `Timeline.to_dict`."""
-
-    def boundary(at: dict[str, Any] | None) -> Boundary | None:
-        return None if at is None else Boundary(**at)
-
-    found = tuple(Stage(s["name"], boundary(s["start"]), boundary(s["end"])) for s in stages["stages"])
-    return Timeline(stages["verdict"], found)
+    return agreement([own.stages for own in evolutions], [own.schedule.knots for own in evolutions], lengths.pop())
 
 
 def _metrics(run: Run, wanted: tuple[tuple[str, str, str], ...]) -> list[Metric]:

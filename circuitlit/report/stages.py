@@ -3,14 +3,14 @@
 from __future__ import annotations
 
 from dataclasses import dataclass
-from typing import Any
 
 from circuitlit.report.figures import BLUE, GREEN, GREY, ORANGE
 from circuitlit.timeline.chance import NOT_BEYOND, UNDECIDED
 from circuitlit.timeline.labels import NAMES
+from circuitlit.timeline.mask_timeline import MaskTimeline
+from circuitlit.timeline.stages import Boundary, Timeline
 
-STAGE_COLOURS = dict(zip(NAMES, (GREY, ORANGE, BLUE, GREEN), strict=True))
-Evolution = dict[str, Any]
+STAGE_COLOURS: dict[str, str] = dict(zip(NAMES, (GREY, ORANGE, BLUE, GREEN), strict=True))
 
 
 @dataclass(frozen=True)
@@ -38,56 +38,45 @@ class StageRow:
     p: float | None = None
 
 
-def stage_rows(evolution: Evolution) -> list[StageRow]:
+def stage_rows(evolution: MaskTimeline) -> list[StageRow]:
     """All four stages; the ones that were not observed, too."""
     rows = []
-    for stage in evolution["stages"]["stages"]:
-        name, colour = stage["name"].replace("_", " "), STAGE_COLOURS[stage["name"]]
-        if not stage["observed"]:
+    for stage in evolution.stages.stages:
+        name, colour = stage.name.replace("_", " "), STAGE_COLOURS[stage.name]
+        if stage.start is None or stage.end is None:
             rows.append(StageRow(name, colour, False))
             continue
-        first, last = stage["start"]["step"], stage["end"]["step"]
-        texts = (boundary_text(stage["start"]), boundary_text(stage["end"]))
-        place, p = evolution["steps"].index(first), stage["start"].get("p")
-        rows.append(StageRow(name, colour, True, first, last, *texts, place, p))
+        texts = (boundary_text(stage.start), boundary_text(stage.end))
+        place = evolution.steps.index(stage.start.step)
+        rows.append(StageRow(name, colour, True, stage.start.step, stage.end.step, *texts, place, stage.start.p))
     return rows
 
 
-def boundaries(evolution: Evolution) -> list[dict[str, Any]]:
-    """Where one stage gives way to the next, without the run's own start and end."""
-    inner = [stage["start"] for stage in evolution["stages"]["stages"] if stage["observed"]]
-    return inner[1:]
-
-
-def doubtful(stages: dict[str, Any]) -> list[dict[str, Any]]:
+def doubtful(stages: Timeline) -> list[Boundary]:
     """Change points that were tested and are not beyond chance."""
-    return [point for point in stages["change_points"] if point.get("status") in (NOT_BEYOND, UNDECIDED)]
+    return [point for point in stages.change_points if point.status in (NOT_BEYOND, UNDECIDED)]
 
 
-def boundary_text(at: dict[str, Any]) -> str:
+def boundary_text(at: Boundary) -> str:
     """`780 [765, 795], schedule, p .005`."""
-    interval = f" [{at['low']:,}, {at['high']:,}]" if at["high"] > at["low"] else ""
-    chance = "" if at.get("p") is None else f", p {at['p']:.3f}"
-    return f"{at['step']:,}{interval}{', schedule' if at['mark'] else ''}{chance}"
+    interval = f" [{at.low:,}, {at.high:,}]" if at.high > at.low else ""
+    chance = "" if at.p is None else f", p {at.p:.3f}"
+    return f"{at.step:,}{interval}{', schedule' if at.mark else ''}{chance}"
 
 
-def doubtful_text(stages: dict[str, Any]) -> str:
+def doubtful_text(stages: Timeline) -> str:
     """The change points that are not beyond chance, in one sentence; empty where there are none."""
-    points = [f"step {boundary_text(point)}, {point['status']}" for point in doubtful(stages)]
+    points = [f"step {boundary_text(point)}, {point.status}" for point in doubtful(stages)]
     return f"Change points that make no stage: {'; '.join(points)}." if points else ""
 
 
-def stages_text(stages: dict[str, Any]) -> str:
+def stages_text(stages: Timeline) -> str:
     """Stages with their steps in one line, and what is not beyond chance."""
     seen = [
-        f"{stage['name'].replace('_', ' ')} {boundary_text(stage['start'])} to {boundary_text(stage['end'])}"
-        for stage in stages["stages"]
-        if stage["observed"]
+        f"{stage.name.replace('_', ' ')} {boundary_text(stage.start)} to {boundary_text(stage.end)}"
+        for stage in stages.stages
+        if stage.start is not None and stage.end is not None
     ]
-    untested = "" if tested(stages) else " (not compared with chance)"
-    return " ".join(["stages:", ("; ".join(seen) or stages["verdict"]) + untested + ".", doubtful_text(stages)]).strip()
-
-
-def tested(stages: dict[str, Any]) -> bool:
-    """False where there are change points that were not compared with chance: those of an older version."""
-    return all(point.get("status") for point in stages["change_points"])
+    tested = all(point.status for point in stages.change_points)  # those of an older version were not
+    untested = "" if tested else " (not compared with chance)"
+    return " ".join(["stages:", ("; ".join(seen) or stages.verdict) + untested + ".", doubtful_text(stages)]).strip()

@@ -21,6 +21,7 @@ from circuitlit.report.simple_page import html_table, write_simple_page
 from circuitlit.report.stages import stages_text
 from circuitlit.report.suggestions import suggestions
 from circuitlit.report.table import Metric, count
+from circuitlit.timeline.stages import Timeline
 from circuitlit.timeline.story import TuningStory
 
 _STAGE_COLOURS = {"initialization": GREY, "rapid_learning": GREEN, "fine_tuning": ORANGE, "convergence": BLUE}
@@ -46,7 +47,8 @@ def write_story(story: TuningStory, folder: Path) -> Path:
     """Write `story.html` into a folder: one file that needs nothing else."""
     ways = story.ways
     stages = "".join(
-        f"<li>{escape(name)}: {escape(stages_text(told.timeline['stages']))}" for name, told in ways.items()
+        f"<li>{escape(name)}: {escape(stages_text(Timeline.from_dict(told.timeline['stages'])))}"
+        for name, told in ways.items()
     )
     said = "".join(f"<dt><b>{escape(heading)}</b><dd>{escape(text)}" for heading, text in suggestions(story))
     sections: list[tuple[str, go.Figure | str]] = [

@@ -80,9 +80,9 @@ def _log_tables(logger: WandbLogger, found: Run) -> None:
         tables["timeline/stages"] = wandb.Table(columns=["stage", "observed", "start", "end", "p"])
         for row in stage_rows(found.evolution):
             tables["timeline/stages"].add_data(row.name, row.observed, row.start, row.end, row.p)
-        for point in doubtful(found.evolution["stages"]):
-            step = f"{point['step']:,}"
-            tables["timeline/stages"].add_data(point["status"], False, step, step, point["p"])
+        for point in doubtful(found.evolution.stages):
+            step = f"{point.step:,}"
+            tables["timeline/stages"].add_data(point.status, False, step, step, point.p)
     logger.experiment.log(tables)
 
 

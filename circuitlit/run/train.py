@@ -12,6 +12,7 @@ from circuitlit.cli import joint, ranks
 from circuitlit.cli.build import build_bars, build_method, build_rivals, build_subject, build_workbench, provenance
 from circuitlit.cli.checkpoints import check_checkpoint
 from circuitlit.cli.checks import run_dir
+from circuitlit.cli.evolution import snapshots_of
 from circuitlit.cli.finish import finish_circuit, prepare
 from circuitlit.cli.folder import begin
 from circuitlit.cli.learn import learn
@@ -25,7 +26,7 @@ from circuitlit.evaluate.verdict import evaluated_pairs
 from circuitlit.progress import phase
 from circuitlit.report.wandb_log import log_run
 from circuitlit.run.bench.foretold import Foretold
-from circuitlit.timeline.mask_run import MaskRun, save_evolution
+from circuitlit.timeline.mask_timeline import follow_masks
 
 
 def run(cfg: DictConfig) -> FoundCircuit | None:
@@ -36,7 +37,7 @@ def run(cfg: DictConfig) -> FoundCircuit | None:
     with phase("load", f"Loading {cfg.model.name} and the pairs of task {cfg.task.name}"):
         bench = build_workbench(cfg, build_subject(cfg))
     begin(cfg)
-    facts, bars, opened = provenance(cfg, bench.subject), build_bars(cfg), []
+    facts, bars, opened, seen = provenance(cfg, bench.subject), build_bars(cfg), [], []
 
     def train(bench: Workbench, tried: Sequence[Rival]) -> Trained | None:
         opened.extend(stack.enter_context(open_loggers(cfg)))
@@ -50,6 +51,7 @@ def run(cfg: DictConfig) -> FoundCircuit | None:
         if together:
             bench = together.finish()
             facts["model"] |= {"adapter": str(run_dir() / "adapter")}
+        seen.append(snapshots_of(learner.trainer))
         steps, masks = learner.trainer.global_step, learner.trained_masks()
         return Trained(learner.scores(), masks, history.rows, steps, bench, compared=not together)
 
@@ -59,9 +61,9 @@ def run(cfg: DictConfig) -> FoundCircuit | None:
         if result is None or not ranks.is_writer():
             return None
         if result.n_edges is not None:
-            rows = result.live.curves
-            _, timeline = save_evolution(MaskRun.read(run_dir(), rows, result.steps), run_dir())
-            result = result.replaced(stages=timeline.to_dict())
+            timeline = follow_masks(seen[0], result.live.curves)
+            timeline.save(run_dir())
+            result = result.replaced(stages=timeline.stages.to_dict())
         result = finish_circuit(cfg, result, facts)
         log_run(opened, run_dir(), OmegaConf.to_container(cfg, resolve=True))
     return result

@@ -3,12 +3,16 @@
 from __future__ import annotations
 
 from collections import Counter
-from collections.abc import Mapping, Sequence
+from collections.abc import Iterator, Mapping, Sequence
 from dataclasses import dataclass
 from statistics import median
+from typing import Any, ClassVar
 
+from circuitlit.errors import UserError
+from circuitlit.result import Result
 from circuitlit.timeline.chance import BEYOND, NOT_BEYOND
 from circuitlit.timeline.labels import NAMES
+from circuitlit.timeline.mask_timeline import MaskTimeline
 from circuitlit.timeline.stages import Timeline
 
 TOLERANCE = 0.1  # share of the steps
@@ -34,6 +38,57 @@ class Agreement:
     starts: tuple[int | None, ...]
     verdict: str
     moved: tuple[str | None, ...]
+
+
+@dataclass(frozen=True, kw_only=True, repr=False)
+class TimelineAgreement(Result):
+    """What `compare_timelines` found.
+
+    Attributes:
+        runs: names, in the order of all that follows.
+        repetitions: True for runs with the schedule that most runs have.
+        knots: steps at which each run's schedule changes by itself.
+        starts: of all stages but the first.
+    """
+
+    schema: ClassVar[str] = "timeline_agreement"
+    file: ClassVar[str] = "agreement.json"
+
+    runs: list[str]
+    repetitions: list[bool]
+    knots: list[dict[str, float | None]]
+    starts: list[Agreement]
+
+    def rows(self) -> Iterator[dict[str, Any]]:
+        """A row a stage: the step at which it starts in each run."""
+        for one in self.starts:
+            yield {"stage": one.stage, **dict(zip(self.runs, one.starts, strict=True)), "verdict": one.verdict}
+
+
+def compare_timelines(timelines: Mapping[str, MaskTimeline]) -> TimelineAgreement:
+    """Tell whether runs of `train` go through the same stages at the same time.
+
+    Runs with the most common schedule are repetitions; of the others it is told whether their stages moved with the
+    schedule.
+
+    Args:
+        timelines: by name, two or more, of runs of one length.
+
+    Raises:
+        UserError: fewer than two, or of several lengths.
+    """
+    lengths = {one.schedule.steps for one in timelines.values()}
+    if len(timelines) < 2:
+        raise UserError("a comparison needs two runs or more")
+    if len(lengths) > 1:
+        raise UserError(f"runs of {sorted(lengths)} steps cannot be compared; name runs of one length")
+    knots = [one.schedule.knots for one in timelines.values()]
+    return TimelineAgreement(
+        runs=list(timelines),
+        repetitions=repetitions(knots),
+        knots=knots,
+        starts=agreement([one.stages for one in timelines.values()], knots, lengths.pop()),
+    )
 
 
 def repetitions(knots: Sequence[Knots]) -> list[bool]:

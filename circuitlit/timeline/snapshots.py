@@ -6,10 +6,12 @@ from dataclasses import dataclass, field
 
 import numpy as np
 from jaxtyping import Bool, Float
+from torch import Tensor
 
+from circuitlit.discover.gates import Gates, HardConcrete
 from circuitlit.discover.schedule import Schedule
 from circuitlit.evaluate.similarity import corrected_overlap
-from circuitlit.graph import Graph
+from circuitlit.graph import MaskLayout
 from circuitlit.timeline.labels import Signals
 from circuitlit.timeline.segment import largest_gains
 from circuitlit.timeline.stages import Timeline, find_stages
@@ -17,6 +19,7 @@ from circuitlit.timeline.walks import best_edges, level_and_velocity, walks
 
 UNDECIDED = 2.0  # log-alpha
 MOST = 100_000  # masks that stages are read off
+BINS = np.arange(-10, 10.5, 0.5)  # of log-alphas
 
 
 @dataclass
@@ -27,29 +30,39 @@ class Snapshots:
     and its overlaps are those of all masks within a few hundredths.
 
     Attributes:
-        graph: the edges' order.
+        layout: the masks' order.
         count: edges to keep.
         schedule: how the run goes.
-        roles: token roles with masks of their own.
+        target: share of edges that are going to be cut.
+        gates: the masks' family.
         steps, kept, sure, undecided: of every snapshot: its step, its edges, whether no ties decided them, its share of
             undecided gates.
         sample: log-alphas of the masks that stages are read off, of every snapshot.
+        counts: gates of every snapshot in each of `BINS`; the outer ones hold what lies beyond, too.
+        opened: expected share of edges kept at every snapshot, under that step's noise.
     """
 
-    graph: Graph
+    layout: MaskLayout
     count: int
     schedule: Schedule
-    roles: tuple[str, ...] = ()
+    target: float
+    gates: Gates = field(default_factory=HardConcrete)
     steps: list[int] = field(default_factory=list)
     kept: list[Bool[np.ndarray, "mask"]] = field(default_factory=list)
     sure: list[bool] = field(default_factory=list)
     undecided: list[float] = field(default_factory=list)
     sample: list[Float[np.ndarray, "sampled"]] = field(default_factory=list)
+    counts: list[list[int]] = field(default_factory=list)
+    opened: list[float] = field(default_factory=list)
 
-    def add(self, step: int, log_alpha: Float[np.ndarray, "mask"]) -> bool:
-        """Take in a snapshot; False if it is not later than the last one."""
+    def add(self, step: int, masks: Float[Tensor, "mask"]) -> bool:
+        """Take in the log-alphas of a snapshot, on the CPU; False if it is not later than the last one."""
         if self.steps and step <= self.steps[-1]:
             return False
+        self.counts.append(np.histogram(masks.clamp(BINS[0], BINS[-1]).numpy(), BINS)[0].tolist())
+        opened = self.gates.open_probability(masks, self.schedule.noise(step))
+        self.opened.append(float(self.layout.share(opened)))
+        log_alpha = self.layout.weakest(masks).flatten().numpy()  # one number an edge
         kept, sure = best_edges(log_alpha, self.count)
         self.steps.append(step)
         self.kept.append(kept)

@@ -17,6 +17,7 @@ from __future__ import annotations
 
 from collections.abc import Sequence
 from dataclasses import asdict, dataclass
+from typing import Any
 
 from circuitlit.timeline.chance import BEYOND, NOT_BEYOND, UNDECIDED, Chance, Null, chances
 from circuitlit.timeline.intervals import intervals
@@ -88,6 +89,17 @@ class Timeline:
     def starts(self) -> dict[str, int]:
         """First step of each observed stage."""
         return {stage.name: stage.start.step for stage in self.stages if stage.start is not None}
+
+    @classmethod
+    def from_dict(cls, content: dict[str, Any]) -> Timeline:
+        """What `to_dict` made plain; boundaries of older versions were not compared with chance."""
+        from pydantic import TypeAdapter
+
+        return TypeAdapter(cls).validate_python(content)
+
+    def boundaries(self) -> list[Boundary]:
+        """Where one stage gives way to the next, without the run's own start and end."""
+        return [stage.start for stage in self.stages if stage.start is not None][1:]
 
     def to_dict(self) -> dict[str, object]:
         """Plain types for result.json."""
