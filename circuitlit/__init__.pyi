@@ -65,6 +65,7 @@ from .masked import MaskedModel, References
 from .model import Subject
 from .model.load import load_subject
 from .objective import Outcome, kl_divergence
+from .report import write_page, write_runs
 from .result import Result
 from .tasks import (
     Pair,
@@ -198,4 +199,6 @@ __all__ = [
     "tell_story",
     "top_k",
     "tracr",
+    "write_page",
+    "write_runs",
 ]

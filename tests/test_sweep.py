@@ -4,11 +4,13 @@ from __future__ import annotations
 
 import csv
 import json
+import shutil
 from pathlib import Path
 
 import pytest
 from cli import call, failure, settings
 
+from circuitlit import UserError, write_runs
 from circuitlit.report.sweep import differing, names_of, runs_in
 
 QUICK = ["logger=none", "callbacks=none", "evaluate.controls=2"]
@@ -58,6 +60,11 @@ def test_the_report_of_a_sweep(sweep: Path, tmp_path: Path, capsys: pytest.Captu
         if result["n_edges"] is not None:
             assert int(row["n_edges"]) == result["n_edges"] and float(row["kl_low"]) == result["kl"]["low"]
     assert rows[4]["kl"] == "" and rows[4]["status"] == "FAILED"
+    (again, _), left_out = write_runs([str(sweep)], tmp_path)
+    assert again.read_text() == page and list(left_out) == [failed]
+    shutil.copytree(sweep / "10", tmp_path / "few" / "10")
+    with pytest.raises(UserError, match=r"two runs or more; not shown: 10 \(the model does not do the task"):
+        write_runs([tmp_path / "few"], tmp_path)
 
 
 def test_a_folder_without_runs_is_named(tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:

@@ -31,7 +31,7 @@ _EVOLVES = ("steps", "overlap_final", "churn", "kept", "flow", "graph")
 _SETTINGS = ("task", "model", "method", "ablation", "seed", "steps", "seconds", "n_pairs")
 
 
-def write_page(run_dir: Path) -> Path:
+def write_page(run_dir: Path | str) -> Path:
     """Write `report.html` beside a run's artefacts and return its path.
 
     Args:
@@ -40,7 +40,8 @@ def write_page(run_dir: Path) -> Path:
     Raises:
         UserError: an artefact is missing or damaged, or the page cannot be written.
     """
-    return save_page(run_dir / "report.html", _render(read_run(run_dir)))
+    folder = Path(run_dir)
+    return save_page(folder / "report.html", _render(read_run(folder)))
 
 
 def save_page(path: Path, text: str) -> Path:

@@ -20,7 +20,7 @@ from circuitlit.report.figures import BLUE, GREEN, GREY, ORANGE, PINK, RED, SCAL
 from circuitlit.report.overlap import overlap_sentence
 from circuitlit.report.page import render, save_page
 from circuitlit.report.stages import STAGE_COLOURS, stage_rows
-from circuitlit.report.sweep import ends_of
+from circuitlit.report.sweep import ends_of, named_runs, write_csv
 from circuitlit.report.table import Metric, columns, count, entry_of, percent
 from circuitlit.timeline.agreement import Agreement, agreement
 from circuitlit.timeline.mask_timeline import MaskTimeline
@@ -68,7 +68,8 @@ def write_runs_page(
         UserError: fewer than two runs, a directory without a run, or the page cannot be written.
     """
     if len(set(map(Path.resolve, folders))) < 2:
-        raise UserError("a comparison needs two runs or more; runs=[DIR,DIR]")
+        reasons = "".join(f"; not shown: {name} ({reason})" for name, reason in (left_out or {}).items())
+        raise UserError(f"a comparison needs two runs or more{reasons}")
     runs = [read_run(folder) for folder in folders]
     names = names or ends_of(folders)
     evolved = [(name, run.evolution) for name, run in zip(names, runs, strict=True) if run.evolution]
@@ -88,6 +89,26 @@ def write_runs_page(
         "percent": percent,
     }
     return save_page(path, render("runs.html.j2", values, figures))
+
+
+def write_runs(given: Sequence[Path | str], folder: Path | str) -> tuple[list[Path], dict[str, str]]:
+    """Write `runs.html`, which compares runs, and `runs.csv` with a line for each.
+
+    Args:
+        given: run directories, or the folder of a sweep.
+        folder: where to.
+
+    Returns:
+        Both paths; and runs of a sweep that are not on the page, by name, with the reason.
+
+    Raises:
+        UserError: fewer than two runs, a directory without a run, or a file cannot be written.
+    """
+    names, left_out = named_runs([Path(one) for one in given])
+    folder = Path(folder)
+    table = write_csv(list(names), list(names.values()), folder / "runs.csv")
+    shown = {run: name for run, name in names.items() if name not in left_out}
+    return [write_runs_page(list(shown), folder / "runs.html", list(shown.values()), left_out), table], left_out
 
 
 def circuit_pairs(names: Sequence[str], runs: Sequence[Run]) -> list[Pair]:

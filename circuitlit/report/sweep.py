@@ -34,8 +34,24 @@ def runs_in(folders: Sequence[Path]) -> list[Path]:
     return found
 
 
-def readable(folders: Sequence[Path]) -> tuple[list[Path], dict[Path, str]]:
-    """Runs that a page can show, and why others cannot be shown."""
+def named_runs(given: Sequence[Path]) -> tuple[dict[Path, str], dict[str, str]]:
+    """Names of runs by their folders, and why some cannot be shown, by name.
+
+    Runs are named by the ends of their paths. Those of a sweep's folder are named by the settings in which they differ,
+    and only of these some may be left out.
+
+    Raises:
+        UserError: a folder is no run and holds none.
+    """
+    folders = runs_in(given)
+    if folders == list(given):
+        return dict(zip(folders, ends_of(folders), strict=True)), {}
+    names = dict(zip(folders, names_of(folders), strict=True))
+    return names, {names[folder]: reason for folder, reason in unreadable(folders).items()}
+
+
+def unreadable(folders: Sequence[Path]) -> dict[Path, str]:
+    """Runs that a page cannot show, and why."""
     reasons = {}
     for folder in folders:
         try:
@@ -43,7 +59,7 @@ def readable(folders: Sequence[Path]) -> tuple[list[Path], dict[Path, str]]:
         except UserError as error:
             result = _result(folder)
             reasons[folder] = str(result.get("reason") if result.get("n_edges", 0) is None else error)
-    return [folder for folder in folders if folder not in reasons], reasons
+    return reasons
 
 
 def differing(folders: Sequence[Path]) -> dict[str, list[Any]]:

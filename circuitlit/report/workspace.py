@@ -3,7 +3,10 @@
 from __future__ import annotations
 
 import json
+from pathlib import Path
 from typing import Any
+
+from circuitlit.files import write_json
 
 STEP = "trainer/global_step"
 CURVES = {
@@ -23,6 +26,16 @@ CURVES = {
 RESULTS = {"KL (nats)": "result/kl", "Faithfulness": "result/faithfulness", "Accuracy": "result/accuracy"}
 TABLES = ("result/table", "timeline/stages", "circuit/edges")
 MEDIA = ("figures/page", "figures/timeline", "figures/circuit")
+
+
+def write_workspace(entity: str, project: str, path: Path, online: bool = False) -> str | None:
+    """Write a workspace's specification as json; `online` saves it at W&B, too, and gives its address."""
+    workspace = build_workspace(entity, project)
+    write_json(path, workspace_spec(workspace))
+    if not online:
+        return None
+    workspace.save()
+    return workspace.url
 
 
 def build_workspace(entity: str, project: str) -> Any:
