@@ -91,7 +91,7 @@ def names_of(folders: Sequence[Path]) -> list[str]:
         " ".join(f"{short[key]}={_shown(values[place])}" for key, values in columns.items())
         for place in range(len(folders))
     ]
-    return names if len(set(names)) == len(names) else ends_of(folders)
+    return names if all(names) and len(set(names)) == len(names) else ends_of(folders)
 
 
 def ends_of(folders: Sequence[Path]) -> list[str]:
