@@ -6,6 +6,7 @@ from .compare.injected_facts import FactInjection, inject_facts
 from .compare.interventions import Interventions, intervene_on_nodes
 from .compare.known_facts import Knowledge, measure_knowledge
 from .compare.prevention import compare_freezing
+from .compare.prompts import PromptComparison, compare_prompts
 from .compare.pruned_model import PrunedModel, prune_model
 from .compare.rank_patterns import RankComparison, RankedTuning, RankMakers, RankSettings, compare_rank_patterns
 from .compare.reuse import Swaps
@@ -116,6 +117,7 @@ __all__ = [
     "Pair",
     "Pairs",
     "PairsModule",
+    "PromptComparison",
     "PrunedModel",
     "RankComparison",
     "RankMakers",
@@ -145,6 +147,7 @@ __all__ = [
     "compare_freezing",
     "compare_methods",
     "compare_models",
+    "compare_prompts",
     "compare_rank_patterns",
     "compare_timelines",
     "compare_tunings",

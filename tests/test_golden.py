@@ -41,6 +41,7 @@ RENAMED: dict[str, dict[str, str | None]] = {
     "knowledge": {"settings.packs": None, "settings.inject": None},
     "compare_models": {"*.kept": "retained"},  # of an overlap; a circuit keeps edges
     "compare_tunings": {"*.kept": "retained"},
+    "prompts": {"rows": "circuits"},
     "story": {
         **{"*.kept": "retained", "settings.other_tasks": None, "settings.passages": None},
         **{f"{at}transfer.tuned.name": None for at in ("", "content.", "ways.lora.nodes.", "ways.full.nodes.")},

@@ -3,12 +3,14 @@
 from __future__ import annotations
 
 import json
+import shutil
 from pathlib import Path
 
 import pytest
 from cli import call, failure, settings
 from hydra import compose, initialize_config_dir
 
+from circuitlit.compare.prompts import PromptComparison
 from circuitlit.graph import Circuit
 from circuitlit.report.prompts import write_prompts
 
@@ -32,7 +34,7 @@ def finished(local: Path, tmp_path_factory: pytest.TempPathFactory) -> Path:
 
 def test_table_overlap_and_page(finished: Path, capsys: pytest.CaptureFixture[str]) -> None:
     result = json.loads((finished / "prompts.json").read_text())
-    rows = {row["circuit"]: row for row in result["rows"]}
+    rows = {row["circuit"]: row for row in result["circuits"]}
     one, two = (Circuit.load(finished / "circuits" / name) for name in ("one", "two"))
     both = int((one.kept & two.kept).sum())
     assert rows["intersection"]["n_edges"] == both
@@ -41,16 +43,16 @@ def test_table_overlap_and_page(finished: Path, capsys: pytest.CaptureFixture[st
     assert overlap["shared"] == both
     assert overlap["edges"]["jaccard"] == pytest.approx(both / (one.n_edges + two.n_edges - both))
     assert all(0 < overlap[part]["p_holm"] <= 1 for part in ("nodes", "edges", "gap"))
-    page = write_prompts(finished).read_text()
+    page = write_prompts(PromptComparison.load(finished), finished).read_text()
     assert ("nothing beyond chance" in page) == any(overlap[part]["p_holm"] >= 0.05 for part in ("nodes", "edges"))
     assert ("Nodes stay while" in page) == (overlap["gap"]["p_holm"] < 0.05)
     beside = result["chance"]["one"]
-    few = [row["on"]["one"]["kl"]["value"] for row in result["rows"] if row["circuit"].startswith("random")]
+    few = [row["on"]["one"]["kl"]["value"] for row in result["circuits"] if row["circuit"].startswith("random")]
     assert beside["draws"] == 100 and beside["random_kl"] == pytest.approx(few[0], rel=1e-5)
     assert beside["p_holm"] >= beside["rank_p"] >= 1 / 101 and f"of 100 random ones {beside['random_kl']:.3f}" in page
     if beside["n_pairs"] == result["n_pairs"]["one"]:
         assert beside["kl"] == pytest.approx(rows["one"]["on"]["one"]["kl"]["value"], rel=1e-5)
-    for row in result["rows"]:
+    for row in result["circuits"]:
         assert set(row["on"]) == {"one", "two"}
     assert rows["full model"]["on"]["one"]["kl"]["value"] == pytest.approx(0, abs=1e-6)
     assert rows["full model"]["on"]["one"]["exact_match"]["value"] == 1
@@ -58,28 +60,53 @@ def test_table_overlap_and_page(finished: Path, capsys: pytest.CaptureFixture[st
     assert "intersection" in page
 
 
-def test_going_on_keeps_the_circuits(finished: Path, local: Path) -> None:
-    before = (finished / "circuits" / "one" / "circuit.safetensors").stat().st_mtime_ns
-    call(*settings(local, finished, *MORE), verb="prompts")
-    assert (finished / "circuits" / "one" / "circuit.safetensors").stat().st_mtime_ns == before
+def test_going_on_keeps_circuits_and_other_settings_make_them_anew(finished: Path, local: Path, tmp_path: Path) -> None:
+    out, more = tmp_path / "run", ["callbacks.checkpoint_every=2"]
+    shutil.copytree(finished, out)
+    changes = {
+        "prompts.draws=101": [],  # of no circuit
+        "mask.schedule.lr=0.1": ["one", "two"],
+        "data.batch_size=3": ["one", "two"],  # its checkpoints are of other settings, too
+        "prompts.tasks=[{name: one, with: ['seed=0']}, {name: two, with: ['seed=2']}]": ["two"],
+    }
+    for change, anew in changes.items():
+        more.append(change)
+        assert _anew(out, *settings(local, out, *MORE, *more)) == anew, change
+    for name in ("one", "two"):  # one stopped after the last checkpoint, one in the middle of its first step
+        (out / "circuits" / name / "made.json").unlink()
+    shutil.rmtree(out / "circuits" / "two" / "checkpoints")
+    before = (out / "circuits" / "one" / "checkpoints" / "step_000004.ckpt").stat().st_mtime_ns
+    assert _anew(out, *settings(local, out, *MORE, *more)) == ["one", "two"]
+    assert (out / "circuits" / "one" / "checkpoints" / "step_000004.ckpt").stat().st_mtime_ns == before
+    assert (out / "circuits" / "two" / "checkpoints" / "step_000004.ckpt").is_file()
 
 
-def test_circuits_of_other_settings_are_not_gone_on_with(
-    finished: Path, local: Path, capsys: pytest.CaptureFixture[str]
-) -> None:
-    message = failure(capsys, *settings(local, finished, *MORE, "mask.schedule.lr=0.1"), verb="prompts")
-    assert "holds circuits of other settings (mask.schedule.lr: 0.3 then, 0.1 now)" in message
+def _anew(out: Path, *words: str) -> list[str]:
+    """Run it again, and look which circuits were written."""
+    files = sorted((out / "circuits").glob("*/circuit.safetensors"))
+    before = [file.stat().st_mtime_ns for file in files]
+    call(*words, verb="prompts")
+    return [file.parent.name for file, then in zip(files, before, strict=True) if file.stat().st_mtime_ns != then]
 
 
 def test_a_model_that_cannot_is_tuned_first(local: Path, tmp_path: Path) -> None:
     """It learns its twelve training pairs by heart; held-out pairs of this task have nothing to do with them."""
     tune = f"prompts.tune=['task=jsonl', 'task.build.path={local}/pairs.jsonl', 'tune.steps=2', "
     tune += "'tune.checkpoints=1', 'tune.probe_every=0', 'logger=none', 'data.batch_size=4']"
-    call(*settings(local, tmp_path, *MORE, "task.min_accuracy=0.9", tune), verb="prompts")
-    result = json.loads((tmp_path / "prompts.json").read_text())
-    assert result["tuned"] and result["status"] == "FAILED" and "does not do the task" in result["reason"]
+    words = settings(local, tmp_path, *MORE, "task.min_accuracy=0.9", tune)
+    call(*words, verb="prompts")
+    result = PromptComparison.load(tmp_path)
+    assert result.tuned and result.status == "FAILED" and "does not do the task" in str(result.reason)
     assert (tmp_path / "tuned" / "config.json").is_file() and (tmp_path / "tuning_result.json").is_file()
-    assert set(result["untuned_behaviour"]) == {"one", "two"}
+    assert set(result.untuned_behaviour or ()) == {"one", "two"} and not result.circuits
+    tuned = tmp_path / "tuned" / "model.safetensors"
+    before = tuned.stat().st_mtime_ns
+    call(*words, verb="prompts")
+    assert tuned.stat().st_mtime_ns == before and PromptComparison.load(tmp_path).tuned
+    call(*words[:-1], tune.replace("steps=2", "steps=3"), verb="prompts")
+    assert tuned.stat().st_mtime_ns != before
+    call(*words[:-1], tune.replace("steps=2", "steps=3"), "task.min_accuracy=0", verb="prompts")
+    assert not PromptComparison.load(tmp_path).tuned
 
 
 def test_one_prompt_is_refused(local: Path, tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:

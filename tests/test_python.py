@@ -24,6 +24,7 @@ from circuitlit import (
     MethodStudy,
     Pairs,
     PairsModule,
+    PromptComparison,
     PrunedModel,
     RankComparison,
     RankedTuning,
@@ -38,6 +39,7 @@ from circuitlit import (
     attribute_circuit,
     compare_capabilities,
     compare_methods,
+    compare_prompts,
     compare_rank_patterns,
     compare_timelines,
     eap,
@@ -238,3 +240,27 @@ def test_in_python_masks_are_followed_and_their_timelines_compared(tmp_path: Pat
     assert TimelineAgreement.load(tmp_path) == agreed and list(agreed.to_frame()["one"]) == [None] * 3
     with pytest.raises(UserError, match="two runs"):
         compare_timelines({"one": one})
+
+
+def test_in_python_prompts_are_compared(local: Path, tmp_path: Path) -> None:
+    rows = [json.loads(line) for line in (local / "pairs.jsonl").read_text().splitlines()]
+    subject = load_subject(local / "model")
+    assert subject.tokenizer is not None
+    own = {"one": rows, "two": rows[3:30]}
+    data = {name: PairsModule(Pairs.from_list(some), subject.tokenizer, 8, 0) for name, some in own.items()}
+    benches = {name: Workbench.build(subject, pairs, 0.8) for name, pairs in data.items()}
+    circuits = {name: bench.cut(bench.score(Method.of(eap, negative_metric))) for name, bench in benches.items()}
+    found = compare_prompts(benches, circuits, draws=20, bars=Bars(max_kl_share=1000.0))
+    assert found is not None and found.overlap[0].of == ["one", "two"]
+    found.save(tmp_path)
+    assert PromptComparison.load(tmp_path) == found and len(found.to_frame()) == 2 * len(found.circuits)
+    kept = circuits["one"].kept & circuits["two"].kept
+    assert found.overlap[0].shared == int(kept.sum()) and found.n_pairs == {"one": 12, "two": 9}
+    asked: list[str] = []
+    none = compare_prompts(benches, lambda name, _: asked.append(name))  # of a process that does not go on
+    unable = compare_prompts(benches, lambda name, _: asked.append(name), min_accuracy={"two": 1.0})
+    assert none is None and asked == ["one"] and unable is not None and "does not do the task" in str(unable.reason)
+    unable.save(tmp_path)
+    assert PromptComparison.load(tmp_path) == unable and unable.to_frame().empty
+    with pytest.raises(UserError, match="at least two prompts"):
+        compare_prompts({"one": benches["one"]}, circuits)

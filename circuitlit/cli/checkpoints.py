@@ -87,6 +87,15 @@ def check_checkpoint(path: str | None, settings: dict[str, Any]) -> None:
     agree(f"ckpt_path={path}", checkpoint, settings)
 
 
+def fits(path: Path, settings: dict[str, Any]) -> bool:
+    """True where training can go on from a file: it is there, whole, and was trained with these settings."""
+    try:
+        check_checkpoint(str(path), settings)
+    except UserError:
+        return False
+    return path.exists()
+
+
 def agree(name: str, checkpoint: Any, settings: dict[str, Any]) -> None:
     """Compare what a checkpoint was trained with, as far as `settings` go.
 

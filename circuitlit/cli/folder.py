@@ -16,13 +16,11 @@ from omegaconf import DictConfig, OmegaConf
 from circuitlit.cli import ranks
 from circuitlit.cli.checks import run_dir
 from circuitlit.cli.mistakes import explain, sweep_up
-from circuitlit.cli.resume import MASKS, differences, saved_settings, trained_with
 from circuitlit.errors import UserError
 from circuitlit.lock import NAME, claimed
 
 FRESH = ("train", "attribute", "finetune")  # verbs whose files would mix with those of an earlier run
 PARTED = ("study", "evolve")  # verbs that several processes can share out; these claim cell by cell
-UNMARKED = {"prompts": (*MASKS, "prompts")}  # verbs whose parts hold no settings, with those that they depend on
 LEFT = (
     "adapter checkpoints csv masks tuned wandb circuit.json circuit.safetensors evolution.json held_out.json "
     "history.json result.json report.html"
@@ -71,7 +69,6 @@ def occupied(cfg: DictConfig) -> Iterator[None]:
                 f"{folder} holds a run already ({used[0]}); go on with resume={folder}, replace it with "
                 "overwrite=true, or choose another folder: hydra.run.dir=DIR"
             )
-        _same_settings(cfg, folder)
         if not used:
             _save_settings(cfg, folder)
         try:
@@ -106,20 +103,6 @@ def goes_on(cfg: DictConfig) -> bool:
     """True where the run goes on with what its folder holds."""
     checkpoint = None if cfg.ckpt_path is None else Path(cfg.ckpt_path).resolve()
     return cfg.resume is not None or (checkpoint is not None and checkpoint.is_relative_to(run_dir().resolve()))
-
-
-def _same_settings(cfg: DictConfig, folder: Path) -> None:
-    """Refuse to go on with circuits of other settings, where these do not say what they were made with."""
-    groups = UNMARKED.get(cfg.verb)
-    if groups and (folder / "circuits").is_dir() and (folder / ".hydra" / "config.yaml").is_file():
-        saved = saved_settings(folder)
-        differing = (
-            differences(trained_with(saved, groups), trained_with(cfg, groups)) if saved.verb == cfg.verb else ""
-        )
-        if differing:
-            raise UserError(
-                f"{folder} holds circuits of other settings ({differing}); choose another folder: hydra.run.dir=DIR"
-            )
 
 
 def _used(folder: Path) -> list[str]:

@@ -90,6 +90,12 @@ def learn(
     return learner.to(device), history
 
 
+def training_settings(cfg: DictConfig, bench: Workbench) -> dict[str, Any]:
+    """What the masks' training depends on, with short hashes of pairs and weights."""
+    own = contents(bench.data.train.rows, bench.subject.model if bench.model.shards is None else None)
+    return trained_with(cfg, MASKS, ranks.world()) | own
+
+
 def _start_scores(init_from: str | None, attribution: EdgeScores | None, bench: Workbench) -> EdgeScores | None:
     if init_from is None:
         return None
@@ -112,7 +118,6 @@ def _callbacks(cfg: DictConfig, bench: Workbench, history: History, folder: Path
         callbacks.append(Progress(refresh_rate=20 if on_gpu else 1))  # each look waits for the GPU
     if settings.checkpoint_every:
         callbacks.append(Checkpoints(folder / "checkpoints", settings.checkpoint_every, "step", keep=-1))
-    own = contents(bench.data.train.rows, bench.subject.model if bench.model.shards is None else None)
-    callbacks.append(TrainedWith(trained_with(cfg, MASKS, ranks.world()) | own))
+    callbacks.append(TrainedWith(training_settings(cfg, bench)))
     callbacks.append(StopOnSignal(folder / "checkpoints"))  # the last one: the others have seen the step
     return callbacks
