@@ -53,6 +53,7 @@ from .evaluate.ability import measure_behaviour
 from .evaluate.evaluation import evaluate_circuit
 from .evaluate.find import attribute_circuit, find_circuit
 from .evaluate.found import FoundCircuit
+from .evaluate.model_errors import ModelErrors, measure_errors
 from .evaluate.study.cells import StudySettings
 from .evaluate.study.compare_methods import compare_methods, learn_masks
 from .evaluate.study.results import MethodStudy
@@ -79,6 +80,7 @@ from .tasks import (
     greater_than,
     induction,
     ioi,
+    ioi_hard,
     ioi_single,
     jsonl,
     sva,
@@ -113,6 +115,7 @@ __all__ = [
     "MaskedModel",
     "Method",
     "MethodStudy",
+    "ModelErrors",
     "Outcome",
     "Pair",
     "Pairs",
@@ -175,6 +178,7 @@ __all__ = [
     "inject_facts",
     "intervene_on_nodes",
     "ioi",
+    "ioi_hard",
     "ioi_single",
     "jsonl",
     "kl_divergence",
@@ -183,6 +187,7 @@ __all__ = [
     "load_subject",
     "mask_gradients",
     "measure_behaviour",
+    "measure_errors",
     "measure_generality",
     "measure_knowledge",
     "noise_floor",

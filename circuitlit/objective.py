@@ -101,6 +101,27 @@ UNITS: dict[Objective, str] = {
 }
 
 
+def best_candidates(
+    logits: Float[Tensor, "batch answer vocab"], batch: Batch
+) -> tuple[Int[Tensor, "batch"], Int[Tensor, "batch"], Float[Tensor, "batch"]]:
+    """The best right and the best wrong candidate of every example, and by how many logits the right one leads.
+
+    Candidates are a pair's choices where it has some, else answer and wrong answer where the two first differ. Without
+    a wrong one the tokens are -1 and the lead is NaN.
+    """
+    right, wrong = torch.take_along_dim(batch.answer, batch.contrast[:, None], 1)[:, 0], batch.wrong
+    margin = logit_difference(logits, batch)
+    if batch.signs.shape[1]:
+        own = logits[:, 0].float().gather(1, batch.choices)
+        sides = [own.masked_fill(batch.signs * side <= 0, -torch.inf).max(-1) for side in (1, -1)]
+        tokens = [batch.choices.gather(1, side.indices[:, None])[:, 0] for side in sides]
+        chosen = (batch.signs > 0).any(-1) & (batch.signs < 0).any(-1)
+        right, wrong = (torch.where(chosen, token, one) for token, one in zip(tokens, (right, wrong), strict=True))
+        margin = torch.where(chosen, sides[0].values - sides[1].values, margin)
+    known = ~margin.isnan()
+    return torch.where(known, right, -1), torch.where(known, wrong, -1), margin
+
+
 def says_answer(logits: Float[Tensor, "batch answer vocab"], batch: Batch) -> Bool[Tensor, "batch"]:
     """True where the most likely token is the answer at every answer position, or is one of the right choices."""
     said = says(logits, batch.answer, batch.answer_mask)
@@ -113,6 +134,34 @@ def says(
 ) -> Bool[Tensor, "batch"]:
     """True where the most likely token is the given one at every real position."""
     return ((logits.argmax(-1) == tokens) | ~real).all(-1)
+
+
+def model_errs(teacher: Float[Tensor, "batch answer vocab"], batch: Batch) -> Bool[Tensor, "batch"]:
+    """True where the full model prefers a wrong candidate, or, without candidates, does not say the answer."""
+    margin = best_candidates(teacher, batch)[2]
+    return torch.where(margin.isnan(), ~says_answer(teacher, batch), margin <= 0)
+
+
+def weighted_for_errors(
+    logits: Float[Tensor, "batch answer vocab"],
+    teacher: Float[Tensor, "batch answer vocab"],
+    batch: Batch,
+    objective: Objective,
+    weight: float,
+    rate: float,
+) -> Float[Tensor, "batch"]:
+    """An objective in which the model's errors have a share of the weight of their own; the mean weight is 1.
+
+    Args:
+        logits, teacher, batch: as for every objective.
+        objective: that is weighted.
+        weight: share of the weight that all errors have together, above 0 and below 1.
+        rate: share of pairs that are errors, above 0 and below 1.
+
+    Source: arXiv 2609.35686, who give errors half of the loss.
+    """
+    of_pair = torch.where(model_errs(teacher, batch), weight / rate, (1 - weight) / (1 - rate))
+    return objective(logits, teacher, batch) * of_pair
 
 
 def _over_answer(
@@ -133,6 +182,8 @@ class Outcome:
         exact_match: 1 where it says what the full model says, else 0.
         group: number of the sentence (or other item) that pairs share; not given, each pair stands alone.
         log_prob: log-probability of the answer in nats, mean over its tokens; NaN where it was not measured.
+        best_right, best_wrong: its best candidates (`best_candidates`); -1 where there are none.
+        margin: by how many logits the right one leads; NaN where there are none.
     """
 
     kl: Float[Tensor, "pair"]
@@ -142,12 +193,17 @@ class Outcome:
     exact_match: Float[Tensor, "pair"]
     group: Int[Tensor, "pair"] = None  # type: ignore[assignment]
     log_prob: Float[Tensor, "pair"] = None  # type: ignore[assignment]
+    best_right: Int[Tensor, "pair"] = None  # type: ignore[assignment]
+    best_wrong: Int[Tensor, "pair"] = None  # type: ignore[assignment]
+    margin: Float[Tensor, "pair"] = None  # type: ignore[assignment]
 
     def __post_init__(self) -> None:
-        if self.log_prob is None:
-            object.__setattr__(self, "log_prob", torch.full_like(self.kl, torch.nan))
-        if self.group is None:
-            object.__setattr__(self, "group", torch.arange(len(self.kl)))
+        unknown, none = torch.full_like(self.kl, torch.nan), torch.full((len(self.kl),), -1, device=self.kl.device)
+        absent = {"log_prob": unknown, "best_right": none, "best_wrong": none, "margin": unknown}
+        absent["group"] = torch.arange(len(self.kl))
+        for name, value in absent.items():
+            if getattr(self, name) is None:
+                object.__setattr__(self, name, value)
 
     @classmethod
     def of(
@@ -165,6 +221,7 @@ class Outcome:
             says(logits, teacher.argmax(-1), batch.answer_mask).float().cpu(),
             batch.group.cpu(),
             log_probability(logits, batch).cpu(),
+            *(part.cpu() for part in best_candidates(logits, batch)),
         )
 
     @classmethod
@@ -181,6 +238,15 @@ class Outcome:
         difference = torch.where(self.prob_diff.isnan(), self.logit_diff, self.prob_diff)
         return self.log_prob if bool(difference.isnan().all()) else difference
 
+    @property
+    def said(self) -> Int[Tensor, "pair"]:
+        """The candidate that it says: the right one where that leads, else the wrong one; -1 without candidates."""
+        return torch.where(self.margin > 0, self.best_right, self.best_wrong)
+
     def head(self, count: int) -> Outcome:
         """The first `count` pairs."""
-        return Outcome(**{f.name: getattr(self, f.name)[:count] for f in fields(self)})
+        return self.rows(slice(count))
+
+    def rows(self, index: slice | Int[Tensor, "row"]) -> Outcome:
+        """Some pairs."""
+        return Outcome(**{f.name: getattr(self, f.name)[index] for f in fields(self)})

@@ -26,6 +26,7 @@ from circuitlit.tasks import (
     greater_than,
     induction,
     ioi,
+    ioi_hard,
     ioi_single,
     sva,
 )
@@ -36,6 +37,7 @@ from circuitlit.tasks.sva import NOUNS, VERBS
 OPERATIONS = ("add", "subtract", "multiply", "divide", "composite", "sequence", "lcm", "linear")
 TASKS: dict[str, Callable[..., Pairs]] = {
     "ioi": ioi,
+    "ioi_hard": ioi_hard,
     "ioi_single": ioi_single,
     "greater_than": greater_than,
     "gender_pronoun": gender_pronoun,

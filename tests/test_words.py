@@ -22,6 +22,7 @@ from circuitlit.tasks import (
     greater_than,
     induction,
     ioi,
+    ioi_hard,
     ioi_single,
     sva,
     two_hop,
@@ -42,6 +43,7 @@ from circuitlit.tasks.words import deal
 # Each task's sentences, and its slots apart from years.
 TEMPLATED: dict[str, tuple[Callable[..., Pairs], dict[str, str], set[str]]] = {
     "ioi": (ioi, SCENES, {"io", "s1", "s2", "place", "object"}),
+    "ioi_hard": (ioi_hard, SCENES, {"io", "s1", "s2", "place", "object"}),
     "ioi_single": (ioi_single, {"went": SCENES["went"]}, {"io", "s1", "s2", "place", "object"}),
     "greater_than": (greater_than, SPANS, {"noun", "century"}),
     "gender_pronoun": (gender_pronoun, TAGS, {"name", "quality", "noun"}),

@@ -28,6 +28,7 @@ from circuitlit.cli.loggers import open_loggers
 from circuitlit.cli.progress import ProgressLines
 from circuitlit.cli.resume import MASKS, trained_with
 from circuitlit.discover import MaskLearner, Schedule, initial_log_alpha
+from circuitlit.discover.error_weight import for_errors
 from circuitlit.discover.workbench import Workbench
 from circuitlit.evaluate import TestBed
 from circuitlit.graph import EdgeScores, load_circuit
@@ -60,7 +61,8 @@ def learn(
     use(cfg.mask.kernels)
     if cfg.ckpt_path is None and ranks.is_writer():
         clear(folder, "masks", "checkpoints")  # those of a cell that was stopped, or had other settings
-    loss = bench.loss(instantiate(cfg.objective.loss), capture=cfg.mask.capture and not beside)
+    objective = for_errors(bench, instantiate(cfg.objective.loss), cfg.objective.get("error_weight"))
+    loss = bench.loss(objective, capture=cfg.mask.capture and not beside)
     schedule: Schedule = instantiate(cfg.mask.schedule)
     start = _start_scores(cfg.mask.init_from, attribution, bench)
     initial = initial_log_alpha(bench.layout, cfg.mask.init, start, bench.count, cfg.mask.init_scale)

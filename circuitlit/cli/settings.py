@@ -104,6 +104,7 @@ SETTINGS: dict[str, Kind] = {
     "mask.cache_gib": number(0),
     "objective.name": text(),
     "objective.loss": built(LOSSES),
+    "objective.error_weight": share(zero=False, one=False) | None,
     "ablation.kind": choice("interchange", "zero", "mean", "optimal"),
     "ablation.positional": flag(),
     "ablation.steps": COUNT,

@@ -16,6 +16,7 @@ from lightning import seed_everything
 from torch import Tensor
 
 from circuitlit.discover import HardConcrete, MaskLearner, Schedule, initial_log_alpha, mask_gradients
+from circuitlit.discover.error_weight import for_errors
 from circuitlit.discover.fit import Curves, fit
 from circuitlit.discover.gates import Gates
 from circuitlit.discover.method import Method
@@ -71,6 +72,7 @@ def find_circuit(
     ablation: Ablation | None = None,
     schedule: Schedule | None = None,
     gates: Gates | None = None,
+    error_weight: float | None = None,
     rivals: Sequence[Method] = (),
     bars: Bars | None = None,
     min_accuracy: float = 0.0,
@@ -89,6 +91,7 @@ def find_circuit(
         ablation: what stands in for cut edges; None takes the corrupted prompts' values.
         schedule: of the training; None takes the default of 150 steps.
         gates: the masks' family; None takes hard concrete gates.
+        error_weight: share of the loss that the model's errors have together; None weighs all pairs alike.
         rivals: more attributions; the best ranking on validation pairs is the baseline.
         bars: what the circuit is compared with, and has to clear.
         min_accuracy: share of right answers below which a model is not searched for the task.
@@ -103,7 +106,8 @@ def find_circuit(
         UserError: a model, pairs or a setting that cannot be used.
     """
     bench = prepare_bench(model, pairs, sparsity, ablation, tokenizer, batch_size, eval_batch_size, seed)
-    learn = partial(train_masks, schedule=schedule, gates=gates, sparsity=sparsity, seed=seed)
+    more = {"sparsity": sparsity, "error_weight": error_weight, "seed": seed}
+    learn = partial(train_masks, schedule=schedule, gates=gates, **more)
     method = method or Method.of(mask_gradients, steps=5, draws=1)
     seed_everything(seed, verbose=False)
     found = search_circuit(bench, method, learn, others=rivals, bars=bars, min_accuracy=min_accuracy, seed=seed)
@@ -241,6 +245,7 @@ def train_masks(
     schedule: Schedule | None = None,
     gates: Gates | None = None,
     sparsity: float | None = None,
+    error_weight: float | None = None,
     seed: int = 0,
 ) -> Trained:
     """Train masks from the first attribution's scores on, with a quiet Trainer.
@@ -251,14 +256,16 @@ def train_masks(
         schedule: None takes that of the command line.
         gates: None takes those of the command line, hard concrete ones.
         sparsity: share of edges to be cut at the end; None takes the workbench's.
+        error_weight: share of the loss that the model's errors have together; None weighs all pairs alike.
         seed: of gate noise.
     """
     schedule = schedule or SCHEDULE
     target = 1 - bench.count / bench.layout.n_edges if sparsity is None else sparsity
     initial = initial_log_alpha(bench.layout, "confident", tried[0].scores, bench.count, 3.0)
-    learner = MaskLearner(
-        bench.loss(kl_divergence), bench.references, initial, target, schedule, gates or GATES, seed, True
-    ).to(bench.subject.device)
+    loss = bench.loss(for_errors(bench, kl_divergence, error_weight))
+    learner = MaskLearner(loss, bench.references, initial, target, schedule, gates or GATES, seed, True).to(
+        bench.subject.device
+    )
     with phase("training", f"Training masks for {schedule.steps} steps"):
         curves = fit(learner, bench.data, steps=schedule.steps, names=("loss", "sparsity"))
     return Trained(learner.scores(), learner.trained_masks(), curves, schedule.steps, bench)

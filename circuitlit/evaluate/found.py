@@ -7,6 +7,7 @@ from dataclasses import dataclass, field, fields
 from typing import TYPE_CHECKING, Any, ClassVar, Self
 
 from circuitlit.errors import UserError
+from circuitlit.evaluate.agreement import Agreement, Agreements
 from circuitlit.evaluate.statistics import Estimate
 from circuitlit.result import Result
 
@@ -26,6 +27,7 @@ class Measured:
         n_circuits: random circuits that the means run over.
         n_pairs: pairs, where they are not all.
         p, p_holm: share of random circuits with a KL at most the circuit's, itself counted; corrected for both.
+        agreement: with what the model says, apart where the model is right and where it is wrong.
     """
 
     kl: Estimate | None = None
@@ -44,11 +46,12 @@ class Measured:
     n_pairs: int | None = None
     p: float | None = None
     p_holm: float | None = None
+    agreement: Agreements | None = None
 
 
 def _plain(value: Any) -> Any:
     """Plain types; of measured circuits without the fields that do not exist."""
-    if isinstance(value, Measured):
+    if isinstance(value, Measured | Agreements | Agreement):
         own = {field.name: getattr(value, field.name) for field in fields(value)}
         return {key: _plain(part) for key, part in own.items() if part is not None}
     if isinstance(value, dict):

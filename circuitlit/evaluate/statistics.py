@@ -103,7 +103,11 @@ def combined(parts: Sequence[tuple[float, Statistic]]) -> Statistic:
 
 
 def statistic(
-    function: Function, columns: Float[Tensor, "column *draw pair"], groups: Groups, seed: int = 0
+    function: Function,
+    columns: Float[Tensor, "column *draw pair"],
+    groups: Groups,
+    seed: int = 0,
+    strata: Int[Tensor, "pair"] | None = None,
 ) -> Statistic:
     """A function of the means of some columns of per-pair numbers.
 
@@ -116,6 +120,8 @@ def statistic(
         columns: numbers of each pair, of each draw where there are several.
         groups: which pairs share a sentence; None where every pair stands alone.
         seed: of the resampling; statistics of independent samples take different ones.
+        strata: kinds of pairs (the model's right and wrong answers, say) whose numbers every resample keeps; None
+            resamples all pairs together.
 
     Source: t on group means, Ibragimov and Muller, Journal of Business & Economic Statistics 28 (2010): conservative
     at 5 % where the groups' variances differ. For functions that are not linear the groups' means are jackknife
@@ -123,7 +129,7 @@ def statistic(
     """
     values = columns.double().unsqueeze(1) if columns.dim() == 2 else columns.double()
     draws, pairs = values.shape[1:]
-    weights = pair_weights(pairs, seed)
+    weights = pair_weights(pairs, seed) if strata is None else _stratified_weights(strata, seed)
     by_pair = values.mean(1)
     if draws == 1:
         resampled = by_pair @ weights.T
@@ -187,6 +193,15 @@ def pair_weights(pairs: int, seed: int) -> Float[Tensor, "resample pair"]:
     drawn = torch.randint(pairs, (RESAMPLES, pairs), generator=torch.Generator().manual_seed(seed))
     counts = torch.zeros(RESAMPLES, pairs, dtype=torch.float64)
     return counts.scatter_add_(1, drawn, torch.ones_like(counts)) / pairs
+
+
+def _stratified_weights(strata: Int[Tensor, "pair"], seed: int) -> Float[Tensor, "resample pair"]:
+    """As `pair_weights`, with the pairs of each stratum drawn among themselves."""
+    weights = torch.zeros(RESAMPLES, len(strata), dtype=torch.float64)
+    for number, stratum in enumerate(strata.unique()):
+        own = (strata == stratum).nonzero()[:, 0]
+        weights[:, own] = pair_weights(len(own), seed + number) * len(own) / len(strata)
+    return weights
 
 
 def mean_of_others(values: Float[Tensor, "one two"], drawn: Int[Tensor, "draw item"]) -> Float[Tensor, "draw"]:

@@ -7,6 +7,7 @@ from dataclasses import dataclass, fields, replace
 from typing import Any
 
 from circuitlit.discover.workbench import Workbench
+from circuitlit.evaluate.agreement import Agreements
 from circuitlit.evaluate.controls import random_circuit, shuffled_circuit
 from circuitlit.evaluate.found import (
     FAILED,
@@ -121,15 +122,18 @@ def _compared(bed: TestBed, found: Outcome, equal: Circuit | None) -> dict[str, 
         "n_pairs": len(found.kl),
         "sentences": {"n": sentences, "reason": few},
         **_metrics(summarise([found], *ends)),
+        "agreement": Agreements.of(bed.full, found),
         "full": _entry([bed.full], *ends, n_edges=bed.model.graph.n_edges),
         "corrupted": _entry([bed.corrupted], *ends, n_edges=0),
     }
     if equal is None:
         return compared
-    theirs, sizes = bed.run(equal.kept), {"n_edges": equal.n_edges, "n_edges_reachable": equal.n_reachable}
+    theirs = bed.run(equal.kept)
+    more = {"agreement": Agreements.of(bed.full, theirs)}
+    more |= {"n_edges": equal.n_edges, "n_edges_reachable": equal.n_reachable}
     label = f"{equal.scores.method}, {equal.scores.ranking}"
     return compared | {
-        "attribution": _entry([theirs], *ends, label=label, **sizes),
+        "attribution": _entry([theirs], *ends, label=label, **more),
         "attribution_minus_circuit_kl": paired_difference(theirs.kl, found.kl, found.group),
     }
 

@@ -201,6 +201,7 @@ def notes(result: dict) -> list[str]:
         kl = Metric.of(new["kl"])
         beyond = f", {kl.sentences()} for new sentences" if kl.sentences() else ""
         said.append(f"With words that training never saw, KL {kl.text()} {kl.interval()}{beyond}.")
+    said += _agreement_notes(result)
     said += _gates_note(result.get("gates"))
     tried = result.get("attributions_tried") or []
     if tried:
@@ -212,6 +213,27 @@ def notes(result: dict) -> list[str]:
         listed = ", ".join(f"{kind} ones: p = {row['p_holm']:.2g} ({row['n_circuits']} draws)" for kind, row in claims)
         said.append(f"KL below that of {listed}; Holm's correction for {len(claims)} claims.")
     return said
+
+
+def _agreement_notes(result: dict) -> list[str]:
+    """How often the circuit says what the model says, where that is right and where it is wrong."""
+    said = []
+    for key, asked in (("candidates", "Between right and wrong candidates"), ("vocabulary", "Of all tokens")):
+        row = entry_of(result, f"agreement.{key}")
+        if not isinstance(row, dict) or not isinstance(row.get("right"), dict):
+            continue
+        wrong = row.get("reason") or f"of its wrong ones ({row['n_wrong']} pairs) {_with_sentences(row.get('wrong'))}"
+        if row.get("kappa"):
+            wrong += f", Cohen's kappa of their errors {_with_sentences(row['kappa'])}"
+        right = f"of the model's right answers ({row['n_right']} pairs) {_with_sentences(row['right'])}"
+        said.append(f"{asked} the circuit says the same as the model: {right}; {wrong}.")
+    return said
+
+
+def _with_sentences(raw: object) -> str:
+    """A value with its interval for other pairs, then for new sentences where there is one."""
+    metric = Metric.of(raw)
+    return f"{metric} {metric.sentences()}".rstrip()
 
 
 def _gates_note(gates: object) -> list[str]:

@@ -18,7 +18,7 @@ from circuitlit.tasks.encoded import EncodedPairs
 from circuitlit.tasks.gender_pronoun import gender_pronoun
 from circuitlit.tasks.greater_than import greater_than
 from circuitlit.tasks.induction import induction
-from circuitlit.tasks.ioi import ioi, ioi_single
+from circuitlit.tasks.ioi import ioi, ioi_hard, ioi_single
 from circuitlit.tasks.jsonl import jsonl
 from circuitlit.tasks.lookup import antonym, factual, past_tense, two_hop
 from circuitlit.tasks.pair import Batch, Pair
@@ -43,6 +43,7 @@ __all__ = [
     "greater_than",
     "induction",
     "ioi",
+    "ioi_hard",
     "ioi_single",
     "jsonl",
     "past_tense",

@@ -57,6 +57,12 @@ SENTENCES = {
 }
 ORDERS = {"ABBA": ("io", "s1"), "BABA": ("s1", "io")}
 SINGLE = "went/ABBA"
+# What the giver does first in the hard variant: a name that is said over and over is what models err to.
+DISTRACTORS = (
+    "{s2} smiled, {s2} said that {s2} was happy, and {s2}",
+    "{s2} said that {s2} was tired, that {s2} was hungry and that {s2} was bored, and {s2}",
+    "{s2} laughed, {s2} sang, {s2} danced and {s2}",
+)
 
 # The words that SmolLM2-135M does well with; separated by spaces.
 NAMES = f"{BOYS} {GIRLS}"
@@ -74,13 +80,21 @@ OBJECTS = (
 )
 
 
-def templates() -> dict[str, str]:
-    """All sentences in both name orders: `went/ABBA` names the receiver ("io") first, `went/BABA` the giver ("s1")."""
-    return {
+def templates(hard: bool = False) -> dict[str, str]:
+    """All sentences in both name orders: `went/ABBA` names the receiver ("io") first, `went/BABA` the giver ("s1").
+
+    Args:
+        hard: True lets the giver do other things before, by one of `DISTRACTORS`.
+    """
+    made = {
         f"{key}/{order}": sentence.replace("{first}", f"{{{first}}}").replace("{second}", f"{{{second}}}")
         for key, sentence in SENTENCES.items()
         for order, (first, second) in ORDERS.items()
     }
+    if not hard:
+        return made
+    turns = {key: DISTRACTORS[place % len(DISTRACTORS)] for place, key in enumerate(SENTENCES)}
+    return {key: text.replace("{s2}", turns[key.split("/")[0]]) for key, text in made.items()}
 
 
 def ioi(
@@ -107,6 +121,17 @@ def ioi(
     )
 
 
+def ioi_hard(
+    tokenizer: PreTrainedTokenizerBase, n_train: int, n_val: int, n_test: int, seed: int, n_new_words: int = 0
+) -> Pairs:
+    """Pairs of `ioi` in whose sentences the giver is named over and over, so that models err often.
+
+    Arguments and errors are those of `ioi`; its words and sentences are in the same splits.
+    """
+    keys = deal_sentences(list(SENTENCES), list(ORDERS))
+    return _splits("ioi_hard", tokenizer, keys, (n_train, n_val, n_test, n_new_words), seed, hard=True)
+
+
 def ioi_single(
     tokenizer: PreTrainedTokenizerBase, n_train: int, n_val: int, n_test: int, seed: int, n_new_words: int = 0
 ) -> Pairs:
@@ -120,9 +145,14 @@ def ioi_single(
 
 
 def _splits(
-    name: str, tokenizer: PreTrainedTokenizerBase, keys: dict[str, list[str]], counts: Sequence[int], seed: int
+    name: str,
+    tokenizer: PreTrainedTokenizerBase,
+    keys: dict[str, list[str]],
+    counts: Sequence[int],
+    seed: int,
+    hard: bool = False,
 ) -> Pairs:
-    texts = templates()
+    texts = templates(hard)
     names, places, objects = (
         deal_words("ioi", kind, words.split(), tokenizer, needed)
         for kind, words, needed in (("names", NAMES, 10), ("places", PLACES, 3), ("objects", OBJECTS, 3))
