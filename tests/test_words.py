@@ -122,7 +122,7 @@ def test_eight_sentences_are_held_out_and_groups_join_their_variants(
     assert not train & val and not train & test and not val & test and train | val | test == set(sentences)
     every = splits.train + splits.val + splits.test + splits.new_words
     assert all(pair.template.split("/")[0] == pair.unit for pair in every)
-    variants = {"ioi": 2, "greater_than": 1, "gender_pronoun": 2, "sva": 4}[name]
+    variants = {"ioi": 2, "ioi_hard": 2, "greater_than": 1, "gender_pronoun": 2, "sva": 4}[name]
     assert len({pair.template for pair in every}) == variants * len(sentences)
 
 
