@@ -50,9 +50,11 @@ from .evaluate import (
     summarise,
 )
 from .evaluate.ability import measure_behaviour
+from .evaluate.ablations import Ablations, measure_ablations
 from .evaluate.evaluation import evaluate_circuit
 from .evaluate.find import attribute_circuit, find_circuit
 from .evaluate.found import FoundCircuit
+from .evaluate.generalisation import Generalisation, measure_generalisation
 from .evaluate.model_errors import ModelErrors, measure_errors
 from .evaluate.study.cells import StudySettings
 from .evaluate.study.compare_methods import compare_methods, learn_masks
@@ -92,6 +94,7 @@ from .timeline.telling import Makers, tell_story
 
 __all__ = [
     "Ablation",
+    "Ablations",
     "Behaviour",
     "Capabilities",
     "Circuit",
@@ -99,6 +102,7 @@ __all__ = [
     "EdgeScores",
     "FactInjection",
     "FoundCircuit",
+    "Generalisation",
     "Generality",
     "Graph",
     "HardConcrete",
@@ -186,8 +190,10 @@ __all__ = [
     "load_circuit",
     "load_subject",
     "mask_gradients",
+    "measure_ablations",
     "measure_behaviour",
     "measure_errors",
+    "measure_generalisation",
     "measure_generality",
     "measure_knowledge",
     "noise_floor",

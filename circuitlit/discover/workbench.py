@@ -188,6 +188,10 @@ class Workbench:
         known = self.references
         return References(self.subject, known.kind, known.mean)
 
+    def ablated(self, ablation: Ablation, seed: int = 0) -> References:
+        """References, without a cache, of another ablation, its constants made of the training pairs."""
+        return References(self.subject, ablation.kind, _constants(self.model, self.data, ablation, seed))
+
 
 def own_size(scores: EdgeScores) -> int:
     """Edges that the method itself keeps.
