@@ -59,6 +59,7 @@ from .evaluate.model_errors import ModelErrors, measure_errors
 from .evaluate.study.cells import StudySettings
 from .evaluate.study.compare_methods import compare_methods, learn_masks
 from .evaluate.study.results import MethodStudy
+from .evaluate.trust.card import TrustCard, measure_trust
 from .finetune import examples_of_task
 from .finetune.finetune_model import TunedModel, finetune_model
 from .graph import Circuit, EdgeScores, Graph, MaskLayout, export_circuit, greedy, load_circuit, reachable_edges, top_k
@@ -139,6 +140,7 @@ __all__ = [
     "Swaps",
     "TestBed",
     "TimelineAgreement",
+    "TrustCard",
     "TunedModel",
     "TuningComparison",
     "TuningStory",
@@ -196,6 +198,7 @@ __all__ = [
     "measure_generalisation",
     "measure_generality",
     "measure_knowledge",
+    "measure_trust",
     "noise_floor",
     "paired_difference",
     "prune_model",

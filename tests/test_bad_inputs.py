@@ -58,6 +58,8 @@ WORDS: list[Case] = [
     ("compare", "compare.sizes=[0.5,1.5]", "compare.sizes[1]=1.5"),
     ("study", "study.sparsities=[95]", "did you mean 0.95?"),
     ("study", "study.parts=0", "study.parts=0"),
+    ("train", "objective.error_weight=1", "objective.error_weight=1 is not a share above 0 and below 1"),
+    ("trust", "trust.only=[error]", "did you mean errors?"),
     ("guided", "guided.rank=1", "at least 2"),
     ("evolve", "evolve.faithfulness=0", "above 0"),
     ("bench", "tokens=0", "tokens=0"),

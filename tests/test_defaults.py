@@ -32,9 +32,13 @@ from circuitlit import (
     inject_facts,
     intervene_on_nodes,
     load_subject,
+    measure_ablations,
     measure_behaviour,
+    measure_errors,
+    measure_generalisation,
     measure_generality,
     measure_knowledge,
+    measure_trust,
 )
 from circuitlit.compare.reuse import Swaps
 from circuitlit.discover.workbench import Ablation
@@ -46,6 +50,10 @@ TASKS = "generality.tasks=[ioi,sva]"
 SAME = [
     (Bars, "evaluate circuit=x", "evaluate"),
     (evaluate_circuit, "evaluate circuit=x", "evaluate"),
+    (measure_trust, "trust circuit=x", "trust"),
+    (measure_errors, "trust circuit=x", "trust.errors"),
+    (measure_ablations, "trust circuit=x", "trust.ablations"),
+    (measure_generalisation, "trust circuit=x", "trust.generalises"),
     (intervene_on_nodes, "intervene", "intervene"),
     (measure_generality, f"generality {TASKS}", "generality"),
     (compare_freezing, f"generality {TASKS}", "generality.prevent"),

@@ -17,6 +17,7 @@ VERBS = {
     "behaviour": "does the model do the tasks: accuracy, metric and the corrupted run's KL, by task and split",
     "attribute": "score every edge by one attribution method and cut a circuit",
     "evaluate": "measure any saved circuit on any task and model",
+    "trust": "how sure a circuit is, a row a claim: the model's errors, other ablations, changed pairs",
     "study": "compare methods over tasks and sparsities",
     "export": "write a circuit in the file formats of MIB and EAP-IG",
     "finetune": "tune the model on a task, all weights or an adapter, with checkpoints and a held-out test",

@@ -9,8 +9,16 @@ from omegaconf import DictConfig
 
 from circuitlit.errors import UserError
 
-WITHOUT = ("attribute", "behaviour", "bench", "evaluate", "finetune", "train")  # verbs that do with clean prompts
-CUT = ("attribute", "evaluate", "train")  # those of them that ablate edges
+WITHOUT = (
+    "attribute",
+    "behaviour",
+    "bench",
+    "evaluate",
+    "finetune",
+    "train",
+    "trust",
+)  # verbs that do with clean prompts
+CUT = ("attribute", "evaluate", "train", "trust")  # those of them that ablate edges
 
 
 def check_prompts(cfg: DictConfig, verb: str) -> None:
@@ -33,7 +41,7 @@ def check_prompts(cfg: DictConfig, verb: str) -> None:
             )
     if wrong == lines or verb not in CUT:
         return
-    losses = {"method.objective": cfg.method.objective} if verb != "evaluate" else {}
+    losses = {"method.objective": cfg.method.objective} if verb not in ("evaluate", "trust") else {}
     losses |= {"objective": cfg.objective.loss} if verb == "train" else {}
     for key, loss in losses.items():
         name = str(loss.get("path", "")).rsplit(".", 1)[-1]

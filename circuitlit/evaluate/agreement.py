@@ -22,7 +22,7 @@ class Agreement:
     """How often a circuit says exactly what the model says; None where that cannot be measured.
 
     Attributes:
-        n_right, n_wrong: pairs that the model gets right, and wrong.
+        n_right, n_wrong: pairs that the model gets right, and wrong, of those that the circuit ran on.
         reason: why nothing is said of its wrong answers.
         accuracy: of the model, share.
         right, wrong: agreement with its right and its wrong answers, shares; 1 and 1 is faithful, 1 and 0 idealised.
@@ -105,7 +105,7 @@ def _agreement(
     if n_right:
         shown |= {"right": of(lambda m: m[1] / m[0]), "kl_right": of(lambda m: m[2] / m[0])}
     if n_wrong < least:
-        errs = f"the model errs on {n_wrong} of {n_right + n_wrong} pairs"
+        errs = f"the model errs on {weights[wrong].sum():.0f} of {weights.sum():.0f} pairs"
         return Agreement(**shown, reason=f"not measurable: {errs}, {least} errors are needed")
     shown |= {
         "wrong": of(lambda m: m[4] / m[3]),

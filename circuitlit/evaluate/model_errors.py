@@ -103,9 +103,11 @@ class ModelErrors(Result):
     words: list[Word] = field(default_factory=list)
 
     @property
-    def main(self) -> Agreement:
-        """Agreement between candidates, or over the vocabulary where pairs have no wrong answer."""
-        return self.candidates or self.vocabulary
+    def main(self) -> tuple[str, Agreement]:
+        """Agreement between candidates, or, where that is measurable and the first is not, over the vocabulary."""
+        if self.candidates is None or (self.candidates.reason and not self.vocabulary.reason):
+            return "all tokens", self.vocabulary
+        return "candidates", self.candidates
 
     def rows(self) -> Iterator[dict[str, Any]]:
         """A row a way to say something."""

@@ -1,0 +1,133 @@
+"""`measure_trust`: the parts of a trust card, each made once and kept, and their rows."""
+
+from __future__ import annotations
+
+import hashlib
+import time
+from collections.abc import Callable, Iterator, Mapping, Sequence
+from contextlib import ExitStack
+from dataclasses import dataclass, replace
+from functools import partial
+from pathlib import Path
+from tempfile import TemporaryDirectory
+from typing import Any, ClassVar, TypeVar
+
+from circuitlit.discover.workbench import Workbench
+from circuitlit.errors import UserError
+from circuitlit.evaluate.ablations import Ablations, measure_ablations
+from circuitlit.evaluate.generalisation import Generalisation, measure_generalisation
+from circuitlit.evaluate.model_errors import ModelErrors, measure_errors
+from circuitlit.evaluate.trust.row import TrustRow
+from circuitlit.evaluate.trust.rows import ablation_rows, error_rows, generalisation_rows
+from circuitlit.graph import Circuit
+from circuitlit.progress import phase
+from circuitlit.result import Result
+from circuitlit.store import Failure, Store
+from circuitlit.tasks.splits import SPLITS
+
+Part = TypeVar("Part", bound=Result)
+PARTS: dict[str, tuple[type[Result], Callable[..., Any], Callable[..., list[TrustRow]], str]] = {
+    "errors": (ModelErrors, measure_errors, error_rows, "Looking for the model's errors"),
+    "ablations": (Ablations, measure_ablations, ablation_rows, "Cutting the same edges in other ways"),
+    "generalises": (Generalisation, measure_generalisation, generalisation_rows, "Changing the pairs"),
+}
+
+
+@dataclass(frozen=True, kw_only=True, repr=False)
+class TrustCard(Result):
+    """What `measure_trust` found.
+
+    Attributes:
+        task, model, method, n_edges: the circuit.
+        trust: rows by their names.
+    """
+
+    schema: ClassVar[str] = "trust"
+    file: ClassVar[str] = "trust.json"
+
+    task: str
+    model: str
+    method: str
+    n_edges: int
+    trust: dict[str, TrustRow]
+
+    def rows(self) -> Iterator[dict[str, Any]]:
+        """A row a claim."""
+        names = ("name", "figure", "value", "low", "high", "bar", "state", "why", "pairs", "groups", "p", "seconds")
+        for row in self.trust.values():
+            yield {name: getattr(row, name) for name in names}
+
+
+def measure_trust(
+    bench: Workbench,
+    circuit: Circuit,
+    *,
+    only: Sequence[str] = tuple(PARTS),
+    settings: Mapping[str, Mapping[str, Any]] | None = None,
+    folder: Path | str | None = None,
+    seed: int = 0,
+) -> TrustCard:
+    """Make the parts of a trust card and their rows.
+
+    Args:
+        bench: subject, pairs and masked model.
+        circuit: any circuit of the model.
+        only: which parts: "errors", "ablations", "generalises".
+        settings: arguments of each part's function, by its name.
+        folder: keeps the parts, so that a call that was stopped goes on, and a part that is asked for later joins them.
+            None keeps nothing.
+        seed: of all parts.
+
+    Raises:
+        UserError: no such part.
+    """
+    unknown = [name for name in only if name not in PARTS]
+    if unknown or not only:
+        raise UserError(f"trust.only={list(only)} are not some of {', '.join(PARTS)}")
+    identity, rows = _identity(bench, circuit), []
+    with ExitStack() as stack:
+        store = Store(Path(stack.enter_context(TemporaryDirectory()) if folder is None else folder))
+        for name in only:
+            kind, function, read, title = PARTS[name]
+            own = {**(settings or {}).get(name, {}), "seed": seed}
+            known = {key: _identity_of(value) for key, value in own.items()}
+            with phase(name, title):
+                work = partial(_timed, function, bench, circuit, own)
+                found = store.tried(name, identity | known, kind, work)
+            rows += [_failed(name, found)] if isinstance(found, Failure) else _with_facts(read(found), found, known)
+    return TrustCard(
+        task=bench.data.splits.name,
+        model=bench.subject.name,
+        method=circuit.scores.method,
+        n_edges=circuit.n_edges,
+        trust={row.name: row for row in rows},
+    )
+
+
+def _timed(function: Callable[..., Part], bench: Workbench, circuit: Circuit, own: dict[str, Any]) -> Part:
+    begun = time.perf_counter()
+    return function(bench, circuit, **own).replaced(seconds=time.perf_counter() - begun)
+
+
+def _with_facts(rows: list[TrustRow], found: Result, settings: dict[str, Any]) -> list[TrustRow]:
+    return [replace(row, seconds=found.seconds, settings=settings) for row in rows]
+
+
+def _failed(name: str, failure: Failure) -> TrustRow:
+    return TrustRow(name=name, figure=name, why=failure.error)
+
+
+def _identity(bench: Workbench, circuit: Circuit) -> dict[str, Any]:
+    """What every part depends on."""
+    pairs = [repr(getattr(bench.data.splits, split)) for split in SPLITS]
+    facts = {"task": bench.data.splits.name, "model": bench.subject.name, "weights": bench.subject.provenance}
+    return facts | {
+        "ablation": bench.references.kind,
+        "pairs": hashlib.sha256("".join(pairs).encode()).hexdigest(),
+        "circuit": _identity_of(circuit),
+    }
+
+
+def _identity_of(value: Any) -> Any:
+    """A setting as plain types; a circuit by its edges."""
+    return hashlib.sha256(value.kept.numpy().tobytes()).hexdigest() if isinstance(value, Circuit) else value

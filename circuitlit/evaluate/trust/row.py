@@ -1,0 +1,69 @@
+"""A row of the trust card: a figure, its interval, the bar that it is held against, and what that says."""
+
+from __future__ import annotations
+
+from dataclasses import dataclass, field
+from typing import Any
+
+from circuitlit.evaluate.statistics import Estimate
+
+PASS, FAIL, UNDECIDED, NOT_MEASURED, SHOWN = "pass", "fail", "undecided", "not measured", "shown"
+
+
+@dataclass(frozen=True, kw_only=True)
+class TrustRow:
+    """One claim.
+
+    Attributes:
+        name: `group.claim`, as in files.
+        figure: what the number is, in words.
+        value, low, high: the figure and the 95 % interval that the state goes by: for new sentences where there are
+            several, else for other pairs of these; None where it was not measured.
+        bar: what it is held against; None where it is only shown.
+        at_least: True where the figure has to be at least the bar, False where it has to be at most that.
+        state: "pass", "fail", "undecided" (the interval straddles the bar), "not measured" or "shown" (no bar).
+        why: why it was not measured; empty elsewhere.
+        pairs, groups, draws: pairs and sentences that the interval stands on, random sets; None where there are none.
+        p: of the claim, corrected; None where none is tested.
+        seconds: that its part took.
+        settings: of its part.
+    """
+
+    name: str
+    figure: str
+    value: float | None = None
+    low: float | None = None
+    high: float | None = None
+    bar: float | None = None
+    at_least: bool = True
+    state: str = NOT_MEASURED
+    why: str = ""
+    pairs: int | None = None
+    groups: int | None = None
+    draws: int | None = None
+    p: float | None = None
+    seconds: float | None = None
+    settings: dict[str, Any] = field(default_factory=dict)
+
+    @classmethod
+    def of(
+        cls,
+        name: str,
+        figure: str,
+        estimate: Estimate | None,
+        bar: float | None = None,
+        at_least: bool = True,
+        why: str | None = None,
+        **facts: Any,
+    ) -> TrustRow:
+        """Hold an estimate against a bar; without one, or with `why`, the row says that nothing was measured."""
+        bounds = estimate and estimate.bounds
+        common = {"name": name, "figure": figure, "bar": bar, "at_least": at_least, **facts}
+        if estimate is None or estimate.value is None or bounds is None:
+            return cls(**common, why=why or "the figure does not exist for these pairs")
+        low, high = bounds
+        state = SHOWN
+        if bar is not None:
+            passes, fails = (low >= bar, high < bar) if at_least else (high <= bar, low > bar)
+            state = PASS if passes else FAIL if fails else UNDECIDED
+        return cls(**common, value=estimate.value, low=low, high=high, state=state)

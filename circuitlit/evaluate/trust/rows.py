@@ -1,0 +1,78 @@
+"""The rows that each part of the trust card gives, with their bars."""
+
+from __future__ import annotations
+
+from circuitlit.evaluate.ablations import Ablations
+from circuitlit.evaluate.generalisation import Generalisation
+from circuitlit.evaluate.model_errors import ModelErrors
+from circuitlit.evaluate.trust.row import TrustRow
+
+RIGHT, WRONG, KAPPA, MATCHED, BIASED = 0.95, 0.6, 0.6, 0.2, 0.2  # bars of errors
+WORDS, OTHER = 1.25, 2.0  # bars of generalisation, times the KL share of the pairs that it is compared with
+
+
+def error_rows(found: ModelErrors) -> list[TrustRow]:
+    """Agreement with right and wrong answers, kappa, and the controls."""
+    said, main = found.main
+    why, n = main.reason, {"pairs": main.n_wrong}
+    rows = [
+        TrustRow.of("errors.right", f"agreement, model right, {said}", main.right, RIGHT, pairs=main.n_right),
+        TrustRow.of("errors.wrong", f"agreement, model wrong, {said}", main.wrong, WRONG, why=why, **n),
+        TrustRow.of(
+            "errors.kappa",
+            f"kappa of right and wrong, {said}",
+            main.kappa,
+            KAPPA,
+            why=why,
+            pairs=main.n_right + main.n_wrong,
+        ),
+    ]
+    matched, biased = found.matched, found.biased
+    rows.append(
+        TrustRow.of(
+            "errors.matched",
+            "right minus wrong, equal margins",
+            matched and matched.gap,
+            MATCHED,
+            at_least=False,
+            why=matched.reason if matched else "pairs have no wrong answer",
+            pairs=matched and matched.n,
+        )
+    )
+    few = found.candidates and found.candidates.reason
+    absent = few or "no earlier circuit to add a bias to; name one: trust.errors.baseline=RUN"
+    figure, errors = "agreement, model wrong, minus a biased baseline's", found.candidates and found.candidates.n_wrong
+    rows.append(TrustRow.of("errors.biased", figure, biased and biased.beaten_by, BIASED, why=absent, pairs=errors))
+    return rows
+
+
+def ablation_rows(found: Ablations) -> list[TrustRow]:
+    """The KL share under every ablation; none has a bar. Least and largest are named."""
+    ends = found.ends
+    said = {one.kind: end for one, end in zip(ends, (", the least", ", the largest"), strict=True)} if ends else {}
+    return [
+        TrustRow.of(
+            f"ablations.{one.kind}",
+            f"KL over that of no edges, {one.kind}{said.get(one.kind, '')}",
+            one.share,
+            why=one.reason,
+            pairs=found.n_pairs,
+        )
+        for one in found.kinds
+    ]
+
+
+def generalisation_rows(found: Generalisation) -> list[TrustRow]:
+    """The loss on each changed kind of pairs."""
+    return [
+        TrustRow.of(
+            f"generalises.{one.name}",
+            f"KL share, {one.name}, over {one.than} pairs'",
+            one.ratio,
+            WORDS if one.name == "words" else OTHER,
+            at_least=False,
+            why=one.reason,
+            pairs=one.n_pairs,
+        )
+        for one in found.axes
+    ]

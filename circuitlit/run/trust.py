@@ -1,0 +1,35 @@
+"""The trust card of any saved circuit, row by row."""
+
+from __future__ import annotations
+
+from omegaconf import DictConfig, OmegaConf
+
+from circuitlit.cli.build import build_subject, build_workbench, plain
+from circuitlit.cli.checks import run_dir
+from circuitlit.cli.finish import finish, prepare
+from circuitlit.evaluate.trust.card import TrustCard, measure_trust
+from circuitlit.graph import load_circuit
+from circuitlit.progress import phase
+from circuitlit.report.trust import print_trust, write_trust
+
+
+def run(cfg: DictConfig) -> TrustCard:
+    """Make the rows of `trust.only`, and write `trust.json` and a page into the run directory."""
+    prepare(cfg)
+    settings = plain(cfg.trust)
+    only, pairs = settings.pop("only"), settings["errors"].pop("pairs")
+    if pairs is not None and cfg.task.build.get("n_test") is not None:
+        more = {"n_test": max(pairs, cfg.task.build.n_test)}
+        if "n_new_words" in cfg.task.build:
+            more["n_new_words"] = cfg.task.build.n_new_words
+        cfg = OmegaConf.merge(cfg, {"task": {"build": more}})  # type: ignore[assignment]
+    with phase("load", f"Loading {cfg.model.name} and the pairs of task {cfg.task.name}"):
+        subject = build_subject(cfg)
+        circuit, earlier = load_circuit(cfg.circuit, subject.graph), settings["errors"].pop("baseline")
+        if earlier is not None:
+            settings["errors"]["baseline"] = load_circuit(earlier, subject.graph)
+        bench = build_workbench(cfg, subject)
+    if not circuit.n_edges:
+        circuit = bench.cut(circuit.scores, circuit.provenance)
+    found = measure_trust(bench, circuit, only=only, settings=settings, folder=run_dir() / "trust", seed=cfg.seed)
+    return finish(cfg, found, subject, write_trust, print_trust)

@@ -1,0 +1,89 @@
+"""The trust card: states by hand, parts that are made once, the verb on a tiny model."""
+
+from __future__ import annotations
+
+import json
+from pathlib import Path
+
+import pytest
+from cli import call, settings
+
+from circuitlit import FoundCircuit, TrustCard
+from circuitlit.evaluate.statistics import Estimate
+from circuitlit.evaluate.trust import card
+from circuitlit.evaluate.trust.row import TrustRow
+from circuitlit.report.trust import trust_cells
+
+FAST = ["logger=none", "trust.errors.least=1", "trust.errors.pairs=null", "trust.ablations.steps=2"]
+
+
+@pytest.mark.parametrize(
+    ("low", "high", "at_least", "state"),
+    [
+        (0.6, 0.9, True, "pass"),
+        (0.2, 0.5, True, "fail"),
+        (0.5, 0.7, True, "undecided"),
+        (0.2, 0.5, False, "pass"),
+        (0.7, 0.9, False, "fail"),
+        (0.5, 0.7, False, "undecided"),
+    ],
+)
+def test_the_state_goes_by_the_interval(low: float, high: float, at_least: bool, state: str) -> None:
+    middle = (low + high) / 2
+    row = TrustRow.of("a.b", "share", Estimate(middle, low, high), 0.6, at_least=at_least, pairs=9)
+    assert (row.state, row.low, row.high, row.pairs) == (state, low, high, 9)
+    wide = TrustRow.of("a.b", "share", Estimate(middle, low, high, 0.0, 1.0), 0.6, at_least=at_least)
+    assert wide.state == "undecided" and (wide.low, wide.high) == (
+        0.0,
+        1.0,
+    )  # new sentences decide where there are some
+    assert TrustRow.of("a.b", "share", Estimate(middle, low, high)).state == "shown"
+
+
+def test_what_is_not_measured_says_why() -> None:
+    row = TrustRow.of("a.b", "share", None, 0.6, why="the model errs on 3 of 90 pairs")
+    assert trust_cells(row) == ("a.b", "share", "-", "at least 0.6", "not measured: the model errs on 3 of 90 pairs")
+    assert TrustRow.of("a.b", "share", Estimate(), 0.6).why
+
+
+def test_the_verb_makes_each_part_once(
+    local: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]
+) -> None:
+    call(*settings(local, tmp_path / "run", "logger=none", "method=eap"), verb="attribute")
+    found = FoundCircuit.load(tmp_path / "run")
+    assert (
+        found.agreement is not None
+        and found.agreement.candidates is not None
+        and found.agreement.vocabulary is not None
+    )
+    assert (found.agreement.candidates.reason or "").endswith("50 errors are needed")
+    trust = [
+        *settings(local, tmp_path / "card", *FAST, f"circuit={tmp_path}/run"),
+        f"trust.errors.baseline={tmp_path}/run",
+    ]
+    call(*trust, "trust.only=[errors,ablations]", verb="trust")
+    first = TrustCard.load(tmp_path / "card")
+    assert {name.split(".")[0] for name in first.trust} == {"errors", "ablations"} and len(first.trust) == 9
+    assert first.n_edges == found.n_edges and first.trust["ablations.zero"].state == "shown"
+    beaten = first.trust["errors.biased"]
+    assert beaten.value == 0 or beaten.why  # by itself, with a bias of its own agreement
+    printed = capsys.readouterr().out
+    assert "errors.wrong" in printed and "errors.wrong" in (tmp_path / "card" / "trust.html").read_text()
+
+    def again(*args: object, **more: object) -> None:
+        raise AssertionError("this part is there")
+
+    parts = {
+        name: (kind, again if name == "errors" else work, *rest) for name, (kind, work, *rest) in card.PARTS.items()
+    }
+    monkeypatch.setattr(card, "PARTS", parts)
+    call(*trust, "trust.only=[errors,generalises]", "trust.generalises.front=w1 w2", verb="trust")
+    second = TrustCard.load(tmp_path / "card")
+    assert {k: v for k, v in second.trust.items() if k.startswith("errors")} == {
+        k: v for k, v in first.trust.items() if k.startswith("errors")
+    }
+    assert second.trust["generalises.words"].state == "not measured"
+    assert second.trust["generalises.length"].value is not None
+    call(*trust, "trust.only=[errors]", "trust.errors.most=3", verb="trust")  # other settings: it is made, and fails
+    row = json.loads((tmp_path / "card" / "trust.json").read_text())["trust"]["errors"]
+    assert row["state"] == "not measured" and "this part is there" in row["why"]
