@@ -14,18 +14,11 @@ WORDS, OTHER = 1.25, 2.0  # bars of generalisation, times the KL share of the pa
 def error_rows(found: ModelErrors) -> list[TrustRow]:
     """Agreement with right and wrong answers, kappa, and the controls."""
     said, main = found.main
-    why, n = main.reason, {"pairs": main.n_wrong}
+    why, both = main.reason, main.n_right + main.n_wrong
     rows = [
         TrustRow.of("errors.right", f"agreement, model right, {said}", main.right, RIGHT, pairs=main.n_right),
-        TrustRow.of("errors.wrong", f"agreement, model wrong, {said}", main.wrong, WRONG, why=why, **n),
-        TrustRow.of(
-            "errors.kappa",
-            f"kappa of right and wrong, {said}",
-            main.kappa,
-            KAPPA,
-            why=why,
-            pairs=main.n_right + main.n_wrong,
-        ),
+        TrustRow.of("errors.wrong", f"agreement, model wrong, {said}", main.wrong, WRONG, why=why, pairs=main.n_wrong),
+        TrustRow.of("errors.kappa", f"kappa of right and wrong, {said}", main.kappa, KAPPA, why=why, pairs=both),
     ]
     matched, biased = found.matched, found.biased
     rows.append(
