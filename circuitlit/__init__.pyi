@@ -51,6 +51,10 @@ from .evaluate import (
 )
 from .evaluate.ability import measure_behaviour
 from .evaluate.ablations import Ablations, measure_ablations
+from .evaluate.cost.attribution import time_attribution
+from .evaluate.cost.benchmark import AttributionTimes, MemoryPlans, StepTimes
+from .evaluate.cost.memory import StepShape, plan_memory
+from .evaluate.cost.training import time_training
 from .evaluate.evaluation import evaluate_circuit
 from .evaluate.find import attribute_circuit, find_circuit
 from .evaluate.found import FoundCircuit
@@ -96,6 +100,7 @@ from .timeline.telling import Makers, tell_story
 __all__ = [
     "Ablation",
     "Ablations",
+    "AttributionTimes",
     "Behaviour",
     "Capabilities",
     "Circuit",
@@ -118,6 +123,7 @@ __all__ = [
     "MaskTimeline",
     "MaskedLoss",
     "MaskedModel",
+    "MemoryPlans",
     "Method",
     "MethodStudy",
     "ModelErrors",
@@ -135,6 +141,8 @@ __all__ = [
     "Result",
     "Schedule",
     "SigmoidTopK",
+    "StepShape",
+    "StepTimes",
     "StudySettings",
     "Subject",
     "Swaps",
@@ -201,6 +209,7 @@ __all__ = [
     "measure_trust",
     "noise_floor",
     "paired_difference",
+    "plan_memory",
     "prune_model",
     "random_circuit",
     "random_scores",
@@ -214,6 +223,8 @@ __all__ = [
     "summarise",
     "sva",
     "tell_story",
+    "time_attribution",
+    "time_training",
     "top_k",
     "tracr",
     "write_page",

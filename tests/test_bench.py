@@ -13,13 +13,13 @@ from hydra import compose, initialize_config_dir
 from omegaconf import DictConfig
 
 from circuitlit.discover import MaskedLoss
+from circuitlit.evaluate.cost.memory import StepShape, largest_batch, memory_parts, step_bytes
+from circuitlit.evaluate.cost.training import traffic
 from circuitlit.graph import Graph, MaskLayout
 from circuitlit.masked import MaskedModel, References
 from circuitlit.masked.short_attention import rotates_by_halves
 from circuitlit.objective import kl_divergence
-from circuitlit.run.bench.data import RandomPairs, random_subject
-from circuitlit.run.bench.plan import largest_batch, meta_subject, plan, step_bytes
-from circuitlit.run.bench.step import traffic
+from circuitlit.run.bench.data import RandomPairs, meta_subject, random_subject, step_shape
 from circuitlit.run.bench.whole import Stopwatch
 from circuitlit.tasks.encoded import EncodedPairs, Row
 
@@ -49,6 +49,10 @@ QUICK = ["callbacks.progress_bar=false", "logger=none", "repeats=2", "warmup=1",
 def config(name: str, *more: str) -> DictConfig:
     with initialize_config_dir(str(CONF), version_base="1.3"):
         return compose("bench", [*SHAPE[name], *more])
+
+
+def shape(cfg: DictConfig) -> StepShape:
+    return step_shape(cfg, cfg.tokens, cfg.answers, 0)
 
 
 def step_of(cfg: DictConfig):
@@ -84,7 +88,7 @@ def test_plan_is_near_the_measured_peak(name: str, recompute: Any) -> None:
     cfg = config(name, f"mask.recompute={recompute}", "mask.panel=2")
     step = step_of(cfg)
     step()
-    parts = plan(cfg)
+    parts = memory_parts(meta_subject(cfg), shape(cfg))
     own = sum(size for part, size in parts.items() if part not in ("weights", "references"))
     assert own == pytest.approx(peak_bytes(step), rel=0.3)
 
@@ -92,13 +96,12 @@ def test_plan_is_near_the_measured_peak(name: str, recompute: Any) -> None:
 def test_plan_counts_weights_and_scales_with_the_batch() -> None:
     cfg = config("gpt2")
     subject = random_subject(cfg, "float32")
-    parts = plan(cfg)
+    parts = memory_parts(meta_subject(cfg), shape(cfg))
     assert parts["weights"] == sum(p.nbytes for p in {*subject.model.parameters(), *subject.model.buffers()})
     room = sum(parts.values())
-    assert largest_batch(cfg, 1.02 * room) == 6
-    assert largest_batch(cfg, 0.95 * room) == 5
-    assert largest_batch(cfg, parts["weights"]) == 0
-    sizes = [step_bytes(meta_subject(cfg), cfg) for cfg in (config("gpt2", f"model.dtype={d}") for d in DTYPES)]
+    sizes = ((1.02 * room, 6), (0.95 * room, 5), (parts["weights"], 0))
+    assert all(largest_batch(meta_subject(cfg), shape(cfg), there) == pairs for there, pairs in sizes)
+    sizes = [step_bytes(meta_subject(cfg), shape(cfg)) for cfg in (config("gpt2", f"model.dtype={d}") for d in DTYPES)]
     assert 0.4 < sizes[0] / sizes[1] < 0.75
 
 
@@ -107,7 +110,7 @@ def test_plan_of_a_large_model_loads_nothing(tmp_path: Path, capsys: pytest.Capt
     call(
         "plan=true", "model=codellama_13b", "data.batch_size=8", "tokens=64", f"hydra.run.dir={tmp_path}", verb="bench"
     )
-    (row,) = json.loads((tmp_path / "bench.json").read_text())["rows"]
+    (row,) = json.loads((tmp_path / "bench.json").read_text())["measured"]
     assert row["edges"] == 3_877_661
     assert row["gib"]["weights"] == pytest.approx(24.2, abs=0.1)
     assert row["gib"]["deltas"] == pytest.approx(1641 * 8 * 64 * 5120 * 2 / 2**30)
@@ -141,7 +144,7 @@ def test_stopwatch_gives_every_second_to_one_phase() -> None:
 
 def test_step_table(tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:
     call(*SHAPE["gpt2"], *QUICK, f"hydra.run.dir={tmp_path}", verb="bench")
-    (row,) = json.loads((tmp_path / "bench.json").read_text())["rows"]
+    (row,) = json.loads((tmp_path / "bench.json").read_text())["measured"]
     assert set(row["phases"]) == {"references", "masks", "forward", "backward", "optimizer", "data and callbacks"}
     assert sum(row["phases"].values()) == pytest.approx(row["step"], rel=0.5)
     assert row["to_stock"] == pytest.approx(row["step"] / row["stock"])
@@ -155,7 +158,7 @@ def test_step_of_micro_batches(tmp_path: Path, capsys: pytest.CaptureFixture[str
     for pairs, micro_batches in ((4, 1), (2, 2)):
         settings = (f"data.batch_size={pairs}", f"trainer.accumulate_grad_batches={micro_batches}")
         call(*SHAPE["gpt2"], *QUICK, *settings, f"hydra.run.dir={tmp_path / str(pairs)}", verb="bench")
-        rows += json.loads((tmp_path / str(pairs) / "bench.json").read_text())["rows"]
+        rows += json.loads((tmp_path / str(pairs) / "bench.json").read_text())["measured"]
     assert rows[0]["traffic_bytes"] == rows[1]["traffic_bytes"]
     assert sum(rows[1]["phases"].values()) == pytest.approx(rows[1]["step"], rel=0.5)
     assert "2 micro-batches of 2 x" in capsys.readouterr().out
@@ -163,14 +166,14 @@ def test_step_of_micro_batches(tmp_path: Path, capsys: pytest.CaptureFixture[str
 
 def test_attribution_table(tmp_path: Path) -> None:
     call(*SHAPE["llama"], *QUICK, "bench=eap", f"hydra.run.dir={tmp_path}", verb="bench")
-    (row,) = json.loads((tmp_path / "bench.json").read_text())["rows"]
+    (row,) = json.loads((tmp_path / "bench.json").read_text())["measured"]
     assert row["method"] == "mask_gradients" and row["to_stock"] > 0
 
 
 def test_phases_of_a_whole_run(local: Path, tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:
     """Each phase is timed: what is watched by its name is still called by it."""
     call("bench=run", *settings(local, tmp_path, "logger=none"), verb="bench")
-    (row,) = json.loads((tmp_path / "bench.json").read_text())["rows"]
+    (row,) = json.loads((tmp_path / "bench.json").read_text())["measured"]
     assert min(row["phases"].values()) > 0, row["phases"]
     assert sum(row["phases"].values()) == pytest.approx(row["seconds"])
     assert row["steps"] == 12 and "held-out evaluation" in capsys.readouterr().out

@@ -20,6 +20,7 @@ from circuitlit import (
     HeadSettings,
     Pairs,
     RankSettings,
+    StepShape,
     compare_capabilities,
     compare_freezing,
     compare_models,
@@ -69,6 +70,7 @@ SAME = [
     (finetune_model, "finetune adapter=none", "tune"),
     (Ablation, "train ablation=optimal", "ablation"),
     (find_circuit, "train", "data"),
+    (StepShape, "bench", "mask"),
 ]
 OTHER = {  # what is no plain setting in Python, or is chosen by the case above
     "intervene_on_nodes": {"other_tasks"},

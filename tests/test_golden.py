@@ -36,6 +36,7 @@ WIDTH = 1000  # of the terminal
 # Key paths that have another name now, by case or "*": old path -> new one, or None where the key is gone.
 # A path that begins with "FILE:" is of that file alone.
 RENAMED: dict[str, dict[str, str | None]] = {
+    **{case: {"rows": "measured"} for case in ("bench", "bench_timed")},  # a result's rows are a function
     "capabilities": {"settings.tasks": None},  # the keys of "tasks"
     "generality": {f"settings.{key}": None for key in ("tasks", "circuits", "prevent")},  # the other keys say them
     "knowledge": {"settings.packs": None, "settings.inject": None},

@@ -12,6 +12,7 @@ import torch
 from pandas.testing import assert_frame_equal
 
 from circuitlit import (
+    AttributionTimes,
     Capabilities,
     Circuit,
     FoundCircuit,
@@ -20,6 +21,7 @@ from circuitlit import (
     HeadSettings,
     MaskLayout,
     MaskTimeline,
+    MemoryPlans,
     Method,
     MethodStudy,
     Pairs,
@@ -31,6 +33,8 @@ from circuitlit import (
     RankMakers,
     RankSettings,
     Schedule,
+    StepShape,
+    StepTimes,
     StudySettings,
     TimelineAgreement,
     TunedModel,
@@ -51,8 +55,11 @@ from circuitlit import (
     learn_masks,
     load_subject,
     measure_behaviour,
+    plan_memory,
     prune_model,
     score_heads,
+    time_attribution,
+    time_training,
 )
 from circuitlit.evaluate.ability import Ability
 from circuitlit.evaluate.find import prepare_bench
@@ -264,3 +271,21 @@ def test_in_python_prompts_are_compared(local: Path, tmp_path: Path) -> None:
     assert PromptComparison.load(tmp_path) == unable and unable.to_frame().empty
     with pytest.raises(UserError, match="at least two prompts"):
         compare_prompts({"one": benches["one"]}, circuits)
+
+
+def test_in_python_time_is_measured_and_memory_planned(local: Path, tmp_path: Path) -> None:
+    rows = [json.loads(line) for line in (local / "pairs.jsonl").read_text().splitlines()]
+    bench = prepare_bench(local / "model", Pairs.from_list(rows), batch_size=4)
+    before = {name: value.clone() for name, value in bench.subject.model.state_dict().items()}
+    step, scores = time_training(bench, repeats=2, warmup=1), time_attribution(bench, Method.of(eap_ig, steps=2), 2)
+    plan = plan_memory(bench.subject, StepShape(pairs=4, tokens=6), gib=1.0)
+    for found, kind in ((step, StepTimes), (scores, AttributionTimes), (plan, MemoryPlans)):
+        found.save(tmp_path)
+        assert kind.load(tmp_path) == found and len(found.to_frame()) == 1 and found.what.startswith("model")
+    assert step.measured[0].step > 0 and step.measured[0].batch == 4 and len(step.measured[0].phases) == 6
+    assert scores.measured[0].batches == 2 and plan.measured[0].largest_batch > 4
+    assert all(torch.equal(value, before[name]) for name, value in bench.subject.model.state_dict().items())
+    with pytest.raises(UserError, match="gib=0 is not above 0"):
+        plan_memory(bench.subject, StepShape(4, 6), gib=0)
+    with pytest.raises(UserError, match="step_times"):
+        AttributionTimes.from_dict(step.to_dict())

@@ -19,13 +19,13 @@ from transformers import AutoModelForCausalLM
 from circuitlit.cli.build import attribute, build_subject, build_workbench
 from circuitlit.discover import MaskedLoss
 from circuitlit.errors import UserError
+from circuitlit.evaluate.cost.training import stock_step
 from circuitlit.graph import MaskLayout
 from circuitlit.masked import MaskedModel, References
 from circuitlit.masked.sharded import Unit, shard, share
 from circuitlit.model import Subject
 from circuitlit.model.weights import CheckpointWeights, RandomWeights, empty_model
 from circuitlit.objective import kl_divergence
-from circuitlit.run.bench.step import stock_step
 
 CPU = torch.device("cpu")
 CONF = Path(__file__).parent.parent / "conf"

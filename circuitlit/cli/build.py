@@ -6,7 +6,6 @@ import logging
 import os
 import sys
 from dataclasses import replace
-from importlib import metadata
 from typing import Any
 
 import torch
@@ -25,12 +24,12 @@ from circuitlit.masked.sharded import shard, share
 from circuitlit.model import Subject
 from circuitlit.model.limits import check_rows
 from circuitlit.model.load import load_subject
+from circuitlit.result import PACKAGES, version
 from circuitlit.tasks import Pairs, PairsModule
 from circuitlit.tasks.faults import BadRows
 from circuitlit.tasks.jsonl import DROP
 
 log = logging.getLogger(__name__)
-PACKAGES = ("circuitlit", "torch", "lightning", "transformers", "peft", "hydra-core", "wandb")
 
 
 def device_of(cfg: DictConfig) -> torch.device:
@@ -203,14 +202,6 @@ def provenance(cfg: DictConfig, subject: Subject) -> dict[str, Any]:
         "device": torch.cuda.get_device_name(device) if device.type == "cuda" else "cpu",
         "versions": {name: version(name) for name in PACKAGES},
     }
-
-
-def version(package: str) -> str:
-    """An installed package's version."""
-    try:
-        return metadata.version(package)
-    except metadata.PackageNotFoundError:
-        return "not installed"
 
 
 def plain(node: Any) -> dict[str, Any]:

@@ -170,17 +170,6 @@ def join(device: Any) -> None:
         dist.init_process_group("nccl" if device.type == "cuda" else "gloo", rank=rank(), world_size=world())
 
 
-def gathered(value: Any) -> list[Any]:
-    """Every process's value, by rank; each must call this."""
-    import torch.distributed as dist
-
-    if not (dist.is_available() and dist.is_initialized()):
-        return [value]
-    values: list[Any] = [None] * dist.get_world_size()
-    dist.all_gather_object(values, value)
-    return values
-
-
 def mean_over_ranks(values: Any, weight: float, device: Any) -> Any:
     """The mean of every process's values, weighted; each must call this."""
     import torch

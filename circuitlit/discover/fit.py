@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Callable
+from collections.abc import Callable, Sequence
 from typing import Any
 
 import torch
@@ -67,7 +67,12 @@ class History(Callback):
 
 
 def fit(
-    learner: LightningModule, data: LightningDataModule, *, steps: int, names: tuple[str, ...] = ("loss",)
+    learner: LightningModule,
+    data: LightningDataModule,
+    *,
+    steps: int,
+    names: tuple[str, ...] = ("loss",),
+    watchers: Sequence[Callback] = (),
 ) -> Curves:
     """Train a learner for some steps with a quiet Trainer, on the learner's device.
 
@@ -76,6 +81,7 @@ def fit(
         data: its pairs.
         steps: optimizer steps.
         names: what is noted of all that it logs under `train/`.
+        watchers: more callbacks.
     """
     history, device = History(names=names), learner.device
     trainer = Trainer(
@@ -83,7 +89,7 @@ def fit(
         devices=1,
         max_steps=steps,
         max_epochs=-1,
-        callbacks=[history],
+        callbacks=[*watchers, history],
         logger=False,
         log_every_n_steps=1,
         num_sanity_val_steps=0,

@@ -1,4 +1,4 @@
-"""What a benchmark runs on: a model of the configured shape with random weights, and pairs of random tokens."""
+"""What `bench` runs on: a model of the configured shape with random weights, and pairs of random tokens."""
 
 from __future__ import annotations
 
@@ -11,8 +11,10 @@ from torch import Tensor
 from transformers import AutoModelForCausalLM, AutoTokenizer, PretrainedConfig
 
 from circuitlit.cli.build import device_of, masked_model, plain, shards
+from circuitlit.cli.ranks import planned
 from circuitlit.discover.workbench import Workbench
 from circuitlit.errors import UserError
+from circuitlit.evaluate.cost.memory import StepShape
 from circuitlit.graph import EdgeScores, MaskLayout
 from circuitlit.graph.select import edge_budget
 from circuitlit.masked import References
@@ -33,6 +35,33 @@ def shape_of(cfg: DictConfig) -> PretrainedConfig:
     if cfg.model.architecture is None:
         raise UserError(f"model={cfg.model.name} has no model.architecture, the numbers that bench builds a model from")
     return config_from(plain(cfg.model.architecture))
+
+
+def meta_subject(cfg: DictConfig) -> Subject:
+    """The model's shapes without its weights."""
+    with torch.device("meta"):
+        model = AutoModelForCausalLM.from_config(shape_of(cfg), dtype=DTYPES[cfg.model.dtype])
+    return Subject(model, name=cfg.model.name)
+
+
+def step_shape(cfg: DictConfig, tokens: int, answers: int, examples: int) -> StepShape:
+    """A training step as `data`, `mask`, `ablation` and `strategy` have it."""
+    settings, devices = cfg.strategy.get("shard"), planned(cfg)
+    sharded = bool(settings) and (settings.offload or devices > 1)
+    return StepShape(
+        cfg.data.batch_size,
+        tokens,
+        answers,
+        examples,
+        cfg.mask.panel,
+        sharded or cfg.mask.recompute,
+        cfg.ablation.kind,
+        cfg.mask.cache_gib,
+        cfg.strategy.name,
+        devices,
+        sharded,
+        sharded and settings.offload,
+    )
 
 
 def random_subject(cfg: DictConfig, dtype: str) -> Subject:
@@ -107,7 +136,8 @@ def random_workbench(cfg: DictConfig, subject: Subject, n_train: int) -> Workben
     budget, capture = cfg.mask.cache_gib * 2**30, cfg.mask.capture and model.shards is None
     references = References(subject, cfg.ablation.kind, budget=budget, capture=capture)
     references.fill(data.train.batches(batch_size, cfg.tokens), n_train)
-    return Workbench(subject, data, model, layout, references, edge_budget(cfg.sparsity.target, layout.n_edge_masks))
+    count = edge_budget(cfg.sparsity.target, layout.n_edge_masks)
+    return Workbench(subject, data, model, layout, references, count, capture=capture)
 
 
 def random_scores(bench: Workbench, seed: int) -> EdgeScores:

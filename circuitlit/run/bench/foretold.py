@@ -6,14 +6,15 @@ import os
 
 import torch
 from lightning import Callback, LightningModule, Trainer
-from omegaconf import DictConfig, OmegaConf
+from omegaconf import DictConfig
 
 from circuitlit.discover import MaskLearner
 from circuitlit.discover.workbench import Workbench
+from circuitlit.evaluate.cost.memory import memory_parts, meta_copy
+from circuitlit.evaluate.cost.timer import now
 from circuitlit.graph.layout import scatter_edges
 from circuitlit.progress import duration, say
-from circuitlit.run.bench.plan import meta_copy, plan
-from circuitlit.run.bench.timer import now
+from circuitlit.run.bench.data import step_shape
 from circuitlit.tasks.pair import Batch
 
 
@@ -54,12 +55,9 @@ class Foretold(Callback):
 
     def _memory(self, batch: Batch, device: torch.device) -> str:
         """The plan's sum, in words; empty for a model that no plan can be made for."""
-        subject, train = self.bench.subject, self.bench.data.train
-        given = self.cfg.copy()
-        OmegaConf.set_struct(given, False)
-        given.tokens, given.answers, given.examples = batch.clean.shape[1], batch.answer.shape[1], len(train)
+        shape = step_shape(self.cfg, batch.clean.shape[1], batch.answer.shape[1], len(self.bench.data.train))
         try:
-            need = sum(plan(given, meta_copy(subject)).values()) / 2**30
+            need = sum(memory_parts(meta_copy(self.bench.subject), shape).values()) / 2**30
         except ValueError:  # a compiled model
             return ""
         there = room(device) / 2**30

@@ -9,14 +9,13 @@ from contextlib import ExitStack, contextmanager
 from typing import Any
 
 from omegaconf import DictConfig
-from rich.table import Table
 
 from circuitlit.cli import build
 from circuitlit.discover.workbench import Workbench
 from circuitlit.evaluate import find
+from circuitlit.evaluate.cost.benchmark import RunTime, RunTimes, machine_of
 from circuitlit.graph import Circuit
 from circuitlit.masked import References
-from circuitlit.progress import CONSOLE
 from circuitlit.run import train
 from circuitlit.run.bench.data import random_reader
 from circuitlit.tasks import PairsModule
@@ -72,7 +71,7 @@ class Stopwatch:
         return timed
 
 
-def whole_run(cfg: DictConfig) -> list[dict[str, Any]]:
+def whole_run(cfg: DictConfig) -> RunTimes:
     """One run of `train` with the configured task and the model's real weights (or random ones), by phase."""
     watch = Stopwatch()
     begun = time.perf_counter()
@@ -88,9 +87,7 @@ def whole_run(cfg: DictConfig) -> list[dict[str, Any]]:
     total = time.perf_counter() - begun
     phases = {phase: watch.seconds.get(phase, 0.0) for _, _, phase in WATCHED}
     phases["everything else"] = total - sum(phases.values())
-    table = Table("phase", "seconds", title=f"A run of {cfg.task.name} on {cfg.model.name}: {total:.1f} s")
-    for phase, seconds in phases.items():
-        table.add_row(phase, f"{seconds:.2f}")
-    CONSOLE.print(table)
     steps, status = (result.steps, result.status) if result else (0, None)
-    return [{"seconds": total, "phases": phases, "steps": steps, "status": status}]
+    row = RunTime(seconds=total, phases=phases, steps=steps, status=status)
+    what = f"{cfg.task.name} on {cfg.model.name}"
+    return RunTimes(bench="run", what=what, machine=machine_of(build.device_of(cfg)), measured=[row])

@@ -1,0 +1,226 @@
+"""How much memory a training step will need, reckoned before anything is loaded.
+
+Weights and activations are counted on the meta device, where the very code of the masked forward runs on shapes alone.
+"""
+
+from __future__ import annotations
+
+from copy import deepcopy
+from dataclasses import dataclass, replace
+
+import torch
+from transformers import AutoModelForCausalLM
+
+from circuitlit.errors import UserError
+from circuitlit.evaluate.cost.benchmark import MemoryPlan, MemoryPlans, dtype_of, machine_of
+from circuitlit.evaluate.cost.footprint import Footprint
+from circuitlit.graph import MaskLayout
+from circuitlit.masked import Ablated, MaskedModel
+from circuitlit.masked.ablation import Kind
+from circuitlit.masked.block import MaskedBlock
+from circuitlit.masked.forward import Recompute
+from circuitlit.model import Subject
+
+DEFAULT_GIB = 80.0
+MASK_VECTORS = 9  # log-alphas, gradient, two moments, noise, gates, dense masks, their gradient, one temporary
+
+
+@dataclass(frozen=True)
+class StepShape:
+    """What the memory of a training step depends on, beside the model.
+
+    Attributes:
+        pairs: in a micro-batch, on each device.
+        tokens, answers: of a prompt, and of an answer.
+        examples: training pairs, whose references are kept where they fit; 0 is none.
+        panel, recompute: of the masked forward, see `MaskedModel`.
+        ablation: what stands in for cut edges.
+        cache_gib: memory for the training pairs' references.
+        strategy, devices: how many processes share the work, and how.
+        sharded: True where they share the weights out; `offload` keeps these in the host's memory.
+    """
+
+    pairs: int
+    tokens: int
+    answers: int = 1
+    examples: int = 0
+    panel: int = 5
+    recompute: Recompute = False
+    ablation: Kind = "interchange"
+    cache_gib: float = 4.0
+    strategy: str = "single"
+    devices: int = 1
+    sharded: bool = False
+    offload: bool = False
+
+
+def plan_memory(subject: Subject, shape: StepShape, gib: float | None = None) -> MemoryPlans:
+    """How much memory a training step takes, without running one, and the largest batch that fits.
+
+    Args:
+        subject: a loaded model, or the shapes of one.
+        shape: of the step.
+        gib: memory that may be filled; None takes the GPU's, or 80.
+
+    Raises:
+        UserError: `gib` is not positive.
+        ValueError: the model's class is none of transformers'.
+    """
+    subject, room = subject if subject.device.type == "meta" else meta_copy(subject), _room(gib)
+    parts = {name: size / 2**30 for name, size in memory_parts(subject, shape).items()}
+    found = MemoryPlan(
+        model=subject.name,
+        dtype=dtype_of(subject),
+        edges=subject.graph.n_edges,
+        batch=shape.pairs,
+        tokens=shape.tokens,
+        recompute=shape.recompute,
+        strategy=shape.strategy,
+        devices=shape.devices,
+        gib=parts,
+        total_gib=sum(parts.values()),
+        room_gib=room / 2**30,
+        largest_batch=largest_batch(subject, shape, room),
+    )
+    device = torch.device("cuda" if torch.cuda.is_available() else "cpu")
+    return MemoryPlans(bench="plan", what=subject.name, machine=machine_of(device), measured=[found])
+
+
+def meta_copy(subject: Subject) -> Subject:
+    """The shapes of a loaded model, without its adapters.
+
+    Raises:
+        ValueError: its class is none of transformers'.
+    """
+    config = deepcopy(subject.model.config)
+    with torch.device("meta"):
+        return Subject(AutoModelForCausalLM.from_config(config, dtype=subject.model.dtype), name=subject.name)
+
+
+def memory_parts(subject: Subject, shape: StepShape) -> dict[str, float]:
+    """Bytes of each part of a step's peak on each device.
+
+    Args:
+        subject: on the meta device.
+        shape: of the step.
+
+    Returns:
+        By part: `weights` (and `gathered weights`), `masks and optimizer`, `deltas`, `delta gradients`, `panel sums`,
+        `activations`, `references`.
+    """
+    return {
+        **_weights(subject, shape),
+        "masks and optimizer": 4 * MASK_VECTORS * MaskLayout(subject.graph).size,
+        **_ledger(subject, shape),
+        "activations": _activations(subject, shape),
+        "references": _references(subject, shape),
+    }
+
+
+def largest_batch(subject: Subject, shape: StepShape, room: float) -> int:
+    """Pairs in the largest batch whose plan fits into `room` bytes; 0 if not even one does."""
+    sizes = (2, 6)  # one row alone needs fewer copies
+    few, more = (sum(memory_parts(subject, replace(shape, pairs=rows)).values()) for rows in sizes)
+    each = (more - few) / 4
+    return max(0, int((room - few + 2 * each) // each))
+
+
+def _room(gib: float | None) -> float:
+    """Bytes to fill."""
+    if gib is not None:
+        if gib <= 0:
+            raise UserError(f"gib={gib} is not above 0; give the memory of your device")
+        return gib * 2**30
+    if torch.cuda.is_available():
+        return float(torch.cuda.get_device_properties(0).total_memory)
+    return DEFAULT_GIB * 2**30
+
+
+def step_bytes(subject: Subject, shape: StepShape) -> int:
+    """Most bytes that one forward and backward pass hold at once: counted as they run on shapes alone.
+
+    Weights, masks, references and the batch are left out. Attention is counted with its probabilities stored, which
+    fused attention kernels avoid.
+    """
+    graph, config, dtype = subject.graph, subject.model.config, subject.model.dtype
+    rows, length = shape.pairs, shape.tokens
+    with torch.device("meta"), Footprint() as footprint:
+        footprint.ignore(*subject.model.parameters(), *subject.model.buffers())
+        ids = torch.zeros(rows, length, dtype=torch.long)
+        positions = torch.zeros(rows, shape.answers, dtype=torch.long)
+        masks = torch.zeros(1, graph.n_readers, graph.n_writers, requires_grad=True)
+        model = MaskedModel(subject, shape.panel, shape.recompute)
+        block = model.blocks[0]
+        assert isinstance(block, MaskedBlock)
+        layers, width = (rows, graph.n_layers, length), block.head_width * graph.n_heads
+        ablated = Ablated(
+            torch.zeros(rows, length, config.hidden_size, dtype=dtype),
+            torch.zeros(*layers, width, dtype=dtype),
+            torch.zeros(*layers, config.hidden_size, dtype=dtype),
+        )
+        before = footprint.restart()
+        with torch.enable_grad():
+            loss = model(masks, ids, ablated, positions).float().log_softmax(-1).sum()
+            torch.autograd.grad(loss, masks)
+    return footprint.peak - before
+
+
+def _shallow(subject: Subject, layers: int) -> Subject:
+    """The same model with its first layers alone."""
+    config = deepcopy(subject.model.config)
+    config.num_hidden_layers = layers
+    if getattr(config, "layer_types", None):
+        config.layer_types = config.layer_types[:layers]
+    with torch.device("meta"):
+        return Subject(AutoModelForCausalLM.from_config(config, dtype=subject.model.dtype))
+
+
+def _ledger(subject: Subject, shape: StepShape) -> dict[str, float]:
+    """What grows with the number of writers, or of a panel's readers."""
+    graph, model = subject.graph, subject.model
+    stream = shape.pairs * shape.tokens * model.config.hidden_size * model.dtype.itemsize
+    panel = min(shape.panel, graph.n_layers)
+    return {
+        "deltas": graph.n_writers * stream,
+        "delta gradients": graph.n_writers * stream,
+        "panel sums": panel * graph.readers_per_layer * stream,
+    }
+
+
+def _activations(subject: Subject, shape: StepShape) -> float:
+    """All else that a step holds at its height; of deep models reckoned from shallow ones, as it is linear in depth."""
+
+    def beyond(model: Subject) -> float:
+        return step_bytes(model, shape) - sum(_ledger(model, shape).values())
+
+    layers, panel = subject.graph.n_layers, shape.panel
+    if layers <= 2 * panel:
+        return max(0.0, beyond(subject))
+    few, more = (beyond(_shallow(subject, number)) for number in (panel, 2 * panel))
+    return max(0.0, more + (more - few) / panel * (layers - 2 * panel))
+
+
+def _weights(subject: Subject, shape: StepShape) -> dict[str, float]:
+    """The weights that a device holds, and where they are shared out the blocks that are gathered at once."""
+    model = subject.model
+    whole = sum(tensor.nbytes for tensor in (*model.parameters(), *model.buffers()))
+    if not shape.sharded:
+        return {"weights": whole}
+    block = sum(p.nbytes for p in subject.anatomy.blocks(model)[0].parameters())
+    part = block / shape.devices  # on its way from the host
+    panel = min(shape.panel, subject.graph.n_layers)
+    return {
+        "weights": part if shape.offload else whole / shape.devices,
+        "gathered weights": (panel + 1) * block,  # a panel, and the next block on its way
+    }
+
+
+def _references(subject: Subject, shape: StepShape) -> float:
+    """Ablated writers and teacher of one batch, and of all training pairs where their cache may hold them."""
+    graph, config = subject.graph, subject.model.config
+    writers = 1 + 2 * graph.n_layers  # about: heads' results are as wide as the stream in most models
+    pair = shape.tokens * writers * config.hidden_size * subject.model.dtype.itemsize
+    pair += 4 * shape.answers * config.vocab_size
+    cache = shape.examples * pair
+    fits = shape.ablation == "interchange" and cache <= shape.cache_gib * 2**30
+    return shape.pairs * pair + (cache if fits else 0)

@@ -1,0 +1,78 @@
+"""What `bench` measures, on models of the configured shape with random weights."""
+
+from __future__ import annotations
+
+import gc
+from typing import Any
+
+from omegaconf import DictConfig
+
+from circuitlit.cli.build import build_method
+from circuitlit.cli.checks import run_dir
+from circuitlit.cli.learn import learn
+from circuitlit.evaluate.cost.attribution import time_attribution
+from circuitlit.evaluate.cost.benchmark import AttributionTimes, MemoryPlans, StepTimes
+from circuitlit.evaluate.cost.memory import memory_parts, meta_copy, plan_memory
+from circuitlit.evaluate.cost.training import steps_to_take, time_training
+from circuitlit.run.bench.data import meta_subject, random_scores, random_subject, random_workbench, step_shape
+
+
+def memory(cfg: DictConfig) -> MemoryPlans:
+    """Of one step; nothing is loaded."""
+    return plan_memory(meta_subject(cfg), step_shape(cfg, cfg.tokens, cfg.answers, cfg.examples or 0), cfg.gib)
+
+
+def steps(cfg: DictConfig) -> StepTimes:
+    """One training step at each of `dtypes`."""
+    found = [_step(cfg, dtype) for dtype in cfg.dtypes]
+    return found[0].replaced(measured=[row for one in found for row in one.measured])
+
+
+def scaling(cfg: DictConfig) -> StepTimes:
+    """Steps at a quarter, half and all of the layers, half and double the tokens, and 200 to 100,000 examples.
+
+    References are computed in every step, so that the number of examples is all that changes.
+    """
+    cfg.mask.cache_gib = 0
+    depth = "n_layer" if "n_layer" in cfg.model.architecture else "num_hidden_layers"
+    layers = cfg.model.architecture[depth]
+    changes: list[dict[str, Any]] = [{depth: max(1, layers // part)} for part in (4, 2)]
+    changes += [{"tokens": max(1, cfg.tokens // 2)}, {}, {"tokens": 2 * cfg.tokens}]
+    changes += [{"examples": number} for number in (200, 10_000, 100_000)]
+    found = []
+    for change in changes:
+        given = cfg.copy()
+        for name, value in change.items():
+            (given.model.architecture if name == depth else given)[name] = value
+        found.append(_step(given, cfg.dtypes[0]))
+    unchanged = found[changes.index({})]
+    return unchanged.replaced(bench="scaling", measured=[row for one in found for row in one.measured])
+
+
+def _step(cfg: DictConfig, dtype: str) -> StepTimes:
+    """With a new random batch each time, unless `examples` says how many there are."""
+    number, micro_batches = steps_to_take(cfg.warmup, cfg.repeats), cfg.trainer.accumulate_grad_batches
+    cfg.mask.schedule.steps = number
+    gc.collect()  # what the step before held
+    examples = cfg.examples or number * micro_batches * cfg.data.batch_size
+    bench = random_workbench(cfg, random_subject(cfg, dtype), examples)
+    shape = step_shape(cfg, cfg.tokens, cfg.answers, examples)
+    return time_training(
+        bench,
+        repeats=cfg.repeats,
+        warmup=cfg.warmup,
+        train=lambda watchers: learn(cfg, bench, random_scores(bench, cfg.seed), run_dir(), watchers),
+        micro_batches=micro_batches,
+        planned_gib=sum(memory_parts(meta_copy(bench.subject), shape).values()) / 2**30,
+        profile=run_dir() / f"profile-{dtype}.txt" if cfg.profile else None,
+    )
+
+
+def attribution(cfg: DictConfig) -> AttributionTimes:
+    """Scores of all edges by `method` on random batches."""
+    found = []
+    for dtype in cfg.dtypes:
+        examples = cfg.examples or cfg.repeats * cfg.data.batch_size
+        bench = random_workbench(cfg, random_subject(cfg, dtype), examples)
+        found.append(time_attribution(bench, build_method(cfg)))
+    return found[0].replaced(measured=[row for one in found for row in one.measured])
