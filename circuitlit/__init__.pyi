@@ -94,6 +94,10 @@ from .tasks import (
     tracr,
 )
 from .timeline import MaskTimeline, TimelineAgreement, compare_timelines, follow_masks
+from .timeline.checkpoints import hub_checkpoints, local_checkpoints
+from .timeline.evolution import Evolution
+from .timeline.follow import follow_checkpoints
+from .timeline.measured_heads import FollowSettings, HeadsFollowed
 from .timeline.story import TuningStory
 from .timeline.telling import Makers, tell_story
 
@@ -106,7 +110,9 @@ __all__ = [
     "Circuit",
     "Comparison",
     "EdgeScores",
+    "Evolution",
     "FactInjection",
+    "FollowSettings",
     "FoundCircuit",
     "Generalisation",
     "Generality",
@@ -114,6 +120,7 @@ __all__ = [
     "HardConcrete",
     "HeadScores",
     "HeadSettings",
+    "HeadsFollowed",
     "Interventions",
     "Knowledge",
     "LearnedDifference",
@@ -182,10 +189,12 @@ __all__ = [
     "find_circuit",
     "find_difference",
     "finetune_model",
+    "follow_checkpoints",
     "follow_masks",
     "gender_pronoun",
     "greater_than",
     "greedy",
+    "hub_checkpoints",
     "induction",
     "information_flow",
     "initial_log_alpha",
@@ -199,6 +208,7 @@ __all__ = [
     "learn_masks",
     "load_circuit",
     "load_subject",
+    "local_checkpoints",
     "mask_gradients",
     "measure_ablations",
     "measure_behaviour",

@@ -13,7 +13,7 @@ from cli import call, settings
 from golden_outputs import printed_lines
 from test_bench import QUICK, SHAPE
 from test_compare import compare
-from test_evolve import settings as evolve
+from test_evolve import settings_of as evolve
 from test_finetune import tune
 from test_heads_verb import arguments, named_pairs
 from test_intervene import entry, mask_run, quick

@@ -3,24 +3,34 @@
 from __future__ import annotations
 
 import math
+from dataclasses import replace
+from types import SimpleNamespace
+from typing import Any
 
 import numpy as np
 import pytest
 
+from circuitlit.evaluate import Estimate
 from circuitlit.report.size_tables import when_text
-from circuitlit.run.evolve.summary import when_emerged
 from circuitlit.timeline.account import account
 from circuitlit.timeline.emergence import (
     Between,
     Emergence,
-    by_size,
+    Joined,
+    SeedRange,
+    Time,
     emergence,
+    time_of_emergence,
     trend,
     trend_of_overlaps,
     trend_of_times,
     within,
 )
-from circuitlit.timeline.handovers import Held, beyond_chance, handovers
+from circuitlit.timeline.evolution import HeadsEvolution, Learned, SeriesEvolution, TaskEvolution
+from circuitlit.timeline.handovers import Handover, Held, HeldAt, Role, beyond_chance, handovers
+from circuitlit.timeline.series import Noise
+from circuitlit.timeline.sizes import by_size
+from circuitlit.timeline.stages import Timeline
 
 
 def test_emergence_and_handovers_by_hand() -> None:
@@ -30,34 +40,38 @@ def test_emergence_and_handovers_by_hand() -> None:
     assert unsure == Emergence(place=3, before=0, sure=4)
     assert emergence([0.5] * 5, [0.4] * 5, [0.6] * 5) is None
     scores = [{"a": 0.1, "b": 0.0, "c": 0.9}, {"a": 0.8, "b": 0.2, "c": 0.9}, {"a": 0.2, "b": 0.7, "c": 0.9}]
-    assert handovers([1, 2, 4], scores, 0.5) == [{"head": "a", "peak": 2, "lost": 4, "taken_over_by": ["b"]}]
+    assert handovers([1, 2, 4], scores, 0.5) == [Handover(head="a", peak=2, lost=4, taken_over_by=["b"])]
 
 
-def entry(parameters: int, begun: tuple[float, float | None], nodes: float, name: str = "m") -> dict:
+def entry(parameters: int, begun: tuple[float, float | None], nodes: float, name: str = "m") -> SeriesEvolution:
     """A series in which everything emerges between two token counts, the second None where it has not yet.
 
     One head loses its role as another gets it.
     """
     low, high = begun
-    times = {"at": high, "before": low, "sure": high, "step": high, "tokens": high, "axis": "tokens"}
-    learned = {"nodes": nodes, "edges": 3 * nodes, "stability": 0.5}
-    accuracy = {"accuracy": {"value": 1.0, "low": 1.0, "high": 1.0}}
+    times = Time(step=None if high is None else int(high), tokens=high, axis="tokens", at=high, before=low, sure=high)
+    learned = Learned(nodes=nodes, edges=3 * nodes, stability=0.5)
+    accurate: Any = SimpleNamespace(behaviour=SimpleNamespace(accuracy=Estimate(1.0, 1.0, 1.0)))
     held = [["a0.h0"], ["a0.h0"], ["a0.h1"]]
-    over_steps = [{"step": step, "heads": heads} for step, heads in enumerate(held)]
-    lost = [{"head": "a0.h0", "peak": 1, "lost": 2, "taken_over_by": ["a0.h1"]}]
-    role = {"over_steps": over_steps, "handovers": lost}
-    task = {"emerged": times, "learned": learned, "rows": [{"behaviour": accuracy}], "roles": {"induction": role}}
-    return {
-        "name": name,
-        "n_parameters": parameters,
-        "tasks": {"induction": task},
-        "heads": {"emerged": {"induction": times}},
-    }
+    over_steps = [HeldAt(step=step, heads=heads) for step, heads in enumerate(held)]
+    lost = [Handover(head="a0.h0", peak=1, lost=2, taken_over_by=["a0.h1"])]
+    role = Role(over_steps=over_steps, handovers=lost)
+    task = TaskEvolution(
+        rows=[accurate],
+        noise=Noise(),
+        stages=Timeline("too few snapshots"),
+        emerged=times,
+        learned=learned,
+        roles={"induction": role},
+        algorithm_roles={},
+    )
+    heads = HeadsEvolution(emerged={"induction": times})
+    return SeriesEvolution(name=name, n_parameters=parameters, tasks={"induction": task}, heads=heads, causal=None)
 
 
-def verdicts(series: list[dict]) -> dict[str, str]:
+def verdicts(series: list[SeriesEvolution]) -> dict[str, str]:
     sizes = by_size(series, ["induction"])
-    return {claim["claim"]: claim["verdict"] for claim in account(series, sizes, ["induction"])}
+    return {claim.claim: claim.verdict for claim in account(series, sizes, ["induction"])}
 
 
 NODES = "circuits have more nodes in larger models (induction)"
@@ -107,25 +121,26 @@ def test_what_has_not_emerged_is_later_than_the_last_checkpoint() -> None:
     line = trend_of_times([1, 2, 4, 8, 16], times)
     assert line.r == pytest.approx(1) and line.p == pytest.approx(2 / 120) and line.sizes == 5
     [row] = by_size([entry(10, (50, 100), 5), entry(10, (800, None), 7)], ["induction"])
-    assert row["emerged"]["induction"] == {"value": None, "low": 50, "high": None, "n": 1, "seeds": 2}
-    assert when_text(row["emerged"]["induction"]) == "1 of 2 seeds [50, -]"
+    assert row.emerged["induction"] == Joined(value=None, low=50, high=None, n=1, seeds=2)
+    assert when_text(row.emerged["induction"]) == "1 of 2 seeds [50, -]"
     [row] = by_size([entry(10, (800, None), 5)], ["induction"])
-    assert when_text(row["emerged"]["induction"]) == "not by 800"
+    assert when_text(row.emerged["induction"]) == "not by 800"
     [row] = by_size([entry(10, (50, 100), 5), entry(10, (200, 400), 7)], ["induction"])
-    assert row["emerged"]["induction"] == {"value": pytest.approx(200), "low": 50, "high": 400, "n": 2, "seeds": 2}
-    assert row["nodes"]["induction"] == {"value": 6, "low": 5, "high": 7, "n": 2}
+    assert row.emerged["induction"] == Joined(value=pytest.approx(200), low=50, high=400, n=2, seeds=2)
+    assert row.nodes["induction"] == SeedRange(value=6, low=5, high=7, n=2)
     late, early = entry(1, (100, 200), 5), entry(1, (100, 200), 5)
-    late["heads"] = {"emerged": {"induction": {**late["tasks"]["induction"]["emerged"], "before": 200, "sure": 400}}}
+    begun = late.tasks["induction"].emerged
+    assert begun is not None
+    late = replace(late, heads=HeadsEvolution(emerged={"induction": replace(begun, before=200, sure=400)}))
     assert verdicts([late])[TOGETHER] == "undecided" and verdicts([early])[TOGETHER] == "agrees"
 
 
 def test_an_emergence_that_never_came_is_written_as_such() -> None:
-    rows = [{"step": step, "tokens": 10 * step} for step in (0, 1, 2)]
-    flat: list[dict[str, float | None]] = [{"value": 0.5, "low": 0.5, "high": 0.5}] * 3
-    never = {"step": None, "tokens": None, "axis": "tokens"}
-    assert when_emerged(rows, flat) == never | {"at": None, "before": 20, "sure": None}
-    assert when_emerged(rows[1:], flat[1:]) == never | {"at": None, "before": 0, "sure": None}
-    assert when_emerged([], []) is None
+    never = Time(step=None, tokens=None, axis="tokens", at=None, before=20, sure=None)
+    assert time_of_emergence([0, 1, 2], [0, 10, 20], [0.5] * 3) == never
+    assert time_of_emergence([1, 2], [10, 20], [0.5] * 2) == replace(never, before=0)
+    assert time_of_emergence([0, 1, 2], [None, 10, 20], [0.5] * 3) == replace(never, axis="step", before=2)
+    assert time_of_emergence([], [], []) is None
 
 
 def roles(draw: np.random.Generator, planted: bool, n: int = 30, heads: int = 8) -> list[Held]:
@@ -146,8 +161,7 @@ def roles(draw: np.random.Generator, planted: bool, n: int = 30, heads: int = 8)
         scores = [
             {f"a0.h{h}": (h in one) * (1.0 + 0.001 * step) for h in range(heads)} for step, one in enumerate(over)
         ]
-        rows = [{"step": step, "heads": [f"a0.h{h}" for h in one]} for step, one in enumerate(over)]
-        found.append(Held.of({"over_steps": rows, "handovers": handovers(range(n), scores, 0.5)}))
+        found.append(Held.of(Role.of(range(n), scores, 0.5)))
     return found
 
 

@@ -15,15 +15,20 @@ from cli import call, failure
 from hydra import compose, initialize_config_dir
 from transformers import GPTNeoXConfig, GPTNeoXForCausalLM
 
-import circuitlit.run.evolve as evolve
+from circuitlit import Method, Pairs, PairsModule, Subject, Workbench, eap_ig
 from circuitlit.errors import UserError
 from circuitlit.evaluate.similarity import corrected_jaccard
 from circuitlit.finetune.mixture import KINDS, LISTS, VOCABULARY, mixture, mixture_pairs, mixture_tokenizer
 from circuitlit.finetune.pretrain import log_steps
 from circuitlit.graph import Circuit, EdgeScores, Graph
+from circuitlit.objective import negative_metric
 from circuitlit.report.evolution_table import causal_lines
-from circuitlit.run.evolve.series import Series, claims_of, parted
+from circuitlit.run.evolve import configured
+from circuitlit.run.evolve.series import claims_of, parted
 from circuitlit.timeline.checkpoints import SCHEDULES, Checkpoint, hub_checkpoints, local_checkpoints, scheduled_steps
+from circuitlit.timeline.evolution import Evolution
+from circuitlit.timeline.follow import Series, follow_checkpoints
+from circuitlit.timeline.measured_heads import FollowSettings, HeadsFollowed
 from circuitlit.timeline.series import Point, follow, smoothed, velocities
 
 STEPS = (0, 1, 2, 10)
@@ -50,7 +55,7 @@ def series(tmp_path_factory: pytest.TempPathFactory) -> Path:
     return folder
 
 
-def settings(series: Path, out: Path, *more: str) -> list[str]:
+def settings_of(series: Path, out: Path, *more: str) -> list[str]:
     own = [f"evolve.folder={series}", f"task.build.path={series}/pairs.jsonl", f"hydra.run.dir={out}"]
     small = ["model=local", "model.path=null", "task=jsonl", "sparsity.target=0.7", "evolve.resamples=2"]
     heads = ["evolve.heads.length=6", "evolve.heads.draws=2", "evolve.heads.threshold=0.106", "evolve.heads.top=2"]
@@ -71,7 +76,7 @@ def test_a_series_end_to_end_and_interrupted_anywhere(
     series: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     whole = tmp_path / "whole"
-    call(*settings(series, whole), verb="evolve")
+    call(*settings_of(series, whole), verb="evolve")
     found = results(whole)
     one = found["series"][0]
     rows = one["tasks"]["jsonl"]["rows"]
@@ -84,17 +89,17 @@ def test_a_series_end_to_end_and_interrupted_anywhere(
     assert "eighbouring checkpoints" in page and "plotly" in page
     assert {row["circuit"]["n_edges"] for row in rows} == {round(0.3 * rows[0]["n_edges_total"])}
     assert one["causal"]["status"] == "OK" and len(one["causal"]["heads"]) <= 2
-    check = one["causal"]["loss"]
-    assert check["p_holm"] >= check["rank_p"] and f"p = {check['p_holm']:.2g}" in " ".join(causal_lines(one))
+    check, said = one["causal"]["loss"], " ".join(causal_lines(Evolution.load(whole).series[0]))
+    assert check["p_holm"] >= check["rank_p"] and f"p = {check['p_holm']:.2g}" in said
     assert one["tasks"]["jsonl"]["noise"]["n_circuits"] == 2
     made: list[str] = []
-    work = evolve.task_cell
+    work = configured.measure_task
 
     def counted(*args, **more):
         made.append("cell")
         return work(*args, **more)
 
-    monkeypatch.setattr(evolve, "task_cell", counted)
+    monkeypatch.setattr(configured, "measure_task", counted)
     for done in (1, 3):
         broken = tmp_path / f"broken{done}"
         shutil.copytree(whole, broken)
@@ -103,23 +108,52 @@ def test_a_series_end_to_end_and_interrupted_anywhere(
             for path in [*broken.glob(f"cells/*--step{step}.json"), *broken.glob(f"circuits/*--step{step}")]:
                 shutil.rmtree(path) if path.is_dir() else path.unlink()
         made.clear()
-        call(*settings(series, broken), verb="evolve")
+        call(*settings_of(series, broken), verb="evolve")
         assert len(made) == len(STEPS) - done
         assert same(results(broken), found)
     made.clear()
-    call(*settings(series, whole, "evolve.faithfulness=0.5"), verb="evolve")
+    call(*settings_of(series, whole, "evolve.faithfulness=0.5"), verb="evolve")
     assert len(made) == len(STEPS)  # other settings, other cells
+
+
+def test_in_python_checkpoints_are_followed_as_by_the_verb(series: Path, tmp_path: Path) -> None:
+    rows = [json.loads(line) for line in (series / "pairs.jsonl").read_text().splitlines()]
+    pairs, method = Pairs.from_list(rows), Method.of(eap_ig, negative_metric, steps=1)
+    heads = HeadsFollowed(length=6, draws=2, threshold=0.106, top=2)
+    settings = FollowSettings(resamples=2, probe_pairs=4, heads=heads)
+
+    def bench(subject: Subject) -> Workbench:
+        assert subject.tokenizer is not None
+        return Workbench.build(subject, PairsModule(pairs, subject.tokenizer, 8, 0, eval_batch_size=16), 0.7)
+
+    def follow_all() -> Evolution:
+        checkpoints = local_checkpoints(series, None)
+        return follow_checkpoints(checkpoints, {"own": bench}, method, settings, folder=tmp_path)
+
+    found = follow_all()
+    found.save(tmp_path)
+    assert Evolution.load(tmp_path) == found and len(found.to_frame()) == len(STEPS)
+    call(*settings_of(series, tmp_path / "verb"), verb="evolve")
+    verb = Evolution.load(tmp_path / "verb")
+    assert found.series[0].heads == verb.series[0].heads
+    ours, theirs = (one.series[0].tasks[name].rows[-1] for one, name in ((found, "own"), (verb, "jsonl")))
+    assert ours.circuit == theirs.circuit and ours.behaviour == theirs.behaviour
+    made = {file: file.stat().st_mtime_ns for file in (tmp_path / "cells").iterdir()}
+    assert (
+        follow_checkpoints(local_checkpoints(series, None), {"own": bench}, method, settings, folder=tmp_path) == found
+    )
+    assert made == {file: file.stat().st_mtime_ns for file in (tmp_path / "cells").iterdir()}
 
 
 def test_masks_begin_with_those_of_the_checkpoint_before(series: Path, tmp_path: Path) -> None:
     masks = ["evolve.circuits=masks", "mask.schedule.steps=3", "evolve.cold_every=2", "evolve.heads.run=false"]
-    call(*settings(series, tmp_path / "a", *masks, "evolve.schedule=[0,1,2]"), verb="evolve")
+    call(*settings_of(series, tmp_path / "a", *masks, "evolve.schedule=[0,1,2]"), verb="evolve")
     rows = results(tmp_path / "a")["series"][0]["tasks"]["jsonl"]["rows"]
-    assert [("cold_overlap" in row) for row in rows] == [False, False, True]
+    assert [row["cold_overlap"] is not None for row in rows] == [False, False, True]
     assert -1 <= rows[2]["cold_overlap"] <= 1
     shutil.rmtree(tmp_path / "a/circuits/local--jsonl--step2")
     (tmp_path / "a/cells/local--jsonl--step2.json").unlink()
-    call(*settings(series, tmp_path / "a", *masks, "evolve.schedule=[0,1,2]"), verb="evolve")
+    call(*settings_of(series, tmp_path / "a", *masks, "evolve.schedule=[0,1,2]"), verb="evolve")
     assert same(results(tmp_path / "a")["series"][0]["tasks"]["jsonl"]["rows"], rows)
 
 
@@ -128,14 +162,14 @@ def test_what_fails_is_recorded_and_the_rest_goes_on(series: Path, tmp_path: Pat
     shutil.copytree(series, damaged)
     (damaged / "step1" / "model.safetensors").write_bytes(b"nothing")
     out = tmp_path / "out"
-    call(*settings(damaged, out, "evolve.faithfulness=1000", "evolve.heads.run=false"), verb="evolve")
+    call(*settings_of(damaged, out, "evolve.faithfulness=1000", "evolve.heads.run=false"), verb="evolve")
     found = results(out)
     assert [(row["step"], row["task"]) for row in found["errors"]] == [(1, "jsonl")]
     rows = found["series"][0]["tasks"]["jsonl"]["rows"]
     assert [row["step"] for row in rows] == [0, 2, 10]
     assert {row["status"] for row in rows} == {"FAILED"} and all(row["reason"] for row in rows)
     shutil.copy(series / "step1/model.safetensors", damaged / "step1/model.safetensors")
-    call(*settings(damaged, out, "evolve.faithfulness=1000", "evolve.heads.run=false"), verb="evolve")
+    call(*settings_of(damaged, out, "evolve.faithfulness=1000", "evolve.heads.run=false"), verb="evolve")
     assert results(out)["errors"] == []
 
 
@@ -162,7 +196,7 @@ def test_the_ioi_algorithm_over_checkpoints_is_that_of_heads(series: Path, tmp_p
     (tmp_path / "names.jsonl").write_text("\n".join(map(json.dumps, pairs)))
     task = f"task.build.path={tmp_path}/names.jsonl"
     more = ["evolve.heads.algorithm=D", "evolve.smallest=false", "evolve.resamples=0", "evolve.schedule=[0,10]"]
-    call(*settings(series, tmp_path / "out", *more, task), verb="evolve")
+    call(*settings_of(series, tmp_path / "out", *more, task), verb="evolve")
     entry = results(tmp_path / "out")["series"][0]["tasks"]["jsonl"]
     found = entry["rows"][-1]["algorithm"]
     sizes = ["heads.repeats.sequences=16", "heads.repeats.length=6", "heads.pairs=32", "heads.causal.run=false"]
@@ -202,7 +236,7 @@ def test_pairs_of_names_say_where_they_stand() -> None:
 def test_wrong_input(
     series: Path, tmp_path: Path, capsys: pytest.CaptureFixture[str], more: list[str], says: str
 ) -> None:
-    assert says in failure(capsys, *settings(series, tmp_path / "out", *more), verb="evolve")
+    assert says in failure(capsys, *settings_of(series, tmp_path / "out", *more), verb="evolve")
     assert not (tmp_path / "out" / "cells").exists()
 
 
@@ -243,12 +277,12 @@ def test_likeness_by_hand() -> None:
         for step, scores in ((1, first), (2, second), (4, second))
     ]
     rows = follow(points)
-    assert rows[0]["last"]["jaccard"] == pytest.approx(1 / 3) and rows[0]["last"]["weighted_jaccard"] == 1 / 3
-    assert rows[1]["previous"]["edges_changed"] == 2 and rows[1]["previous"]["score_distance"] == 1
+    assert rows[0].last.jaccard == pytest.approx(1 / 3) and rows[0].last.weighted_jaccard == 1 / 3
+    assert rows[1].previous and rows[1].previous.edges_changed == 2 and rows[1].previous.score_distance == 1
     alike = corrected_jaccard(points[0].circuit.kept, points[1].circuit.kept)
-    assert [row["edge_ewma"] for row in rows] == [None, pytest.approx(alike), pytest.approx((1 + alike) / 2)]
-    nodes = rows[1]["previous"]["nodes"]
-    assert nodes["jaccard"] == 1 and rows[1]["node_ewma"] == nodes["corrected"]
+    assert [row.edge_ewma for row in rows] == [None, pytest.approx(alike), pytest.approx((1 + alike) / 2)]
+    nodes = rows[1].previous.nodes
+    assert nodes.jaccard == 1 and rows[1].node_ewma == nodes.corrected
     assert smoothed([1.0, 0.0, 0.0]) == [1.0, 0.5, 0.25]
     speed = velocities([0, 1, 3], [0.5, math.nan], noise=0.1)
     assert np.allclose(speed, [0.4 / math.log(2), 0.4 / math.log(2), 0.0])

@@ -4,7 +4,6 @@ from __future__ import annotations
 
 from html import escape
 from pathlib import Path
-from typing import Any
 
 import plotly.graph_objects as go
 from plotly.subplots import make_subplots
@@ -21,7 +20,7 @@ from circuitlit.report.simple_page import html_table, write_simple_page
 from circuitlit.report.stages import stages_text
 from circuitlit.report.suggestions import suggestions
 from circuitlit.report.table import Metric, count
-from circuitlit.timeline.stages import Timeline
+from circuitlit.timeline.stages import Stage
 from circuitlit.timeline.story import TuningStory
 
 _STAGE_COLOURS = {"initialization": GREY, "rapid_learning": GREEN, "fine_tuning": ORANGE, "convergence": BLUE}
@@ -46,10 +45,7 @@ def print_story(story: TuningStory, console: Console) -> None:
 def write_story(story: TuningStory, folder: Path) -> Path:
     """Write `story.html` into a folder: one file that needs nothing else."""
     ways = story.ways
-    stages = "".join(
-        f"<li>{escape(name)}: {escape(stages_text(Timeline.from_dict(told.timeline['stages'])))}"
-        for name, told in ways.items()
-    )
+    stages = "".join(f"<li>{escape(name)}: {escape(stages_text(told.timeline.stages))}" for name, told in ways.items())
     said = "".join(f"<dt><b>{escape(heading)}</b><dd>{escape(text)}" for heading, text in suggestions(story))
     sections: list[tuple[str, go.Figure | str]] = [
         ("What was learned", html_table(*_answers(story))),
@@ -76,20 +72,19 @@ def timeline_figure(story: TuningStory) -> go.Figure:
     titles = [f"{way}: {panel}" for panel in _PANELS for way in ways]
     figure = make_subplots(rows=3, cols=len(ways), shared_xaxes=True, vertical_spacing=0.07, subplot_titles=titles)
     for column, (told, colour) in enumerate(zip(ways.values(), _LINES, strict=False), start=1):
-        rows = told.timeline["rows"]
-        steps = [row["step"] + 1 for row in rows]
-        found = [Metric.of(row["behaviour"]["accuracy"]) for row in rows]
+        rows = told.timeline.rows
+        steps = [row.step + 1 for row in rows]
+        found = [Metric.of(row.behaviour.accuracy) for row in rows]
         bars = error_bars(found)
-        alike = [row["likeness"]["last"]["corrected_jaccard"] for row in rows]
-        before = [row["likeness"]["previous"] for row in rows]
-        changed = [None if other is None else other["edges_changed"] for other in before]
+        alike = [row.likeness.last.corrected_jaccard for row in rows]
+        before = [row.likeness.previous for row in rows]
+        changed = [None if other is None else other.edges_changed for other in before]
         line = {"mode": "lines+markers", "line": {"color": colour}, "showlegend": False}
         figure.add_trace(go.Scatter(x=steps, y=[m.value for m in found], error_y=bars, **line), row=1, col=column)
         figure.add_trace(go.Scatter(x=steps, y=alike, **line), row=2, col=column)
         figure.add_trace(go.Scatter(x=steps, y=changed, **line), row=3, col=column)
-        for stage in told.timeline["stages"]["stages"]:
-            if stage["observed"]:
-                _band(figure, stage, column)
+        for stage in told.timeline.stages.stages:
+            _band(figure, stage, column)
     for name, colour in _STAGE_COLOURS.items():
         label = name.replace("_", " ")
         mark = {"color": colour, "size": 12, "symbol": "square", "opacity": 0.4}
@@ -100,12 +95,14 @@ def timeline_figure(story: TuningStory) -> go.Figure:
     return finish(figure, 760)
 
 
-def _band(figure: go.Figure, stage: dict[str, Any], column: int) -> None:
+def _band(figure: go.Figure, stage: Stage, column: int) -> None:
+    if stage.start is None or stage.end is None:
+        return
     for row in (1, 2, 3):
         figure.add_vrect(
-            x0=stage["start"]["step"] + 1,
-            x1=stage["end"]["step"] + 1,
-            fillcolor=_STAGE_COLOURS[stage["name"]],
+            x0=stage.start.step + 1,
+            x1=stage.end.step + 1,
+            fillcolor=_STAGE_COLOURS[stage.name],
             opacity=0.15,
             line_width=0,
             row=row,  # type: ignore[arg-type]
@@ -180,7 +177,7 @@ def _shared(story: TuningStory) -> list[str]:
     found = []
     for name, told in story.ways.items():
         found.append(f"{name}, base and tuned model: {overlap_sentence(told.difference.turnover)}")
-        found.append(f"{name}: {neighbours_text(told.timeline['learned'])}")
+        found.append(f"{name}: {neighbours_text(told.timeline.learned)}")
     return found
 
 

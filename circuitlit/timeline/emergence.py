@@ -6,7 +6,7 @@ import math
 from collections.abc import Sequence
 from dataclasses import dataclass
 from statistics import mean
-from typing import Any
+from typing import Literal
 
 from circuitlit.evaluate.testing import censored_scores, correlation
 
@@ -67,6 +67,60 @@ def _number(values: Sequence[Value], place: int) -> float:
     return math.nan if value is None else value
 
 
+@dataclass(frozen=True, kw_only=True)
+class Time:
+    """When something stays above half of its gain.
+
+    Attributes:
+        step, tokens: of the checkpoint; None where it has not emerged, or tokens are unknown.
+        axis: what the others are counted in: tokens if they are known.
+        at: the same checkpoint on the axis; None where it has not emerged.
+        before: surely not before; of what has not emerged the last checkpoint, or 0 for a series that does not begin at
+            step 0, in which it may have emerged unseen.
+        sure: surely by then; None where that is at no checkpoint.
+    """
+
+    step: int | None
+    tokens: float | None
+    axis: Literal["step", "tokens"]
+    at: float | None
+    before: float
+    sure: float | None
+
+
+def time_of_emergence(
+    steps: Sequence[int],
+    tokens: Sequence[float | None],
+    values: Sequence[Value],
+    lows: Sequence[Value] | None = None,
+    highs: Sequence[Value] | None = None,
+) -> Time | None:
+    """When something emerges over checkpoints; None where nothing was measured.
+
+    Args:
+        steps, tokens: of the checkpoints; None for tokens that are unknown.
+        values, lows, highs: as in `emergence`; without ends of intervals the values themselves.
+    """
+    known = [place for place, value in enumerate(values) if value is not None]
+    if not known:
+        return None
+    counted = [count for count in tokens if count is not None]
+    places: Sequence[float] = counted if len(counted) == len(steps) else steps
+    axis: Literal["step", "tokens"] = "tokens" if places is counted else "step"
+    found = emergence(values, values if lows is None else lows, values if highs is None else highs)
+    if found is None:
+        before = places[known[-1]] if steps[known[0]] == 0 else 0
+        return Time(step=None, tokens=None, axis=axis, at=None, before=before, sure=None)
+    return Time(
+        step=steps[found.place],
+        tokens=tokens[found.place],
+        axis=axis,
+        at=places[found.place],
+        before=places[found.before],
+        sure=None if found.sure is None else places[found.sure],
+    )
+
+
 @dataclass(frozen=True)
 class Trend:
     """How a quantity goes with the size of the model; models of one size are not independent and count once.
@@ -122,9 +176,9 @@ class Between:
     high: float
 
     @classmethod
-    def of(cls, found: dict[str, Any]) -> Between:
-        """From an entry of evolve.json."""
-        return cls(found["before"], math.inf if found["sure"] is None else found["sure"])
+    def of(cls, found: Time) -> Between:
+        """Of an emergence."""
+        return cls(found.before, math.inf if found.sure is None else found.sure)
 
 
 def within(times: Sequence[Between], ratio: float) -> bool | None:
@@ -136,52 +190,49 @@ def within(times: Sequence[Between], ratio: float) -> bool | None:
     return False if apart else None
 
 
-def by_size(series: Sequence[dict[str, Any]], tasks: Sequence[str]) -> list[dict[str, Any]]:
-    """One row a model size, smallest first; models of equal size are seeds.
+@dataclass(frozen=True, kw_only=True)
+class Joined:
+    """When something emerges in several seeds of one size.
 
-    Args:
-        series: entries of evolve.json.
-        tasks: their names.
-
-    Returns:
-        Rows with `n_parameters`, `series`, and `{value, low, high, n}` by task under `emerged`, `nodes`, `edges` and
-        `stability`, by role under `heads`. Of emergence (`emerged`, `heads`), value is the geometric mean over seeds of
-        the tokens (or steps), None where it has not come in all `seeds` but in `n`, and the interval goes from the
-        earliest to the latest that any seed's interval holds; high is None where that is not known.
-        Sizes of the smallest faithful circuits and the likeness of neighbours' nodes are means over the checkpoints
-        from emergence on, with the least and the most of any seed.
+    Attributes:
+        value: geometric mean over seeds of the tokens (or steps); None where it has not come in all `seeds` but in `n`.
+        low, high: the earliest and latest that any seed's interval holds; high is None where that is not known.
+        n, seeds: seeds in which it has come, and all.
     """
-    rows = []
-    for size in sorted({one["n_parameters"] for one in series if one["n_parameters"] is not None}):
-        own = [one for one in series if one["n_parameters"] == size]
-        roles = list(dict.fromkeys(role for one in own for role in one["heads"]["emerged"]))
-        row: dict[str, Any] = {"n_parameters": size, "series": [one["name"] for one in own]}
-        row["emerged"] = {task: _joined([one["tasks"][task]["emerged"] for one in own]) for task in tasks}
-        row["heads"] = {role: _joined([one["heads"]["emerged"].get(role) for one in own]) for role in roles}
-        for name in ("nodes", "edges", "stability"):
-            row[name] = {task: _spread([one["tasks"][task]["learned"][name] for one in own]) for task in tasks}
-        rows.append(row)
-    return rows
+
+    value: float | None
+    low: float
+    high: float | None
+    n: int
+    seeds: int
 
 
-def _joined(found: Sequence[dict[str, Any] | None]) -> dict[str, Any] | None:
-    known = [one for one in found if one is not None]
-    if not known:
-        return None
-    at = [max(1.0, one["at"]) for one in known if one["at"] is not None]
-    times = [Between.of(one) for one in known]
-    high = max(one.high for one in times)
-    return {
-        "value": math.exp(mean(map(math.log, at))) if len(at) == len(known) else None,
-        "low": min(one.low for one in times),
-        "high": None if math.isinf(high) else high,
-        "n": len(at),
-        "seeds": len(known),
-    }
+@dataclass(frozen=True, kw_only=True)
+class SeedRange:
+    """Mean, least and most over `n` seeds."""
+
+    value: float
+    low: float
+    high: float
+    n: int
 
 
-def _spread(values: Sequence[Value]) -> dict[str, Any] | None:
-    known = [value for value in values if value is not None]
-    if not known:
-        return None
-    return {"value": sum(known) / len(known), "low": min(known), "high": max(known), "n": len(known)}
+@dataclass(frozen=True, kw_only=True)
+class SizeRow:
+    """All models of one size; those are seeds.
+
+    Attributes:
+        n_parameters: of the size.
+        series: names of its models.
+        emerged, heads: when tasks, and the best head score of each role, do.
+        nodes, edges: of the smallest faithful circuit by task, means over the checkpoints from emergence on.
+        stability: likeness of neighbours' nodes, the same.
+    """
+
+    n_parameters: int
+    series: list[str]
+    emerged: dict[str, Joined | None]
+    heads: dict[str, Joined | None]
+    nodes: dict[str, SeedRange | None]
+    edges: dict[str, SeedRange | None]
+    stability: dict[str, SeedRange | None]

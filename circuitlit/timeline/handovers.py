@@ -5,7 +5,6 @@ from __future__ import annotations
 import math
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
-from typing import Any
 
 import numpy as np
 
@@ -14,7 +13,46 @@ from circuitlit.evaluate.testing import LEVEL, rank_p
 DRAWS = 999
 
 
-def handovers(steps: Sequence[int], scores: Sequence[Mapping[str, float]], threshold: float) -> list[dict[str, Any]]:
+@dataclass(frozen=True, kw_only=True)
+class Handover:
+    """A head that lost a role.
+
+    Attributes:
+        head: its name.
+        peak, lost: steps at which it had most of it, and from which on it has it no more.
+        taken_over_by: heads that got the role for good after the one and by the other.
+    """
+
+    head: str
+    peak: int
+    lost: int
+    taken_over_by: list[str]
+
+
+@dataclass(frozen=True, kw_only=True)
+class HeldAt:
+    """The heads that have a role at a step."""
+
+    step: int
+    heads: list[str]
+
+
+@dataclass(frozen=True, kw_only=True)
+class Role:
+    """Who has a role over the checkpoints, and who lost it."""
+
+    over_steps: list[HeldAt]
+    handovers: list[Handover]
+
+    @classmethod
+    def of(cls, steps: Sequence[int], scores: Sequence[Mapping[str, float]], threshold: float) -> Role:
+        """From the heads' scores at each step; above the threshold a head has the role."""
+        held = [[head for head, value in one.items() if value > threshold] for one in scores]
+        over_steps = [HeldAt(step=step, heads=heads) for step, heads in zip(steps, held, strict=True)]
+        return cls(over_steps=over_steps, handovers=handovers(steps, scores, threshold))
+
+
+def handovers(steps: Sequence[int], scores: Sequence[Mapping[str, float]], threshold: float) -> list[Handover]:
     """Heads that lost a role, and the heads that got it meanwhile.
 
     Args:
@@ -36,7 +74,7 @@ def handovers(steps: Sequence[int], scores: Sequence[Mapping[str, float]], thres
         peak = int(np.argmax(own))
         lost = max(place for place, value in enumerate(own) if value > threshold) + 1
         meanwhile = sorted(name for name, place in gains.items() if peak < place <= lost)
-        rows.append({"head": head, "peak": steps[peak], "lost": steps[lost], "taken_over_by": meanwhile})
+        rows.append(Handover(head=head, peak=steps[peak], lost=steps[lost], taken_over_by=meanwhile))
     return rows
 
 
@@ -61,13 +99,13 @@ class Held:
     losses: tuple[tuple[int, int], ...]
 
     @classmethod
-    def of(cls, role: Mapping[str, Any]) -> Held:
-        """From an entry of evolve.json: `over_steps` and `handovers`."""
-        steps = [row["step"] for row in role["over_steps"]]
-        held = [set(row["heads"]) for row in role["over_steps"]]
+    def of(cls, role: Role) -> Held:
+        """Of a role."""
+        steps = [row.step for row in role.over_steps]
+        held = [set(row.heads) for row in role.over_steps]
         first = next((place for place, heads in enumerate(held) if heads), 0)
         gains = frozenset(place - 1 for place in _gains(held[first:]).values() if place)
-        ends = [(steps.index(row["peak"]), steps.index(row["lost"])) for row in role["handovers"]]
+        ends = [(steps.index(row.peak), steps.index(row.lost)) for row in role.handovers]
         losses = tuple((peak - first, lost - peak) for peak, lost in ends)
         return cls(max(0, len(held) - 1 - first), gains, losses)
 

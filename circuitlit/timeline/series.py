@@ -3,15 +3,15 @@
 from __future__ import annotations
 
 import math
-from collections.abc import Mapping, Sequence
-from dataclasses import dataclass
+from collections.abc import Sequence
+from dataclasses import dataclass, replace
 from itertools import combinations, pairwise
-from typing import Any
 
 import numpy as np
 from jaxtyping import Float
 
 from circuitlit.evaluate.overlap import DRAWS, Shared, StandIns
+from circuitlit.evaluate.overlap_figures import OverlapFigures
 from circuitlit.evaluate.similarity import Spread, similarity, weighted_jaccard
 from circuitlit.graph import Circuit
 from circuitlit.timeline.chance import noise_or_walk
@@ -38,47 +38,77 @@ class Point:
     smallest: Circuit | None = None
 
 
-def compared(ours: Circuit, theirs: Circuit) -> dict[str, Any]:
-    """Similarity of edges (see `similarity`), overlap of nodes, edges that differ, how far the weights have moved.
+@dataclass(frozen=True, kw_only=True)
+class Alike:
+    """Two circuits of one graph.
 
-    `nodes` is an `Overlap`: what says something is how far it lies above chance.
-    `score_distance` sums differences of the edges' shares, from 0 (proportional) to 2 (nothing in common).
+    Attributes:
+        jaccard, corrected_jaccard, overlap, weighted_jaccard, spearman: of edges, see `similarity`; None where one does
+            not exist.
+        nodes: their overlap: what says something is how far it lies above chance.
+        edges_changed: that one has and the other lacks.
+        score_distance: sum of differences of the edges' shares, from 0 (proportional) to 2 (nothing in common).
     """
-    shares = [weight / weight.sum() for weight in (ours.weight, theirs.weight)]
-    return {
-        **similarity(ours, theirs),
-        "nodes": StandIns.of(ours, SOME, 0).node_overlap(StandIns.of(theirs, SOME, 1)).to_dict(),
-        "edges_changed": float((ours.kept ^ theirs.kept).sum()),
-        "score_distance": float((shares[0] - shares[1]).abs().sum()),
-    }
+
+    jaccard: float
+    corrected_jaccard: float
+    overlap: float
+    weighted_jaccard: float | None
+    spearman: float | None
+    nodes: OverlapFigures
+    edges_changed: float
+    score_distance: float | None
+
+    @classmethod
+    def of(cls, ours: Circuit, theirs: Circuit) -> Alike:
+        """Compare two circuits."""
+        shares = [weight / weight.sum() for weight in (ours.weight, theirs.weight)]
+        return cls(
+            **similarity(ours, theirs),
+            nodes=StandIns.of(ours, SOME, 0).node_overlap(StandIns.of(theirs, SOME, 1)).figures(),
+            edges_changed=float((ours.kept ^ theirs.kept).sum()),
+            score_distance=float((shares[0] - shares[1]).abs().sum()),
+        )
 
 
-def follow(points: Sequence[Point]) -> list[dict[str, Any]]:
-    """Every checkpoint's likeness to the one before and to the last, and their running means.
+@dataclass(frozen=True, kw_only=True)
+class Likeness:
+    """One checkpoint's circuits beside those of others.
 
-    Returns:
-        A row each: `previous` and `last` compare circuits of equal size, `smallest_previous` and `smallest_last` the
-        smallest faithful ones where both exist, `node_ewma` and `edge_ewma` are exponentially weighted means of J*
-        with the checkpoint before, which begin with the first such value.
+    Attributes:
+        step: of training.
+        last, previous: circuits of equal size, with the last checkpoint and with the one before.
+        smallest_last, smallest_previous: the smallest faithful ones, where both exist.
+        node_ewma, edge_ewma: exponentially weighted means of J* with the checkpoint before, which begin with the first
+            such value.
     """
-    rows: list[dict[str, Any]] = []
-    before: Point | None = None
-    for point in points:
-        row: dict[str, Any] = {"step": point.step, "last": compared(point.circuit, points[-1].circuit)}
-        row["previous"] = compared(point.circuit, before.circuit) if before else None
-        row["smallest_last"] = _both(point, points[-1])
-        row["smallest_previous"] = _both(point, before)
-        rows.append(row)
-        before = point
-    before_each = [row["previous"] for row in rows[1:]]
-    alike = {
-        "node_ewma": [one["nodes"]["corrected"] for one in before_each],
-        "edge_ewma": [one["corrected_jaccard"] for one in before_each],
-    }
-    for name, values in alike.items():
-        for row, value in zip(rows, [None, *smoothed(values)], strict=True):
-            row[name] = value
-    return rows
+
+    step: int
+    last: Alike
+    previous: Alike | None
+    smallest_last: Alike | None
+    smallest_previous: Alike | None
+    node_ewma: float | None = None
+    edge_ewma: float | None = None
+
+
+def follow(points: Sequence[Point]) -> list[Likeness]:
+    """Every checkpoint's likeness to the one before and to the last, and their running means."""
+    rows = [
+        Likeness(
+            step=point.step,
+            last=Alike.of(point.circuit, points[-1].circuit),
+            previous=Alike.of(point.circuit, before.circuit) if before else None,
+            smallest_last=_both(point, points[-1]),
+            smallest_previous=_both(point, before),
+        )
+        for before, point in pairwise([None, *points])
+        if point is not None
+    ]
+    before_each = [row.previous for row in rows if row.previous is not None]
+    nodes = [None, *smoothed([one.nodes.corrected for one in before_each])]
+    edges = [None, *smoothed([one.corrected_jaccard for one in before_each])]
+    return [replace(row, node_ewma=n, edge_ewma=e) for row, n, e in zip(rows, nodes, edges, strict=True)]
 
 
 def shared_by_neighbours(points: Sequence[Point], draws: int = DRAWS) -> Shared | None:
@@ -96,10 +126,10 @@ def smoothed(values: Sequence[float], weight: float = SMOOTHING) -> list[float]:
     return means
 
 
-def _both(point: Point, other: Point | None) -> dict[str, Any] | None:
+def _both(point: Point, other: Point | None) -> Alike | None:
     if other is None or point.smallest is None or other.smallest is None:
         return None
-    return compared(point.smallest, other.smallest)
+    return Alike.of(point.smallest, other.smallest)
 
 
 @dataclass(frozen=True)
@@ -123,9 +153,7 @@ class Noise:
         return cls(float(np.quantile(moved, 0.95)), 1 - spread.low, spread.n_circuits)
 
 
-def stages_of(
-    points: Sequence[Point], rows: Sequence[Mapping[str, Any]], noise: Noise, resamples: int = 200
-) -> Timeline:
+def stages_of(points: Sequence[Point], rows: Sequence[Likeness], noise: Noise, resamples: int = 200) -> Timeline:
     """The four stages, read off the metric, the circuits' velocity and their overlap with the last one.
 
     A boundary counts only where it is beyond AR(1) noise, and beyond a metric that walks.
@@ -135,10 +163,11 @@ def stages_of(
     if len(points) < 2:
         return Timeline("too few snapshots", n_snapshots=len(points))
     steps = [point.step for point in points]
-    alike = [row["previous"]["weighted_jaccard"] for row in rows[1:]]
+    before_each = [row.previous for row in rows if row.previous is not None]
+    alike = [math.nan if one.weighted_jaccard is None else one.weighted_jaccard for one in before_each]
     velocity = velocities(steps, alike, noise.distance)
     distance = 1 - np.nan_to_num(np.array([alike[0], *alike]), nan=1.0)
-    overlap = np.array([row["last"]["corrected_jaccard"] for row in rows])
+    overlap = np.array([row.last.corrected_jaccard for row in rows])
     level = np.array([point.level for point in points])
     sizes = [point.smallest.n_edges if point.smallest else None for point in points]
     others = {"log_size": np.log([size for size in sizes if size])} if all(sizes) else {}

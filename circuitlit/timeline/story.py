@@ -19,6 +19,7 @@ from circuitlit.compare.turnover import Turnover
 from circuitlit.compare.weight_figures import WeightSpread
 from circuitlit.evaluate import Estimate
 from circuitlit.result import Result
+from circuitlit.timeline.evolution import TaskEvolution
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -95,7 +96,7 @@ class Way(Answers, Difference):
     """
 
     tuning: dict[str, Any]
-    timeline: dict[str, Any]
+    timeline: TaskEvolution
     nodes: ShortInterventions
 
 

@@ -35,6 +35,7 @@ from circuitlit.model import Subject
 from circuitlit.progress import part, phase
 from circuitlit.result import Result
 from circuitlit.tasks import EncodedPairs
+from circuitlit.timeline.evolution import TaskEvolution
 from circuitlit.timeline.story import Difference, ShortComparison, ShortInterventions, TuningStory, Way
 
 COMPARISONS = 2  # of circuits: base and tuned, neighbouring checkpoints
@@ -63,7 +64,7 @@ class Makers:
     base: Callable[[], tuple[Workbench, EncodedPairs]]
     load: Callable[[Path, str], Subject]
     bench: Callable[[Subject], Workbench]
-    follow: Callable[[str, Path], dict[str, Any]]
+    follow: Callable[[str, Path], TaskEvolution]
     text: Callable[[Subject, Path], Int[Tensor, "passage pos"]]
 
 
@@ -134,7 +135,7 @@ def tell_story(
     ways = {}
     for name in names:
         text, follow = f"{name}: following the circuit", partial(makers.follow, name, folder / name)
-        timeline: dict[str, Any] = once(f"{name}_timeline", text, follow, dict[str, Any])
+        timeline: TaskEvolution = once(f"{name}_timeline", text, follow, TaskEvolution)
         text = f"{name}: comparing, and moving layers into the base model"
         apart: Difference = once(f"{name}_difference", text, partial(teller.difference, name), Difference)
         nodes = once(f"{name}_nodes", f"{name}: intervening", partial(teller.nodes, name), ShortInterventions)

@@ -12,9 +12,10 @@ from omegaconf import DictConfig
 from circuitlit.cli.loggers import open_loggers
 from circuitlit.report.evolution_page import evolution_figure, stage_at
 from circuitlit.report.size_tables import size_tables
+from circuitlit.timeline.evolution import Evolution
 
 
-def log_panels(cfg: DictConfig, result: dict[str, Any], page: Path) -> None:
+def log_panels(cfg: DictConfig, result: Evolution, page: Path) -> None:
     """Log to whatever loggers there are; tables, figure and page go to W&B only."""
     with open_loggers(cfg) as loggers:
         for logger in loggers:
@@ -23,45 +24,39 @@ def log_panels(cfg: DictConfig, result: dict[str, Any], page: Path) -> None:
                     logger.log_metrics({key: value for key, value in row.items() if value is not None})
                 continue
             run = logger.experiment
-            for series in result["series"]:
-                axis = f"{series['name']}/{'tokens' if knows_tokens(series) else 'step'}"
+            for series in result.series:
+                axis = f"{series.name}/{'tokens' if series.knows_tokens else 'step'}"
                 run.define_metric(axis, hidden=True)
-                run.define_metric(f"{series['name']}/*", step_metric=axis)
+                run.define_metric(f"{series.name}/*", step_metric=axis)
             for row in curves(result):
                 run.log({key: value for key, value in row.items() if value is not None})
             _log_tables(run, result, page)
 
 
-def curves(result: dict[str, Any]) -> Iterator[dict[str, float | None]]:
+def curves(result: Evolution) -> Iterator[dict[str, float | None]]:
     """A row for each checkpoint of each series: `SERIES/tokens`, `SERIES/TASK/accuracy` and so on."""
-    for series in result["series"]:
+    for series in result.series:
         rows: dict[int, dict[str, float | None]] = {}
-        name = series["name"]
-        for task, entry in series["tasks"].items():
-            for row in entry["rows"]:
-                own = rows.setdefault(row["step"], {f"{name}/step": row["step"], f"{name}/tokens": row["tokens"]})
-                found = row["smallest"] if row["status"] == "OK" else {}
-                alike = row["likeness"]["last"]
+        name = series.name
+        for task, entry in series.tasks.items():
+            for row in entry.rows:
+                own = rows.setdefault(row.step, {f"{name}/step": row.step, f"{name}/tokens": row.tokens})
+                found = row.faithful
                 own |= {
-                    f"{name}/{task}/accuracy": row["behaviour"]["accuracy"]["value"],
-                    f"{name}/{task}/edges": found.get("n_edges"),
-                    f"{name}/{task}/nodes": found.get("n_nodes"),
-                    f"{name}/{task}/overlap_last": alike["corrected_jaccard"],
-                    f"{name}/{task}/node_ewma": row["likeness"]["node_ewma"],
-                    f"{name}/{task}/stage": stage_at(entry["stages"], row["step"]),
+                    f"{name}/{task}/accuracy": row.behaviour.accuracy.value,
+                    f"{name}/{task}/edges": found and found.n_edges,
+                    f"{name}/{task}/nodes": found and found.n_nodes,
+                    f"{name}/{task}/overlap_last": row.likeness.last.corrected_jaccard,
+                    f"{name}/{task}/node_ewma": row.likeness.node_ewma,
+                    f"{name}/{task}/stage": stage_at(entry.stages, row.step),
                 }
-        for row in series["heads"]["rows"]:
-            own = rows.setdefault(row["step"], {f"{name}/step": row["step"], f"{name}/tokens": row["tokens"]})
-            own |= {f"{name}/heads/{role}": value for role, value in row["best"].items()}
+        for row in series.heads.rows:
+            own = rows.setdefault(row.step, {f"{name}/step": row.step, f"{name}/tokens": row.tokens})
+            own |= {f"{name}/heads/{role}": value for role, value in row.best.items()}
         yield from (rows[step] for step in sorted(rows))
 
 
-def knows_tokens(series: dict[str, Any]) -> bool:
-    """Whether every checkpoint of a series says how many tokens are behind it."""
-    return all(row["tokens"] is not None for entry in series["tasks"].values() for row in entry["rows"])
-
-
-def _log_tables(run: Any, result: dict[str, Any], page: Path) -> None:
+def _log_tables(run: Any, result: Evolution, page: Path) -> None:
     import wandb
 
     panels: dict[str, Any] = {

@@ -6,11 +6,10 @@ import gc
 from collections.abc import Iterator
 from concurrent.futures import Future, ThreadPoolExecutor
 from contextlib import contextmanager
-from dataclasses import dataclass
 from functools import partial
 from itertools import product
 from pathlib import Path
-from typing import Any
+from typing import Any, Self
 
 import torch
 from hydra.utils import instantiate
@@ -26,28 +25,9 @@ from circuitlit.finetune.pretrain import Recipe, pretrain, write_tasks
 from circuitlit.lock import claimed_cell
 from circuitlit.model import Subject
 from circuitlit.timeline.checkpoints import Checkpoint, hub_checkpoints, local_checkpoints
+from circuitlit.timeline.follow import Series
 
 FILES = ["*.json", "*.safetensors", "*.txt", "*.model"]
-
-
-@dataclass(frozen=True)
-class Series:
-    """Checkpoints of one training run, first step first.
-
-    Attributes:
-        name: of the run.
-        checkpoints: those to look at, all or a part's.
-        final: the last of all.
-    """
-
-    name: str
-    checkpoints: list[Checkpoint]
-    final: Checkpoint
-
-    @classmethod
-    def of(cls, name: str, checkpoints: list[Checkpoint]) -> Series:
-        """A whole series."""
-        return cls(name, checkpoints, checkpoints[-1])
 
 
 def parted(series: list[Series], part: int, parts: int) -> list[Series]:
@@ -161,7 +141,10 @@ class Loader:
             if torch.cuda.is_available():
                 torch.cuda.empty_cache()
 
-    def close(self) -> None:
+    def __enter__(self) -> Self:
+        return self
+
+    def __exit__(self, *_: object) -> None:
         """Wait for nothing more."""
         self._pool.shutdown(wait=False, cancel_futures=True)
 

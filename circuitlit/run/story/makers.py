@@ -20,6 +20,7 @@ from circuitlit.model import Subject
 from circuitlit.run import evolve, tune
 from circuitlit.run.story.settings import Way, verb_settings
 from circuitlit.tasks import EncodedPairs
+from circuitlit.timeline.evolution import TaskEvolution
 from circuitlit.timeline.telling import Makers
 
 
@@ -60,10 +61,11 @@ class ConfiguredMakers:
     def _base(self) -> tuple[Workbench, EncodedPairs]:
         return build_workbench(self.own, self.subject), build_pairs(self.cfg, self.subject).test
 
-    def _follow(self, _name: str, folder: Path) -> dict[str, Any]:
+    def _follow(self, _name: str, folder: Path) -> TaskEvolution:
         with writing_to(folder / "evolve"):
             made = evolve.run(verb_settings(self.cfg, "evolve", {"evolve": {"folder": str(folder / "tune")}}))
-        return made["series"][0]["tasks"][self.cfg.task.name]
+        assert made is not None
+        return made.series[0].tasks[self.cfg.task.name]
 
     def _text(self, subject: Subject, folder: Path) -> Int[Tensor, "passage pos"]:
         size = self.cfg.story.passages
