@@ -35,6 +35,7 @@ TOLERANCE = 1e-6
 WIDTH = 1000  # of the terminal
 # Key paths that have another name now, by case or "*": old path -> new one, or None where the key is gone.
 # A path that begins with "FILE:" is of that file alone.
+_MEASURED = dict.fromkeys(("series", "task", "step", "tokens", "status", "*.observed"))  # the cell's name; `start`
 RENAMED: dict[str, dict[str, str | None]] = {
     **{case: {"rows": "measured"} for case in ("bench", "bench_timed")},  # a result's rows are a function
     "capabilities": {"settings.tasks": None},  # the keys of "tasks"
@@ -44,7 +45,7 @@ RENAMED: dict[str, dict[str, str | None]] = {
     "compare_tunings": {"*.kept": "retained"},
     "prompts": {"rows": "circuits"},
     "story": {
-        **{"*.kept": "retained", "settings.other_tasks": None, "settings.passages": None},
+        **{"*.kept": "retained", "*.observed": None, "settings.other_tasks": None, "settings.passages": None},
         **{f"{at}transfer.tuned.name": None for at in ("", "content.", "ways.lora.nodes.", "ways.full.nodes.")},
         **{f"base/{name}.json": None for name in ("config", "generation_config", "tokenizer", "tokenizer_config")},
         "base/model.safetensors": None,  # the base model is not saved again, it stays in memory
@@ -55,6 +56,12 @@ RENAMED: dict[str, dict[str, str | None]] = {
         for seed in (0, 1)
         for key in ("ranks", "n_trained")
     },
+    "evolution": {
+        **_MEASURED,
+        **{f"evolve.json:{key}": key for key in ("series", "status")},
+        **{f"series[0].causal.{key}": None for key in ("series", "task", "step", "tokens")},
+    },
+    "evolution_by_masks": {**_MEASURED, **{f"evolve.json:{key}": key for key in ("series", "status")}},
     "study": {
         "study.json:rows": "methods",
         "study.json:status": "status",

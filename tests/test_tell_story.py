@@ -28,8 +28,21 @@ from circuitlit.heads.text import sample_passages
 from circuitlit.model import Subject
 from circuitlit.objective import negative_metric
 from circuitlit.report.suggestions import suggestions
+from circuitlit.timeline.evolution import Learned, TaskEvolution
+from circuitlit.timeline.series import Noise
+from circuitlit.timeline.stages import Timeline
 from circuitlit.timeline.story import ShortComparison, ShortInterventions, TuningStory, Way
 from circuitlit.timeline.telling import Makers, tell_story
+
+UNFOLLOWED = TaskEvolution(
+    rows=[],
+    noise=Noise(),
+    stages=Timeline("too few snapshots"),
+    emerged=None,
+    learned=Learned(nodes=None, edges=None, stability=None),
+    roles={},
+    algorithm_roles={},
+)
 
 
 def told(row: MovedLayers, between: AnswersApart) -> TuningStory:
@@ -62,7 +75,7 @@ def told(row: MovedLayers, between: AnswersApart) -> TuningStory:
     )
     change = BehaviourChange(10, nought, nought, nought, 0, 0, 1.0, nought, nought, nought, nought)
     tuning = {"status": "OK", "reason": None, "n_parameters": 2, "n_parameters_trained": 1}
-    answers = {"held_out": change, "text_kl": nought, "tuning": tuning, "timeline": {}}
+    answers = {"held_out": change, "text_kl": nought, "tuning": tuning, "timeline": UNFOLLOWED}
     way = Way(**answers, nodes=nodes, difference=difference, layers=[whole, row])
     return TuningStory(
         status="OK",
@@ -111,11 +124,11 @@ def test_a_story_is_told_from_python(local: Path, tmp_path: Path) -> None:
     def load(folder: Path, _name: str) -> Subject:
         return bench_of(local, torch.Generator().manual_seed(1 + (folder.parent.name == "other"))).subject
 
-    def follow(_name: str, folder: Path) -> dict[str, Any]:
+    def follow(_name: str, folder: Path) -> TaskEvolution:
         place = folder / "evolve" / "circuits" / "tiny--step3"
         place.mkdir(parents=True)
         base.cut(base.score(method)).save(place)
-        return {"rows": []}
+        return UNFOLLOWED
 
     method = Method.of(eap, negative_metric)
     makers = Makers(
