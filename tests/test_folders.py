@@ -18,8 +18,6 @@ from circuitlit import lock
 from circuitlit.cli.folder import new_run_id
 from circuitlit.errors import UserError
 from circuitlit.lock import claimed
-from circuitlit.run.evolve import cells as evolve_cells
-from circuitlit.timeline.checkpoints import Checkpoint
 
 LONG = ["mask.schedule.steps=3000", "callbacks.checkpoint_every=5", "callbacks.probe_every=0", "logger=none"]
 
@@ -191,25 +189,6 @@ def test_a_cell_s_claim_is_waited_for(tmp_path: Path) -> None:
             order.append("first")
         waiting.result()
     assert order == ["first", "second"]
-
-
-@pytest.mark.parametrize("kind", ["evolve"])
-def test_a_cell_that_two_processes_want_is_made_once(
-    kind: str, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
-) -> None:
-    made = []
-
-    def work() -> dict[str, int]:
-        made.append(kind)
-        time.sleep(0.3)
-        return {"rows": len(made)}
-
-    monkeypatch.setattr(f"circuitlit.run.{kind}.cells.run_dir", lambda: tmp_path)
-    other = evolve_cells.Cell("series", "task", Checkpoint(0, "path"), "settings")
-    with ThreadPoolExecutor(2) as pool:
-        found = list(pool.map(lambda _: other.make(work), range(2)))
-    assert made == [kind] and found[0] == found[1] and found[0]["rows"] == 1
-    assert [path.suffix for path in (tmp_path / "cells").iterdir()] == [".json"]
 
 
 def test_who_lost_its_claim_ends(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
