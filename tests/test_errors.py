@@ -198,6 +198,9 @@ def test_error_weight_is_the_errors_share_of_the_loss(local: Path) -> None:
     assert float(losses.sum() / 40) == pytest.approx(1) and float(losses[errs].sum() / 40) == pytest.approx(0.7)
     with pytest.raises(UserError, match="error_weight=1\\.5 is not a share"):
         for_errors(bench, one, 1.5)
+    few = planted(local, 60)  # 15 training pairs, of which the model errs on the first 8
+    with pytest.raises(UserError, match="errs on 8 of 15 training pairs, at least 10"):
+        for_errors(few, one, 0.5)
 
 
 def test_the_weight_decides_which_two_edges_are_better(local: Path) -> None:

@@ -10,6 +10,8 @@ from circuitlit.discover.workbench import Workbench
 from circuitlit.errors import UserError
 from circuitlit.objective import Objective, model_errs, weighted_for_errors
 
+LEAST = 10  # training pairs that share the errors' weight; of fewer, each would weigh as much as many others together
+
 
 @torch.no_grad()
 def for_errors(bench: Workbench, objective: Objective, weight: float | None) -> Objective:
@@ -21,7 +23,7 @@ def for_errors(bench: Workbench, objective: Objective, weight: float | None) -> 
         weight: that share, above 0 and below 1; None leaves the objective as it is.
 
     Raises:
-        UserError: the share is out of range, or the model is right, or wrong, on all training pairs.
+        UserError: the share is out of range, or the model errs on nearly none, or on all, of the training pairs.
     """
     if weight is None:
         return objective
@@ -31,10 +33,9 @@ def for_errors(bench: Workbench, objective: Objective, weight: float | None) -> 
     for batch in train.batches(bench.data.eval_batch_size, order=train.by_length()):
         placed = batch.to(bench.subject.device)
         errors += int(model_errs(bench.subject.logits(placed.clean, placed.positions), placed).sum())
-    if not 0 < errors < len(train):
-        always = "on all" if errors else "on none"
+    if not LEAST <= errors < len(train):
         raise UserError(
-            f"objective.error_weight={weight:g}: the model errs {always} of the {len(train)} training pairs; raise "
-            "task.build.n_train or take a task with errors, such as task=ioi_hard"
+            f"objective.error_weight={weight:g}: the model errs on {errors} of {len(train)} training pairs, at least "
+            f"{LEAST} and not all are needed; raise task.build.n_train or take task=ioi_hard"
         )
     return partial(weighted_for_errors, objective=objective, weight=weight, rate=errors / len(train))
