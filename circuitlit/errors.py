@@ -18,3 +18,8 @@ class Stopped(BaseException):
         super().__init__(number, step)
         self.number, self.step = number, step
         self.during: tuple[str, str] | None = None
+
+
+def sentence(error: Exception) -> str:
+    """Any error as text, with its kind."""
+    return f"{type(error).__name__}: {error}"

@@ -10,6 +10,7 @@ from dataclasses import dataclass
 from pathlib import Path
 from typing import TYPE_CHECKING, Any, TypeVar
 
+from circuitlit.errors import sentence
 from circuitlit.files import write_json
 from circuitlit.lock import claimed_cell
 
@@ -29,11 +30,6 @@ class Failure:
     """
 
     error: str
-
-
-def sentence(error: Exception) -> str:
-    """An error as text, with its kind."""
-    return f"{type(error).__name__}: {error}"
 
 
 @dataclass(frozen=True)

@@ -11,8 +11,7 @@ from omegaconf.errors import OmegaConfBaseException
 
 from circuitlit.cli.kinds import no_preset, unknown
 from circuitlit.cli.schema import names
-from circuitlit.errors import UserError
-from circuitlit.store import sentence
+from circuitlit.errors import UserError, sentence
 
 
 def explain(error: BaseException, verb: str = "train") -> str | None:
