@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 from contextlib import ExitStack
+from typing import Any
 
 import torch
 from torch import Tensor, nn
@@ -10,6 +11,9 @@ from torch import Tensor, nn
 from circuitlit.masked import ablated_run, run_writers
 from circuitlit.model import Subject
 from circuitlit.tasks.pair import Batch
+
+BEHIND = ("post_feedforward_layernorm", "post_mlp_layernorm", "post_norm2")  # norms behind an MLP
+Told = list[tuple[tuple, dict]]  # of every layer's attention, what it is called with
 
 
 def masked_logits(
@@ -23,10 +27,8 @@ def masked_logits(
     model, anatomy, graph = subject.model, subject.anatomy, subject.graph
     cut_run = ablated_run(subject, batch, "interchange")
     blocks = anatomy.blocks(model)
-    constants = torch.zeros_like(cut_run.embed)
-    if anatomy.positions is not None:
-        constants = constants + _positions(model, batch.clean.shape[1])
-    own, cut = [subject.embed(batch.clean) if embed is None else embed], [cut_run.embed]
+    told, constants = told_of(subject, batch.clean)
+    own, cut = [subject.embedded(batch.clean) if embed is None else embed], [cut_run.embed]
 
     def seen(reader: int) -> Tensor:
         total = constants
@@ -36,21 +38,22 @@ def masked_logits(
         return total
 
     for layer, block in enumerate(blocks):
-        out = getattr(getattr(block, anatomy.attention), anatomy.out)
+        out = getattr(block.get_submodule(anatomy.attention), anatomy.out)
         attn_norm, mlp_norm = getattr(block, anatomy.attn_norm), getattr(block, anatomy.mlp_norm)
         first = graph.reader_rows(layer).start
         inputs = [attn_norm(seen(first + reader)) for reader in range(graph.n_heads + 2 * graph.n_kv_heads)]
         mlp_reader = first + graph.readers_per_layer - 1
         if graph.parallel:
             mlp_input = seen(mlp_reader)
-        results = _all_heads(subject, block, inputs)
-        gain, scale = 1.0, 1.0
+        results = _all_heads(subject, layer, told, inputs)
+        gain, scale = _gain(subject, block), 1.0
         if anatomy.post_norm is not None:
             norm, total = getattr(block, anatomy.post_norm), out(results)
-            gain, scale = 1 + norm.weight, (total.pow(2).mean(-1, keepdim=True) + norm.eps).rsqrt()
+            eps = norm.eps if hasattr(norm, "eps") else norm.variance_epsilon
+            scale = (total.pow(2).mean(-1, keepdim=True) + eps).rsqrt()
         own += [write * scale * gain for write in _by_head(out, results, graph.n_heads)]
         cut += [write * gain for write in _by_head(out, cut_run.heads[:, layer], graph.n_heads)]
-        constants = constants + out(torch.zeros_like(results))
+        constants = constants + out(torch.zeros_like(results)) * gain
         if not graph.parallel:
             mlp_input = seen(mlp_reader)
         own.append(_mlp(block, mlp_norm(mlp_input)))
@@ -64,27 +67,48 @@ def writer_outputs(subject: Subject, ids: Tensor) -> list[Tensor]:
     run = run_writers(subject, ids)
     outputs = [run.embed]
     for layer, block in enumerate(subject.anatomy.blocks(subject.model)):
-        out = getattr(getattr(block, subject.anatomy.attention), subject.anatomy.out)
-        post = subject.anatomy.post_norm
-        gain = 1.0 if post is None else 1 + getattr(block, post).weight
+        out = getattr(block.get_submodule(subject.anatomy.attention), subject.anatomy.out)
+        gain = _gain(subject, block)
         heads = [write * gain for write in _by_head(out, run.heads[:, layer], subject.graph.n_heads)]
         outputs += [*heads, run.mlps[:, layer]]
     return outputs
 
 
-def _positions(model: nn.Module, length: int) -> Tensor:
-    """Learned position embeddings by hand; OPT's table starts with two unused rows."""
-    if hasattr(model, "transformer"):
-        return model.transformer.wpe.weight[:length]
-    return model.model.decoder.embed_positions.weight[2 : 2 + length]
+def told_of(subject: Subject, ids: Tensor) -> tuple[Told, Tensor]:
+    """What each attention is called with in a stock run, and what the stream holds beside the embeddings."""
+    told: Told = []
+    streams: list[Tensor] = []
+    blocks = subject.anatomy.blocks(subject.model)
+    with ExitStack() as hooks, torch.no_grad():
+        for block in blocks:
+            attention = block.get_submodule(subject.anatomy.attention)
+            hook = attention.register_forward_pre_hook(
+                lambda module, args, kwargs: told.append((args, kwargs)), with_kwargs=True
+            )
+            hooks.callback(hook.remove)
+        first = getattr(blocks[0], subject.anatomy.attn_norm)
+        hooks.callback(first.register_forward_pre_hook(lambda module, args: streams.append(args[0])).remove)
+        subject.hidden(ids)
+        return told, streams[0] - subject.embedded(ids)
 
 
-def _mlp(block: nn.Module, x: Tensor) -> Tensor:
+def _gain(subject: Subject, block: Any) -> Tensor | float:
+    """What the attention is multiplied with behind its output projection."""
+    factor, post = getattr(block, "residual_multiplier", 1.0), subject.anatomy.post_norm
+    if post is None:
+        return factor
+    norm = getattr(block, post)
+    return factor * (norm.weight + ("Gemma" in type(norm).__name__))
+
+
+def _mlp(block: Any, x: Tensor) -> Tensor:
     """What a block's MLP adds to the stream."""
     if hasattr(block, "fc1"):
-        return block.fc2(block.fc1(x).relu())
-    written = block.mlp(x)
-    return block.post_feedforward_layernorm(written) if hasattr(block, "post_feedforward_layernorm") else written
+        return block.fc2(block.activation_fn(block.fc1(x)))
+    written = block.mlp(x) if hasattr(block, "mlp") else block.block_sparse_moe(x)
+    for name in BEHIND:
+        written = getattr(block, name)(written) if hasattr(block, name) else written
+    return written * getattr(block, "residual_multiplier", 1.0)
 
 
 def _by_head(out: nn.Module, results: Tensor, n_heads: int) -> list[Tensor]:
@@ -95,7 +119,7 @@ def _by_head(out: nn.Module, results: Tensor, n_heads: int) -> list[Tensor]:
     return [out(only) - out(torch.zeros_like(only)) for only in alone]
 
 
-def _all_heads(subject: Subject, block: nn.Module, inputs: list[Tensor]) -> Tensor:
+def _all_heads(subject: Subject, layer: int, told: Told, inputs: list[Tensor]) -> Tensor:
     """Each head's result from its own q, k and v inputs, side by side."""
     graph = subject.graph
     group = graph.n_heads // graph.n_kv_heads
@@ -104,46 +128,53 @@ def _all_heads(subject: Subject, block: nn.Module, inputs: list[Tensor]) -> Tens
     for head in range(graph.n_heads):
         kv = head // group
         q, k, v = inputs[head], inputs[graph.n_heads + kv], inputs[graph.n_heads + graph.n_kv_heads + kv]
-        results = _attend(subject, getattr(block, subject.anatomy.attention), q, k, v)
+        results = attend(subject, layer, told, q, k, v)
         width = results.shape[-1] // graph.n_heads
         parts.append(results[..., head * width : (head + 1) * width])
     return torch.cat(parts, -1)
 
 
-def _attend(subject: Subject, attention: nn.Module, q: Tensor, k: Tensor, v: Tensor) -> Tensor:
+def attend(subject: Subject, layer: int, told: Told, q: Tensor, k: Tensor, v: Tensor) -> Tensor:
     """All heads' results when the stock attention makes its queries of `q`, its keys of `k` and its values of `v`."""
-    length = q.shape[1]
-    arguments = {"attention_mask": torch.full((length, length), -torch.inf, dtype=q.dtype).triu(1)[None, None]}
-    if subject.anatomy.rotary is not None:
-        rotary = subject.model.base_model.rotary_emb
-        kind = [attention.layer_type] if subject.anatomy.rotary_by_layer else []
-        arguments["position_embeddings"] = rotary(q, torch.arange(length)[None], *kind)
+    attention = subject.anatomy.blocks(subject.model)[layer].get_submodule(subject.anatomy.attention)
+    args, kwargs = told[layer]
+    kwargs = {**kwargs, "hidden_states": q} if "hidden_states" in kwargs else kwargs
+    args = args if "hidden_states" in kwargs else (q, *args[1:])
     caught: list[Tensor] = []
     with ExitStack() as hooks:
 
         def hook(handle) -> None:
             hooks.callback(handle.remove)
 
-        if hasattr(attention, "q_proj"):
-            for name, value in (("q_proj", q), ("k_proj", k), ("v_proj", v)):
-                projection = getattr(attention, name)
-                hook(projection.register_forward_pre_hook(lambda module, args, value=value: (value,)))
-        elif hasattr(attention, "c_attn"):
-
-            def stacked(module: nn.Module, args: tuple, output: Tensor) -> Tensor:
-                maps = [x @ module.weight + module.bias for x in (q, k, v)]
-                return torch.cat([m.chunk(3, -1)[i] for i, m in enumerate(maps)], -1)
-
-            hook(attention.c_attn.register_forward_hook(stacked))
-        else:
-
-            def interleaved(module: nn.Module, args: tuple, output: Tensor) -> Tensor:
-                maps = [(x @ module.weight.t() + module.bias).unflatten(-1, (-1, 3, width)) for x in (q, k, v)]
-                return torch.stack([m[..., i, :] for i, m in enumerate(maps)], -2).flatten(-3)
-
-            width = attention.head_size
-            hook(attention.query_key_value.register_forward_hook(interleaved))
+        names = subject.anatomy.projections
+        for name in names:
+            read = (q, k, v) if len(names) == 1 else ({"q": q, "k": k, "v": v}[name[0]],) * 3
+            hook(getattr(attention, name).register_forward_hook(_fused(subject, attention, read)))
         out = getattr(attention, subject.anatomy.out)
         hook(out.register_forward_pre_hook(lambda module, args: caught.append(args[0])))
-        attention(q, **arguments)
+        attention(*args, **kwargs)
     return caught[0]
+
+
+def _fused(subject: Subject, attention: Any, inputs: tuple[Tensor, ...]):
+    """A hook that gives a projection's queries, keys and values different inputs."""
+
+    def hook(module: Any, _args: tuple, _output: Tensor) -> Tensor:
+        made = torch.stack([module.forward(x) for x in inputs])
+        return made.gather(0, _kinds(subject, attention, made.shape[-1]).expand_as(made[:1]))[0]
+
+    return hook
+
+
+def _kinds(subject: Subject, attention: Any, width: int) -> Tensor:
+    """Of a projection's outputs 0 for queries, 1 for keys, 2 for values, written down anew for each layout."""
+    n_heads, n_kv = subject.graph.n_heads, subject.graph.n_kv_heads
+    if len(subject.anatomy.projections) > 1:
+        return torch.zeros(width, dtype=torch.long)
+    a_head = width // (n_heads + 2 * n_kv)
+    kind = type(attention).__name__
+    if kind in ("GPT2Attention", "Phi3Attention") or (kind == "GPTBigCodeAttention" and attention.multi_query):
+        order = [0] * n_heads + [1] * n_kv + [2] * n_kv
+    else:
+        order = ([0] * (n_heads // n_kv) + [1, 2]) * n_kv
+    return torch.tensor(order).repeat_interleave(a_head)

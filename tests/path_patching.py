@@ -6,7 +6,7 @@ from contextlib import ExitStack
 from operator import attrgetter
 
 import torch
-from brute_force import _attend
+from brute_force import attend, told_of
 from torch import Tensor, nn
 
 from circuitlit.model import Subject
@@ -21,13 +21,13 @@ def patched_logits(
         return _patched_run(subject, clean, receivers, seen)
 
 
-def _modules(subject: Subject) -> list[tuple[nn.Module, nn.Module, nn.Module, nn.Module, nn.Module]]:
+def _modules(subject: Subject) -> list[tuple[nn.Module, nn.Module, nn.Module, nn.Module]]:
     anatomy = subject.anatomy
     found = []
     for block in anatomy.blocks(subject.model):
-        attention = getattr(block, anatomy.attention)
         norms = getattr(block, anatomy.attn_norm), getattr(block, anatomy.mlp_norm)
-        found.append((*norms, attention, getattr(attention, anatomy.out), getattr(block, anatomy.mlp)))
+        out = getattr(block.get_submodule(anatomy.attention), anatomy.out)
+        found.append((*norms, out, block.get_submodule(anatomy.mlp)))
     return found
 
 
@@ -73,7 +73,7 @@ def frozen_run(
             return hook
 
         hooks.callback(subject.embed.register_forward_hook(lambda m, a, o: forced["input"]).remove)
-        for layer, (attn_norm, mlp_norm, _, out, mlp) in enumerate(_modules(subject)):
+        for layer, (attn_norm, mlp_norm, out, mlp) in enumerate(_modules(subject)):
             hooks.callback(attn_norm.register_forward_pre_hook(keep(f"a{layer}")).remove)
             hooks.callback(mlp_norm.register_forward_pre_hook(keep(f"m{layer}")).remove)
             hook = out.register_forward_pre_hook(lambda m, a, layer=layer: (forced[f"a{layer}"],))
@@ -89,9 +89,9 @@ def frozen_run(
 def _patched_run(subject: Subject, clean: Tensor, receivers: list[str], seen: dict[str, Tensor]) -> Tensor:
     """A clean run in which every receiver reads what it saw in the frozen run."""
     graph = subject.graph
-    group = graph.n_heads // graph.n_kv_heads
+    group, told = graph.n_heads // graph.n_kv_heads, told_of(subject, clean)[0]
     with ExitStack() as hooks:
-        for layer, (attn_norm, mlp_norm, attention, out, _) in enumerate(_modules(subject)):
+        for layer, (attn_norm, mlp_norm, out, _) in enumerate(_modules(subject)):
             own = {name for name in receivers if name.startswith(f"a{layer}.")}
             if f"m{layer}" in receivers:
                 hook = mlp_norm.register_forward_pre_hook(lambda m, a, layer=layer: (seen[f"m{layer}"],))
@@ -103,7 +103,7 @@ def _patched_run(subject: Subject, clean: Tensor, receivers: list[str], seen: di
             def keep(module, args, output, state=state) -> None:
                 state["now"] = output
 
-            def swap(module, args, state=state, own=own, layer=layer, norm=attn_norm, attention=attention):
+            def swap(module, args, state=state, own=own, layer=layer, norm=attn_norm):
                 if state.pop("busy", None) is not None:
                     return None
                 now, results = state["now"], args[0].clone()
@@ -113,7 +113,7 @@ def _patched_run(subject: Subject, clean: Tensor, receivers: list[str], seen: di
                     kinds = {"q": head, "k": head // group, "v": head // group}
                     q, k, v = (patched if f"a{layer}.h{i}<{kind}>" in own else now for kind, i in kinds.items())
                     state["busy"] = now
-                    mixed = _attend(subject, attention, q, k, v)
+                    mixed = attend(subject, layer, told, q, k, v)
                     results[..., head * width : (head + 1) * width] = mixed[..., head * width : (head + 1) * width]
                 return (results,)
 

@@ -14,8 +14,9 @@ from circuitlit.discover import MaskedLoss
 from circuitlit.graph import MaskLayout
 from circuitlit.masked import MaskedModel, References
 from circuitlit.masked.forward import Recompute
-from circuitlit.masked.projection import Projection, recognise
+from circuitlit.masked.projection import Projection
 from circuitlit.model import Subject
+from circuitlit.model.norms import recognise
 from circuitlit.objective import kl_divergence
 
 PRODUCTS = {"mm", "bmm", "addmm", "addmm_", "baddbmm", "baddbmm_"}
@@ -143,7 +144,7 @@ def test_every_norm_is_recognised(name: str) -> None:
         assert block._affine is not None
 
 
-def test_a_norm_with_another_gain_is_not_taken_for_one() -> None:
+def test_a_norm_is_known_by_what_it_does() -> None:
     class OneMore(torch.nn.Module):
         eps = 1e-6
 
@@ -154,7 +155,8 @@ def test_a_norm_with_another_gain_is_not_taken_for_one() -> None:
         def forward(self, x: torch.Tensor) -> torch.Tensor:
             return x * (x.pow(2).mean(-1, keepdim=True) + self.eps).rsqrt() * (1 + self.weight)
 
-    assert recognise(OneMore()) is None
+    found = recognise(OneMore())
+    assert found is not None and found.one_more
     assert recognise(torch.nn.LayerNorm(8)) is not None
     assert recognise(torch.nn.Identity()) is None
 

@@ -166,13 +166,17 @@ def test_float32_within_its_error() -> None:
     [
         ("opt", {"do_layer_norm_before": False}),
         ("opt", {"word_embed_proj_dim": 12}),
-        ("gemma2", {"attention_bias": True}),
         ("gemma3_text", {"use_bidirectional_attention": True}),
     ],
 )
 def test_variants_that_break_the_sum_of_writers_are_refused(name: str, numbers: dict) -> None:
     with pytest.raises(UserError, match=r"this (OPT )?model"):
         anatomy_of(AutoConfig.for_model(name, **{**CONFIGS[name], **numbers}))
+
+
+def test_a_bias_ahead_of_a_norm_behind_the_attention_is_refused() -> None:
+    with pytest.raises(UserError, match="belongs to no head; this model has one"):
+        Subject(tiny_model("gemma2", attention_bias=True))
 
 
 def test_heads_behind_a_norm_write_what_it_puts_out(batch: Batch) -> None:

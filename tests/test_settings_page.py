@@ -11,7 +11,8 @@ import pytest
 import settings_page
 import torch
 from cli import call
-from conftest import CONFIGS, tiny_batch, tiny_model
+from conftest import tiny_batch
+from families import FAMILIES, KeepsFloat64, tiny_family
 from tokenizers import Tokenizer, models, pre_tokenizers
 from transformers import AutoConfig, AutoModelForCausalLM, PreTrainedTokenizerFast
 
@@ -66,10 +67,15 @@ def test_a_task_and_a_method_of_ones_own(tmp_path: Path, monkeypatch: pytest.Mon
 
 
 def test_a_family_of_ones_own_is_the_stock_model(monkeypatch: pytest.MonkeyPatch) -> None:
-    monkeypatch.setitem(CONFIGS, "starcoder2", CONFIGS["qwen2"])
+    monkeypatch.setitem(FAMILIES, "solar_open", FAMILIES["dots1"])
     monkeypatch.setattr("circuitlit.model.families.ANATOMIES", dict(ANATOMIES))
     exec(blocks("python")[1], {"__name__": "my_train"})
-    subject, batch = Subject(tiny_model("starcoder2"), name="starcoder2"), tiny_batch()
+    with KeepsFloat64():
+        _is_the_stock_model(Subject(tiny_family("solar_open"), name="solar_open"))
+
+
+def _is_the_stock_model(subject: Subject) -> None:
+    batch = tiny_batch()
     stock = torch.take_along_dim(subject.model(batch.clean).logits, batch.positions[..., None], 1)
     for open_share in (1.0, 0.5):
         flat = torch.full((subject.graph.n_edges,), open_share, dtype=torch.float64)

@@ -10,7 +10,7 @@ import torch
 from circuitlit.compare.matrices import Concentration, concentration, intruder_dimensions
 from circuitlit.compare.weights import PartChange, linears
 from circuitlit.model import Subject
-from circuitlit.model.anatomy import affine
+from circuitlit.model.linear import affine
 
 
 @dataclass(frozen=True, kw_only=True)

@@ -16,7 +16,7 @@ from circuitlit.compare.matrices import Delta, LowRank, MatrixChange, matrix_cha
 from circuitlit.errors import UserError
 from circuitlit.graph import Graph
 from circuitlit.model import Subject
-from circuitlit.model.anatomy import affine
+from circuitlit.model.linear import affine
 from circuitlit.model.logits import final_norm, is_tied, unembedder
 
 
@@ -137,7 +137,7 @@ def _adapter_factors(subject: Subject) -> dict[str, LowRank]:
     blocks = anatomy.blocks(subject.model)
     adapted: dict[str, LowRank] = {}
     for layer, block in enumerate(blocks):
-        attention = getattr(block, anatomy.attention)
+        attention = block.get_submodule(anatomy.attention)
         changes = [factors(getattr(attention, name)) for name in anatomy.projections]
         maps = [part.movedim(-2, 0) for part in anatomy.split([change.right for change in changes], graph)]
         lefts = [change.left for change in changes] * (3 // len(changes))
@@ -146,8 +146,8 @@ def _adapter_factors(subject: Subject) -> dict[str, LowRank]:
                 adapted[f"{name}.{kind}"] = LowRank(left, heads[head])
         out = factors(getattr(attention, anatomy.out))
         for head, left in enumerate(out.left.unflatten(0, (graph.n_heads, -1))):
-            adapted[f"a{layer}.h{head}.o"] = LowRank(left, out.right)
-        for name, module in linears(getattr(block, anatomy.mlp)):
+            adapted[f"a{layer}.h{head}.o"] = LowRank(left, out.right * anatomy.write_gain(block))
+        for name, module in linears(anatomy.whole_mlp(block)):
             adapted[f"m{layer}.{name}"] = factors(module)
     return adapted
 

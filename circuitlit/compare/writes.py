@@ -71,9 +71,9 @@ class Writers:
         heads: dict[int, list[int]] = {}
         with ExitStack() as hooks:
 
-            def whole(module: nn.Module, node: str) -> None:
+            def whole(module: nn.Module, node: str, factor: float = 1.0) -> None:
                 def hook(_module: nn.Module, _args: tuple, output: Tensor) -> Tensor:
-                    made = change(node, output)
+                    made = change(node, output) if factor == 1 else change(node, output * factor) / factor
                     return made.reshape(output.shape) if made.numel() == output.numel() else made.expand_as(output)
 
                 hooks.callback(module.register_forward_hook(hook).remove)
@@ -81,14 +81,14 @@ class Writers:
             blocks = anatomy.blocks(subject.model)
             for node in nodes:
                 if node == "input":
-                    whole(subject.embed, node)
+                    whole(subject.embed, node, anatomy.embed_factor)
                 elif node == "positions":
                     if anatomy.positions is not None:
                         whole(attrgetter(anatomy.positions)(subject.model), node)
                 else:
                     layer, head = place_of(node)
                     if head is None:
-                        whole(getattr(blocks[layer], anatomy.mlp), node)
+                        whole(blocks[layer].get_submodule(anatomy.mlp), node, anatomy.write_factor)
                     else:
                         heads.setdefault(layer, []).append(head)
             for layer, chosen in heads.items():
@@ -97,7 +97,7 @@ class Writers:
 
     def _change_heads(self, hooks: ExitStack, block: nn.Module, layer: int, chosen: list[int], change: Change) -> None:
         anatomy, scale = self.subject.anatomy, self._scale[layer]
-        out = getattr(getattr(block, anatomy.attention), anatomy.out)
+        out = getattr(block.get_submodule(anatomy.attention), anatomy.out)
         last = out if anatomy.post_norm is None else getattr(block, anatomy.post_norm)
         seen: list[Tensor] = []
 
@@ -112,7 +112,7 @@ class Writers:
                     own = output.new_zeros(output.shape[-1]) if bias is None else bias
                 else:
                     own = results[..., head, :] @ self._out[layer][head]
-                output = output + (change(node_name(layer, head), own) - own)
+                output = output + (change(node_name(layer, head), own) - own) / anatomy.write_factor
             return output
 
         hooks.callback(out.register_forward_hook(look).remove)

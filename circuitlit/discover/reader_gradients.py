@@ -63,7 +63,7 @@ def trace(
     """
     subject = loss.model.subject
     refuse_unusual_writers(loss, coupled=bool(heads))
-    anchor = (subject.embed(batch.clean) if embed is None else embed).detach().requires_grad_()
+    anchor = (subject.embedded(batch.clean) if embed is None else embed).detach().requires_grad_()
     with (
         torch.enable_grad(),
         replace_writers(subject, anchor, heads, mlps),

@@ -17,6 +17,7 @@ from torch import Tensor, nn
 from circuitlit.errors import UserError
 from circuitlit.model import BlockParts, Subject
 from circuitlit.model.anatomy import HeadMap
+from circuitlit.model.families import layer_kinds
 from circuitlit.model.logits import final_norm
 
 Stream = Float[Tensor, "batch pos d"]
@@ -100,14 +101,18 @@ class Heads:
         made = torch.einsum("bpd,hdo->bhpo", normed, heads.weight)
         if heads.bias is not None:
             made = made + heads.bias[:, None]
-        norm = {"q": self.parts[layer].q_norm, "k": self.parts[layer].k_norm}.get(kind)
-        if norm is not None:
-            made = norm(made)
-        anatomy = self.subject.anatomy
-        if kind == "v" or anatomy.rotary is None or anatomy.rotate is None:
+        if kind == "v":
             return made
-        places = torch.arange(normed.shape[1], device=normed.device)[None]
-        return anatomy.rotate(made, made, *attrgetter(anatomy.rotary)(self.subject.model)(normed, places))[0]
+        parts, anatomy = self.parts[layer], self.subject.anatomy
+        norm = parts.q_norm if kind == "q" else parts.k_norm
+        if norm is not None and not parts.norms_last:
+            made = norm(made)
+        if anatomy.rotary is not None and anatomy.rotate is not None and layer not in anatomy.unrotated:
+            places = torch.arange(normed.shape[1], device=normed.device)[None]
+            own = [layer_kinds(self.subject.model.config)[layer]] if anatomy.rotary_by_layer else []
+            turns = attrgetter(anatomy.rotary)(self.subject.model)(normed, places, *own)
+            made = anatomy.rotate(made, made, *turns)[0]
+        return norm(made) if norm is not None and parts.norms_last else made
 
     @torch.no_grad()
     def values(self, layer: int, normed: Float[Tensor, "*rows d"]) -> Float[Tensor, "head *rows out"]:
@@ -156,6 +161,6 @@ def heads_replaced(
     with ExitStack() as hooks:
         blocks = anatomy.blocks(subject.model)
         for layer, changed in by_layer.items():
-            out = getattr(getattr(blocks[layer], anatomy.attention), anatomy.out)
+            out = getattr(blocks[layer].get_submodule(anatomy.attention), anatomy.out)
             hooks.callback(out.register_forward_pre_hook(hook_for(changed)).remove)
         yield

@@ -14,7 +14,7 @@ from circuitlit.heads.roles import Head
 from circuitlit.heads.tail import run_tail
 from circuitlit.heads.watch import Watch, unwatched
 from circuitlit.model import Subject
-from circuitlit.model.anatomy import affine
+from circuitlit.model.linear import affine
 from circuitlit.model.logits import final_norm, unembedder
 
 NOTHING = 1e-9  # nats: a head whose mean-ablation changes less has no copy suppression to speak of

@@ -76,7 +76,7 @@ def attention_blocked(
         for layer, own in by_layer.items():
             look, put = hooks_of(layer, own)
             hooks.callback(getattr(blocks[layer], anatomy.attn_norm).register_forward_pre_hook(look).remove)
-            out = getattr(getattr(blocks[layer], anatomy.attention), anatomy.out)
+            out = getattr(blocks[layer].get_submodule(anatomy.attention), anatomy.out)
             hooks.callback(out.register_forward_pre_hook(put).remove)
         yield
 

@@ -80,7 +80,7 @@ def successor_scores(heads: Heads, lists: list[TokenList]) -> Float[Tensor, "lay
         ids = torch.tensor(tokens, device=subject.device)
         source, target = torch.tensor(pairs, device=subject.device).t()
         first = heads.parts[0]
-        effective = first.mlp(first.mlp_norm(subject.embed(ids)[None]))[0]
+        effective = first.mlp(first.mlp_norm(subject.embedded(ids)[None]))[0]
         for layer, parts in enumerate(heads.parts):
             values = heads.values(layer, parts.attn_norm(effective[source]))
             written = torch.bmm(values, parts.out)

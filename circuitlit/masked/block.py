@@ -13,9 +13,10 @@ from circuitlit.graph import Graph
 from circuitlit.masked.activation import fewer_launches
 from circuitlit.masked.kernels import fused
 from circuitlit.masked.ledger import Ledger, Token
-from circuitlit.masked.projection import Again, Projection, Room, recognise
+from circuitlit.masked.projection import Again, Projection, Room
 from circuitlit.masked.short_attention import LONGEST, Rotary, kernel_attention, rotates_by_halves
 from circuitlit.model.anatomy import BlockParts, HeadMap
+from circuitlit.model.norms import recognise
 
 
 class MaskedBlock(nn.Module):
@@ -56,7 +57,7 @@ class MaskedBlock(nn.Module):
         self.sharded = self.reread = False
         self.q_norm, self.k_norm, self.mlp = parts.q_norm, parts.k_norm, parts.mlp
         self.scale = parts.scale
-        self.post_scale, self.softcap = parts.post_scale, parts.softcap
+        self.post_scale, self.softcap, self.norms_last = parts.post_scale, parts.softcap, parts.norms_last
         self.n_heads, self.n_kv_heads, self.parallel = graph.n_heads, graph.n_kv_heads, graph.parallel
         self.first_writer = graph.writers_before(layer)
 
@@ -102,7 +103,7 @@ class MaskedBlock(nn.Module):
         added = self._put_out(ablated_heads)
         if not self.parallel:
             token, mlp_seen = ledger.read_on(token, mlp_seen, added, row + split, first, heads)
-        token = ledger.write(token, first + heads, self._mlp(mlp_seen), ablated_mlp[None])
+        token = ledger.write(token, first + heads, self.write_mlp(mlp_seen), ablated_mlp[None])
         return token, ablated + added + ablated_mlp
 
     def _write_heads(self, ledger: Ledger, token: Token, results: Float[Tensor, "head token width"]) -> Token:
@@ -114,13 +115,13 @@ class MaskedBlock(nn.Module):
         flat, weight = results.reshape(-1, results.shape[-1]), self.out_weight.detach().flatten(0, 1)
         return flat @ weight if self.out_bias is None else torch.addmm(self.out_bias, flat, weight)
 
-    def _mlp(self, x: Float[Tensor, "one token d"]) -> Float[Tensor, "one token d"]:
-        """The MLP's output. On a GPU the library's norms and activations of many launches give way to torch's own."""
+    def write_mlp(self, x: Float[Tensor, "row token d"]) -> Float[Tensor, "row token d"]:
+        """What the MLP writes. On a GPU torch's own norms and activations stand in for the library's many launches."""
         norm = self._mlp_affine
         if not fused(x):
             return self.mlp(self.mlp_norm(x))
-        rms = norm is not None and not norm.centred
-        normed = F.rms_norm(x, x.shape[-1:], norm.gain, norm.eps) if rms and norm else self.mlp_norm(x)
+        plain = norm is not None and not (norm.centred or norm.one_more)
+        normed = F.rms_norm(x, x.shape[-1:], norm.gain, norm.eps) if plain and norm else self.mlp_norm(x)
         with fewer_launches(self.mlp):
             return self.mlp(normed)
 
@@ -146,15 +147,21 @@ class MaskedBlock(nn.Module):
         if isinstance(projected, Tensor):
             projected = projected.split([self.n_heads, self.n_kv_heads, self.n_kv_heads])
         q, k, v = (x.unflatten(1, (batch, -1)).transpose(0, 1) for x in projected)
-        if self.q_norm is not None and self.k_norm is not None:
-            q, k = self.q_norm(q), self.k_norm(k)
+        q, k = self._normed(q, k, last=False)
         if rotary is not None:
             q, k = rotary.rotate(q, k, rotary.cos, rotary.sin)
+        q, k = self._normed(q, k, last=True)
         result = self.attention(q, k, v, real)
         if self.post_scale is not None:
             result = result * self.post_scale(result.transpose(1, 2).flatten(2))[:, None]
         ablated = ablated_heads.unflatten(-1, (self.n_heads, -1)).transpose(1, 2)
         return (result - ablated).transpose(0, 1).flatten(1, 2)
+
+    def _normed(self, q: Tensor, k: Tensor, last: bool) -> tuple[Tensor, Tensor]:
+        """Queries and keys through the norms of single heads, if these stand at this place."""
+        if self.q_norm is None or self.k_norm is None or last != self.norms_last:
+            return q, k
+        return self.q_norm(q), self.k_norm(k)
 
     def _has_kernel(self, length: int, rotary: Rotary | None, real: Tensor | None) -> bool:
         """Whether this block's attention is one of those that a kernel computes."""
@@ -194,12 +201,14 @@ class MaskedBlock(nn.Module):
         self, kind: str, vectors: Float[Tensor, "head rows pos width"], rotary: Rotary | None
     ) -> Float[Tensor, "head rows pos width"]:
         """Queries or keys, normed and rotated where the architecture does so; values as they are."""
-        norm = {"q": self.q_norm, "k": self.k_norm}.get(kind)
-        if norm is not None:
-            vectors = norm(vectors)
-        if rotary is None or kind == "v":
+        if kind == "v":
             return vectors
-        return rotary.rotate(vectors, vectors, rotary.cos, rotary.sin)[0]
+        norm = self.q_norm if kind == "q" else self.k_norm
+        if norm is not None and not self.norms_last:
+            vectors = norm(vectors)
+        if rotary is not None:
+            vectors = rotary.rotate(vectors, vectors, rotary.cos, rotary.sin)[0]
+        return norm(vectors) if norm is not None and self.norms_last else vectors
 
     def scaled(self, results: Float[Tensor, "head rows pos width"]) -> Float[Tensor, "head rows pos width"]:
         """All heads' results in the scale in which they are written."""

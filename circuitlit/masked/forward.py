@@ -76,7 +76,7 @@ class MaskedModel(nn.Module):
         """
         batch, length = ids.shape
         self.check_length(length)
-        embedded = self.subject.embed(ids).flatten(0, 1)
+        embedded = self.subject.embedded(ids).flatten(0, 1)
         stream = ablated.embed.flatten(0, 1)
         groups = _groups(roles, masks.shape[0])
         ledger = Ledger(self.graph.n_writers, embedded, self.panel * self.graph.readers_per_layer, masks, groups)
@@ -159,7 +159,7 @@ class MaskedModel(nn.Module):
             made = {kind: Rotary(anatomy.rotate, *module(like, places, kind)) for kind in sorted(set(kinds))}
         else:
             made = dict.fromkeys(kinds, Rotary(anatomy.rotate, *module(like, places)))
-        return [made[kind] for kind in kinds]
+        return [None if layer in anatomy.unrotated else made[kind] for layer, kind in enumerate(kinds)]
 
 
 def _groups(roles: Tensor | None, copies: int) -> list[Tensor] | None:

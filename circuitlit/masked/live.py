@@ -13,7 +13,8 @@ from transformers.pytorch_utils import Conv1D
 from circuitlit.graph import Graph
 from circuitlit.masked.block import MaskedBlock
 from circuitlit.masked.ledger import Ledger, Token
-from circuitlit.model.anatomy import Anatomy, refuse_curved, unit_map
+from circuitlit.model.anatomy import Anatomy
+from circuitlit.model.linear import refuse_curved, unit_map
 
 
 class LiveBlock(MaskedBlock):

@@ -11,80 +11,17 @@ pass is the streams themselves, s and the (narrow) projections. On a GPU `masked
 from __future__ import annotations
 
 from collections.abc import Callable
-from dataclasses import dataclass
 from typing import Any
 
 import torch
 from jaxtyping import Float
-from torch import Tensor, nn
+from torch import Tensor
 from torch.autograd import Function
 
 from circuitlit.masked.kernels import fused
+from circuitlit.model.norms import Affine, statistics
 
 LARGEST = 2**26  # bytes of folded weights that are kept; larger ones are folded anew each time
-
-
-@dataclass(frozen=True)
-class Affine:
-    """A norm over the last axis with a gain, as this module computes it.
-
-    Attributes:
-        module: where gain and shift are.
-        eps: added to the variance.
-        centred: True subtracts the mean (LayerNorm), False does not (RMSNorm).
-    """
-
-    module: nn.Module
-    eps: float
-    centred: bool
-
-    @property
-    def gain(self) -> Float[Tensor, "d"]:
-        """The factor on each coordinate."""
-        return self.module.weight  # type: ignore[return-value]
-
-    @property
-    def shift(self) -> Float[Tensor, "d"] | None:
-        """What is added to each coordinate, if anything."""
-        return getattr(self.module, "bias", None)
-
-    def apply(self, x: Float[Tensor, "*rows d"]) -> Float[Tensor, "*rows d"]:
-        """The norm itself, term by term."""
-        mean, factor = statistics(x, self.eps, self.centred)
-        normed = (x if mean is None else x - mean) * factor * self.gain
-        return normed if self.shift is None else normed + self.shift
-
-
-def statistics(
-    x: Float[Tensor, "*rows d"], eps: float, centred: bool
-) -> tuple[Float[Tensor, "*rows one"] | None, Float[Tensor, "*rows one"]]:
-    """Mean (None if it stays) and 1 / sqrt(variance + eps) of each row, in float32 or better."""
-    wide = torch.promote_types(x.dtype, torch.float32)
-    if centred:
-        variance, mean = torch.var_mean(x.to(wide), -1, correction=0, keepdim=True)
-        return mean, (variance + eps).rsqrt()
-    square = torch.linalg.vector_norm(x, dim=-1, keepdim=True, dtype=wide).square()
-    return None, (square / x.shape[-1] + eps).rsqrt()
-
-
-@torch.no_grad()
-def recognise(module: nn.Module) -> Affine | None:
-    """A module as `Affine`, if that is what it does to random vectors; None for any other norm, or without weights.
-
-    On the meta device, where nothing can be tried, a norm with gain and eps is believed to be one.
-    """
-    weight = getattr(module, "weight", None)
-    eps = getattr(module, "eps", getattr(module, "variance_epsilon", None))
-    if not isinstance(weight, Tensor) or weight.dim() != 1 or not weight.numel() or eps is None:
-        return None
-    norm = Affine(module, float(eps), centred=isinstance(module, nn.LayerNorm))
-    if weight.is_meta:
-        return norm
-    generator = torch.Generator().manual_seed(0)
-    probe = torch.randn(4, len(weight), generator=generator).add(0.5).to(weight.device, weight.dtype)
-    tolerance = 8 * torch.finfo(torch.promote_types(weight.dtype, torch.bfloat16)).eps
-    expected, found = module(probe).float(), norm.apply(probe).float()
-    return norm if bool((expected - found).abs().max() <= tolerance * expected.abs().max()) else None
 
 
 Room = Callable[[], Float[Tensor, "reader token d"]]
@@ -128,7 +65,7 @@ class Projection:
         """The weights W' side by side, and what every token gets: b W + c."""
         if not self.keep:
             return self._fold()
-        used = [*self.weights, self.norm.gain, *(b for b in (*self.biases, self.norm.shift) if b is not None)]
+        used = [*self.weights, self.norm.weight, *(b for b in (*self.biases, self.norm.shift) if b is not None)]
         key = tuple(number for tensor in used for number in (tensor.data_ptr(), tensor._version))
         if self._known is None or self._known[0] != key:
             self._known = (key, *self._fold())

@@ -73,7 +73,7 @@ class HeldRun:
         self.model, self.graph, self.positions = model, model.graph, positions
         self.batch, self.length = ids.shape
         self.answer_tokens = (positions + self.length * torch.arange(self.batch, device=ids.device)[:, None]).flatten()
-        embedded = model.subject.embed(ids).flatten(0, 1)
+        embedded = model.subject.embedded(ids).flatten(0, 1)
         every = scatter_edges(self.graph, torch.ones(1, self.graph.n_edges, dtype=embedded.dtype))[0]
         self.masks = every if masks is None else masks.to(every).clone()
         self.deltas = embedded.new_empty(self.graph.n_writers, *embedded.shape)
@@ -121,7 +121,7 @@ class HeldRun:
                 stream = stream + block.out_bias
             if mlp_seen is None:
                 mlp_seen = hears(rows[split:], first + heads)[0]
-            mlp = block.mlp(block.mlp_norm(mlp_seen))
+            mlp = block.write_mlp(mlp_seen[None])[0]
             self.deltas[first + heads] = mlp - ablated.mlps[:, layer].flatten(0, 1)
             self._layers.append(_Layer(seen.expand(split, -1, -1), mlp_seen, vectors, results, mlp))
             stream = stream + (ablated.mlps[:, layer].flatten(0, 1) if cut else mlp)
@@ -185,7 +185,7 @@ class HeldRun:
                 readers, _, shift = changes.reach(self.masks, range(first + split, first + split + 1))
             if readers:
                 seen = held.mlp_seen + shift[0]
-                output = block.mlp(block.mlp_norm(seen))
+                output = block.write_mlp(seen)
                 changes.add([graph.writers_before(layer) + graph.n_heads], (output - held.mlp)[None])
                 if keep:
                     held.mlp_seen, held.mlp = seen[0], output[0]

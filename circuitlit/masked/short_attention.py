@@ -12,7 +12,7 @@ from torch import Tensor
 from torch.autograd import Function
 
 from circuitlit.masked.kernels import rotated
-from circuitlit.model.anatomy import Rotate
+from circuitlit.model.layouts import Rotate
 
 LONGEST = 128  # tokens of a prompt that the kernel takes
 

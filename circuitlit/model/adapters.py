@@ -11,10 +11,10 @@ from peft import PeftConfig, PeftModel, PeftModelForCausalLM, TaskType
 from torch import Tensor, nn
 
 from circuitlit.errors import UserError
-from circuitlit.model.anatomy import refuse_curved, unwrap
 from circuitlit.model.borrow import frozen_view
 from circuitlit.model.families import anatomy_of
 from circuitlit.model.files import check_folder
+from circuitlit.model.linear import refuse_curved, unwrap
 from circuitlit.model.report import first_line, named
 
 LENGTH = 8  # tokens of the probe's rows
@@ -97,7 +97,7 @@ def check_adapters(wrapped: PeftModel) -> None:
         raise UserError(f"{what} acts outside the model's weights, where masks do not reach; take LoRA or IA3")
     anatomy = anatomy_of(base.config)
     for block in anatomy.blocks(base):
-        attention = getattr(block, anatomy.attention)
+        attention = block.get_submodule(anatomy.attention)
         for name in (*anatomy.projections, anatomy.out):
             if not hasattr(attention, name):
                 raise UserError(f"{what} puts a {type(attention).__name__} in the attention's place; take LoRA or IA3")

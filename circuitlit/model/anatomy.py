@@ -6,7 +6,6 @@ one canonical shape, and the model's own norm and MLP modules.
 
 from __future__ import annotations
 
-from collections.abc import Callable, Sequence
 from dataclasses import dataclass
 from operator import attrgetter
 from typing import Any
@@ -14,17 +13,11 @@ from typing import Any
 import torch
 from jaxtyping import Float
 from torch import Tensor, nn
-from transformers import PreTrainedModel
-from transformers.pytorch_utils import Conv1D
 
 from circuitlit.errors import UserError
 from circuitlit.graph import Graph
-
-Rotate = Callable[[Tensor, Tensor, Tensor, Tensor], tuple[Tensor, Tensor]]
-Split = Callable[[Sequence[Tensor], Graph], tuple[Tensor, Tensor, Tensor]]
-Place = Callable[[nn.Module, Tensor], Tensor]
-Read = Callable[[nn.Module], tuple[Tensor, Tensor | None]]
-BENT = {torch.float64: 1e-9, torch.float32: 1e-4, torch.bfloat16: 0.1, torch.float16: 0.02}  # of the largest output
+from circuitlit.model.layouts import Place, Rotate, Split, place
+from circuitlit.model.linear import Read, affine
 
 
 @dataclass(frozen=True)
@@ -45,10 +38,11 @@ class BlockParts:
         out_bias: bias of the attention output, which belongs to no head; None where the model has none.
         attn_norm, mlp_norm: the model's own norms before attention and MLP.
         q_norm, k_norm: norms of single heads' queries and keys (Qwen3), else None.
-        mlp: the model's own MLP, with the norm behind it where there is one.
+        mlp: the model's own MLP, with the norm and the factor behind it where there are such.
         scale: factor on query-key products.
         post_scale: factor of a norm behind the attention, which all heads share; None without such a norm.
         softcap: bound on the scores of the attention, None without.
+        norms_last: True where `q_norm` and `k_norm` come behind the rotation.
     """
 
     q: HeadMap
@@ -64,13 +58,30 @@ class BlockParts:
     scale: float
     post_scale: PostScale | None = None
     softcap: float | None = None
+    norms_last: bool = False
+
+
+class Times(nn.Module):
+    """A fixed factor.
+
+    Args:
+        factor: it.
+    """
+
+    def __init__(self, factor: float) -> None:
+        super().__init__()
+        self.factor = factor
+
+    def forward(self, x: Float[Tensor, "*rows d"]) -> Float[Tensor, "*rows d"]:
+        """Apply it."""
+        return x * self.factor
 
 
 class PostScale(nn.Module):
     """The factor that an RMS norm behind the attention puts on every head's write: 1 over the RMS of the heads' sum.
 
-    With it a head's own write is defined, `result @ out * (1 + weight) / RMS(sum of all heads)`, and the heads' writes
-    add up to what the norm puts out.
+    With it a head's own write is defined, `result @ out * gain / RMS(sum of all heads)`, and the heads' writes add up
+    to what the norm puts out.
 
     Args:
         out: the output projection, without bias.
@@ -91,34 +102,35 @@ class PostScale(nn.Module):
         return torch.rsqrt(wide.pow(2).mean(-1, keepdim=True) + self.eps).to(total.dtype)
 
 
-def _place(table: nn.Module, places: Tensor) -> Tensor:
-    return table(places)
-
-
-def place_opt(table: nn.Module, places: Tensor) -> Tensor:
-    """OPT's position embeddings, whose module takes the places twice."""
-    return table(places, position_ids=places)  # adds OPT's offset of 2 itself
-
-
 @dataclass(frozen=True)
 class Anatomy:
     """Attribute paths of one architecture, from the causal language model down.
 
     Attributes:
         layers, final_norm: paths from the model.
-        attn_norm, mlp_norm, attention, mlp: paths from a block.
+        attn_norm, mlp_norm, attention, mlp: paths from a block; the two norms may be one.
         projections: names of the attention's modules whose outputs hold queries, keys and values.
         split: takes these outputs (or weights, or biases) apart into q, k and v, `[*, head, width]` each.
         out: name of the attention's output projection.
         activation: name of the MLP's activation module.
         gated: name of the MLP's map that the activation is multiplied with, None without a gate.
+        gate_fused: True where that map makes the activation's input, too.
         mlp: the module whose output is what the MLP writes.
         mlp_chain: the modules from the normed input to that output, one after another; empty for `mlp` alone.
-        post_norm: RMS norm (of weight 1 + w) between the attention's output projection and the stream, or None.
+        mlp_overwritten: True where the block adds to that output in place.
+        parallel: True where attention and MLP read the same stream.
+        kv_heads: number of key/value heads, where the configuration does not say it as Llama's does.
+        head_norms: names of the attention's norms of single heads' queries and keys, where it has such.
+        head_norms_last: True where these come behind the rotation.
+        post_norm: RMS norm between the attention's output projection and the stream, or None.
+        post_gain: what is added to that norm's weight (Gemma: 1).
+        embed_factor, write_factor: on the embeddings, and on what attention and MLP write.
+        scale: factor on query-key products; None takes the attention's own `scaling`.
         softcap: name of the attention's bound on its scores; None without.
         positions, place: path of learned position embeddings, None with rotary ones, and how they are looked up.
         rotary, rotate: path of the module that makes cosines and sines, and the function that applies them.
         rotary_by_layer: True where that module takes the kind of the layer.
+        unrotated: layers without rotation.
         position_writer: path of position embeddings that are a writer of the graph (Tracr), not a constant.
         causal: False where a token attends to later ones too.
     """
@@ -133,15 +145,26 @@ class Anatomy:
     out: str
     activation: str
     gated: str | None = None
+    gate_fused: bool = False
     mlp: str = "mlp"
     mlp_chain: tuple[str, ...] = ()
+    mlp_overwritten: bool = False
+    parallel: bool = False
+    kv_heads: int | None = None
+    head_norms: tuple[str, str] = ("q_norm", "k_norm")
+    head_norms_last: bool = False
     post_norm: str | None = None
+    post_gain: float = 0.0
+    embed_factor: float = 1.0
+    write_factor: float = 1.0
+    scale: float | None = None
     softcap: str | None = None
     positions: str | None = None
-    place: Place = _place
+    place: Place = place
     rotary: str | None = None
     rotate: Rotate | None = None
     rotary_by_layer: bool = False
+    unrotated: frozenset[int] = frozenset()
     position_writer: str | None = None
     causal: bool = True
 
@@ -157,13 +180,15 @@ class Anatomy:
             graph: the model's.
             read: weight and bias of a linear module; None is `affine`.
         """
-        attention, read = getattr(block, self.attention), read or affine
+        attention: Any = block.get_submodule(self.attention)
+        read = read or affine
         maps = [read(getattr(attention, name)) for name in self.projections]
         q, k, v = self._heads([weight for weight, _ in maps], [bias for _, bias in maps], graph)
         weight, bias = read(getattr(attention, self.out))
-        if self.post_norm is not None:
-            weight = weight * (1 + getattr(block, self.post_norm).weight)
-        chain = [getattr(block, name) for name in self.mlp_chain or (self.mlp,)]
+        if self.folds:
+            gain = self.write_gain(block)
+            weight, bias = weight * gain, None if bias is None else bias * gain
+        q_norm, k_norm = (getattr(attention, name, None) for name in self.head_norms)
         return BlockParts(
             q,
             k,
@@ -172,13 +197,30 @@ class Anatomy:
             out_bias=bias,
             attn_norm=getattr(block, self.attn_norm),
             mlp_norm=getattr(block, self.mlp_norm),
-            q_norm=getattr(attention, "q_norm", None),
-            k_norm=getattr(attention, "k_norm", None),
-            mlp=chain[0] if len(chain) == 1 else nn.Sequential(*chain),
-            scale=float(attention.scaling),
+            q_norm=q_norm,
+            k_norm=k_norm,
+            mlp=self.whole_mlp(block),
+            scale=float(attention.scaling if self.scale is None else self.scale),
             post_scale=self.post_scale(block),
             softcap=None if self.softcap is None else getattr(attention, self.softcap),
+            norms_last=self.head_norms_last,
         )
+
+    def whole_mlp(self, block: nn.Module) -> nn.Module:
+        """From an MLP's normed input to what it adds to the residual stream."""
+        chain = [block.get_submodule(name) for name in self.mlp_chain or (self.mlp,)]
+        chain += [Times(self.write_factor)] if self.write_factor != 1 else []
+        return chain[0] if len(chain) == 1 else nn.Sequential(*chain)
+
+    def write_gain(self, block: nn.Module) -> Tensor | float:
+        """What a block's attention is multiplied with behind its output projection, a norm's own scale aside."""
+        gain = 1.0 if self.post_norm is None else self.post_gain + getattr(block, self.post_norm).weight
+        return gain * self.write_factor
+
+    @property
+    def folds(self) -> bool:
+        """Whether heads' output weights are no views of the model's, but multiplied with a norm's gain or a factor."""
+        return self.post_norm is not None or self.write_factor != 1
 
     def _heads(self, weights: list[Tensor], biases: list[Tensor | None], graph: Graph) -> list[HeadMap]:
         per_head = [weight.movedim(-2, 0) for weight in self.split(weights, graph)]
@@ -188,67 +230,14 @@ class Anatomy:
         return [HeadMap(weight, bias) for weight, bias in zip(per_head, self.split(full, graph), strict=True)]
 
     def post_scale(self, block: nn.Module) -> PostScale | None:
-        """The factor of the norm behind a block's attention, if there is one."""
+        """The factor of the norm behind a block's attention, if there is one.
+
+        Raises:
+            UserError: a bias ahead of that norm, which belongs to no head.
+        """
         if self.post_norm is None:
             return None
-        out = getattr(getattr(block, self.attention), self.out)
-        return PostScale(out, float(getattr(block, self.post_norm).eps))
-
-
-@torch.no_grad()
-def affine(module: nn.Module) -> tuple[Float[Tensor, "into out"], Float[Tensor, "out"] | None]:
-    """Weight `[into, out]` and bias of a linear module; of any adapter-wrapped one by what it does to unit vectors.
-
-    Raises:
-        UserError: it is no affine map.
-    """
-    if type(module) is nn.Linear:
-        return module.weight.t(), module.bias
-    if type(module) is Conv1D:
-        return module.weight, module.bias
-    refuse_curved(module)
-    return unit_map(module)
-
-
-def unit_map(module: nn.Module) -> tuple[Float[Tensor, "into out"], Float[Tensor, "out"]]:
-    """Weight and bias of a module with an adapter, with a gradient for the adapter's parameters."""
-    base = _base_layer(module)
-    unit = torch.eye(_width(base), dtype=base.weight.dtype, device=base.weight.device)
-    bias = module(torch.zeros_like(unit[:1]))[0]
-    return module(unit) - bias, bias
-
-
-@torch.no_grad()
-def refuse_curved(module: nn.Module) -> None:
-    """Refuse a projection that is no affine map, by two vectors and one on the line through them.
-
-    Raises:
-        UserError: it is none.
-    """
-    base = _base_layer(module)
-    draw = torch.Generator().manual_seed(0)
-    x, y = torch.randn(2, 1, _width(base), generator=draw).to(base.weight.device, base.weight.dtype)
-    along, found = 2 * module(x) - module(y), module(2 * x - y)
-    if not float((along - found).abs().max()) <= BENT[found.dtype] * float(along.abs().max()):
-        kind = type(module).__module__.removeprefix("peft.tuners.").split(".")[0]
-        raise UserError(f"a projection's adapter ({kind}) is no affine map, so edges cannot be read off it; take LoRA")
-
-
-def _base_layer(module: nn.Module) -> Any:
-    """The linear layer inside an adapter."""
-    base = module
-    while type(base) not in (nn.Linear, Conv1D):
-        base = getattr(base, "base_layer", None) or getattr(base, "original_module", None)
-        if base is None:
-            kind = type(module).__name__
-            raise UserError(f"a projection is a {kind}, not a linear layer; this model cannot be masked")
-    return base
-
-
-def _width(base: nn.Linear | Conv1D) -> int:
-    return base.weight.shape[0] if type(base) is Conv1D else base.weight.shape[1]
-
-
-def unwrap(model: nn.Module) -> PreTrainedModel:
-    """The Hugging Face model inside a PEFT wrapper, adapters still in place, or the model itself."""
-    return model.get_base_model() if hasattr(model, "get_base_model") else model  # type: ignore[operator,return-value]
+        out, norm = getattr(block.get_submodule(self.attention), self.out), getattr(block, self.post_norm)
+        if getattr(out, "bias", None) is not None:
+            raise UserError("a bias ahead of the norm behind the attention belongs to no head; this model has one")
+        return PostScale(out, float(getattr(norm, "eps", None) or norm.variance_epsilon))

@@ -9,7 +9,7 @@ from collections import OrderedDict
 from torch import Tensor, nn
 
 from circuitlit.errors import UserError
-from circuitlit.model.anatomy import unwrap
+from circuitlit.model.linear import unwrap
 from circuitlit.model.logits import unembedder
 
 log = logging.getLogger(__name__)

@@ -1,38 +1,22 @@
-"""The architectures: all that the project knows of each. A new one is one more row of `ANATOMIES`."""
+"""The architectures: all that the project knows of each. A new one is one more row of `ANATOMIES`.
+
+A row is an `Anatomy`, or a function that makes one of a configuration, where models of a family differ.
+"""
 
 from __future__ import annotations
 
-from collections.abc import Sequence
+from collections.abc import Callable
 from dataclasses import replace
+from typing import Any
 
-from torch import Tensor
 from transformers import PretrainedConfig
-from transformers.models.gemma2.modeling_gemma2 import apply_rotary_pos_emb as rotate_gemma
-from transformers.models.gpt_neox.modeling_gpt_neox import apply_rotary_pos_emb as rotate_neox
-from transformers.models.llama.modeling_llama import apply_rotary_pos_emb as rotate_llama
+from transformers.conversion_mapping import get_checkpoint_conversion_mapping
 
 from circuitlit.errors import UserError
 from circuitlit.graph import Graph
-from circuitlit.model.anatomy import Anatomy, place_opt
-
-
-def _separate(outputs: Sequence[Tensor], graph: Graph) -> tuple[Tensor, Tensor, Tensor]:
-    q, k, v = outputs
-    heads, kv_heads = graph.n_heads, graph.n_kv_heads
-    return q.unflatten(-1, (heads, -1)), k.unflatten(-1, (kv_heads, -1)), v.unflatten(-1, (kv_heads, -1))
-
-
-def _stacked(outputs: Sequence[Tensor], graph: Graph) -> tuple[Tensor, Tensor, Tensor]:
-    """GPT-2: one matrix, all queries first."""
-    q, k, v = outputs[0].unflatten(-1, (3, graph.n_heads, -1)).unbind(-3)
-    return q, k, v
-
-
-def _interleaved(outputs: Sequence[Tensor], graph: Graph) -> tuple[Tensor, Tensor, Tensor]:
-    """GPT-NeoX: one matrix, each head's query, key and value together."""
-    q, k, v = outputs[0].unflatten(-1, (graph.n_heads, 3, -1)).unbind(-2)
-    return q, k, v
-
+from circuitlit.model.anatomy import Anatomy
+from circuitlit.model.layouts import by_group, in_turn, place_opt, place_xglm, rotation, separate
+from circuitlit.model.refused import refusal
 
 _LLAMA = Anatomy(
     layers="model.layers",
@@ -41,12 +25,12 @@ _LLAMA = Anatomy(
     mlp_norm="post_attention_layernorm",
     attention="self_attn",
     projections=("q_proj", "k_proj", "v_proj"),
-    split=_separate,
+    split=separate,
     out="o_proj",
     activation="act_fn",
     gated="up_proj",
     rotary="model.rotary_emb",
-    rotate=rotate_llama,
+    rotate=rotation("llama"),
 )
 _GPT2 = Anatomy(
     layers="transformer.h",
@@ -56,7 +40,7 @@ _GPT2 = Anatomy(
     mlp_norm="ln_2",
     attention="attn",
     projections=("c_attn",),
-    split=_stacked,
+    split=in_turn,
     out="c_proj",
     activation="act",
 )
@@ -67,11 +51,11 @@ _NEOX = Anatomy(
     mlp_norm="post_attention_layernorm",
     attention="attention",
     projections=("query_key_value",),
-    split=_interleaved,
+    split=by_group,
     out="dense",
     activation="act",
     rotary="gpt_neox.rotary_emb",
-    rotate=rotate_neox,
+    rotate=rotation("gpt_neox"),
 )
 _OPT = Anatomy(
     layers="model.decoder.layers",
@@ -82,7 +66,7 @@ _OPT = Anatomy(
     mlp_norm="final_layer_norm",
     attention="self_attn",
     projections=("q_proj", "k_proj", "v_proj"),
-    split=_separate,
+    split=separate,
     out="out_proj",
     activation="activation_fn",
     mlp="fc2",
@@ -94,7 +78,8 @@ _GEMMA3 = replace(
     mlp="post_feedforward_layernorm",
     mlp_chain=("mlp", "post_feedforward_layernorm"),
     post_norm="post_attention_layernorm",
-    rotate=rotate_gemma,
+    post_gain=1.0,
+    rotate=rotation("gemma2"),
     rotary_by_layer=True,
 )
 _GEMMA2 = replace(_GEMMA3, softcap="attn_logit_softcapping", rotary_by_layer=False)
@@ -105,23 +90,207 @@ _TRACR = Anatomy(
     mlp_norm="mlp_norm",
     attention="attention",
     projections=("q_proj", "k_proj", "v_proj"),
-    split=_separate,
+    split=separate,
     out="o_proj",
     activation="mlp.1",
     position_writer="transformer.positions",
     causal=False,
 )
-ANATOMIES = {
+
+
+def _neox(config: PretrainedConfig) -> Anatomy:
+    return replace(_NEOX, parallel=config.use_parallel_residual)
+
+
+def _opt(config: PretrainedConfig) -> Anatomy:
+    if not config.do_layer_norm_before or config._remove_final_layer_norm:
+        raise UserError(
+            "this OPT model norms behind its blocks, not ahead of them (as opt-350m does), so its residual stream is "
+            "no sum of writers; take another size"
+        )
+    if config.word_embed_proj_dim != config.hidden_size:
+        raise UserError("this OPT model projects its embeddings to another width; take another size")
+    return _OPT
+
+
+def _olmo(config: PretrainedConfig) -> Anatomy:
+    if config.clip_qkv is not None:
+        raise UserError("this OLMo model clips queries, keys and values (clip_qkv), which no head does alone")
+    return _LLAMA
+
+
+def _bigcode(config: PretrainedConfig) -> Anatomy:
+    row = replace(_GPT2, kv_heads=1 if config.multi_query else None)
+    return row if config.multi_query else replace(row, split=by_group)
+
+
+def _stablelm(config: PretrainedConfig) -> Anatomy:
+    if config.qk_layernorm:
+        raise UserError("this StableLM model has a norm of its own for each head's queries and keys; take another")
+    row = replace(_LLAMA, rotate=rotation("gpt_neox"))
+    return replace(row, parallel=True, mlp_norm="input_layernorm") if config.use_parallel_residual else row
+
+
+def _cohere(config: PretrainedConfig) -> Anatomy:
+    if getattr(config, "use_qk_norm", False):
+        raise UserError("this Cohere model has a norm of its own for each head's queries and keys; take another")
+    unrotated = [n for n, kind in enumerate(layer_kinds(config)) if kind != "sliding_attention"]
+    return replace(
+        _LLAMA,
+        parallel=True,
+        mlp_norm="input_layernorm",
+        rotate=rotation("cohere"),
+        unrotated=frozenset(unrotated if config.model_type == "cohere2" else ()),
+    )
+
+
+def _smollm3(config: PretrainedConfig) -> Anatomy:
+    return replace(_LLAMA, unrotated=frozenset(n for n, turns in enumerate(config.no_rope_layers) if not turns))
+
+
+def _exaone_moe(config: PretrainedConfig) -> Anatomy:
+    whole = [n for n, kind in enumerate(layer_kinds(config)) if kind != "sliding_attention"]
+    return replace(_LLAMA, unrotated=frozenset(whole if config.sliding_window else ()))
+
+
+def _granite(config: PretrainedConfig) -> Anatomy:
+    factors = {"embed_factor": config.embedding_multiplier, "write_factor": config.residual_multiplier}
+    return replace(_LLAMA, **factors, mlp="block_sparse_moe" if config.model_type == "granitemoe" else "mlp")
+
+
+def _hyperclovax(config: PretrainedConfig) -> Anatomy:
+    row = _granite(config)
+    behind = {"mlp": "post_norm2", "mlp_chain": ("mlp", "post_norm2"), "post_norm": "post_norm1"}
+    return replace(row, **behind) if config.use_post_norm else row
+
+
+def _falcon(config: PretrainedConfig) -> Anatomy:
+    if config.alibi:
+        raise UserError("this Falcon model has linear biases on its attention (ALiBi) in the place of a rotation")
+    new, parallel = config.new_decoder_architecture, config.new_decoder_architecture or config.parallel_attn
+    two = new and config.num_ln_in_parallel_attn in (None, 2)
+    ahead = "input_layernorm" if parallel else "post_attention_layernorm"
+    return replace(
+        _NEOX,
+        layers="transformer.h",
+        final_norm="transformer.ln_f",
+        attn_norm="ln_attn" if two else "input_layernorm",
+        mlp_norm="ln_mlp" if two else ahead,
+        attention="self_attention",
+        mlp_overwritten=True,
+        parallel=parallel,
+        kv_heads=config.num_kv_heads if new or not config.multi_query else 1,
+        scale=(config.hidden_size // config.num_attention_heads) ** -0.5,
+        rotary="transformer.rotary_emb",
+        rotate=rotation("llama"),
+    )
+
+
+_PLAIN = replace(_LLAMA, gated=None)
+_FUSED = replace(_LLAMA, activation="activation_fn", gated="gate_up_proj", gate_fused=True)
+_GLM = replace(_FUSED, rotate=rotation("glm"))
+_HUNYUAN = replace(_LLAMA, head_norms=("query_layernorm", "key_layernorm"), head_norms_last=True)
+_XGLM = replace(
+    _OPT,
+    layers="model.layers",
+    positions="model.embed_positions",
+    place=place_xglm,
+    final_norm="model.layer_norm",
+)
+Row = Anatomy | Callable[[Any], Anatomy]
+ANATOMIES: dict[str, Row] = {
+    "apertus": replace(_PLAIN, attn_norm="attention_layernorm", mlp_norm="feedforward_layernorm"),
+    "arcee": _PLAIN,
+    "biogpt": replace(
+        _XGLM,
+        layers="biogpt.layers",
+        positions="biogpt.embed_positions",
+        place=place_opt,
+        final_norm="biogpt.layer_norm",
+    ),
+    "cohere": _cohere,
+    "cohere2": _cohere,
+    "cwm": _LLAMA,
+    "dots1": _LLAMA,
+    "ernie4_5": replace(_LLAMA, rotate=rotation("ernie4_5")),
+    "ernie4_5_moe": replace(_LLAMA, rotate=rotation("ernie4_5_moe")),
+    "exaone_moe": _exaone_moe,
+    "falcon": _falcon,
+    "gemma": replace(_LLAMA, rotate=rotation("gemma2")),
     "gemma2": _GEMMA2,
     "gemma3_text": _GEMMA3,
+    "glm": _GLM,
+    "glm4": replace(
+        _GLM,
+        mlp="post_mlp_layernorm",
+        mlp_chain=("mlp", "post_mlp_layernorm"),
+        post_norm="post_self_attn_layernorm",
+    ),
+    "glm4_moe": replace(_LLAMA, rotate=rotation("glm4_moe")),
     "gpt2": _GPT2,
-    "gpt_neox": _NEOX,
+    "gpt_bigcode": _bigcode,
+    "gpt_neo": replace(
+        _GPT2,
+        attention="attn.attention",
+        projections=("q_proj", "k_proj", "v_proj"),
+        split=separate,
+        out="out_proj",
+        scale=1.0,
+    ),
+    "gpt_neox": _neox,
+    "granite": _granite,
+    "granitemoe": _granite,
+    "helium": replace(_LLAMA, rotate=rotation("helium")),
+    "hunyuan_v1_dense": _HUNYUAN,
+    "hunyuan_v1_moe": _HUNYUAN,
+    "hy_v3": _LLAMA,
+    "hyperclovax": _hyperclovax,
+    "internlm3": _LLAMA,
+    "iquestcoder": _LLAMA,
+    "jais2": _PLAIN,
     "llama": _LLAMA,
+    "mellum": replace(_LLAMA, rotary_by_layer=True),
+    "ministral": _LLAMA,
+    "ministral3": _LLAMA,
     "mistral": _LLAMA,
-    "opt": _OPT,
+    "mixtral": _LLAMA,
+    "nemotron": replace(_PLAIN, rotate=rotation("gpt_neox")),
+    "olmo": _olmo,
+    "opt": _opt,
+    "persimmon": replace(
+        _NEOX,
+        layers="model.layers",
+        final_norm="model.final_layernorm",
+        attention="self_attn",
+        head_norms=("q_layernorm", "k_layernorm"),
+        rotary="model.rotary_emb",
+    ),
+    "phi": replace(
+        _LLAMA,
+        final_norm="model.final_layernorm",
+        mlp_norm="input_layernorm",
+        out="dense",
+        activation="activation_fn",
+        gated=None,
+        parallel=True,
+        head_norms=("q_layernorm", "k_layernorm"),
+        rotate=rotation("gpt_neox"),
+    ),
+    "phi3": replace(_FUSED, projections=("qkv_proj",), split=in_turn, rotate=rotation("phi3")),
+    "phimoe": _LLAMA,
     "qwen2": _LLAMA,
+    "qwen2_moe": _LLAMA,
     "qwen3": _LLAMA,
+    "qwen3_moe": _LLAMA,
+    "seed_oss": _LLAMA,
+    "smollm3": _smollm3,
+    "stablelm": _stablelm,
+    "starcoder2": replace(_PLAIN, activation="act"),
     "tracr": _TRACR,
+    "vaultgemma": replace(
+        _LLAMA, mlp_norm="pre_feedforward_layernorm", softcap="attn_logit_softcapping", rotate=rotation("gemma2")
+    ),
+    "xglm": _XGLM,
 }
 
 
@@ -131,33 +300,14 @@ def anatomy_of(config: PretrainedConfig) -> Anatomy:
     Raises:
         UserError: the architecture is not in the table, or uses a feature that the masked forward lacks.
     """
-    anatomy = ANATOMIES.get(config.model_type)
-    if anatomy is None:
-        raise UserError(
-            f"architecture '{config.model_type}' has no entry in circuitlit/model/families.py, which must say where "
-            f"its blocks read and write the residual stream; supported: {', '.join(sorted(ANATOMIES))}"
-        )
+    row = ANATOMIES.get(config.model_type)
+    if row is None:
+        raise UserError(refusal(config.model_type))
     if getattr(config, "add_cross_attention", False):
         raise UserError("cross-attention has no edges in this graph; load a decoder-only model")
-    _refuse_variants(config, anatomy)
-    return anatomy
-
-
-def _refuse_variants(config: PretrainedConfig, anatomy: Anatomy) -> None:
-    """Refuse what single models of a known architecture do otherwise."""
-    if config.model_type == "opt":
-        if not config.do_layer_norm_before or config._remove_final_layer_norm:
-            raise UserError(
-                "this OPT model norms behind its blocks, not ahead of them (as opt-350m does), so its residual stream "
-                "is no sum of writers; take another size"
-            )
-        if config.word_embed_proj_dim != config.hidden_size:
-            raise UserError("this OPT model projects its embeddings to another width; take another size")
-    if anatomy.post_norm is not None:
-        if config.attention_bias:
-            raise UserError("a bias ahead of the norm behind the attention belongs to no head; this model has one")
-        if getattr(config, "use_bidirectional_attention", False):
-            raise UserError("this model's attention is not causal; load one that is")
+    if getattr(config, "use_bidirectional_attention", False):
+        raise UserError("this model's attention is not causal; load one that is")
+    return row if isinstance(row, Anatomy) else row(config)
 
 
 def final_softcap(config: PretrainedConfig) -> float | None:
@@ -179,6 +329,27 @@ def layer_kinds(config: PretrainedConfig) -> list[str]:
     return list(getattr(config, "layer_types", None) or ["full_attention"] * config.num_hidden_layers)
 
 
+def attention_window(config: PretrainedConfig) -> int | None:
+    """Longest prompt for which attention is plainly causal; None without sliding windows."""
+    if config.model_type == "gpt_neo":
+        return config.window_size if "local" in config.attention_layers else None
+    kinds = getattr(config, "layer_types", None)
+    if kinds is not None and "sliding_attention" not in kinds:
+        return None
+    return getattr(config, "sliding_window", None)
+
+
+def comes_in_pieces(config: PretrainedConfig) -> bool:
+    """Whether files hold a model's own parameters, of which a masked block's weights are views.
+
+    Not so where attention has a norm or factor behind it, where query heads lie apart in one matrix (Falcon's groups),
+    and where the library joins experts while it loads them.
+    """
+    anatomy, graph = anatomy_of(config), graph_of(config)
+    apart = anatomy.split is by_group and graph.n_kv_heads < graph.n_heads
+    return not (anatomy.folds or apart or get_checkpoint_conversion_mapping(config.model_type))
+
+
 def graph_of(config: PretrainedConfig) -> Graph:
     """The graph of a configuration; needs no weights.
 
@@ -190,8 +361,8 @@ def graph_of(config: PretrainedConfig) -> Graph:
     return Graph(
         n_layers=config.num_hidden_layers,
         n_heads=heads,
-        n_kv_heads=getattr(config, "num_key_value_heads", None) or heads,
-        parallel=bool(getattr(config, "use_parallel_residual", False)),
+        n_kv_heads=anatomy.kv_heads or getattr(config, "num_key_value_heads", None) or heads,
+        parallel=anatomy.parallel,
         coupled=anatomy.post_norm is not None,
         inputs=1 if anatomy.position_writer is None else 2,
     )

@@ -10,6 +10,7 @@ from torch import Tensor
 from transformers import PretrainedConfig, PreTrainedModel, PreTrainedTokenizerBase
 
 from circuitlit.errors import UserError
+from circuitlit.model.families import attention_window
 from circuitlit.tasks.encoded import Row
 from circuitlit.tasks.faults import BadRows, Fault
 
@@ -33,7 +34,10 @@ def longest_prompt(config: PretrainedConfig) -> tuple[float, str]:
             bounds.append(
                 (positions - 1, "the model's original length, behind which NTK positions depend on the batch")
             )
-    window = _window(config)
+        if "llama_4_scaling_beta" in rope:  # Ministral 3
+            original = rope.get("original_max_position_embeddings") or positions
+            bounds.append((original, "the model's original length, behind which it scales queries"))
+    window = attention_window(config)
     if window is not None:
         bounds.append((window, "the model's attention window"))
     return min(bounds, key=lambda bound: bound[0])
@@ -43,14 +47,6 @@ def _ropes(config: PretrainedConfig) -> list[dict[str, Any]]:
     """Parameters of the rotary embeddings, of each kind of layer where they differ."""
     ropes = getattr(config, "rope_parameters", None) or {}
     return [ropes] if "rope_type" in ropes else [one for one in ropes.values() if isinstance(one, dict)]
-
-
-def _window(config: PretrainedConfig) -> int | None:
-    """Longest prompt for which attention is plainly causal; None without sliding windows."""
-    kinds = getattr(config, "layer_types", None)
-    if kinds is not None and "sliding_attention" not in kinds:
-        return None
-    return getattr(config, "sliding_window", None)
 
 
 def check_length(config: PretrainedConfig, length: int) -> None:

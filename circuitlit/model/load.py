@@ -14,12 +14,12 @@ from transformers.utils import logging as hf_logging
 
 from circuitlit.errors import UserError
 from circuitlit.model.adapters import load_adapter
-from circuitlit.model.anatomy import unwrap
 from circuitlit.model.borrow import frozen_view
-from circuitlit.model.families import anatomy_of
+from circuitlit.model.families import anatomy_of, comes_in_pieces
 from circuitlit.model.files import check_folder
 from circuitlit.model.gguf import converted, packaged_weights
 from circuitlit.model.limits import check_vocabulary
+from circuitlit.model.linear import unwrap
 from circuitlit.model.report import load_whole, parameters, refuse_not_finite, translated
 from circuitlit.model.subject import Subject
 from circuitlit.model.weights import CheckpointWeights, empty_model
@@ -64,7 +64,7 @@ def load_subject(
         trust_remote_code: run Python code that comes with the model.
         device: where the weights go; None leaves a live model's where they are and is the CPU else.
         in_pieces: leave the weights on the disk, for `shard` to read each process's part of them; where that is not
-            possible (adapters, quantised weights, a norm behind the attention) the weights are loaded all the same.
+            possible (adapters, quantised weights, and see `comes_in_pieces`) they are loaded all the same.
 
     Raises:
         UserError: nothing there, files that are damaged or do not fill the model, weights that are not finite, an
@@ -86,10 +86,10 @@ def load_subject(
             remote |= {"revision": revision} if facts["source"] == "hub" else {}
             with translated(where):
                 config = AutoConfig.from_pretrained(folder, **remote)
-                anatomy = anatomy_of(config)  # ahead of anything that takes long
+                anatomy_of(config)  # ahead of anything that takes long
                 tokenizer = tokenizer or _tokenizer(where, folder, remote)
             quantised = getattr(config, "quantization_config", None) is not None
-            if in_pieces and not adapter and not quantised and anatomy.post_norm is None:
+            if in_pieces and not adapter and not quantised and comes_in_pieces(config):
                 loaded = empty_model(config, DTYPES[dtype or "float32"])
                 files = CheckpointWeights(_files(folder, facts["source"], revision), loaded)
             else:

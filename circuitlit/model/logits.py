@@ -15,9 +15,9 @@ from torch import Tensor, nn
 from transformers import PreTrainedModel
 
 from circuitlit.errors import UserError
-from circuitlit.model.anatomy import affine, unwrap
 from circuitlit.model.families import anatomy_of, final_softcap, logit_factor
 from circuitlit.model.limits import check_ids
+from circuitlit.model.linear import affine, unwrap
 
 MULTIPLE = 8
 

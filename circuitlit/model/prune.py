@@ -140,7 +140,7 @@ def _carve(model: PreTrainedModel, graph: Graph, cut: set[str], values: bool) ->
         )
     for layer, block in enumerate(anatomy.blocks(model)):
         kept = [head for head in range(graph.n_heads) if f"a{layer}.h{head}" not in cut]
-        attention = getattr(block, anatomy.attention)
+        attention = block.get_submodule(anatomy.attention)
         if not kept:
             setattr(block, anatomy.attention, _Silent(getattr(attention, anatomy.out).bias, model.config.hidden_size))
         elif len(kept) < graph.n_heads:
@@ -183,6 +183,9 @@ def _carve_attention(model: PreTrainedModel, attention: Any, graph: Graph, kept:
     if values and spare:
         out.weight[:, _rows(spare, width)] = 0
     attention.num_key_value_groups = most
+    for name, number in (("num_heads", len(heads)), ("num_key_value_heads", len(groups))):
+        if hasattr(attention, name):  # StableLM's own shapes
+            setattr(attention, name, number)
 
 
 def _slice_rows(linear: Any, rows: Tensor) -> None:

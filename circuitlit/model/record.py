@@ -19,10 +19,10 @@ class Recording:
     """Outputs of all writers, filled while the model runs.
 
     Attributes:
-        embed: token embeddings, without position embeddings.
+        embed: what the input writes: token embeddings times their factor, without position embeddings.
         heads: per layer, the heads' results side by side, before the output projection; where a norm follows that
             projection, times the norm's factor, so that the folded projection gives what is written.
-        mlps: per layer, the MLP's output.
+        mlps: per layer, what the MLP writes.
     """
 
     embed: list[Float[Tensor, "batch pos d"]] = field(default_factory=list)
@@ -35,8 +35,9 @@ def record(subject: Subject) -> Iterator[Recording]:
     """Record one forward of the stock model; the hooks are gone when the block ends, also on error."""
     recording = Recording()
 
-    def keep_output(into: list[Tensor]):
+    def keep_output(into: list[Tensor], factor: float, overwritten: bool = False):
         def hook(_module: nn.Module, _args: tuple, output: Tensor) -> None:
+            output = output * factor if factor != 1 or overwritten else output  # a product is a copy
             flat = output.ndim == 2  # OPT's MLP flattens the tokens
             into.append(output.view_as(recording.embed[0]) if flat else output)
 
@@ -50,11 +51,13 @@ def record(subject: Subject) -> Iterator[Recording]:
 
     anatomy = subject.anatomy
     with ExitStack() as hooks:
-        hooks.callback(subject.embed.register_forward_hook(keep_output(recording.embed)).remove)
+        keep = keep_output(recording.embed, anatomy.embed_factor)
+        hooks.callback(subject.embed.register_forward_hook(keep).remove)
+        keep = keep_output(recording.mlps, anatomy.write_factor, anatomy.mlp_overwritten)
         for block in anatomy.blocks(subject.model):
-            out = getattr(getattr(block, anatomy.attention), anatomy.out)
+            out = getattr(block.get_submodule(anatomy.attention), anatomy.out)
             hooks.callback(out.register_forward_hook(keep_heads(anatomy.post_scale(block))).remove)
-            hooks.callback(getattr(block, anatomy.mlp).register_forward_hook(keep_output(recording.mlps)).remove)
+            hooks.callback(block.get_submodule(anatomy.mlp).register_forward_hook(keep).remove)
         yield recording
 
 
@@ -66,7 +69,8 @@ class Reads:
         attention: per layer, the residual stream ahead of the attention's norm.
         projected: per layer, outputs of the modules that make queries, keys and values.
         mlp: per layer, the residual stream ahead of the MLP's norm.
-        mlp_normed: per layer, the MLP's normed input.
+        mlp_normed: per layer, the MLP's normed input; its gradient is the MLP's alone, even if the attention reads the
+            same norm.
         final: the residual stream ahead of the final norm (one entry).
         final_normed: what is unembedded (one entry).
     """
@@ -95,13 +99,20 @@ def record_reads(subject: Subject) -> Iterator[Reads]:
 
             hooks.callback(module.register_forward_hook(hook, prepend=first).remove)
 
+        def own_input(_module: nn.Module, args: tuple) -> tuple:
+            normed = args[0].view(reads.mlp[-1].shape)  # another tensor than the attention's; OPT's has no batch
+            reads.mlp_normed.append(normed)
+            return (normed.view(args[0].shape), *args[1:])
+
         for block in anatomy.blocks(subject.model):
             watch(getattr(block, anatomy.attn_norm), reads.attention, None)
             reads.projected.append([])
             for name in anatomy.projections:
-                projection = getattr(getattr(block, anatomy.attention), name)
+                projection = getattr(block.get_submodule(anatomy.attention), name)
                 watch(projection, None, reads.projected[-1], first=True)  # ahead of hooks that change its gradient
-            watch(getattr(block, anatomy.mlp_norm), reads.mlp, reads.mlp_normed)
+            watch(getattr(block, anatomy.mlp_norm), reads.mlp, None)
+            mlp = block.get_submodule(anatomy.mlp_chain[0] if anatomy.mlp_chain else anatomy.mlp)
+            hooks.callback(mlp.register_forward_pre_hook(own_input).remove)
         watch(final_norm(subject.model), reads.final, reads.final_normed)
         yield reads
 
@@ -120,21 +131,23 @@ def replace_writers(
 
     Args:
         subject: the frozen model.
-        embed: token embeddings, without position embeddings.
+        embed: what the input writes, without position embeddings.
         heads: per layer, all heads' results side by side, before the output projection.
-        mlps: per layer, the MLP's output.
+        mlps: per layer, what the MLP writes.
     """
     anatomy = subject.anatomy
     with ExitStack() as hooks:
         if embed is not None:
-            hooks.callback(subject.embed.register_forward_hook(lambda _module, _args, _output: embed).remove)
+            token = embed if anatomy.embed_factor == 1 else embed / anatomy.embed_factor
+            hooks.callback(subject.embed.register_forward_hook(lambda _module, _args, _output: token).remove)
         for layer, block in enumerate(anatomy.blocks(subject.model)):
             if heads and layer in heads:
-                out = getattr(getattr(block, anatomy.attention), anatomy.out)
+                out = getattr(block.get_submodule(anatomy.attention), anatomy.out)
                 put = _moved_to(heads[layer])
                 hooks.callback(out.register_forward_pre_hook(lambda _m, args, put=put: (put(args[0]),)).remove)
             if mlps and layer in mlps:
-                mlp, put = getattr(block, anatomy.mlp), _moved_to(mlps[layer])
+                before = mlps[layer] if anatomy.write_factor == 1 else mlps[layer] / anatomy.write_factor
+                mlp, put = block.get_submodule(anatomy.mlp), _moved_to(before)
                 hooks.callback(mlp.register_forward_hook(lambda _m, _args, output, put=put: put(output)).remove)
         yield
 

@@ -10,8 +10,9 @@ from jaxtyping import Float
 from torch import Tensor, nn
 
 from circuitlit.errors import UserError
-from circuitlit.model.anatomy import affine
+from circuitlit.model.linear import affine
 from circuitlit.model.logits import final_norm
+from circuitlit.model.norms import recognise
 from circuitlit.model.subject import Subject
 
 
@@ -36,17 +37,21 @@ def relevance_rules(subject: Subject, constant_patterns: bool) -> Iterator[None]
         def change(module: nn.Module, hook: Callable) -> None:
             hooks.callback(module.register_forward_hook(hook).remove)
 
-        change(final_norm(model), _fixed_scale)
+        change(final_norm(model), _fixed_scale(final_norm(model)))
         for block in anatomy.blocks(model):
-            attention, mlp = getattr(block, anatomy.attention), getattr(block, anatomy.mlp)
+            attention, mlp = block.get_submodule(anatomy.attention), block.get_submodule(anatomy.mlp)
             norms = [getattr(block, anatomy.attn_norm), getattr(block, anatomy.mlp_norm)]
-            norms += [getattr(attention, name) for name in ("q_norm", "k_norm") if hasattr(attention, name)]
-            for norm in norms:
-                change(norm, _fixed_scale)
-            change(getattr(mlp, anatomy.activation), _fixed_slope)
+            norms += [getattr(attention, name) for name in anatomy.head_norms if hasattr(attention, name)]
+            for norm in dict.fromkeys(norms):  # one norm may be for both
+                change(norm, _fixed_scale(norm))
+            owner = block if hasattr(block, anatomy.activation) else mlp  # OPT's MLP is no module of its own
+            if not hasattr(owner, anatomy.activation):
+                raise UserError(f"relevance rules do not know the MLP {type(mlp).__name__}; take another method")
+            change(getattr(owner, anatomy.activation), _fixed_slope)
             if anatomy.gated is not None:
-                change(getattr(mlp, anatomy.activation), _gradient_times(0.5))
                 change(getattr(mlp, anatomy.gated), _gradient_times(0.5))
+                if not anatomy.gate_fused:
+                    change(getattr(mlp, anatomy.activation), _gradient_times(0.5))
             if constant_patterns:
                 projections = [getattr(attention, name) for name in anatomy.projections]
                 for module, kept in zip(projections, _value_outputs(subject, projections), strict=True):
@@ -62,17 +67,21 @@ def _value_outputs(subject: Subject, projections: list[nn.Module]) -> list[Float
     return marks
 
 
-def _fixed_scale(norm: nn.Module, args: tuple, _output: Tensor) -> Tensor:
-    """A layer norm or root-mean-square norm whose scale takes no gradient."""
-    eps = getattr(norm, "eps", getattr(norm, "variance_epsilon", None))
-    if eps is None or not isinstance(norm.weight, Tensor):
+def _fixed_scale(norm: nn.Module) -> Callable:
+    """For a layer norm or root-mean-square norm, a hook by which its scale takes no gradient."""
+    known = recognise(norm)
+    if known is None:
         raise UserError(f"relevance rules do not know the norm {type(norm).__name__}; take another method")
-    x = args[0].to(torch.promote_types(args[0].dtype, torch.float32))
-    if isinstance(norm, nn.LayerNorm):
-        x = x - x.mean(-1, keepdim=True)
-    scaled = (x * torch.rsqrt(x.square().mean(-1, keepdim=True) + eps).detach()).to(args[0].dtype) * norm.weight
-    bias = getattr(norm, "bias", None)
-    return scaled if bias is None else scaled + bias
+
+    def hook(_norm: nn.Module, args: tuple, _output: Tensor) -> Tensor:
+        x = args[0].to(torch.promote_types(args[0].dtype, torch.float32))
+        if known.centred:
+            x = x - x.mean(-1, keepdim=True)
+        scaled = x * torch.rsqrt(x.square().mean(-1, keepdim=True) + known.eps).detach()
+        scaled = scaled.to(args[0].dtype) * known.gain
+        return (scaled if known.shift is None else scaled + known.shift).to(args[0].dtype)
+
+    return hook
 
 
 def _fixed_slope(_activation: nn.Module, args: tuple, output: Tensor) -> Tensor:

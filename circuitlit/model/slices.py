@@ -60,7 +60,8 @@ def slices(subject: Subject, nodes: Collection[str]) -> list[Tensor]:
             layer, head = place_of(node)
             if head is None:
                 names = dict.fromkeys([*(anatomy.mlp_chain or (anatomy.mlp,)), anatomy.mlp_norm])
-                found += [p for name in names for p in getattr(blocks[layer], name).parameters()]
+                names.pop(anatomy.attn_norm, None)  # one norm for both belongs to the whole layer
+                found += [p for name in names for p in blocks[layer].get_submodule(name).parameters()]
             else:
                 found += _head(subject, blocks[layer], head, head % group == 0 and _all(layer, head, group, nodes))
     for layer in whole:
@@ -75,7 +76,7 @@ def _all(layer: int, head: int, group: int, nodes: Collection[str]) -> bool:
 def _head(subject: Subject, block: nn.Module, head: int, keys: bool) -> list[Tensor]:
     """A head's slices of queries and output, and with `keys` those of its group's keys and values."""
     graph, anatomy = subject.graph, subject.anatomy
-    attention = getattr(block, anatomy.attention)
+    attention = block.get_submodule(anatomy.attention)
     modules = [getattr(attention, name) for name in anatomy.projections]
     turned = isinstance(modules[0], nn.Linear)
     weights = [module.weight.t() if turned else module.weight for module in modules]
@@ -95,8 +96,8 @@ def _head(subject: Subject, block: nn.Module, head: int, keys: bool) -> list[Ten
 def _shared(subject: Subject, block: nn.Module) -> list[Tensor]:
     """What all heads of a block share: norms, and the bias of the output."""
     anatomy = subject.anatomy
-    attention = getattr(block, anatomy.attention)
-    norms = [getattr(block, anatomy.attn_norm), getattr(attention, "q_norm", None), getattr(attention, "k_norm", None)]
+    attention = block.get_submodule(anatomy.attention)
+    norms = [getattr(block, anatomy.attn_norm), *(getattr(attention, name, None) for name in anatomy.head_norms)]
     norms += [] if anatomy.post_norm is None else [getattr(block, anatomy.post_norm)]
     bias = getattr(attention, anatomy.out).bias
     found = [p for norm in norms if norm is not None for p in norm.parameters()]

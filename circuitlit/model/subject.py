@@ -14,9 +14,10 @@ from transformers import PreTrainedModel, PreTrainedTokenizerBase
 
 from circuitlit.graph import Graph
 from circuitlit.model.adapters import check_adapters
-from circuitlit.model.anatomy import Anatomy, unwrap
+from circuitlit.model.anatomy import Anatomy
 from circuitlit.model.borrow import frozen_view
 from circuitlit.model.families import anatomy_of, graph_of
+from circuitlit.model.linear import unwrap
 from circuitlit.model.logits import final_hidden, logits_at, read_out, unembed
 from circuitlit.model.weights import WeightSource
 
@@ -48,13 +49,19 @@ class Subject:
         self.model = _borrowed(self.model)
         self.anatomy: Anatomy = anatomy_of(self.model.config)
         self.graph: Graph = graph_of(self.model.config)
+        self.anatomy.post_scale(self.anatomy.blocks(self.model)[0])  # refuses a bias that is no head's
         if self.anatomy.softcap is not None and self.model.config._attn_implementation == "sdpa":
             self.model.set_attn_implementation("eager")  # PyTorch's kernel leaves out the cap on the scores
 
     @property
     def embed(self) -> nn.Module:
-        """Token embeddings."""
+        """The module of token embeddings, ahead of the model's factor on them (Granite)."""
         return self.model.get_input_embeddings()
+
+    def embedded(self, ids: Int[Tensor, "*rows"]) -> Float[Tensor, "*rows d"]:
+        """What the input writes: token embeddings times the model's factor."""
+        made, factor = self.embed(ids), self.anatomy.embed_factor
+        return made if factor == 1 else made * factor
 
     def positions(self, length: int) -> Float[Tensor, "pos d"]:
         """Position embeddings, where they are a writer of the graph."""

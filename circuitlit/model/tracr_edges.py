@@ -15,7 +15,8 @@ from torch import Tensor
 
 from circuitlit.graph import Graph
 from circuitlit.graph.select import reachable_edges
-from circuitlit.model.anatomy import BlockParts, affine
+from circuitlit.model.anatomy import BlockParts
+from circuitlit.model.linear import affine
 from circuitlit.model.logits import unembedder
 from circuitlit.model.subject import Subject
 
