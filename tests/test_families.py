@@ -9,7 +9,7 @@ import families_page
 import pytest
 import torch
 from brute_force import masked_logits
-from conftest import CONFIGS, tiny_batch
+from conftest import CONFIGS, tiny_batch, tiny_model
 from families import FAMILIES, KeepsFloat64, tiny_family
 from torch import Tensor
 from transformers import AutoConfig, PretrainedConfig
@@ -92,6 +92,14 @@ def test_what_single_models_of_a_family_do_otherwise_is_refused(name: str) -> No
     numbers = {**FAMILIES[name], **VARIANTS[name]}
     with pytest.raises(UserError, match=r"this .*model"):
         anatomy_of(AutoConfig.for_model(name.partition(":")[0], **numbers))
+
+
+@pytest.mark.parametrize("name", ["mixtral", "granitemoe", "llama"])
+def test_experts_are_in_no_cuda_graph(name: str) -> None:
+    subject = Subject(tiny_model(name) if name in CONFIGS else tiny_family(name))
+    loss = MaskedLoss(MaskedModel(subject), MaskLayout(subject.graph), surprise, capture=True)
+    captured = References(subject, "interchange", capture=True)._capture
+    assert loss.capture == captured == (name == "llama")
 
 
 def test_every_row_is_tried() -> None:

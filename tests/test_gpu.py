@@ -11,6 +11,7 @@ from pathlib import Path
 import pytest
 import torch
 from conftest import CONFIGS, tiny_batch, tiny_model
+from families import FAMILIES, KeepsFloat64, tiny_family
 
 from circuitlit.discover import MaskedLoss
 from circuitlit.graph import MaskLayout
@@ -21,11 +22,16 @@ from circuitlit.model import Subject
 from circuitlit.objective import kl_divergence
 
 HERE = Path(__file__).parent
+NAMES = [*CONFIGS, *FAMILIES]
 pytestmark = [pytest.mark.gpu, pytest.mark.skipif(not torch.cuda.is_available(), reason="needs a CUDA device")]
 
 
+def made(name: str) -> torch.nn.Module:
+    return tiny_model(name) if name in CONFIGS else tiny_family(name)
+
+
 def loss_and_grad(name: str, device: str, capture: bool, seed: int) -> tuple[torch.Tensor, torch.Tensor]:
-    subject = Subject(tiny_model(name).to(device))
+    subject = Subject(made(name).to(device))
     loss = MaskedLoss(MaskedModel(subject, panel=2), MaskLayout(subject.graph), kl_divergence, capture)
     references = References(subject, "interchange", capture=capture)
     for trial in (seed, seed + 1):  # the second call replays the graph on other data
@@ -37,13 +43,14 @@ def loss_and_grad(name: str, device: str, capture: bool, seed: int) -> tuple[tor
     return value.detach().cpu(), grad.cpu()
 
 
-@pytest.mark.parametrize("name", CONFIGS)
+@pytest.mark.parametrize("name", NAMES)
 def test_captured_step_equals_the_cpu(name: str) -> None:
-    expected_value, expected_grad = loss_and_grad(name, "cpu", False, 0)
-    for capture in (False, True):
-        value, grad = loss_and_grad(name, "cuda", capture, 0)
-        torch.testing.assert_close(value, expected_value, rtol=1e-6, atol=1e-7)
-        torch.testing.assert_close(grad, expected_grad, rtol=1e-5, atol=1e-7)
+    with KeepsFloat64():
+        expected_value, expected_grad = loss_and_grad(name, "cpu", False, 0)
+        for capture in (False, True):
+            value, grad = loss_and_grad(name, "cuda", capture, 0)
+            torch.testing.assert_close(value, expected_value, rtol=1e-6, atol=1e-7)
+            torch.testing.assert_close(grad, expected_grad, rtol=1e-5, atol=1e-7)
 
 
 def test_a_graph_outlives_others_of_its_stream() -> None:
@@ -62,7 +69,7 @@ def test_a_graph_outlives_others_of_its_stream() -> None:
 
 def gradient(name: str, dtype: torch.dtype, choice: str, panel: int = 2) -> torch.Tensor:
     """Mask gradient of a tiny model of some width on the GPU, with kernels or with their twins."""
-    subject = Subject(tiny_model(name).to("cuda", dtype))
+    subject = Subject(made(name).to("cuda", dtype))
     loss = MaskedLoss(MaskedModel(subject, panel=panel), MaskLayout(subject.graph), kl_divergence, capture=False)
     batch = tiny_batch().to("cuda")
     masks = torch.rand(subject.graph.n_edges, generator=torch.Generator().manual_seed(0)).to("cuda").requires_grad_()

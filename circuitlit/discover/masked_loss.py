@@ -30,7 +30,8 @@ class MaskedLoss:
 
     def __init__(self, model: MaskedModel, layout: MaskLayout, objective: Objective, capture: bool = True) -> None:
         self.model, self.layout, self.objective = model, layout, objective
-        self.capture = capture and layout.copies == 1 and model.shards is None  # no gathering inside a graph
+        self.capture = capture and layout.copies == 1 and model.subject.captures
+        self.capture &= model.shards is None  # no gathering inside a graph
         self._calls: dict[Gate | None, Callable[..., Float[Tensor, ""]]] = {}
 
     @property

@@ -55,7 +55,8 @@ class References:
     ) -> None:
         self.subject, self.mean, self.budget = subject, mean, budget
         self.kind: Kind = kind
-        self._capture = capture and subject.model.config._attn_implementation != "eager"  # whose mask no graph can make
+        eager = subject.model.config._attn_implementation == "eager"  # whose mask no graph can make
+        self._capture = capture and subject.captures and not eager
         self._calls: dict[str, CapturedCall] = {}  # a graph keeps the matmul precision that it was captured with
         self._checked = kind != "interchange"
         self._teacher: Tensor | None = None

@@ -41,7 +41,7 @@ def _is_plain(module: nn.Linear) -> bool:
     if module.weight.shape != (module.out_features, module.in_features) or not module.weight.is_floating_point():
         return False
     twin: Any = with_memory(module)
-    rows = torch.randn(2, module.in_features, generator=torch.Generator().manual_seed(0)).to(twin.weight)
+    rows = torch.randn(2, module.in_features, generator=torch.Generator().manual_seed(0), device="cpu").to(twin.weight)
     found, expected = twin(rows), F.linear(rows, twin.weight, twin.bias)
     return bool((found - expected).abs().max() <= BENT[found.dtype] * expected.abs().max())
 
@@ -52,7 +52,9 @@ def with_memory(module: nn.Module) -> nn.Module:
         return module
     twin, generator = copy.copy(module), torch.Generator().manual_seed(0)
     twin._parameters = {
-        name: None if own is None else nn.Parameter(torch.randn(own.shape, generator=generator).to(own.dtype))
+        name: None
+        if own is None
+        else nn.Parameter(torch.randn(own.shape, generator=generator, device="cpu").to(own.dtype))
         for name, own in module._parameters.items()
     }
     return twin

@@ -77,7 +77,7 @@ def recognise(module: nn.Module) -> Affine | None:
     generator = torch.Generator().manual_seed(0)
     twin: Any = with_memory(module)
     weight = twin.weight
-    probe = torch.randn(4, len(weight), generator=generator).add(0.5).to(weight.device, weight.dtype)
+    probe = torch.randn(4, len(weight), generator=generator, device="cpu").add(0.5).to(weight.device, weight.dtype)
     tolerance = 8 * torch.finfo(torch.promote_types(weight.dtype, torch.bfloat16)).eps
     expected = twin(probe).float()
     for centred, one_more in itertools.product((False, True), repeat=2):

@@ -63,6 +63,11 @@ class Subject:
         made, factor = self.embed(ids), self.anatomy.embed_factor
         return made if factor == 1 else made * factor
 
+    @property
+    def captures(self) -> bool:
+        """Whether a CUDA graph can hold the model: which experts run, and on how many tokens, differs by the batch."""
+        return not any(name.endswith(".experts") for name, _ in self.model.named_modules())
+
     def positions(self, length: int) -> Float[Tensor, "pos d"]:
         """Position embeddings, where they are a writer of the graph."""
         path = self.anatomy.position_writer
