@@ -83,6 +83,7 @@ def everything(circuit: Circuit, other: Circuit) -> dict[str, object]:
     nodes = node_weights(circuit)
     points = [Point(step, 0.0, one) for step, one in ((1, other), (2, circuit), (4, other))]
     rows = follow(points)
+    alike = [row.previous.weighted_jaccard or 0.0 for row in rows if row.previous]
     sides = [Resampled(one.scores, [one.scores] * 10, COUNT) for one in (circuit, other)]
     difference = circuit_difference(sides[0], sides[1])
     node_start = initial_log_alpha(MaskLayout(GRAPH, sites="nodes"), "ranks", circuit.scores, COUNT, 1.0)
@@ -97,7 +98,7 @@ def everything(circuit: Circuit, other: Circuit) -> dict[str, object]:
         "composites": {name: kept.tolist() for name, kept in composites(circuit, other, COUNT).items()},
         "rows": rows,
         "shared": StandIns.of(circuit, 39, 0).shared(StandIns.of(other, 39, 1)).to_dict(),
-        "velocity": velocities([1, 2, 4], [row["previous"]["weighted_jaccard"] for row in rows[1:]], 0.0).tolist(),
+        "velocity": velocities([1, 2, 4], alike, 0.0).tolist(),
         "difference": {label: difference.names(label) for label in LABELS[1:]},
         "distances": [difference.distance, difference.floor, difference.effect],
         "ratio": difference.ratio.nan_to_num(nan=-99).tolist(),
@@ -124,7 +125,8 @@ def test_a_random_permutation_is_not_alike() -> None:
     found = similarity(circuit, shuffled)
     assert found["weighted_jaccard"] < 0.2 and abs(found["corrected_jaccard"]) < 0.1
     rows = follow([Point(1, 0.0, circuit), Point(2, 0.0, shuffled)])
-    assert rows[1]["previous"]["score_distance"] > 1.4
+    before = rows[1].previous
+    assert before is not None and before.score_distance is not None and before.score_distance > 1.4
     assert Noise.of(type("Spread", (), {"low": 1.0, "n_circuits": 2}), [circuit, shuffled]).distance > 0.8  # type: ignore[arg-type]
 
 

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+from collections.abc import Callable
 from dataclasses import dataclass
 from functools import cached_property, partial
 from pathlib import Path
@@ -12,16 +13,25 @@ from omegaconf import DictConfig
 from torch import Tensor
 
 from circuitlit.cli.build import build_pairs, build_subject, build_workbench
-from circuitlit.cli.checks import writing_to
-from circuitlit.cli.finish import prepare
+from circuitlit.cli.checks import run_dir, writing_to
+from circuitlit.cli.finish import finish, prepare
+from circuitlit.cli.kept import settings_of
 from circuitlit.cli.sides import load_side, passages
+from circuitlit.compare.comparison import Comparison
+from circuitlit.compare.interventions import Interventions
 from circuitlit.discover.workbench import Workbench
 from circuitlit.model import Subject
+from circuitlit.report.comparison import print_comparison, write_comparison
+from circuitlit.report.interventions import print_interventions, write_interventions
+from circuitlit.result import Result
 from circuitlit.run import evolve, tune
 from circuitlit.run.story.settings import Way, verb_settings
+from circuitlit.store import Store
 from circuitlit.tasks import EncodedPairs
 from circuitlit.timeline.evolution import TaskEvolution
-from circuitlit.timeline.telling import Makers
+from circuitlit.timeline.telling import Makers, made
+
+_GROUPS = ("task", "model", "adapter", "tune", "method", "ablation", "sparsity", "mask", "data", "evaluate", "story")
 
 
 @dataclass(frozen=True)
@@ -51,6 +61,19 @@ class ConfiguredMakers:
             follow=self._follow,
             text=self._text,
         )
+
+    def once(self, name: str, text: str, work: Callable[[], Any], kind: type) -> Any:
+        """A part of the story, made once with these settings."""
+        settings = settings_of(self.cfg, _GROUPS)
+        return Store(run_dir() / "parts").made(name, settings, kind, partial(made, name, text, work, kind))
+
+    def finished(self, own: DictConfig, other: DictConfig, result: Result, folder: Path, subject: Subject) -> Result:
+        """A part's result with its files and page, as `compare` or `intervene` leave them."""
+        with writing_to(folder):
+            if isinstance(result, Comparison):
+                return finish(own, result, subject, write_comparison, print_comparison)
+            assert isinstance(result, Interventions)
+            return finish(other, result, subject, write_interventions, print_interventions)
 
     def _tune(self, way: DictConfig, folder: Path) -> dict[str, Any]:
         with writing_to(folder):

@@ -11,6 +11,7 @@ from omegaconf import DictConfig, OmegaConf
 from circuitlit.cli.build import plain
 from circuitlit.cli.configs import composed, entries
 from circuitlit.errors import UserError
+from circuitlit.evaluate.testing import LEAST_DRAWS
 from circuitlit.timeline.telling import story_draws
 
 _SHARED = ("task", "model", "method", "ablation", "sparsity", "mask", "data", "evaluate", "paths", "strategy", "seed")
@@ -23,6 +24,20 @@ class Way:
 
     name: str
     cfg: DictConfig
+
+
+def check(cfg: DictConfig) -> None:
+    """Refuse settings that no story can be told with.
+
+    Raises:
+        UserError: too few random sets, data without corrupted prompts, or a checkpoint to go on from.
+    """
+    if cfg.story.draws is not None and cfg.story.draws < LEAST_DRAWS:
+        raise UserError(f"story.draws={cfg.story.draws} is too few random sets; take at least {LEAST_DRAWS}")
+    if cfg.tune.data:
+        raise UserError("a story needs a task with corrupted prompts; leave tune.data out and choose a task")
+    if cfg.ckpt_path is not None:
+        raise UserError("ckpt_path is for one tuning run; a story that was stopped goes on in the same hydra.run.dir")
 
 
 def ways_of(cfg: DictConfig) -> list[Way]:
