@@ -1,6 +1,7 @@
 #!/usr/bin/env bash
 # bash launch/speed.sh ROW [MORE SETTINGS]: one row of the speed table; `all` runs every row for one GPU but the 13B ones.
 # _small rows take less memory and more time. Rows for two GPUs: codellama_zero3, codellama_34b_zero3, ddp_scaling.
+# cpu_default is the whole default run by phase, with the code of OLD (a commit) and with this one; see old_and_new.py.
 set -euo pipefail
 cd "$(dirname "$0")/.."
 
@@ -31,6 +32,7 @@ row() {
     ioi_100000) row_large "$out" "$@" ;;
     cpu_eap) CUDA_VISIBLE_DEVICES='' bench bench=eap method=eap model=gpt2 data.batch_size=8 tokens=15 'dtypes=[float32]' repeats=5 examples=null "$out" "$@" ;;
     cpu_smollm2) CUDA_VISIBLE_DEVICES='' bench data.batch_size=16 tokens=16 'dtypes=[float32]' repeats=5 examples=null "$out" "$@" ;;
+    cpu_default) CUDA_VISIBLE_DEVICES='' python launch/old_and_new.py "${OLD:-55f497e}" runs/speed/cpu_default task=ioi "$@" ;;
     *) echo "no row '$name'; see the cases of launch/speed.sh" >&2 && exit 1 ;;
   esac
 }

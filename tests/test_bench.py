@@ -19,6 +19,7 @@ from circuitlit.graph import Graph, MaskLayout
 from circuitlit.masked import MaskedModel, References
 from circuitlit.masked.short_attention import rotates_by_halves
 from circuitlit.objective import kl_divergence
+from circuitlit.run.bench import kinds
 from circuitlit.run.bench.data import RandomPairs, meta_subject, random_subject, step_shape
 from circuitlit.run.bench.whole import Stopwatch
 from circuitlit.tasks.encoded import EncodedPairs, Row
@@ -56,7 +57,7 @@ def shape(cfg: DictConfig) -> StepShape:
 
 
 def step_of(cfg: DictConfig):
-    """One step on the configured shape, ready to call."""
+    """One step on the configured shape, ready to call; it leaves no buffers for the next."""
     subject = random_subject(cfg, cfg.model.dtype)
     loss = MaskedLoss(
         MaskedModel(subject, cfg.mask.panel, cfg.mask.recompute), MaskLayout(subject.graph), kl_divergence
@@ -65,7 +66,13 @@ def step_of(cfg: DictConfig):
     batch = pairs.train.collate(range(cfg.data.batch_size))
     reference = References(subject, "interchange")(batch)
     masks = torch.rand(loss.layout.size, generator=torch.Generator().manual_seed(0)).requires_grad_()
-    return lambda: torch.autograd.grad(loss(masks, batch, reference), masks)[0]
+
+    def step() -> torch.Tensor:
+        (gradient,) = torch.autograd.grad(loss(masks, batch, reference), masks)
+        loss.model.rooms.clear()
+        return gradient
+
+    return step
 
 
 def peak_bytes(function) -> int:
@@ -183,6 +190,17 @@ def test_bad_settings(tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> Non
     for setting, word in (("bench=speed", "scaling"), ("dtypes=[int8]", "float32"), ("answers=99", "tokens=24")):
         line = failure(capsys, *SHAPE["gpt2"], *QUICK, setting, f"hydra.run.dir={tmp_path}", verb="bench")
         assert word in line
+
+
+@pytest.mark.parametrize("has", [True, False])
+def test_bfloat16_is_left_out_where_it_is_emulated(
+    has: bool, monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]
+) -> None:
+    monkeypatch.setattr(kinds, "has_bfloat16", lambda: has)
+    cfg = config("gpt2", "trainer.accelerator=cpu")
+    assert kinds.wanted_dtypes(cfg) == ["float32", "bfloat16"][: 1 + has]
+    assert ("left out" in capsys.readouterr().out) != has
+    assert kinds.wanted_dtypes(config("gpt2", "dtypes=[bfloat16]")) == ["bfloat16"]
 
 
 def test_bfloat16_is_near_float32() -> None:

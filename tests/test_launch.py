@@ -91,6 +91,13 @@ def test_a_study_is_shared_out_over_the_gpus() -> None:
     assert list(cfg.study.tasks) == ["sva"] and cfg.mask.schedule.steps == 300
 
 
+def test_the_default_run_is_timed_with_two_codes() -> None:
+    done = dry("speed.sh", "cpu_default", "seed=1", OLD="HEAD", ROUNDS="2")
+    first, second, third, fourth = (shlex.split(line) for line in done.stdout.splitlines())
+    assert first[1] == fourth[1] and second[1] == third[1] == str(ROOT / "train.py") != first[1]
+    assert all(words[2:4] == ["task=ioi", "seed=1"] for words in (first, second, third, fourth))
+
+
 def test_a_requeued_job_finds_its_run() -> None:
     first, second = (dry("slurm.sbatch", SLURM_JOB_ID="17", SLURM_NNODES="3").stdout for _ in range(2))
     assert first == second and "hydra.run.dir=runs/job-17" in first and "--nnodes=3" in first

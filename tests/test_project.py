@@ -28,6 +28,7 @@ ORDER = [
     "store",
     "result",
     "progress",
+    "products",
     "tasks",
     "graph",
     "model",

@@ -287,7 +287,7 @@ OF_VERBS: dict[str, dict[str, Kind]] = {
         "random": flag(),
         "profile": flag(),
         "examples": COUNT | None,
-        "dtypes": listed(choice("float32", "bfloat16", "float16", "float64"), 1),
+        "dtypes": listed(choice("float32", "bfloat16", "float16", "float64"), 1) | None,
         "gib": number(above=0) | None,
     },
 }

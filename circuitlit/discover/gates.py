@@ -36,9 +36,11 @@ class Gates(ABC):
 
     Attributes:
         name: of the method, for results.
+        flat_ends: True where a sampled mask of exactly 0 or 1 has no gradient.
     """
 
     name: ClassVar[str]
+    flat_ends: ClassVar[bool] = False
 
     @abstractmethod
     def sample(
@@ -155,6 +157,7 @@ class HardConcrete(Gates):
     """
 
     name: ClassVar[str] = "hard_concrete"
+    flat_ends: ClassVar[bool] = True
     temperature: float = 2 / 3
     low: float = -0.1
     high: float = 1.1
@@ -239,6 +242,11 @@ class Sampler:
     held: bool
     measure: Measure
     hard: bool = False
+
+    @property
+    def between(self) -> bool:
+        """Whether masks of exactly 0 and 1 have no gradient, so that the model need not compute it."""
+        return self.gates.flat_ends and not self.hard
 
     def __call__(
         self, log_alpha: Float[Tensor, "mask"], noise: Float[Tensor, "mask"], scale: Float[Tensor, ""]

@@ -60,13 +60,17 @@ class MaskedLoss:
             loss = partial(self._loss, gate, len(inputs))
             self._calls[gate] = CapturedLoss(loss) if self.capture else loss
         tensors = (reference.teacher, *vars(reference.ablated).values(), *vars(batch).values())
+        if reference.shared is not None:
+            tensors = (*tensors, reference.shared)
         return self._calls[gate](masks, *inputs, *tensors)
 
     def _loss(self, gate: Gate | None, extra: int, masks: Tensor, *tensors: Tensor) -> Tensor:
         inputs, teacher, tensors = tensors[:extra], tensors[extra], tensors[extra + 1 :]
         writers = len(fields(Ablated))
-        ablated, rows = Ablated(*tensors[:writers]), Batch(*tensors[writers:])
+        ablated, rows = Ablated(*tensors[:writers]), Batch(*tensors[writers : writers + len(fields(Batch))])
+        shared = tensors[-1] if len(tensors) > writers + len(fields(Batch)) else None
+        between = getattr(gate, "between", False)
         if gate is not None:
             masks = gate(masks, *inputs)
-        logits = self.model(self.layout.dense(masks), rows.clean, ablated, rows.positions, rows.roles)
+        logits = self.model(self.layout.dense(masks), rows.clean, ablated, rows.positions, rows.roles, between, shared)
         return self.objective(logits, teacher, rows).mean()

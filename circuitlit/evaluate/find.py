@@ -24,12 +24,13 @@ from circuitlit.discover.workbench import Ablation, Workbench
 from circuitlit.errors import UserError
 from circuitlit.evaluate.behaviour import Behaviour
 from circuitlit.evaluate.found import FAILED, FoundCircuit
+from circuitlit.evaluate.measure import TestBed
 from circuitlit.evaluate.rival import Rival, against_cut, best_attribution, rivals, validation
 from circuitlit.evaluate.verdict import Bars, measure_circuit
 from circuitlit.graph import EdgeScores
 from circuitlit.model import Subject
 from circuitlit.objective import kl_divergence
-from circuitlit.progress import phase
+from circuitlit.progress import phase, say
 from circuitlit.tasks import Pairs, PairsModule
 
 if TYPE_CHECKING:
@@ -199,19 +200,41 @@ def search_circuit(
         begun = time.perf_counter()
         start = Rival(bench.score(method), time.perf_counter() - begun)
         tried = rivals(bench, start, [other for other in others if other.name != method.name])
+    early = None if bench.model.shards is not None else first_look(bench, tried, bars.probe_pairs)
     trained = learn(bench, tried)
     if trained is None:
         return None
+    known = early if trained.bench is bench else None  # of the model as it is now
     bench = trained.bench
     circuit = bench.cut(trained.scores, provenance)
     with phase("evaluation", f"Evaluating on {len(bench.data.test)} held-out pairs"):
         torch.set_float32_matmul_precision("highest")
-        bed = validation(bench, bars.probe_pairs)
-        tried = best_attribution(bench, tried, bed) if trained.compared else []
+        bed, tried = known or ranked_by_validation(bench, tried if trained.compared else [], bars.probe_pairs)
         result = measure_circuit(bench, circuit, tried, bars=bars, seed=seed)
         gates = against_cut(trained.masks, circuit, bed)
     result = result.replaced(**gates, steps=trained.steps, behaviour=behaviour.to_dict())
     return result.bind(result.live.with_curves(trained.curves))
+
+
+def first_look(bench: Workbench, tried: Sequence[Rival], pairs: int) -> tuple[TestBed | None, list[Rival]]:
+    """What attribution alone finds, said ahead of the training, which takes longer than all before it."""
+    precision = torch.get_float32_matmul_precision()
+    with phase("first_look", "Measuring what attribution alone finds"):
+        torch.set_float32_matmul_precision("highest")
+        bed, ranked = ranked_by_validation(bench, tried, pairs)
+        torch.set_float32_matmul_precision(precision)
+        for rival in ranked if bed else ():
+            label, kl = f"{rival.scores.method}, {rival.scores.ranking}", f"KL {rival.val_kl:.3f} nats"
+            say(f"{label}: {kl} on {len(bed.full.kl)} validation pairs with {bench.count:,} edges")  # type: ignore[union-attr]
+        if bed:
+            say(f"without any edge: KL {float(bed.corrupted.kl.mean()):.3f} nats; the full model has 0")
+    return bed, ranked
+
+
+def ranked_by_validation(bench: Workbench, tried: Sequence[Rival], pairs: int) -> tuple[TestBed | None, list[Rival]]:
+    """The first validation pairs, if there are any, and the attributions' rankings, the best one on them first."""
+    bed = validation(bench, pairs)
+    return bed, best_attribution(bench, tried, bed)
 
 
 def ask(bench: Workbench, min_accuracy: float = 0.0, aloud: bool = True) -> tuple[Behaviour, str | None]:

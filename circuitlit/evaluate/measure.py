@@ -76,7 +76,9 @@ class TestBed:
                 break
             if pairs is not None and pairs - seen < len(batch):
                 batch, reference = batch.head(pairs - seen), reference.head(pairs - seen)
-            logits = self.model(masks, batch.clean, reference.ablated, batch.positions, batch.roles)
+            logits = self.model(
+                masks, batch.clean, reference.ablated, batch.positions, batch.roles, shared=reference.shared
+            )
             parts.append(Outcome.of(logits, reference.teacher, batch))
             seen += len(batch)
         return Outcome.join(parts)

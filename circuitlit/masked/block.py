@@ -15,8 +15,10 @@ from circuitlit.masked.kernels import fused
 from circuitlit.masked.ledger import Ledger, Token
 from circuitlit.masked.projection import Again, Projection, Room
 from circuitlit.masked.short_attention import LONGEST, Rotary, kernel_attention, rotates_by_halves
+from circuitlit.masked.tokens import Tokens, picked
 from circuitlit.model.anatomy import BlockParts, HeadMap
 from circuitlit.model.norms import recognise
+from circuitlit.products import fast_products, frozen_product
 
 
 class MaskedBlock(nn.Module):
@@ -79,6 +81,7 @@ class MaskedBlock(nn.Module):
         ablated_mlp: Float[Tensor, "token d"],
         rotary: Rotary | None,
         real: Bool[Tensor, "batch one one pos"] | None = None,
+        tokens: Tokens | None = None,
     ) -> tuple[Token, Float[Tensor, "token d"]]:
         """Read, compute and write this block's heads and MLP.
 
@@ -91,19 +94,25 @@ class MaskedBlock(nn.Module):
             ablated_mlp: output of the ablated run's MLP.
             rotary: rotary embedding of the batch, None with learned positions.
             real: tokens that may be attended to; needed where tokens attend to later ones.
+            tokens: those that the ledger has; None for all.
 
         Returns:
             The next token and the ablated residual stream after this block.
         """
         heads, split, first = self.n_heads, self.attention_readers, self.first_writer
-        token, seen, mlp_seen = ledger.read(token, ablated, row, split + 1, first, self.parallel)
+        here = picked(ablated, tokens)
+        token, seen, mlp_seen = ledger.read(token, here, row, split + 1, first, self.parallel)
         room = partial(ledger.room, row, split)
-        again = ledger.read_again(ablated, row, split, first) if self.reread else None
-        token = self._write_heads(ledger, token, self._attend(seen, ablated_heads, rotary, real, room, again))
+        again = ledger.read_again(here, row, split, first) if self.reread else None
+        projected = self._project(seen, room, again)
+        if tokens is not None:
+            projected = self._beside_past(projected, ablated, tokens)
+        results = picked(self._attend(projected, ablated_heads, rotary, real).transpose(0, 1), tokens).transpose(0, 1)
+        token = self._write_heads(ledger, token, results)
         added = self._put_out(ablated_heads)
         if not self.parallel:
-            token, mlp_seen = ledger.read_on(token, mlp_seen, added, row + split, first, heads)
-        token = ledger.write(token, first + heads, self.write_mlp(mlp_seen), ablated_mlp[None])
+            token, mlp_seen = ledger.read_on(token, mlp_seen, picked(added, tokens), row + split, first, heads)
+        token = ledger.write(token, first + heads, self.write_mlp(mlp_seen), picked(ablated_mlp, tokens)[None])
         return token, ablated + added + ablated_mlp
 
     def _write_heads(self, ledger: Ledger, token: Token, results: Float[Tensor, "head token width"]) -> Token:
@@ -113,13 +122,14 @@ class MaskedBlock(nn.Module):
     def _put_out(self, results: Float[Tensor, "batch pos width"]) -> Float[Tensor, "token d"]:
         """What heads' results, side by side, add to the residual stream together, the bias with them."""
         flat, weight = results.reshape(-1, results.shape[-1]), self.out_weight.detach().flatten(0, 1)
-        return flat @ weight if self.out_bias is None else torch.addmm(self.out_bias, flat, weight)
+        return frozen_product(flat, weight, self.out_bias)
 
     def write_mlp(self, x: Float[Tensor, "row token d"]) -> Float[Tensor, "row token d"]:
         """What the MLP writes. On a GPU torch's own norms and activations stand in for the library's many launches."""
         norm = self._mlp_affine
         if not fused(x):
-            return self.mlp(self.mlp_norm(x))
+            with fast_products(x):
+                return self.mlp(self.mlp_norm(x))
         plain = norm is not None and not (norm.centred or norm.one_more)
         normed = F.rms_norm(x, x.shape[-1:], norm.gain, norm.eps) if plain and norm else self.mlp_norm(x)
         with fewer_launches(self.mlp):
@@ -132,20 +142,17 @@ class MaskedBlock(nn.Module):
 
     def _attend(
         self,
-        seen: Float[Tensor, "readers token d"],
+        projected: Float[Tensor, "readers token out"] | list[Float[Tensor, "head token out"]],
         ablated_heads: Float[Tensor, "batch pos width"],
         rotary: Rotary | None,
         real: Tensor | None,
-        room: Room | None = None,
-        again: Again | None = None,
     ) -> Float[Tensor, "head token out"]:
         """What each head's result is beyond its ablated one."""
         batch, length = ablated_heads.shape[:2]
-        projected = self._project(seen, room, again)
         if isinstance(projected, Tensor) and self._has_kernel(length, rotary, real):
             return kernel_attention(projected, ablated_heads, self.n_heads, self.n_kv_heads, self.scale, rotary)
         if isinstance(projected, Tensor):
-            projected = projected.split([self.n_heads, self.n_kv_heads, self.n_kv_heads])
+            projected = list(projected.split([self.n_heads, self.n_kv_heads, self.n_kv_heads]))
         q, k, v = (x.unflatten(1, (batch, -1)).transpose(0, 1) for x in projected)
         q, k = self._normed(q, k, last=False)
         if rotary is not None:
@@ -162,6 +169,24 @@ class MaskedBlock(nn.Module):
         if self.q_norm is None or self.k_norm is None or last != self.norms_last:
             return q, k
         return self.q_norm(q), self.k_norm(k)
+
+    def _beside_past(
+        self,
+        projected: Float[Tensor, "readers live out"] | list[Float[Tensor, "head live out"]],
+        ablated: Float[Tensor, "token d"],
+        tokens: Tokens,
+    ) -> list[Float[Tensor, "head token out"]]:
+        """Queries, keys and values of all tokens: what is new, among the ablated run's."""
+        if isinstance(projected, Tensor):
+            projected = list(projected.split([self.n_heads, self.n_kv_heads, self.n_kv_heads]))
+        past = self.attn_norm(ablated[tokens.past])
+        keys, values = (
+            frozen_product(past, weight.permute(1, 0, 2).flatten(1), None if bias is None else bias.flatten())
+            .unflatten(-1, (self.n_kv_heads, -1))
+            .transpose(0, 1)
+            for weight, bias in ((self.k_weight, self.k_bias), (self.v_weight, self.v_bias))
+        )
+        return [tokens.spread(projected[0]), tokens.spread(projected[1], keys), tokens.spread(projected[2], values)]
 
     def _has_kernel(self, length: int, rotary: Rotary | None, real: Tensor | None) -> bool:
         """Whether this block's attention is one of those that a kernel computes."""

@@ -12,9 +12,12 @@ from torch.utils.checkpoint import checkpoint
 
 from circuitlit.masked.ablation import Ablated
 from circuitlit.masked.block import MaskedBlock
+from circuitlit.masked.kernels import fused
 from circuitlit.masked.ledger import Ledger, Token
 from circuitlit.masked.live import LiveBlock
+from circuitlit.masked.rooms import Rooms
 from circuitlit.masked.short_attention import Rotary
+from circuitlit.masked.tokens import Tokens, needed_tokens, picked
 from circuitlit.model.families import layer_kinds
 from circuitlit.model.limits import check_length
 from circuitlit.model.logits import final_norm
@@ -56,6 +59,7 @@ class MaskedModel(nn.Module):
         for block in self.blocks:
             block.reread = recompute == "reads"  # type: ignore[assignment]
         self.final_norm = final_norm(model)
+        self.rooms = Rooms()
 
     def forward(
         self,
@@ -64,6 +68,8 @@ class MaskedModel(nn.Module):
         ablated: Ablated,
         positions: Int[Tensor, "batch answer"],
         roles: Int[Tensor, "batch pos"] | None = None,
+        between: bool = False,
+        shared: Int[Tensor, "batch"] | None = None,
     ) -> Float[Tensor, "batch answer vocab"]:
         """Logits of the masked model at the answer positions.
 
@@ -73,14 +79,20 @@ class MaskedModel(nn.Module):
             ablated: outputs of all writers where their edges are cut.
             positions: where logits are wanted.
             roles: which copy of the masks holds at each token; needed with several copies.
+            between: True where nobody asks for the gradients of masks of exactly 0 or 1; they may be left at 0.
+            shared: of each prompt, tokens at its start on which `ablated` is this model's run of the same tokens; on a
+                CPU they cost next to nothing.
         """
         batch, length = ids.shape
         self.check_length(length)
         embedded = self.subject.embedded(ids).flatten(0, 1)
         stream = ablated.embed.flatten(0, 1)
-        groups = _groups(roles, masks.shape[0])
-        ledger = Ledger(self.graph.n_writers, embedded, self.panel * self.graph.readers_per_layer, masks, groups)
-        token = ledger.write(ledger.start(), 0, embedded[None], stream[None])
+        tokens = needed_tokens(length, positions, shared) if self._may_leave_out(embedded) else None
+        embedded = picked(embedded, tokens)
+        groups = _groups(None if roles is None else picked(roles.flatten(), tokens), masks.shape[0])
+        readers = self.panel * self.graph.readers_per_layer
+        ledger = Ledger(self.graph.n_writers, embedded, readers, masks, groups, between, self.rooms)
+        token = ledger.write(ledger.start(), 0, embedded[None], picked(stream, tokens)[None])
         if self.graph.inputs > 1:
             cut = ablated.positions.flatten(0, 2)
             token = ledger.write(token, 1, self.written_positions(batch, length)[None], cut[None])
@@ -88,7 +100,7 @@ class MaskedModel(nn.Module):
         stream = stream + self.position_embeddings(batch, length)
         rotary, real = self.rotary(embedded, length), self.real_tokens(ids)
         for start in range(0, len(self.blocks), self.panel):
-            args = (ledger, token, stream, ablated, start, rotary, real)
+            args = (ledger, token, stream, ablated, start, rotary, real, tokens)
             if self.recompute is True and torch.is_grad_enabled():
                 token, stream = checkpoint(
                     self._run_panel, *args, use_reentrant=False, preserve_rng_state=False, determinism_check="none"
@@ -96,7 +108,7 @@ class MaskedModel(nn.Module):
             else:
                 token, stream = self._run_panel(*args)
         flat = (positions + length * torch.arange(batch, device=ids.device)[:, None]).flatten()
-        final = ledger.read_at(token, stream[flat], flat)
+        final = ledger.read_at(token, stream[flat], flat if tokens is None else tokens.place_of(flat))
         return self.subject.unembed(self.final_norm(final)).unflatten(0, positions.shape)
 
     def _run_panel(
@@ -108,6 +120,7 @@ class MaskedModel(nn.Module):
         start: int,
         rotary: list[Rotary | None],
         real: Tensor | None,
+        tokens: Tokens | None,
     ) -> tuple[Token, Tensor]:
         graph = self.graph
         stop = min(start + self.panel, len(self.blocks))
@@ -119,9 +132,18 @@ class MaskedModel(nn.Module):
         for number, layer in enumerate(range(start, stop)):
             row = number * graph.readers_per_layer
             token, stream = self.blocks[layer](
-                ledger, token, row, stream, heads[number], mlps[number], rotary[layer], real
+                ledger, token, row, stream, heads[number], mlps[number], rotary[layer], real, tokens
             )
         return token, stream
+
+    def _may_leave_out(self, like: Tensor) -> bool:
+        """Whether tokens may be left out: where finding them waits for no device, and nothing else varies."""
+        frozen = (
+            self.shards is None
+            and self.graph.inputs == 1
+            and not any(isinstance(block, LiveBlock) for block in self.blocks)
+        )
+        return like.device.type == "cpu" and not fused(like) and frozen and self.subject.anatomy.causal
 
     def check_length(self, length: int) -> None:
         """Refuse prompts that the stock model does not take, or on which its attention is not plainly causal.
@@ -167,4 +189,4 @@ def _groups(roles: Tensor | None, copies: int) -> list[Tensor] | None:
         return None
     if roles is None:
         raise ValueError(f"{copies} copies of the masks need the role of every token")
-    return [(roles.flatten() == copy).nonzero().flatten() for copy in range(copies)]
+    return [(roles == copy).nonzero().flatten() for copy in range(copies)]

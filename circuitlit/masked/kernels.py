@@ -14,6 +14,8 @@ from jaxtyping import Float, Int
 from torch import Tensor
 
 from circuitlit.errors import UserError
+from circuitlit.masked import sparse
+from circuitlit.products import product
 
 CHOICES = ("auto", "torch", "triton")
 FUSED = (torch.float32, torch.bfloat16, torch.float16)
@@ -69,11 +71,14 @@ def mix(
         add: False writes the sum over what is there.
     """
     masks = masks.to(deltas.dtype)
-    if groups is None:
+    if groups is None and not sparse.suits(masks[0], deltas):
         out.flatten(1).addmm_(masks[0], deltas.flatten(1), beta=1 if add else 0)
         return
     if not add:
         out.zero_()
+    if groups is None:
+        sparse.add_product(out.flatten(1), masks[0], deltas.flatten(1))
+        return
     for matrix, tokens in zip(masks, groups, strict=True):
         part = matrix @ deltas[:, tokens].flatten(1)
         out.index_add_(1, tokens, part.view(len(matrix), len(tokens), -1))
@@ -85,13 +90,22 @@ def mix_backward(
     deltas: Float[Tensor, "writer token d"],
     grad_deltas: Float[Tensor, "writer token d"],
     groups: list[Int[Tensor, "_"]] | None = None,
+    between: bool = False,
 ) -> Float[Tensor, "copies reader writer"]:
-    """Gradient of `mix` for the masks; the gradient for the deltas is added to `grad_deltas` in place."""
+    """Gradient of `mix` for the masks; the gradient for the deltas is added to `grad_deltas` in place.
+
+    With `between`, nobody asks for the gradients of masks of exactly 0 or 1, and they may be left at 0.
+    """
     masks = masks.to(deltas.dtype)
     if groups is None:
-        grad = grad_out.flatten(1)
-        grad_deltas.flatten(1).addmm_(masks[0].t(), grad)
-        return _summed_over_tokens(grad, deltas.flatten(1))[None]
+        grad, flat = grad_out.flatten(1), deltas.flatten(1)
+        if not sparse.suits(masks[0], deltas):
+            grad_deltas.flatten(1).addmm_(masks[0].t(), grad)
+            return _summed_over_tokens(grad, flat)[None]
+        sparse.add_product(grad_deltas.flatten(1), masks[0].t(), grad)
+        if between:
+            return sparse.product_at((masks[0] > 0) & (masks[0] < 1), grad, flat)[None]
+        return _summed_over_tokens(grad, flat)[None]
     grad_masks = masks.new_empty(masks.shape)
     for copy, tokens in enumerate(groups):
         grad = grad_out[:, tokens].flatten(1)
@@ -107,7 +121,7 @@ def _summed_over_tokens(
     """The masks' gradient; half a million rounded terms are summed, and handed out, in float32 where that is free."""
     if grad.is_cuda and grad.dtype in (torch.bfloat16, torch.float16):
         return torch.mm(grad, deltas.t(), out_dtype=torch.float32)
-    return grad @ deltas.t()
+    return product(grad, deltas.t())
 
 
 def rotated(

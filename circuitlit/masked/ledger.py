@@ -22,6 +22,7 @@ from torch import Tensor
 
 from circuitlit.masked import kernels
 from circuitlit.masked.ledger_calls import OpenPanel, Read, ReadAt, ReadOn, Start, Write, WriteHeads
+from circuitlit.masked.rooms import Rooms
 
 Token = Float[Tensor, ""]
 
@@ -49,6 +50,8 @@ class Ledger:
         panel_readers: readers in the widest panel.
         masks: of all readers and writers.
         groups: token indices of each copy of the masks (token roles), None for one copy.
+        between: True where nobody asks for the gradients of masks of exactly 0 or 1.
+        rooms: where the large buffers come from.
     """
 
     def __init__(
@@ -58,8 +61,11 @@ class Ledger:
         panel_readers: int,
         masks: Float[Tensor, "copies reader writer"],
         groups: list[Int[Tensor, "_"]] | None = None,
+        between: bool = False,
+        rooms: Rooms | None = None,
     ) -> None:
-        self.deltas = like.new_empty(n_writers, *like.shape)
+        self.between, self.rooms = between, rooms or Rooms()
+        self.deltas = self.rooms.take(self, n_writers, like)
         self.partial = like.new_empty(panel_readers, *like.shape)
         self.groups = groups
         self.fused = groups is None and kernels.fused(like)
@@ -78,17 +84,16 @@ class Ledger:
     @property
     def grad_deltas(self) -> Float[Tensor, "writer token d"]:
         """Gradient of every delta; zero until readers add to it."""
-        return self._buffer("deltas", self.deltas)
+        if "deltas" not in self._grads:
+            self._grads["deltas"] = self.rooms.take(self, len(self.deltas), self.deltas[0]).zero_()
+        return self._grads["deltas"]
 
     @property
     def grad_masks(self) -> Float[Tensor, "copies reader writer"]:
         """Gradient of the masks, zero where no reader has run its backward."""
-        return self._buffer("masks", self.given.detach())
-
-    def _buffer(self, name: str, like: Tensor) -> Tensor:
-        if name not in self._grads:
-            self._grads[name] = torch.zeros_like(like)
-        return self._grads[name]
+        if "masks" not in self._grads:
+            self._grads["masks"] = torch.zeros_like(self.given.detach())
+        return self._grads["masks"]
 
     def start(self) -> Token:
         """The first token: its backward, the last of all, hands out the masks' gradient."""
@@ -220,7 +225,7 @@ class Ledger:
                 self.deltas[writers],
                 self.grad_deltas[writers],
             )
-            room.copy_(kernels.mix_backward(grad, masks, deltas, grad_deltas, self.groups))
+            room.copy_(kernels.mix_backward(grad, masks, deltas, grad_deltas, self.groups, self.between))
 
     def room(self, row: int, readers: int) -> Float[Tensor, "reader token d"]:
         """Where the gradient of these readers of the open panel belongs: in place of their sums, no longer needed."""

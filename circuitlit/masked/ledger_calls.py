@@ -10,6 +10,8 @@ from jaxtyping import Float, Int
 from torch import Tensor
 from torch.autograd import Function
 
+from circuitlit.products import batched_product
+
 if TYPE_CHECKING:
     from circuitlit.masked.ledger import Ledger
 
@@ -52,13 +54,14 @@ class WriteHeads(Function):
     def forward(ctx: Any, token: Tensor, results: Tensor, weight: Tensor, ledger: Ledger, first: int) -> Tensor:
         ctx.ledger, ctx.rows = ledger, slice(first, first + len(results))
         ctx.save_for_backward(weight)  # not as an attribute: recomputing lets go of what is saved
-        torch.bmm(results, weight, out=ledger.deltas[ctx.rows])
+        batched_product(results, weight, ledger.deltas[ctx.rows])
         return token.view_as(token)
 
     @staticmethod
     def backward(ctx: Any, *grads: Tensor) -> Any:
         (weight,) = ctx.saved_tensors
-        grad = torch.bmm(ctx.ledger.grad_deltas[ctx.rows], weight.transpose(1, 2))
+        deltas = ctx.ledger.grad_deltas[ctx.rows]
+        grad = batched_product(deltas, weight.transpose(1, 2), deltas.new_empty(*deltas.shape[:2], weight.shape[1]))
         return grads[0], grad, None, None, None
 
 

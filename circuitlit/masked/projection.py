@@ -20,6 +20,7 @@ from torch.autograd import Function
 
 from circuitlit.masked.kernels import fused
 from circuitlit.model.norms import Affine, statistics
+from circuitlit.products import batched_product
 
 LARGEST = 2**26  # bytes of folded weights that are kept; larger ones are folded anew each time
 
@@ -103,7 +104,8 @@ def plain_project(
 ]:
     """`norm(x) W + c` with the norm folded into the weights; also each token's mean (where it matters) and factor."""
     mean, factor = statistics(x, eps, centred)
-    out = torch.bmm(x, weight).mul_(factor.to(x.dtype))
+    out = x.new_empty(*x.shape[:2], weight.shape[-1])
+    batched_product(x, weight, out).mul_(factor.to(x.dtype))
     return (out if constant is None else out.add_(constant)), mean, factor
 
 
@@ -122,7 +124,7 @@ def plain_project_backward(
     pull = (grad * made).sum(-1, keepdim=True, dtype=factor.dtype) * factor.square() / x.shape[-1]
     grad, weight = grad * factor.to(x.dtype), weight.transpose(1, 2)
     if mean is None:
-        torch.bmm(grad, weight, out=room)
+        batched_product(grad, weight, room)
     else:
         torch.baddbmm((pull * mean).to(x.dtype), grad, weight, out=room)
     room.addcmul_(x, pull.to(x.dtype), value=-1)

@@ -7,7 +7,7 @@ from collections.abc import Iterable
 from dataclasses import dataclass
 
 import torch
-from jaxtyping import Float
+from jaxtyping import Float, Int
 from torch import Tensor
 
 from circuitlit.masked.ablation import Ablated, Kind, ablated_run, check_corrupted, run_and_record
@@ -23,15 +23,24 @@ LAUNCH_BOUND = 2**28  # bytes that a batch's writers put out; above it a graph s
 
 @dataclass
 class Reference:
-    """For one batch, the full model's log-probabilities and the outputs of ablated writers."""
+    """For one batch, the full model's log-probabilities and the outputs of ablated writers.
+
+    Attributes:
+        teacher: the log-probabilities.
+        ablated: the outputs.
+        shared: of each prompt, tokens at its start on which both runs are one; None where that is not known, or on a
+            device for which one would have to wait.
+    """
 
     teacher: Float[Tensor, "batch answer vocab"]
     ablated: Ablated
+    shared: Int[Tensor, "batch"] | None = None
 
     def head(self, count: int) -> Reference:
         """Those of the first `count` rows."""
         rows = torch.arange(count, device=self.teacher.device)
-        return Reference(self.teacher[:count], self.ablated.rows(rows, self.ablated.embed.shape[-2]))
+        shared = None if self.shared is None else self.shared[:count]
+        return Reference(self.teacher[:count], self.ablated.rows(rows, self.ablated.embed.shape[-2]), shared)
 
 
 class References:
@@ -101,7 +110,13 @@ class References:
         rows = len(batch)
         ablated, hidden = run_and_record(self.subject, torch.cat([batch.corrupted, batch.clean]), rows)
         logits = self.subject.unembed(take_positions(hidden[rows:], batch.positions))
-        return Reference(logits.float().log_softmax(-1), ablated), hidden[:rows]
+        return Reference(logits.float().log_softmax(-1), ablated, self._shared(batch)), hidden[:rows]
+
+    def _shared(self, batch: Batch) -> Int[Tensor, "batch"] | None:
+        """Tokens ahead of the first one in which corrupted prompts differ, on a CPU."""
+        if self.kind != "interchange" or batch.clean.device.type != "cpu":
+            return None
+        return (batch.clean == batch.corrupted).cumprod(1).sum(1)
 
     def fill(self, batches: Iterable[Batch], rows: int) -> bool:
         """Cache a split whose batches come in order, all padded to one length; False if it would not fit."""
@@ -132,7 +147,8 @@ class References:
         if self._teacher is None or self._ablated is None:
             return self._anew(batch)
         answers, length = batch.positions.shape[1], batch.clean.shape[1]
-        return Reference(self._teacher[batch.index, :answers], self._ablated.rows(batch.index, length))
+        ablated = self._ablated.rows(batch.index, length)
+        return Reference(self._teacher[batch.index, :answers], ablated, self._shared(batch))
 
     def _anew(self, batch: Batch) -> Reference:
         graph, config = self.subject.graph, self.subject.model.config

@@ -18,6 +18,7 @@ from circuitlit.errors import UserError
 from circuitlit.model.families import anatomy_of, final_softcap, logit_factor
 from circuitlit.model.limits import check_ids
 from circuitlit.model.linear import affine, unwrap
+from circuitlit.products import fast_products
 
 MULTIPLE = 8
 
@@ -51,7 +52,8 @@ def unembed(
     """
     head, factor, cap = unembedder(model), logit_factor(model.config), final_softcap(model.config)
     if tokens is None:
-        logits = unembedded(normed, head) if uneven(normed, head) else head(normed)
+        with fast_products(normed):
+            logits = unembedded(normed, head) if uneven(normed, head) else head(normed)
     else:
         weight, bias = affine(head)
         logits = normed @ weight[:, tokens] if bias is None else normed @ weight[:, tokens] + bias[tokens]
@@ -78,7 +80,8 @@ def final_hidden(model: PreTrainedModel, ids: Int[Tensor, "batch pos"]) -> Float
         UserError: rows that the model does not take; see `longest_prompt`.
     """
     check_ids(model, ids)
-    return model.base_model(input_ids=ids, use_cache=False).last_hidden_state
+    with fast_products(ids):
+        return model.base_model(input_ids=ids, use_cache=False).last_hidden_state
 
 
 def logits_at(

@@ -5,15 +5,17 @@ from __future__ import annotations
 import gc
 from typing import Any
 
+import torch
 from omegaconf import DictConfig
 
-from circuitlit.cli.build import build_method
+from circuitlit.cli.build import build_method, device_of
 from circuitlit.cli.checks import run_dir
 from circuitlit.cli.learn import learn
 from circuitlit.evaluate.cost.attribution import time_attribution
 from circuitlit.evaluate.cost.benchmark import AttributionTimes, MemoryPlans, StepTimes
 from circuitlit.evaluate.cost.memory import memory_parts, meta_copy, plan_memory
 from circuitlit.evaluate.cost.training import steps_to_take, time_training
+from circuitlit.progress import CONSOLE
 from circuitlit.run.bench.data import meta_subject, random_scores, random_subject, random_workbench, step_shape
 
 
@@ -24,7 +26,7 @@ def memory(cfg: DictConfig) -> MemoryPlans:
 
 def steps(cfg: DictConfig) -> StepTimes:
     """One training step at each of `dtypes`."""
-    found = [_step(cfg, dtype) for dtype in cfg.dtypes]
+    found = [_step(cfg, dtype) for dtype in wanted_dtypes(cfg)]
     return found[0].replaced(measured=[row for one in found for row in one.measured])
 
 
@@ -44,7 +46,7 @@ def scaling(cfg: DictConfig) -> StepTimes:
         given = cfg.copy()
         for name, value in change.items():
             (given.model.architecture if name == depth else given)[name] = value
-        found.append(_step(given, cfg.dtypes[0]))
+        found.append(_step(given, wanted_dtypes(cfg)[0]))
     unchanged = found[changes.index({})]
     return unchanged.replaced(bench="scaling", measured=[row for one in found for row in one.measured])
 
@@ -71,8 +73,24 @@ def _step(cfg: DictConfig, dtype: str) -> StepTimes:
 def attribution(cfg: DictConfig) -> AttributionTimes:
     """Scores of all edges by `method` on random batches."""
     found = []
-    for dtype in cfg.dtypes:
+    for dtype in wanted_dtypes(cfg):
         examples = cfg.examples or cfg.repeats * cfg.data.batch_size
         bench = random_workbench(cfg, random_subject(cfg, dtype), examples)
         found.append(time_attribution(bench, build_method(cfg)))
     return found[0].replaced(measured=[row for one in found for row in one.measured])
+
+
+def wanted_dtypes(cfg: DictConfig) -> list[str]:
+    """Those asked for; else float32, and bfloat16 where the device multiplies it and need not emulate it."""
+    if cfg.dtypes is not None:
+        return list(cfg.dtypes)
+    if device_of(cfg).type != "cpu" or has_bfloat16():
+        return ["float32", "bfloat16"]
+    text = "bfloat16 is left out: this CPU lacks it, and emulating it is slow; dtypes=[bfloat16] asks for it"
+    CONSOLE.print(text, highlight=False, soft_wrap=True)
+    return ["float32"]
+
+
+def has_bfloat16() -> bool:
+    """Whether the CPU has instructions for bfloat16."""
+    return torch.cpu._is_avx512_bf16_supported() or torch.cpu._is_amx_tile_supported()
