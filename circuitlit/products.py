@@ -28,8 +28,8 @@ def _available() -> bool:
     """Whether oneDNN's product is there and right, by trial: it is an operator that PyTorch's compiler calls."""
     if not torch.backends.mkldnn.is_available():
         return False
-    generator = torch.Generator().manual_seed(0)
-    x, weight, bias = (torch.randn(shape, generator=generator) for shape in ((5, 7), (7, 3), (3,)))
+    generator = torch.Generator("cpu").manual_seed(0)
+    x, weight, bias = (torch.randn(size, generator=generator, device="cpu") for size in ((5, 7), (7, 3), (3,)))
     try:
         found = _by_onednn(x, weight, bias), _by_onednn(x, weight.t().contiguous().t(), bias)
     except (AttributeError, RuntimeError):

@@ -169,3 +169,8 @@ def test_buffers_are_lent_to_one_run_at_a_time(batch: Batch) -> None:
     first, second = (loss(flat) for flat in masks)
     for value, flat, expected in ((second, masks[1], alone[1]), (first, masks[0], alone[0])):
         torch.testing.assert_close(torch.autograd.grad(value, flat)[0], expected, **TIGHT)
+
+
+def test_products_are_tried_on_the_cpu_wherever_tensors_are_made() -> None:
+    with torch.device("meta"):
+        assert products._available.__wrapped__() == products._available()

@@ -56,8 +56,8 @@ def needed_tokens(
         positions: where logits are wanted.
         shared: of each prompt, tokens at its start on which the ablated run is the clean one; None for none.
     """
-    places = torch.arange(length)
-    wanted = torch.zeros(len(positions), length, dtype=torch.bool).scatter_(1, positions, True)
+    places = torch.arange(length, device=positions.device)
+    wanted = positions.new_zeros(len(positions), length, dtype=torch.bool).scatter_(1, positions, True)
     ahead = torch.zeros_like(wanted) if shared is None else places < shared[:, None]
     live = (places <= positions.max(1, keepdim=True).values) & ~ahead | wanted
     if bool(live.all()):
