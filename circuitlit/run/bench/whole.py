@@ -10,7 +10,7 @@ from typing import Any
 
 from omegaconf import DictConfig
 
-from circuitlit.cli import build
+from circuitlit.cli import build, mask_training
 from circuitlit.discover.workbench import Workbench
 from circuitlit.evaluate import find
 from circuitlit.evaluate.cost.benchmark import RunTime, RunTimes, machine_of
@@ -26,7 +26,7 @@ WATCHED: tuple[tuple[Any, str, str], ...] = (
     (PairsModule, "__init__", "tokenising"),
     (References, "fill", "teacher and ablated runs"),
     (Workbench, "score", "scores"),
-    (train, "learn", "training"),
+    (mask_training, "learn", "training"),
     (Circuit, "cut", "selection"),
     (find, "best_attribution", "choice of the attribution baseline"),
     (find, "measure_circuit", "held-out evaluation with controls"),
