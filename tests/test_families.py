@@ -16,6 +16,7 @@ from transformers import AutoConfig, PretrainedConfig
 from transformers.models.auto.modeling_auto import MODEL_FOR_CAUSAL_LM_MAPPING_NAMES
 
 from circuitlit import UserError
+from circuitlit.compare.weights import weight_changes
 from circuitlit.discover import MaskedLoss, eap
 from circuitlit.graph import MaskLayout
 from circuitlit.heads.attention import Heads, run_streams
@@ -29,6 +30,7 @@ from circuitlit.model.norms import recognise
 from circuitlit.model.prune import pruned
 from circuitlit.model.refused import REFUSED, UNREAD
 from circuitlit.model.relevance import relevance_rules
+from circuitlit.model.slices import READOUT, plain_copy, slices
 from circuitlit.model.weights import CheckpointWeights, empty_model
 from circuitlit.tasks.pair import Batch
 
@@ -218,17 +220,48 @@ def test_cut_heads_and_mlps_are_masked_ones_or_refused(name: str) -> None:
     close(torch.take_along_dim(small(batch.clean).logits, batch.positions[..., None], 1), expected)
 
 
+@pytest.mark.slow
+@every_family
+@torch.no_grad()
+def test_the_nodes_share_out_all_weights_or_are_refused(name: str) -> None:
+    subject = plain_copy(Subject(tiny_family(name)))
+    nodes = [*subject.graph.writers, READOUT]
+    if name in ("falcon:groups", "falcon:one norm"):
+        with pytest.raises(UserError, match="lie apart in one matrix"):
+            slices(subject, nodes)
+        return
+    for part in slices(subject, nodes):
+        part.zero_()
+    assert not any(parameter.any() for parameter in subject.model.parameters())
+
+
+@pytest.mark.slow
+@every_family
+@torch.no_grad()
+def test_weights_are_compared_each_once(name: str) -> None:
+    """All numbers of a model are in the table of what tuning changed, but for norms behind and an activation's own."""
+    subject = Subject(tiny_family(name))
+    parts = list(weight_changes(subject, Subject(tiny_family(name, seed=1))))
+    assert len({part.name for part in parts}) == len(parts)
+    left = sum(p.numel() for key, p in subject.model.named_parameters() if "act_fn" in key or "post_" in key)
+    expected = sum(parameter.numel() for parameter in subject.model.parameters())
+    assert expected - left <= sum(part.numel for part in parts) <= expected
+
+
 @every_family
 def test_norms_without_memory_are_known_for_what_they_are(name: str) -> None:
     """On the meta device nothing can be tried; Gemma's gain of 1 + w and Cohere's mean must not be missed there."""
     family, _, _ = name.partition(":")
     empty = empty_model(AutoConfig.for_model(family, **FAMILIES[name]), torch.float64)
     filled = tiny_family(name)
-    norms = [key for key, module in filled.named_modules() if "norm" in key.rpartition(".")[2] or "ln_" in key]
+    named = [
+        (key, module) for key, module in filled.named_modules() if "norm" in key.rpartition(".")[2] or "ln_" in key
+    ]
+    norms = [key for key, module in named if not isinstance(module, torch.nn.Identity)]
     assert norms
     for key in norms:
         real, meta = recognise(filled.get_submodule(key)), recognise(empty.get_submodule(key))
-        assert (real is None) == (meta is None)
+        assert (real is None) == (meta is None) == (family == "olmo")  # whose norms have no weights
         if real is not None and meta is not None:
             assert (real.centred, real.one_more, real.eps) == (meta.centred, meta.one_more, meta.eps)
 

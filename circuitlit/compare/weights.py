@@ -16,7 +16,7 @@ from circuitlit.compare.matrices import Delta, LowRank, MatrixChange, matrix_cha
 from circuitlit.errors import UserError
 from circuitlit.graph import Graph
 from circuitlit.model import Subject
-from circuitlit.model.linear import affine
+from circuitlit.model.linear import affine, is_linear
 from circuitlit.model.logits import final_norm, is_tied, unembedder
 
 
@@ -97,7 +97,7 @@ def _parts(subject: Subject) -> Iterator[_Part]:
     graph, anatomy, model = subject.graph, subject.anatomy, subject.model
     yield _Part("embed", "embed", None, ("input",), _plain(subject.embed))
     for path, owners in ((anatomy.positions, ()), (anatomy.position_writer, ("pos",))):
-        if path is not None:
+        if path is not None and list(attrgetter(path)(model).parameters()):  # XGLM's are sinusoids
             yield _Part("positions", "embed", None, owners, _plain(attrgetter(path)(model)))
     for layer, block in enumerate(anatomy.blocks(model)):
         parts = anatomy.parts(block, graph)
@@ -115,9 +115,10 @@ def _parts(subject: Subject) -> Iterator[_Part]:
             yield _Part(f"m{layer}.{name}", "mlp", layer, (f"m{layer}",), weight)
             if bias is not None:
                 yield _Part(f"m{layer}.{name}.bias", "bias", layer, (f"m{layer}",), bias[None])
+        yield from _experts(parts.mlp, layer)
         norms = {
             "attn_norm": parts.attn_norm,
-            "mlp_norm": parts.mlp_norm,
+            "mlp_norm": None if parts.mlp_norm is parts.attn_norm else parts.mlp_norm,
             "q_norm": parts.q_norm,
             "k_norm": parts.k_norm,
         }
@@ -129,6 +130,17 @@ def _parts(subject: Subject) -> Iterator[_Part]:
         yield _Part("unembed", "unembed", None, (), weight)
     if bias is not None:
         yield _Part("unembed.bias", "bias", None, (), bias[None])
+
+
+def _experts(mlp: nn.Module, layer: int) -> Iterator[_Part]:
+    """Matrices of an MLP that are in no linear module: those of experts, one by one, and of their router."""
+    known = {id(parameter) for _, module in linears(mlp) for parameter in module.parameters()}
+    for name, value in mlp.named_parameters():
+        if value.dim() < 2 or id(value) in known:
+            continue
+        for number, matrix in enumerate(value.flatten(0, -3) if value.dim() > 2 else value[None]):
+            label = f"m{layer}.{name}.{number}" if value.dim() > 2 else f"m{layer}.{name}"
+            yield _Part(label, "mlp", layer, (f"m{layer}",), matrix.t())
 
 
 def _adapter_factors(subject: Subject) -> dict[str, LowRank]:
@@ -211,7 +223,7 @@ def linears(mlp: nn.Module) -> list[tuple[str, nn.Module]]:
     """The linear modules of an MLP, adapted or not."""
     found: list[tuple[str, nn.Module]] = []
     for name, module in mlp.named_children():
-        if hasattr(module, "base_layer") or isinstance(module, nn.Linear | Conv1D):
+        if hasattr(module, "base_layer") or is_linear(module):
             found.append((name, module))
         else:
             found += [(f"{name}.{inner}", linear) for inner, linear in linears(module)]

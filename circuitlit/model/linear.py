@@ -28,21 +28,24 @@ def affine(module: nn.Module) -> tuple[Float[Tensor, "into out"], Float[Tensor, 
     """
     if type(module) is Conv1D:
         return module.weight, module.bias
-    if isinstance(module, nn.Linear) and _is_plain(module):
+    if isinstance(module, nn.Linear) and is_linear(module):
         return module.weight.t(), module.bias
     refuse_curved(module)
     return unit_map(module)
 
 
-def _is_plain(module: nn.Linear) -> bool:
-    """Whether a linear layer of any class does what `nn.Linear` does, by random rows (of a twin on the meta device)."""
-    if type(module) is nn.Linear:
-        return True
+@torch.no_grad()
+def is_linear(module: nn.Module) -> bool:
+    """Whether a module is a linear layer: of a subclass, if it does the same to random rows (or its twin does)."""
+    if type(module) in (nn.Linear, Conv1D) or not isinstance(module, nn.Linear):
+        return type(module) in (nn.Linear, Conv1D)
     if module.weight.shape != (module.out_features, module.in_features) or not module.weight.is_floating_point():
         return False
     twin: Any = with_memory(module)
     rows = torch.randn(2, module.in_features, generator=torch.Generator().manual_seed(0), device="cpu").to(twin.weight)
     found, expected = twin(rows), F.linear(rows, twin.weight, twin.bias)
+    if not isinstance(found, Tensor):  # PhiMoE's router, say
+        return False
     return bool((found - expected).abs().max() <= BENT[found.dtype] * expected.abs().max())
 
 
@@ -87,7 +90,7 @@ def refuse_curved(module: nn.Module) -> None:
 def _base_layer(module: nn.Module) -> Any:
     """The linear layer inside an adapter."""
     base = module
-    while not (type(base) is Conv1D or (isinstance(base, nn.Linear) and _is_plain(base))):
+    while not is_linear(base):
         base = getattr(base, "base_layer", None) or getattr(base, "original_module", None)
         if base is None:
             kind = type(module).__name__

@@ -8,6 +8,7 @@ from operator import attrgetter
 
 from torch import Tensor, nn
 
+from circuitlit.errors import UserError
 from circuitlit.graph import Graph
 from circuitlit.graph.nodes import node_name, place_of, whole_layers
 from circuitlit.model.logits import final_norm, unembedder
@@ -86,6 +87,9 @@ def _head(subject: Subject, block: nn.Module, head: int, keys: bool) -> list[Ten
     for kind, part in enumerate(anatomy.split(weights, graph)):
         if kind == 0 or keys:
             found.append(part[..., numbers[kind > 0], :])
+    own = {module.weight.untyped_storage().data_ptr() for module in (*modules, out)}
+    if any(view.untyped_storage().data_ptr() not in own for view in found):
+        raise UserError("this model's query heads lie apart in one matrix, so none can be changed alone; take another")
     if all(module.bias is not None for module in modules):
         for kind, part in enumerate(anatomy.split([module.bias for module in modules], graph)):
             if kind == 0 or keys:
