@@ -15,91 +15,13 @@ from transformers.conversion_mapping import get_checkpoint_conversion_mapping
 from circuitlit.errors import UserError
 from circuitlit.graph import Graph
 from circuitlit.model.anatomy import Anatomy
-from circuitlit.model.layouts import by_group, in_turn, place_opt, place_xglm, rotation, separate
+from circuitlit.model.bases import FUSED, GEMMA2, GEMMA3, GLM, GPT2, HUNYUAN, LLAMA, NEOX, OPT, PLAIN, TRACR, XGLM
+from circuitlit.model.layouts import by_group, in_turn, place_opt, rotation, separate
 from circuitlit.model.refused import refusal
-
-_LLAMA = Anatomy(
-    layers="model.layers",
-    final_norm="model.norm",
-    attn_norm="input_layernorm",
-    mlp_norm="post_attention_layernorm",
-    attention="self_attn",
-    projections=("q_proj", "k_proj", "v_proj"),
-    split=separate,
-    out="o_proj",
-    activation="act_fn",
-    gated="up_proj",
-    rotary="model.rotary_emb",
-    rotate=rotation("llama"),
-)
-_GPT2 = Anatomy(
-    layers="transformer.h",
-    positions="transformer.wpe",
-    final_norm="transformer.ln_f",
-    attn_norm="ln_1",
-    mlp_norm="ln_2",
-    attention="attn",
-    projections=("c_attn",),
-    split=in_turn,
-    out="c_proj",
-    activation="act",
-)
-_NEOX = Anatomy(
-    layers="gpt_neox.layers",
-    final_norm="gpt_neox.final_layer_norm",
-    attn_norm="input_layernorm",
-    mlp_norm="post_attention_layernorm",
-    attention="attention",
-    projections=("query_key_value",),
-    split=by_group,
-    out="dense",
-    activation="act",
-    rotary="gpt_neox.rotary_emb",
-    rotate=rotation("gpt_neox"),
-)
-_OPT = Anatomy(
-    layers="model.decoder.layers",
-    positions="model.decoder.embed_positions",
-    place=place_opt,
-    final_norm="model.decoder.final_layer_norm",
-    attn_norm="self_attn_layer_norm",
-    mlp_norm="final_layer_norm",
-    attention="self_attn",
-    projections=("q_proj", "k_proj", "v_proj"),
-    split=separate,
-    out="out_proj",
-    activation="activation_fn",
-    mlp="fc2",
-    mlp_chain=("fc1", "activation_fn", "fc2"),
-)
-_GEMMA3 = replace(
-    _LLAMA,
-    mlp_norm="pre_feedforward_layernorm",
-    mlp="post_feedforward_layernorm",
-    mlp_chain=("mlp", "post_feedforward_layernorm"),
-    post_norm="post_attention_layernorm",
-    post_gain=1.0,
-    rotate=rotation("gemma2"),
-    rotary_by_layer=True,
-)
-_GEMMA2 = replace(_GEMMA3, softcap="attn_logit_softcapping", rotary_by_layer=False)
-_TRACR = Anatomy(
-    layers="transformer.blocks",
-    final_norm="transformer.norm",
-    attn_norm="attn_norm",
-    mlp_norm="mlp_norm",
-    attention="attention",
-    projections=("q_proj", "k_proj", "v_proj"),
-    split=separate,
-    out="o_proj",
-    activation="mlp.1",
-    position_writer="transformer.positions",
-    causal=False,
-)
 
 
 def _neox(config: PretrainedConfig) -> Anatomy:
-    return replace(_NEOX, parallel=config.use_parallel_residual)
+    return replace(NEOX, parallel=config.use_parallel_residual)
 
 
 def _opt(config: PretrainedConfig) -> Anatomy:
@@ -110,24 +32,24 @@ def _opt(config: PretrainedConfig) -> Anatomy:
         )
     if config.word_embed_proj_dim != config.hidden_size:
         raise UserError("this OPT model projects its embeddings to another width; take another size")
-    return _OPT
+    return OPT
 
 
 def _olmo(config: PretrainedConfig) -> Anatomy:
     if config.clip_qkv is not None:
         raise UserError("this OLMo model clips queries, keys and values (clip_qkv), which no head does alone")
-    return _LLAMA
+    return LLAMA
 
 
 def _bigcode(config: PretrainedConfig) -> Anatomy:
-    row = replace(_GPT2, kv_heads=1 if config.multi_query else None)
+    row = replace(GPT2, kv_heads=1 if config.multi_query else None)
     return row if config.multi_query else replace(row, split=by_group)
 
 
 def _stablelm(config: PretrainedConfig) -> Anatomy:
     if config.qk_layernorm:
         raise UserError("this StableLM model has a norm of its own for each head's queries and keys; take another")
-    row = replace(_LLAMA, rotate=rotation("gpt_neox"))
+    row = replace(LLAMA, rotate=rotation("gpt_neox"))
     return replace(row, parallel=True, mlp_norm="input_layernorm") if config.use_parallel_residual else row
 
 
@@ -136,7 +58,7 @@ def _cohere(config: PretrainedConfig) -> Anatomy:
         raise UserError("this Cohere model has a norm of its own for each head's queries and keys; take another")
     unrotated = [n for n, kind in enumerate(layer_kinds(config)) if kind != "sliding_attention"]
     return replace(
-        _LLAMA,
+        LLAMA,
         parallel=True,
         mlp_norm="input_layernorm",
         rotate=rotation("cohere"),
@@ -145,17 +67,17 @@ def _cohere(config: PretrainedConfig) -> Anatomy:
 
 
 def _smollm3(config: PretrainedConfig) -> Anatomy:
-    return replace(_LLAMA, unrotated=frozenset(n for n, turns in enumerate(config.no_rope_layers) if not turns))
+    return replace(LLAMA, unrotated=frozenset(n for n, turns in enumerate(config.no_rope_layers) if not turns))
 
 
 def _exaone_moe(config: PretrainedConfig) -> Anatomy:
     whole = [n for n, kind in enumerate(layer_kinds(config)) if kind != "sliding_attention"]
-    return replace(_LLAMA, unrotated=frozenset(whole if config.sliding_window else ()))
+    return replace(LLAMA, unrotated=frozenset(whole if config.sliding_window else ()))
 
 
 def _granite(config: PretrainedConfig) -> Anatomy:
     factors = {"embed_factor": config.embedding_multiplier, "write_factor": config.residual_multiplier}
-    return replace(_LLAMA, **factors, mlp="block_sparse_moe" if config.model_type == "granitemoe" else "mlp")
+    return replace(LLAMA, **factors, mlp="block_sparse_moe" if config.model_type == "granitemoe" else "mlp")
 
 
 def _hyperclovax(config: PretrainedConfig) -> Anatomy:
@@ -171,7 +93,7 @@ def _falcon(config: PretrainedConfig) -> Anatomy:
     two = new and config.num_ln_in_parallel_attn in (None, 2)
     ahead = "input_layernorm" if parallel else "post_attention_layernorm"
     return replace(
-        _NEOX,
+        NEOX,
         layers="transformer.h",
         final_norm="transformer.ln_f",
         attn_norm="ln_attn" if two else "input_layernorm",
@@ -186,23 +108,12 @@ def _falcon(config: PretrainedConfig) -> Anatomy:
     )
 
 
-_PLAIN = replace(_LLAMA, gated=None)
-_FUSED = replace(_LLAMA, activation="activation_fn", gated="gate_up_proj", gate_fused=True)
-_GLM = replace(_FUSED, rotate=rotation("glm"))
-_HUNYUAN = replace(_LLAMA, head_norms=("query_layernorm", "key_layernorm"), head_norms_last=True)
-_XGLM = replace(
-    _OPT,
-    layers="model.layers",
-    positions="model.embed_positions",
-    place=place_xglm,
-    final_norm="model.layer_norm",
-)
 Row = Anatomy | Callable[[Any], Anatomy]
 ANATOMIES: dict[str, Row] = {
-    "apertus": replace(_PLAIN, attn_norm="attention_layernorm", mlp_norm="feedforward_layernorm"),
-    "arcee": _PLAIN,
+    "apertus": replace(PLAIN, attn_norm="attention_layernorm", mlp_norm="feedforward_layernorm"),
+    "arcee": PLAIN,
     "biogpt": replace(
-        _XGLM,
+        XGLM,
         layers="biogpt.layers",
         positions="biogpt.embed_positions",
         place=place_opt,
@@ -210,27 +121,27 @@ ANATOMIES: dict[str, Row] = {
     ),
     "cohere": _cohere,
     "cohere2": _cohere,
-    "cwm": _LLAMA,
-    "dots1": _LLAMA,
-    "ernie4_5": replace(_LLAMA, rotate=rotation("ernie4_5")),
-    "ernie4_5_moe": replace(_LLAMA, rotate=rotation("ernie4_5_moe")),
+    "cwm": LLAMA,
+    "dots1": LLAMA,
+    "ernie4_5": replace(LLAMA, rotate=rotation("ernie4_5")),
+    "ernie4_5_moe": replace(LLAMA, rotate=rotation("ernie4_5_moe")),
     "exaone_moe": _exaone_moe,
     "falcon": _falcon,
-    "gemma": replace(_LLAMA, rotate=rotation("gemma2")),
-    "gemma2": _GEMMA2,
-    "gemma3_text": _GEMMA3,
-    "glm": _GLM,
+    "gemma": replace(LLAMA, rotate=rotation("gemma2")),
+    "gemma2": GEMMA2,
+    "gemma3_text": GEMMA3,
+    "glm": GLM,
     "glm4": replace(
-        _GLM,
+        GLM,
         mlp="post_mlp_layernorm",
         mlp_chain=("mlp", "post_mlp_layernorm"),
         post_norm="post_self_attn_layernorm",
     ),
-    "glm4_moe": replace(_LLAMA, rotate=rotation("glm4_moe")),
-    "gpt2": _GPT2,
+    "glm4_moe": replace(LLAMA, rotate=rotation("glm4_moe")),
+    "gpt2": GPT2,
     "gpt_bigcode": _bigcode,
     "gpt_neo": replace(
-        _GPT2,
+        GPT2,
         attention="attn.attention",
         projections=("q_proj", "k_proj", "v_proj"),
         split=separate,
@@ -240,25 +151,25 @@ ANATOMIES: dict[str, Row] = {
     "gpt_neox": _neox,
     "granite": _granite,
     "granitemoe": _granite,
-    "helium": replace(_LLAMA, rotate=rotation("helium")),
-    "hunyuan_v1_dense": _HUNYUAN,
-    "hunyuan_v1_moe": _HUNYUAN,
-    "hy_v3": _LLAMA,
+    "helium": replace(LLAMA, rotate=rotation("helium")),
+    "hunyuan_v1_dense": HUNYUAN,
+    "hunyuan_v1_moe": HUNYUAN,
+    "hy_v3": LLAMA,
     "hyperclovax": _hyperclovax,
-    "internlm3": _LLAMA,
-    "iquestcoder": _LLAMA,
-    "jais2": _PLAIN,
-    "llama": _LLAMA,
-    "mellum": replace(_LLAMA, rotary_by_layer=True),
-    "ministral": _LLAMA,
-    "ministral3": _LLAMA,
-    "mistral": _LLAMA,
-    "mixtral": _LLAMA,
-    "nemotron": replace(_PLAIN, rotate=rotation("gpt_neox")),
+    "internlm3": LLAMA,
+    "iquestcoder": LLAMA,
+    "jais2": PLAIN,
+    "llama": LLAMA,
+    "mellum": replace(LLAMA, rotary_by_layer=True),
+    "ministral": LLAMA,
+    "ministral3": LLAMA,
+    "mistral": LLAMA,
+    "mixtral": LLAMA,
+    "nemotron": replace(PLAIN, rotate=rotation("gpt_neox")),
     "olmo": _olmo,
     "opt": _opt,
     "persimmon": replace(
-        _NEOX,
+        NEOX,
         layers="model.layers",
         final_norm="model.final_layernorm",
         attention="self_attn",
@@ -266,7 +177,7 @@ ANATOMIES: dict[str, Row] = {
         rotary="model.rotary_emb",
     ),
     "phi": replace(
-        _LLAMA,
+        LLAMA,
         final_norm="model.final_layernorm",
         mlp_norm="input_layernorm",
         out="dense",
@@ -276,21 +187,21 @@ ANATOMIES: dict[str, Row] = {
         head_norms=("q_layernorm", "k_layernorm"),
         rotate=rotation("gpt_neox"),
     ),
-    "phi3": replace(_FUSED, projections=("qkv_proj",), split=in_turn, rotate=rotation("phi3")),
-    "phimoe": _LLAMA,
-    "qwen2": _LLAMA,
-    "qwen2_moe": _LLAMA,
-    "qwen3": _LLAMA,
-    "qwen3_moe": _LLAMA,
-    "seed_oss": _LLAMA,
+    "phi3": replace(FUSED, projections=("qkv_proj",), split=in_turn, rotate=rotation("phi3")),
+    "phimoe": LLAMA,
+    "qwen2": LLAMA,
+    "qwen2_moe": LLAMA,
+    "qwen3": LLAMA,
+    "qwen3_moe": LLAMA,
+    "seed_oss": LLAMA,
     "smollm3": _smollm3,
     "stablelm": _stablelm,
-    "starcoder2": replace(_PLAIN, activation="act"),
-    "tracr": _TRACR,
+    "starcoder2": replace(PLAIN, activation="act"),
+    "tracr": TRACR,
     "vaultgemma": replace(
-        _LLAMA, mlp_norm="pre_feedforward_layernorm", softcap="attn_logit_softcapping", rotate=rotation("gemma2")
+        LLAMA, mlp_norm="pre_feedforward_layernorm", softcap="attn_logit_softcapping", rotate=rotation("gemma2")
     ),
-    "xglm": _XGLM,
+    "xglm": XGLM,
 }
 
 
