@@ -64,6 +64,8 @@ from .evaluate.study.cells import StudySettings
 from .evaluate.study.compare_methods import compare_methods, learn_masks
 from .evaluate.study.results import MethodStudy
 from .evaluate.trust.card import TrustCard, measure_trust
+from .evaluate.trust.find_rivals import find_rivals
+from .evaluate.trust.rivals import Rivals
 from .finetune import examples_of_task
 from .finetune.finetune_model import TunedModel, finetune_model
 from .graph import Circuit, EdgeScores, Graph, MaskLayout, export_circuit, greedy, load_circuit, reachable_edges, top_k
@@ -146,6 +148,7 @@ __all__ = [
     "RankedTuning",
     "References",
     "Result",
+    "Rivals",
     "Schedule",
     "SigmoidTopK",
     "StepShape",
@@ -188,6 +191,7 @@ __all__ = [
     "export_circuit",
     "find_circuit",
     "find_difference",
+    "find_rivals",
     "finetune_model",
     "follow_checkpoints",
     "follow_masks",

@@ -58,6 +58,18 @@ OF_VERBS: dict[str, dict[str, Kind]] = {
         "trust.generalises.pairs": COUNT,
         "trust.generalises.front": text(),
     },
+    "rivals": {
+        "circuit": CIRCUIT,
+        "rivals.shares": listed(share()),
+        "rivals.starts": listed(choice("removed", "whole", "equal"), 1),
+        "rivals.precision": share(zero=False),
+        "rivals.within": share(zero=False),
+        "rivals.exact": share(),
+        "rivals.draws": COUNT,
+        "rivals.probe_pairs": COUNT,
+        "rivals.control": flag(),
+        "rivals.tasks": entries("task"),
+    },
     "export": {
         "circuit": CIRCUIT,
         "format": choice("mib_json", "mib_pt", "eap_ig_json", "pruned"),

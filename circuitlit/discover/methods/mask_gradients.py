@@ -6,6 +6,8 @@ from collections.abc import Iterable
 from itertools import count
 
 import torch
+from jaxtyping import Bool
+from torch import Tensor
 
 from circuitlit.discover.masked_loss import MaskedLoss
 from circuitlit.discover.method import Traits, declares
@@ -22,6 +24,7 @@ def mask_gradients(
     steps: int = 5,
     draws: int = 0,
     numbers: Iterable[int] | None = None,
+    absent: Bool[Tensor, "mask"] | None = None,
 ) -> EdgeScores:
     """Mean of minus the loss's gradient along the path on which all masks grow from 0 to 1 together.
 
@@ -36,6 +39,8 @@ def mask_gradients(
         draws: 0 visits every point with every batch; otherwise each batch visits this many of the points, in turn, so
             that all points are visited equally often: a cheaper unbiased estimate.
         numbers: each batch's place among all, where these are one process's share of them.
+        absent: edges that stay cut all along the path, so that the others' scores are those in a model without them.
+            None cuts none.
 
     Returns:
         Scores in the loss's unit; ranked by magnitude.
@@ -46,13 +51,14 @@ def mask_gradients(
     graph, layout = loss.layout.graph, loss.layout
     device = references.subject.device
     total = torch.zeros(layout.size, device=device)
+    present = torch.ones_like(total) if absent is None else (~absent).to(total)
     weights = torch.zeros(steps)
     for number, batch in zip(count() if numbers is None else numbers, batches, strict=False):
         batch = batch.to(device)
         reference = references(batch)
         for visit in range(draws or steps):
             point = (number + visit * steps // (draws or steps)) % steps
-            masks = torch.full((layout.size,), (point + 0.5) / steps, device=device, requires_grad=True)
+            masks = ((point + 0.5) / steps * present).requires_grad_()
             (grad,) = torch.autograd.grad(loss(masks, batch, reference), masks)
             total -= grad.float() * len(batch)
             weights[point] += len(batch)

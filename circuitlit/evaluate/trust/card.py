@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import hashlib
 import time
 from collections.abc import Callable, Iterator, Mapping, Sequence
 from contextlib import ExitStack
@@ -17,13 +16,13 @@ from circuitlit.errors import UserError
 from circuitlit.evaluate.ablations import Ablations, measure_ablations
 from circuitlit.evaluate.generalisation import Generalisation, measure_generalisation
 from circuitlit.evaluate.model_errors import ModelErrors, measure_errors
+from circuitlit.evaluate.trust.identity import identity, identity_of
 from circuitlit.evaluate.trust.row import TrustRow
 from circuitlit.evaluate.trust.rows import ablation_rows, error_rows, generalisation_rows
 from circuitlit.graph import Circuit
 from circuitlit.progress import phase
 from circuitlit.result import Result
 from circuitlit.store import Failure, Store
-from circuitlit.tasks.splits import SPLITS
 
 Part = TypeVar("Part", bound=Result)
 PARTS: dict[str, tuple[type[Result], Callable[..., Any], Callable[..., list[TrustRow]], str]] = {
@@ -84,16 +83,16 @@ def measure_trust(
     unknown = [name for name in only if name not in PARTS]
     if unknown or not only:
         raise UserError(f"trust.only={list(only)} are not some of {', '.join(PARTS)}")
-    identity, rows = _identity(bench, circuit), []
+    known_by, rows = identity(bench, circuit), []
     with ExitStack() as stack:
         store = Store(Path(stack.enter_context(TemporaryDirectory()) if folder is None else folder))
         for name in only:
             kind, function, read, title = PARTS[name]
             own = {**(settings or {}).get(name, {}), "seed": seed}
-            known = {key: _identity_of(value) for key, value in own.items()}
+            known = {key: identity_of(value) for key, value in own.items()}
             with phase(name, title):
                 work = partial(_timed, function, bench, circuit, own)
-                found = store.tried(name, identity | known, kind, work)
+                found = store.tried(name, known_by | known, kind, work)
             rows += [_failed(name, found)] if isinstance(found, Failure) else _with_facts(read(found), found, known)
     return TrustCard(
         task=bench.data.splits.name,
@@ -115,19 +114,3 @@ def _with_facts(rows: list[TrustRow], found: Result, settings: dict[str, Any]) -
 
 def _failed(name: str, failure: Failure) -> TrustRow:
     return TrustRow(name=name, figure=name, why=failure.error)
-
-
-def _identity(bench: Workbench, circuit: Circuit) -> dict[str, Any]:
-    """What every part depends on."""
-    pairs = [repr(getattr(bench.data.splits, split)) for split in SPLITS]
-    facts = {"task": bench.data.splits.name, "model": bench.subject.name, "weights": bench.subject.provenance}
-    return facts | {
-        "ablation": bench.references.kind,
-        "pairs": hashlib.sha256("".join(pairs).encode()).hexdigest(),
-        "circuit": _identity_of(circuit),
-    }
-
-
-def _identity_of(value: Any) -> Any:
-    """A setting as plain types; a circuit by its edges."""
-    return hashlib.sha256(value.kept.numpy().tobytes()).hexdigest() if isinstance(value, Circuit) else value

@@ -1,0 +1,123 @@
+"""`find_rivals`: is a circuit the only one, or one of several? Searched with a given number of edges in common."""
+
+from __future__ import annotations
+
+from collections.abc import Iterator, Mapping, Sequence
+from contextlib import ExitStack
+from dataclasses import asdict, replace
+from functools import partial
+from pathlib import Path
+from tempfile import TemporaryDirectory
+from typing import Any
+
+from circuitlit.discover.gates import Gates
+from circuitlit.discover.schedule import Schedule
+from circuitlit.discover.workbench import Workbench
+from circuitlit.errors import UserError
+from circuitlit.evaluate.find import GATES, SCHEDULE
+from circuitlit.evaluate.trust.planted_search import search_planted
+from circuitlit.evaluate.trust.rival_figures import rivals_of
+from circuitlit.evaluate.trust.rival_search import STARTS, RivalSearch
+from circuitlit.evaluate.trust.rivals import ACCEPTED, FEW, MOST, REJECTED, PlantedSearch, RivalCircuit, Rivals
+from circuitlit.graph import Circuit, MaskLayout
+from circuitlit.progress import phase
+from circuitlit.store import Store
+from circuitlit.tasks import PairsModule
+
+SHARES = (0.75, 0.5, 0.25, 0.0)
+
+
+def find_rivals(
+    bench: Workbench,
+    circuit: Circuit,
+    *,
+    shares: Sequence[float] = SHARES,
+    starts: Sequence[str] = STARTS,
+    precision: float = 0.05,
+    within: float = 0.02,
+    exact: float = 0.05,
+    draws: int = 5,
+    probe_pairs: int = 32,
+    control: bool = True,
+    schedule: Schedule | None = None,
+    gates: Gates | None = None,
+    others: Mapping[str, PairsModule] | None = None,
+    folder: Path | str | None = None,
+    seed: int = 0,
+) -> Rivals:
+    """Search circuits of the same size with a given share of edges in common, down to none.
+
+    Args:
+        bench: subject, pairs and masked model.
+        circuit: the first one.
+        shares: of its edges that rivals keep; 0.25 and 0.75, where verdicts change, are always among them.
+        starts: what masks start from: mask gradients in the model without the circuit ("removed") or in the whole model
+            ("whole"), or all masks open and equal ("equal"); validation pairs choose.
+        precision: the least share with an accepted rival is bisected to this.
+        within: share of KL(model || no edges) by which a rival's KL may be higher, the upper end of its interval.
+        exact: by which its exact match may be lower.
+        draws: random circuits with as many common edges, for comparison.
+        probe_pairs: validation pairs that choose the start.
+        control: True searches a planted second copy in a random model before it says "unique".
+        schedule, gates: of the masks' training; None takes those of `find_circuit`.
+        others: pairs of more tasks, for the cross table.
+        folder: keeps the rivals, so that a search that was stopped goes on; None keeps nothing.
+        seed: of everything random.
+
+    Raises:
+        UserError: masks that differ by token role, an unknown start, or a circuit of more than half of all edges.
+
+    Source: repulsion from an earlier circuit, arXiv 2605.12671, which penalises common edges by a weight; here their
+    number is held.
+    """
+    if len(circuit.kept) > 1 or 2 * circuit.n_edges > circuit.kept.numel() or not circuit.n_edges:
+        raise UserError("rivals are searched of circuits with at most half of all edges and without token roles")
+    if not starts or set(starts) - set(STARTS):
+        raise UserError(f"rivals.starts={list(starts)} are not some of {', '.join(STARTS)}")
+    bench = replace(bench, count=circuit.n_edges, layout=MaskLayout(circuit.graph))
+    settings: dict[str, Any] = {
+        "schedule": schedule or SCHEDULE,
+        "gates": gates or GATES,
+        "starts": list(starts),
+        "within": within,
+    }
+    settings |= {"exact": exact, "draws": draws, "probe_pairs": probe_pairs, "seed": seed}
+    search = RivalSearch.of(bench, circuit, **settings)
+    with ExitStack() as stack:
+        store = Store(Path(stack.enter_context(TemporaryDirectory()) if folder is None else folder))
+        with phase("free", "Searching without a constraint"):
+            free = store.made("free", search.identity, RivalCircuit, search.free)
+        found: dict[int, RivalCircuit] = {}
+        for common in _planned(circuit.n_edges, shares, precision, found, free):
+            with phase(f"rival {common}", f"Searching a rival with {common:,} of {circuit.n_edges:,} edges"):
+                key = {"common": common, **search.identity}
+                found[common] = store.made(f"rival_{common}", key, RivalCircuit, partial(search.rival, common))
+        result = rivals_of(search, free, [found[common] for common in sorted(found, reverse=True)], others or {})
+        if control and result.u_low >= MOST and result.free.state != REJECTED:
+            with phase("control", "Searching a planted second copy in a random model"):
+                key = {"graph": asdict(circuit.graph), **search.identity}
+                work = partial(search_planted, circuit.graph, circuit.n_edges, bench.subject.device, settings)
+                result = result.replaced(control=store.made("control", key, PlantedSearch, work))
+    return result
+
+
+def _planned(
+    size: int, shares: Sequence[float], precision: float, found: Mapping[int, RivalCircuit], free: RivalCircuit
+) -> Iterator[int]:
+    """Numbers of common edges to search: those of the shares, then between the least accepted and the next lower one.
+
+    Args:
+        size: edges of the circuit.
+        shares: to begin with.
+        precision: share at which the bisection ends, but not below one edge.
+        found: what the numbers so far gave; it grows meanwhile.
+        free: of the search without a constraint.
+    """
+    yield from sorted({round(share * size) for share in (*shares, 1.0, FEW, MOST)}, reverse=True)
+    while True:
+        tried = [*found.values(), free]
+        least = min((one.n_common for one in tried if one.state == ACCEPTED), default=size)
+        below = max((one.n_common for one in tried if one.n_common < least), default=least)
+        if least - below <= max(1, precision * size):
+            return
+        yield (least + below) // 2

@@ -1,0 +1,26 @@
+"""What parts of a trust card depend on, so that a part is made anew when it changes."""
+
+from __future__ import annotations
+
+import hashlib
+from typing import Any
+
+from circuitlit.discover.workbench import Workbench
+from circuitlit.graph import Circuit
+from circuitlit.tasks.splits import SPLITS
+
+
+def identity(bench: Workbench, circuit: Circuit) -> dict[str, Any]:
+    """What every part depends on."""
+    pairs = [repr(getattr(bench.data.splits, split)) for split in SPLITS]
+    facts = {"task": bench.data.splits.name, "model": bench.subject.name, "weights": bench.subject.provenance}
+    return facts | {
+        "ablation": bench.references.kind,
+        "pairs": hashlib.sha256("".join(pairs).encode()).hexdigest(),
+        "circuit": identity_of(circuit),
+    }
+
+
+def identity_of(value: Any) -> Any:
+    """A setting as plain types; a circuit by its edges."""
+    return hashlib.sha256(value.kept.numpy().tobytes()).hexdigest() if isinstance(value, Circuit) else value
