@@ -1,4 +1,4 @@
-"""What every verb writes and prints on tiny models, as it was before the house was rebuilt (tests/golden/).
+"""What every verb writes and prints on tiny models (tests/golden/), recorded when every verb had become a function.
 
     uv run pytest -m golden -n 2                     # compare
     CIRCUITLIT_RECORD=1 uv run pytest -m golden -n 2 # write anew, after a change that is meant: see `git diff` then
@@ -33,46 +33,11 @@ from circuitlit import progress
 STORED = Path(__file__).parent / "golden"
 TOLERANCE = 1e-6
 WIDTH = 1000  # of the terminal
-# Key paths that have another name now, by case or "*": old path -> new one, or None where the key is gone.
-# A path that begins with "FILE:" is of that file alone.
-_MEASURED = dict.fromkeys(("series", "task", "step", "tokens", "status", "*.observed"))  # the cell's name; `start`
-RENAMED: dict[str, dict[str, str | None]] = {
-    **{case: {"rows": "measured"} for case in ("bench", "bench_timed")},  # a result's rows are a function
-    "capabilities": {"settings.tasks": None},  # the keys of "tasks"
-    "generality": {f"settings.{key}": None for key in ("tasks", "circuits", "prevent")},  # the other keys say them
-    "knowledge": {"settings.packs": None, "settings.inject": None},
-    "compare_models": {"*.kept": "retained"},  # of an overlap; a circuit keeps edges
-    "compare_tunings": {"*.kept": "retained"},
-    "prompts": {"rows": "circuits"},
-    "story": {
-        **{"*.kept": "retained", "*.observed": None, "settings.other_tasks": None, "settings.passages": None},
-        **{f"{at}transfer.tuned.name": None for at in ("", "content.", "ways.lora.nodes.", "ways.full.nodes.")},
-        **{f"base/{name}.json": None for name in ("config", "generation_config", "tokenizer", "tokenizer_config")},
-        "base/model.safetensors": None,  # the base model is not saved again, it stays in memory
-    },  # what is put back into a way's model is the base's, and is called so
-    "guided": {
-        f"{way}-seed{seed}/guided.json:{key}": None  # they are in "content", with the answers
-        for way in ("uniform", "circuit_difference", "base_circuit", "random_layers")
-        for seed in (0, 1)
-        for key in ("ranks", "n_trained")
-    },
-    "evolution": {
-        **_MEASURED,
-        **{f"evolve.json:{key}": key for key in ("series", "status")},
-        **{f"series[0].causal.{key}": None for key in ("series", "task", "step", "tokens")},
-    },
-    "evolution_by_masks": {**_MEASURED, **{f"evolve.json:{key}": key for key in ("series", "status")}},
-    "study": {
-        "study.json:rows": "methods",
-        "study.json:status": "status",
-        **dict.fromkeys(("task", "kind", "method", "sparsity", "seed", "status")),  # of a cell, which its name says
-    },
-    "intervene": {"settings.other_tasks": None, "settings.passages": None},  # the keys of "other_tasks", and "text"
-}
+# Key paths that have another name now, by case or "*": old path -> new one, or None where the key is gone; "FILE:path"
+# is of one file.
+RENAMED: dict[str, dict[str, str | None]] = {}
 # Printed lines that read otherwise now, by case: old line -> new one or several, or None.
-REWORDED: dict[str, dict[str, str | None]] = {
-    "difference": {"<out>/difference.json": "<out>/difference.json\n<out>/difference.html"},  # it has a page now
-}
+REWORDED: dict[str, dict[str, str | None]] = {}
 
 # Of these only the paths are stored: other files, or other cases, say the same.
 TOLD = {"story": re.compile(r"^parts/|/evolve/|/intervene/"), "several": re.compile(r"^[01]/(result|report|history)")}
