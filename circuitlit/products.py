@@ -81,20 +81,20 @@ def frozen_product(
     """`x @ weight + bias` with a gradient for x alone."""
     if not suits(x, weight):
         return x @ weight if bias is None else F.linear(x, weight.t(), bias)
-    return _FrozenProduct.apply(x, weight, bias)  # type: ignore[return-value]
+    rows: Any = _FrozenProduct.apply(x.reshape(-1, x.shape[-1]), weight, bias)
+    return rows.view(*x.shape[:-1], weight.shape[1])  # out here: PEFT adds to it in place
 
 
 class _FrozenProduct(Function):
     @staticmethod
     def forward(ctx: Any, x: Tensor, weight: Tensor, bias: Tensor | None) -> Tensor:
         ctx.save_for_backward(weight)
-        return _by_onednn(x.reshape(-1, x.shape[-1]), weight, bias).view(*x.shape[:-1], weight.shape[1])
+        return _by_onednn(x, weight, bias)
 
     @staticmethod
     def backward(ctx: Any, *grads: Tensor) -> Any:
         (weight,) = ctx.saved_tensors
-        grad = grads[0]
-        return product(grad.reshape(-1, grad.shape[-1]), weight.t()).view(*grad.shape[:-1], len(weight)), None, None
+        return product(grads[0], weight.t()), None, None
 
 
 def fast_products(like: Tensor) -> AbstractContextManager[Any]:
