@@ -24,6 +24,16 @@ SIDE = path("a model folder, an adapter folder or a finished run", "folder")
 RUN = path("the folder of a run", "folder")
 _PASSAGES = {"count": whole(2), "length": whole(2)}
 _SIDES = {"base": SIDE | None, "tuned": SIDE | None}
+_RIVALS = {
+    "shares": listed(share()),
+    "starts": listed(choice("removed", "whole", "equal"), 1),
+    "precision": share(zero=False),
+    "within": share(zero=False),
+    "exact": share(),
+    "draws": COUNT,
+    "probe_pairs": COUNT,
+    "control": flag(),
+}
 OF_VERBS: dict[str, dict[str, Kind]] = {
     "train": {},
     "attribute": {},
@@ -45,7 +55,7 @@ OF_VERBS: dict[str, dict[str, Kind]] = {
     },
     "trust": {
         "circuit": CIRCUIT,
-        "trust.only": listed(choice("errors", "ablations", "generalises"), 1),
+        "trust.only": listed(choice("errors", "ablations", "generalises", "unique"), 1),
         "trust.errors.pairs": COUNT | None,
         "trust.errors.most": COUNT,
         "trust.errors.least": COUNT,
@@ -57,17 +67,11 @@ OF_VERBS: dict[str, dict[str, Kind]] = {
         "trust.ablations.lr": number(above=0, most=1e6),
         "trust.generalises.pairs": COUNT,
         "trust.generalises.front": text(),
+        **{f"trust.unique.{name}": kind for name, kind in _RIVALS.items()},
     },
     "rivals": {
         "circuit": CIRCUIT,
-        "rivals.shares": listed(share()),
-        "rivals.starts": listed(choice("removed", "whole", "equal"), 1),
-        "rivals.precision": share(zero=False),
-        "rivals.within": share(zero=False),
-        "rivals.exact": share(),
-        "rivals.draws": COUNT,
-        "rivals.probe_pairs": COUNT,
-        "rivals.control": flag(),
+        **{f"rivals.{name}": kind for name, kind in _RIVALS.items()},
         "rivals.tasks": entries("task"),
     },
     "export": {
