@@ -2,6 +2,8 @@
 
 from __future__ import annotations
 
+from typing import Any
+
 from circuitlit.evaluate.ablations import Ablations
 from circuitlit.evaluate.generalisation import Generalisation
 from circuitlit.evaluate.model_errors import ModelErrors
@@ -75,7 +77,7 @@ def generalisation_rows(found: Generalisation) -> list[TrustRow]:
 
 def rival_rows(found: Rivals) -> list[TrustRow]:
     """Whether the circuit is the only one, and its core; neither has a bar. Bounds of u are what rivals leave open."""
-    sizes = {"pairs": found.n_pairs, "groups": found.n_sentences}
+    sizes: dict[str, Any] = {"pairs": found.n_pairs, "groups": found.n_sentences}
     least, core = Estimate(found.u, found.u_low, found.u), found.core / found.n_edges
     said = f"least share of edges that a rival has in common: {found.verdict}; {found.why}"
     return [
