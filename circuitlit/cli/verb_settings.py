@@ -17,23 +17,13 @@ from circuitlit.cli.kinds import (
     whole,
     word,
 )
-from circuitlit.cli.settings import CIRCUIT, COUNT, SEED, SOME, TEXT, entries
+from circuitlit.cli.settings import CIRCUIT, COUNT, RIVALS, SEED, SOME, TEXT, entries
 
 DRAWS = whole(20) | None  # random sets; fewer say nothing about chance
 SIDE = path("a model folder, an adapter folder or a finished run", "folder")
 RUN = path("the folder of a run", "folder")
 _PASSAGES = {"count": whole(2), "length": whole(2)}
 _SIDES = {"base": SIDE | None, "tuned": SIDE | None}
-_RIVALS = {
-    "shares": listed(share()),
-    "starts": listed(choice("removed", "whole", "equal"), 1),
-    "precision": share(zero=False),
-    "within": share(zero=False),
-    "exact": share(),
-    "draws": COUNT,
-    "probe_pairs": COUNT,
-    "control": flag(),
-}
 OF_VERBS: dict[str, dict[str, Kind]] = {
     "train": {},
     "attribute": {},
@@ -67,11 +57,11 @@ OF_VERBS: dict[str, dict[str, Kind]] = {
         "trust.ablations.lr": number(above=0, most=1e6),
         "trust.generalises.pairs": COUNT,
         "trust.generalises.front": text(),
-        **{f"trust.unique.{name}": kind for name, kind in _RIVALS.items()},
+        **{f"trust.unique.{name}": kind for name, kind in RIVALS.items()},
     },
     "rivals": {
         "circuit": CIRCUIT,
-        **{f"rivals.{name}": kind for name, kind in _RIVALS.items()},
+        **{f"rivals.{name}": kind for name, kind in RIVALS.items()},
         "rivals.tasks": entries("task"),
     },
     "export": {
