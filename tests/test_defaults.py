@@ -57,6 +57,7 @@ SAME = [
     (measure_ablations, "trust circuit=x", "trust.ablations"),
     (measure_generalisation, "trust circuit=x", "trust.generalises"),
     (find_rivals, "rivals circuit=x", "rivals"),
+    (find_rivals, "trust circuit=x", "trust.unique"),
     (intervene_on_nodes, "intervene", "intervene"),
     (measure_generality, f"generality {TASKS}", "generality"),
     (compare_freezing, f"generality {TASKS}", "generality.prevent"),

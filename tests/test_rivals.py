@@ -25,6 +25,7 @@ from circuitlit import (
     Schedule,
     SigmoidTopK,
     Subject,
+    TrustCard,
     UserError,
     find_rivals,
     kl_divergence,
@@ -169,9 +170,7 @@ def result(states: dict[float, str], **changes: Any) -> Rivals:
 
 def test_verdicts_by_hand() -> None:
     unique = {1.0: "accepted", 0.95: "rejected", 0.75: "rejected", 0.5: "rejected", 0.25: "rejected", 0.0: "rejected"}
-    found = PlantedSearch(
-        found=True, edges_found=4, edges=4, kl=0.0, ranked_kl=None, corrupted_kl=2.0, n_edges=9, n_edges_total=99
-    )
+    found = PlantedSearch(found=True, edges_found=4, edges=4, kl=0.0, corrupted_kl=2.0, n_edges=9, n_edges_total=99)
     assert result(unique).verdict == "undecided" and "not tried" in result(unique).why
     assert result(unique, control=found).verdict == "unique"
     assert result(unique, control=replace(found, found=False)).verdict == "undecided"
@@ -218,14 +217,16 @@ def test_what_shares_half_is_found_with_half_of_the_edges() -> None:
     assert search.rival(4).edges == sorted(edges_of(search.bench, CHAINS["half"][0]))
 
 
-def test_a_random_model_holds_two_copies_and_the_search_finds_one() -> None:
-    settings_of = {"schedule": replace(SCHEDULE, steps=20), "gates": GATES, "starts": ["removed"], "within": 0.02}
-    settings_of |= {"exact": 0.05, "draws": 1, "probe_pairs": 16, "seed": 0}
-    found = search_planted(Graph(3, 4, 2), 12, torch.device("cpu"), settings_of)
-    assert found.found and found.edges_found == found.edges == 4
-    assert found.kl < 0.1 * found.corrupted_kl
+def test_the_control_tells_a_search_that_trains_from_one_that_does_not() -> None:
+    settings_of: dict[str, Any] = {"gates": GATES, "starts": ["removed"], "within": 0.02, "exact": 0.05}
+    settings_of |= {"draws": 1, "probe_pairs": 16, "seed": 0}
+    for steps, there in ((80, True), (6, False)):
+        schedule = replace(SCHEDULE, steps=steps)
+        found = search_planted(Graph(3, 4, 4), 4, torch.device("cpu"), {**settings_of, "schedule": schedule})
+        assert (found.found, found.edges_found == found.edges) == (there, there)
+        assert (found.kl < 0.1 * found.corrupted_kl) is there
     with pytest.raises(UserError, match="need three layers"):
-        search_planted(Graph(2, 4, 2), 12, torch.device("cpu"), settings_of)
+        search_planted(Graph(2, 4, 2), 12, torch.device("cpu"), {**settings_of, "schedule": SCHEDULE})
 
 
 @pytest.mark.slow
@@ -270,3 +271,8 @@ def test_the_verb_keeps_what_it_found(local: Path, tmp_path: Path, capsys: pytes
     again = {path.name: path.stat().st_mtime_ns for path in (tmp_path / "rivals" / "rivals").glob("*.json")}
     assert {name: again[name] for name in stored} == stored  # what was there is read
     assert json.loads((tmp_path / "rivals" / "rivals.json").read_text())["schema"]["name"] == "rivals"
+    fast = [word.replace("rivals.", "trust.unique.") for word in fast]
+    call(*settings(local, tmp_path / "card", *fast, "trust.only=[unique]"), verb="trust")
+    card = TrustCard.load(tmp_path / "card").trust
+    assert card["unique.u"].value == found.u and card["unique.core"].value == found.core / found.n_edges
+    assert found.verdict in card["unique.u"].figure and card["unique.u"].state == "shown"

@@ -17,7 +17,7 @@ from circuitlit.cli.kinds import (
     whole,
     word,
 )
-from circuitlit.cli.settings import CIRCUIT, COUNT, SEED, SOME, TEXT, entries
+from circuitlit.cli.settings import CIRCUIT, COUNT, RIVALS, SEED, SOME, TEXT, entries
 
 DRAWS = whole(20) | None  # random sets; fewer say nothing about chance
 SIDE = path("a model folder, an adapter folder or a finished run", "folder")
@@ -45,7 +45,7 @@ OF_VERBS: dict[str, dict[str, Kind]] = {
     },
     "trust": {
         "circuit": CIRCUIT,
-        "trust.only": listed(choice("errors", "ablations", "generalises"), 1),
+        "trust.only": listed(choice("errors", "ablations", "generalises", "unique"), 1),
         "trust.errors.pairs": COUNT | None,
         "trust.errors.most": COUNT,
         "trust.errors.least": COUNT,
@@ -57,17 +57,11 @@ OF_VERBS: dict[str, dict[str, Kind]] = {
         "trust.ablations.lr": number(above=0, most=1e6),
         "trust.generalises.pairs": COUNT,
         "trust.generalises.front": text(),
+        **{f"trust.unique.{name}": kind for name, kind in RIVALS.items()},
     },
     "rivals": {
         "circuit": CIRCUIT,
-        "rivals.shares": listed(share()),
-        "rivals.starts": listed(choice("removed", "whole", "equal"), 1),
-        "rivals.precision": share(zero=False),
-        "rivals.within": share(zero=False),
-        "rivals.exact": share(),
-        "rivals.draws": COUNT,
-        "rivals.probe_pairs": COUNT,
-        "rivals.control": flag(),
+        **{f"rivals.{name}": kind for name, kind in RIVALS.items()},
         "rivals.tasks": entries("task"),
     },
     "export": {

@@ -44,7 +44,6 @@ def facts(result: Rivals) -> list[tuple[str, str]]:
     if result.control is not None:
         one = result.control
         said = f"{one.edges_found} of {one.edges} edges, KL {one.kl:.3f} of {one.corrupted_kl:.3f} nats"
-        said += f" ({one.ranked_kl:.3f} before training)" if one.ranked_kl is not None else ""
         size = f"{one.n_edges:,} of {one.n_edges_total:,} edges"
         found.append(("planted second copy", f"{'found' if one.found else 'not found'}: {said}; {size}"))
     return found

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+from hydra.utils import instantiate
 from omegaconf import DictConfig, OmegaConf
 
 from circuitlit.cli.build import build_subject, build_workbench, plain
@@ -31,5 +32,6 @@ def run(cfg: DictConfig) -> TrustCard:
         bench = build_workbench(cfg, subject)
     if not circuit.n_edges:
         circuit = bench.cut(circuit.scores, circuit.provenance)
+    settings["unique"] |= {"schedule": instantiate(cfg.mask.schedule), "gates": instantiate(cfg.mask.gates)}
     found = measure_trust(bench, circuit, only=only, settings=settings, folder=run_dir() / "trust", seed=cfg.seed)
     return finish(cfg, found, subject, write_trust, print_trust)

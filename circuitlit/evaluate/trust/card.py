@@ -16,9 +16,11 @@ from circuitlit.errors import UserError
 from circuitlit.evaluate.ablations import Ablations, measure_ablations
 from circuitlit.evaluate.generalisation import Generalisation, measure_generalisation
 from circuitlit.evaluate.model_errors import ModelErrors, measure_errors
+from circuitlit.evaluate.trust.find_rivals import find_rivals
 from circuitlit.evaluate.trust.identity import identity, identity_of
+from circuitlit.evaluate.trust.rivals import Rivals
 from circuitlit.evaluate.trust.row import TrustRow
-from circuitlit.evaluate.trust.rows import ablation_rows, error_rows, generalisation_rows
+from circuitlit.evaluate.trust.rows import ablation_rows, error_rows, generalisation_rows, rival_rows
 from circuitlit.graph import Circuit
 from circuitlit.progress import phase
 from circuitlit.result import Result
@@ -29,7 +31,9 @@ PARTS: dict[str, tuple[type[Result], Callable[..., Any], Callable[..., list[Trus
     "errors": (ModelErrors, measure_errors, error_rows, "Looking for the model's errors"),
     "ablations": (Ablations, measure_ablations, ablation_rows, "Cutting the same edges in other ways"),
     "generalises": (Generalisation, measure_generalisation, generalisation_rows, "Changing the pairs"),
+    "unique": (Rivals, find_rivals, rival_rows, "Searching rivals"),
 }
+CHEAP = ("errors", "ablations", "generalises")  # without the training of masks
 
 
 @dataclass(frozen=True, kw_only=True, repr=False)
@@ -61,7 +65,7 @@ def measure_trust(
     bench: Workbench,
     circuit: Circuit,
     *,
-    only: Sequence[str] = tuple(PARTS),
+    only: Sequence[str] = CHEAP,
     settings: Mapping[str, Mapping[str, Any]] | None = None,
     folder: Path | str | None = None,
     seed: int = 0,
@@ -71,7 +75,7 @@ def measure_trust(
     Args:
         bench: subject, pairs and masked model.
         circuit: any circuit of the model.
-        only: which parts: "errors", "ablations", "generalises".
+        only: which parts: "errors", "ablations", "generalises", "unique".
         settings: arguments of each part's function, by its name.
         folder: keeps the parts, so that a call that was stopped goes on, and a part that is asked for later joins them.
             None keeps nothing.

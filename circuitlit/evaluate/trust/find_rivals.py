@@ -58,7 +58,8 @@ def find_rivals(
         exact: by which its exact match may be lower.
         draws: random circuits with as many common edges, for comparison.
         probe_pairs: validation pairs that choose the start.
-        control: True searches a planted second copy in a random model before it says "unique".
+        control: True searches a planted second copy in a random model before it says "unique", which it does of no
+            model with fewer than three layers or two key/value heads.
         schedule, gates: of the masks' training; None takes those of `find_circuit`.
         others: pairs of more tasks, for the cross table.
         folder: keeps the rivals, so that a search that was stopped goes on; None keeps nothing.
@@ -93,7 +94,8 @@ def find_rivals(
                 key = {"common": common, **search.identity}
                 found[common] = store.made(f"rival_{common}", key, RivalCircuit, partial(search.rival, common))
         result = rivals_of(search, free, [found[common] for common in sorted(found, reverse=True)], others or {})
-        if control and result.u_low >= MOST and result.free.state != REJECTED:
+        fits = circuit.graph.n_layers >= 3 and circuit.graph.n_kv_heads >= 2  # two copies of three heads
+        if control and fits and result.u_low >= MOST and result.free.state != REJECTED:
             with phase("control", "Searching a planted second copy in a random model"):
                 key = {"graph": asdict(circuit.graph), **search.identity}
                 work = partial(search_planted, circuit.graph, circuit.n_edges, bench.subject.device, settings)

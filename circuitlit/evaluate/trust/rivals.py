@@ -69,13 +69,13 @@ class Redundancy:
 
 @dataclass(frozen=True, kw_only=True)
 class PlantedSearch:
-    """The same search in a random model with a second copy planted: can it find one?
+    """The same training, from equal masks, in a random model with a second copy planted: can it find one?
 
     Attributes:
         found: it did: the circuit without any edge of the first copy is accepted.
         edges_found: edges of the second copy that are in it.
         edges: edges of that copy.
-        kl, ranked_kl, corrupted_kl: its KL, that of its start before training, and of no edges; nats.
+        kl, corrupted_kl: its KL and that of no edges, nats.
         n_edges, n_edges_total: edges of the circuit and of the random model's graph.
     """
 
@@ -83,7 +83,6 @@ class PlantedSearch:
     edges_found: int
     edges: int
     kl: float
-    ranked_kl: float | None
     corrupted_kl: float
     n_edges: int
     n_edges_total: int

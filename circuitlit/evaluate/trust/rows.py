@@ -2,9 +2,13 @@
 
 from __future__ import annotations
 
+from typing import Any
+
 from circuitlit.evaluate.ablations import Ablations
 from circuitlit.evaluate.generalisation import Generalisation
 from circuitlit.evaluate.model_errors import ModelErrors
+from circuitlit.evaluate.statistics import Estimate
+from circuitlit.evaluate.trust.rivals import Rivals
 from circuitlit.evaluate.trust.row import TrustRow
 
 RIGHT, WRONG, KAPPA, MATCHED, BIASED = 0.95, 0.6, 0.6, 0.2, 0.2  # bars of errors
@@ -68,4 +72,15 @@ def generalisation_rows(found: Generalisation) -> list[TrustRow]:
             pairs=one.n_pairs,
         )
         for one in found.axes
+    ]
+
+
+def rival_rows(found: Rivals) -> list[TrustRow]:
+    """Whether the circuit is the only one, and its core; neither has a bar. Bounds of u are what rivals leave open."""
+    sizes: dict[str, Any] = {"pairs": found.n_pairs, "groups": found.n_sentences}
+    least, core = Estimate(found.u, found.u_low, found.u), found.core / found.n_edges
+    said = f"least share of edges that a rival has in common: {found.verdict}; {found.why}"
+    return [
+        TrustRow.of("unique.u", said, least, **sizes),
+        TrustRow.of("unique.core", "share of edges in all accepted rivals", Estimate(core, core, core), **sizes),
     ]
