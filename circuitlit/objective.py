@@ -247,6 +247,6 @@ class Outcome:
         """The first `count` pairs."""
         return self.rows(slice(count))
 
-    def rows(self, index: slice | Int[Tensor, "row"]) -> Outcome:
+    def rows(self, index: slice | Int[Tensor, "row"] | Bool[Tensor, "pair"]) -> Outcome:
         """Some pairs."""
         return Outcome(**{f.name: getattr(self, f.name)[index] for f in fields(self)})
