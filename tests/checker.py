@@ -7,7 +7,7 @@ from __future__ import annotations
 
 from collections.abc import Callable
 from functools import wraps
-from typing import Any
+from typing import Any, Self
 
 from beartype import BeartypeConf, beartype
 
@@ -21,7 +21,9 @@ def checked(function: Any) -> Any:
 
     @wraps(function)
     def call(*args: Any, **kwargs: Any) -> Any:
-        if not ready:
+        if not ready:  # beartype knows `Self` only in a class that it sees whole
+            hints = getattr(function, "__annotations__", {})
+            function.__annotations__ = {name: hint for name, hint in hints.items() if hint not in (Self, "Self")}
             ready.append(_compiled(function))
         return ready[0](*args, **kwargs)
 
