@@ -63,7 +63,7 @@ from circuitlit import (
 )
 from circuitlit.evaluate.ability import Ability
 from circuitlit.evaluate.find import prepare_bench
-from circuitlit.evaluate.study.cells import Rival
+from circuitlit.evaluate.study.cells import Match
 from circuitlit.evaluate.verdict import Bars
 from circuitlit.files import json_types
 from circuitlit.finetune import examples_of_task, lora
@@ -202,7 +202,7 @@ def test_in_python_methods_are_compared(local: Path, tmp_path: Path) -> None:
     methods = {"few steps": Method.of(eap_ig, steps=1), "more steps": Method.of(eap_ig, steps=4)}
     learners = {"masks": partial(learn_masks, schedule=Schedule(6, 0.3))}
     settings = StudySettings(sparsities=(0.7, 0.9), seeds=(0, 1), resamples=2, curve_pairs=4, controls=3)
-    settings = replace(settings, match=Rival("few steps", 0.9))
+    settings = replace(settings, match=Match("few steps", 0.9))
     found = compare_methods({"own": bench}, methods, learners, settings, folder=tmp_path)
     found.save(tmp_path)
     assert MethodStudy.load(tmp_path) == found and found.status == "OK" and not found.failed
@@ -220,6 +220,8 @@ def test_in_python_methods_are_compared(local: Path, tmp_path: Path) -> None:
     assert made == {file: file.stat().st_mtime_ns for file in (tmp_path / "cells").iterdir()}
     with pytest.raises(UserError, match="not shares between 0 and 1"):
         StudySettings(sparsities=(95,))
+    with pytest.raises(UserError, match="few step at None is not among"):
+        compare_methods({"own": bench}, methods, {}, replace(settings, match=Match("few step")))
 
 
 def test_in_python_masks_are_followed_and_their_timelines_compared(tmp_path: Path) -> None:

@@ -206,7 +206,7 @@ BAD = {
     "no seeds": (["study.seeds=[]"], "study.seeds is empty"),
     "no entry": (["study.learners=[{name: x}]"], "study.learners[0].with is missing"),
     "no such part": (["study.parts=2", "study.part=2"], "one of the parts 0 to 1"),
-    "no such rival": (["study.match={method: acdc,sparsity: 0.9}"], "study.match: acdc"),
+    "no such rival": (["study.match={method: acdc,sparsity: 0.9}"], "match: acdc"),
     "twice": (["study.attributions=[mask_gradients,mask_gradients]"], "called 'mask_gradients'"),
     "missing model": (["model.path=missing"], "config.json"),
     "no cell works": (["study.tasks=[{name: x,with: [ablation.steps=3]}]"], "no cell could be run"),

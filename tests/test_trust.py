@@ -11,32 +11,33 @@ from cli import call, settings
 from circuitlit import FoundCircuit, TrustCard
 from circuitlit.evaluate.statistics import Estimate
 from circuitlit.evaluate.trust import card
-from circuitlit.evaluate.trust.row import TrustRow
+from circuitlit.evaluate.trust.row import Side, TrustRow
 from circuitlit.report.trust import trust_cells
 
 FAST = ["logger=none", "trust.errors.least=1", "trust.errors.pairs=null", "trust.ablations.steps=2"]
 
 
 @pytest.mark.parametrize(
-    ("low", "high", "at_least", "state"),
+    ("low", "high", "side", "state"),
     [
-        (0.6, 0.9, True, "pass"),
-        (0.2, 0.5, True, "fail"),
-        (0.5, 0.7, True, "undecided"),
-        (0.2, 0.5, False, "pass"),
-        (0.7, 0.9, False, "fail"),
-        (0.5, 0.7, False, "undecided"),
+        (0.6, 0.9, "at least", "pass"),
+        (0.2, 0.5, "at least", "fail"),
+        (0.5, 0.7, "at least", "undecided"),
+        (0.2, 0.5, "at most", "pass"),
+        (0.7, 0.9, "at most", "fail"),
+        (0.5, 0.7, "at most", "undecided"),
+        (-0.5, 0.5, "within", "pass"),
+        (-0.9, -0.7, "within", "fail"),
+        (0.7, 0.9, "within", "fail"),
+        (-0.7, 0.1, "within", "undecided"),
     ],
 )
-def test_the_state_goes_by_the_interval(low: float, high: float, at_least: bool, state: str) -> None:
+def test_the_state_goes_by_the_interval(low: float, high: float, side: Side, state: str) -> None:
     middle = (low + high) / 2
-    row = TrustRow.of("a.b", "share", Estimate(middle, low, high), 0.6, at_least=at_least, pairs=9)
+    row = TrustRow.of("a.b", "share", Estimate(middle, low, high), 0.6, side=side, pairs=9)
     assert (row.state, row.low, row.high, row.pairs) == (state, low, high, 9)
-    wide = TrustRow.of("a.b", "share", Estimate(middle, low, high, 0.0, 1.0), 0.6, at_least=at_least)
-    assert wide.state == "undecided" and (wide.low, wide.high) == (
-        0.0,
-        1.0,
-    )  # new sentences decide where there are some
+    wide = TrustRow.of("a.b", "share", Estimate(middle, low, high, -1.0, 1.0), 0.6, side=side)
+    assert wide.state == "undecided" and (wide.low, wide.high) == (-1.0, 1.0)  # new sentences decide
     assert TrustRow.of("a.b", "share", Estimate(middle, low, high)).state == "shown"
 
 

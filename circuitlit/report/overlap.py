@@ -2,9 +2,7 @@
 
 from __future__ import annotations
 
-from typing import Any
-
-from circuitlit.compare.turnover import GapTurnover, Turnover
+from circuitlit.compare.turnover import GapTurnover
 from circuitlit.evaluate.overlap_figures import OverlapFigures, SharedFigures
 from circuitlit.evaluate.testing import LEVEL
 from circuitlit.report.table import count
@@ -24,19 +22,9 @@ def finding(part: OverlapFigures) -> str:
     return "beyond chance" if beyond(part) else NOTHING
 
 
-def overlap_rows(shared: SharedFigures | dict[str, Any]) -> list[tuple[str, ...]]:
+def overlap_rows(shared: SharedFigures) -> list[tuple[str, ...]]:
     """Nodes, edges, and nodes beside circuits that share as many edges."""
-    shared = _figures(shared)
     return [(name, *overlap_cells(getattr(shared, key))) for key, name in PARTS.items()]
-
-
-def _figures(shared: SharedFigures | dict[str, Any]) -> SharedFigures:
-    """From a result, or from its file."""
-    if not isinstance(shared, dict):
-        return shared
-    from pydantic import TypeAdapter
-
-    return TypeAdapter(Turnover if "between" in shared["gap"] else SharedFigures).validate_python(shared)
 
 
 def overlap_cells(part: OverlapFigures) -> tuple[str, ...]:
@@ -46,9 +34,8 @@ def overlap_cells(part: OverlapFigures) -> tuple[str, ...]:
     return (sizes, *numbers, f"{part.p_holm:.2g}", finding(part))
 
 
-def overlap_sentence(shared: SharedFigures | dict[str, Any]) -> str:
+def overlap_sentence(shared: SharedFigures) -> str:
     """Nodes and edges, each beside chance, and whether nodes stay while edges change."""
-    shared = _figures(shared)
     parts = [
         f"{name} {part.jaccard:.3f} (by chance {part.expected:.3f}, p = {part.p_holm:.2g}: {finding(part)})"
         for name, part in (("nodes", shared.nodes), ("edges", shared.edges))

@@ -3,16 +3,16 @@
 from __future__ import annotations
 
 from collections.abc import Mapping, Sequence
-from dataclasses import dataclass, field
+from dataclasses import dataclass
 from itertools import combinations
 from pathlib import Path
-from typing import Any
 
 import plotly.graph_objects as go
 from plotly.subplots import make_subplots
 
 from circuitlit.errors import UserError
 from circuitlit.evaluate.overlap import StandIns, draws_for
+from circuitlit.evaluate.overlap_figures import SharedFigures
 from circuitlit.evaluate.similarity import similarity
 from circuitlit.evaluate.testing import with_holm
 from circuitlit.report.artefacts import Run, read_run
@@ -45,12 +45,12 @@ class Pair:
     second: str
     reason: str = ""
     values: dict[str, float] | None = None
-    shared: dict[str, Any] = field(default_factory=dict)
+    shared: SharedFigures | None = None
 
     @property
     def sentence(self) -> str:
         """What they share, in words."""
-        return overlap_sentence(self.shared)
+        return overlap_sentence(self.shared) if self.shared else ""
 
 
 def write_runs_page(
@@ -120,11 +120,10 @@ def circuit_pairs(names: Sequence[str], runs: Sequence[Run]) -> list[Pair]:
     for (first, one), (second, two) in combinations(zip(names, runs, strict=True), 2):
         try:
             values = similarity(one.circuit, two.circuit)
-            pairs.append(Pair(first, second, "", values, sides[first].shared(sides[second]).to_dict()))
+            pairs.append(Pair(first, second, "", values, sides[first].shared(sides[second]).figures()))
         except ValueError as error:
             pairs.append(Pair(first, second, reason=str(error)))
-    with_holm([pair.shared for pair in pairs])
-    return pairs
+    return with_holm(pairs)
 
 
 def overlap_figure(names: Sequence[str], pairs: Sequence[Pair]) -> go.Figure:

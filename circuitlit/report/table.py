@@ -222,7 +222,8 @@ def _agreement_notes(result: dict) -> list[str]:
         row = entry_of(result, f"agreement.{key}")
         if not isinstance(row, dict) or not isinstance(row.get("right"), dict):
             continue
-        wrong = row.get("reason") or f"of its wrong ones ({row['n_wrong']} pairs) {_with_sentences(row.get('wrong'))}"
+        missing = row.get("reason") and f"its wrong ones are {row['reason']}"
+        wrong = missing or f"of its wrong ones ({row['n_wrong']} pairs) {_with_sentences(row.get('wrong'))}"
         if row.get("kappa"):
             wrong += f", Cohen's kappa of their errors {_with_sentences(row['kappa'])}"
         right = f"of the model's right answers ({row['n_right']} pairs) {_with_sentences(row['right'])}"

@@ -17,7 +17,7 @@ HEADINGS = ("claim", "figure", "value", "bar", "state")
 def trust_cells(row: TrustRow) -> tuple[str, ...]:
     """One line: name, figure, value with its interval, bar, state."""
     value = "-" if row.value is None else f"{row.value:.3f} [{row.low:.3f}, {row.high:.3f}]"
-    bar = "-" if row.bar is None else f"{'at least' if row.at_least else 'at most'} {row.bar:g}"
+    bar = "-" if row.bar is None else f"{row.side} {row.bar:g}"
     return row.name, row.figure, value, bar, f"{row.state}: {row.why}" if row.why else row.state
 
 

@@ -164,7 +164,7 @@ def follow_checkpoints(
     with ExitStack() as stack:
         where = Path(stack.enter_context(TemporaryDirectory()) if folder is None else folder)
         with phase(name, f"{name}: {len(checkpoints)} checkpoints x {len(tasks)} tasks"):
-            loaded = partial(_loaded, load or _load)
+            loaded = partial(one_at_a_time, load or _load)
             cells = {name: measure_series(Store(where / "cells"), where / "circuits", one, jobs, loaded)}
         draws = settings.draws or max(DRAWS, most)
         return summarise_evolution(cells, list(tasks), name, where / "circuits", settings, draws)
@@ -187,7 +187,10 @@ def _load(checkpoint: Checkpoint) -> Subject:
 
 
 @contextmanager
-def _loaded(load: Callable[[Checkpoint], Subject], checkpoint: Checkpoint, _coming: Any) -> Iterator[Subject]:
+def one_at_a_time(
+    load: Callable[[Checkpoint], Subject], checkpoint: Checkpoint, _coming: Any = None
+) -> Iterator[Subject]:
+    """A checkpoint's model, whose memory is free again after the block."""
     subject = load(checkpoint)
     try:
         yield subject

@@ -10,6 +10,7 @@ import torch
 from jaxtyping import Float, Int
 from torch import Tensor
 
+from circuitlit.errors import UserError
 from circuitlit.evaluate.testing import LEAST_DRAWS
 from circuitlit.heads import Heads, copying_scores, repeat_scores, repeated_tokens, successor_lists, successor_scores
 from circuitlit.heads.causal import causal_check, repeat_score
@@ -44,6 +45,15 @@ class HeadsFollowed:
     algorithm: Literal["B", "C", "D"] | None = None
     algorithm_pairs: int = 32
     draws: int | None = None
+
+    def __post_init__(self) -> None:
+        """Refuse a part that the algorithm does not have.
+
+        Raises:
+            UserError: `algorithm` is none of B, C and D.
+        """
+        if self.algorithm not in (None, "B", "C", "D"):
+            raise UserError(f"algorithm={self.algorithm} is none of B, C, D; None leaves it out")
 
 
 @dataclass(frozen=True, kw_only=True)

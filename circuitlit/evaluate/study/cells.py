@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import math
-from collections.abc import Sequence
+from collections.abc import Collection, Sequence
 from dataclasses import dataclass, field
 from typing import Any, Literal
 
@@ -20,7 +20,7 @@ BySize = list[tuple[int, float]]  # edges kept and KL, ascending
 
 
 @dataclass(frozen=True)
-class Rival:
+class Match:
     """The attribution whose KL others are to reach.
 
     Attributes:
@@ -45,6 +45,7 @@ class StudySettings:
         probe_pairs: validation pairs that rankings are chosen on.
         min_accuracy: share of right answers below which no circuit is sought for a task.
         consensus: share of a learner's circuits that an edge of their consensus is in.
+        seed: of attributions.
         match: the attribution for whose KL the fewest edges are counted; None counts none.
     """
 
@@ -57,7 +58,8 @@ class StudySettings:
     probe_pairs: int = 32
     min_accuracy: float = 0.0
     consensus: float = 0.5
-    match: Rival | None = None
+    seed: int = 0
+    match: Match | None = None
 
     def __post_init__(self) -> None:
         """Refuse what no study can be made with.
@@ -66,9 +68,19 @@ class StudySettings:
             UserError: sparsities that are none, no seed, or a match without curves or at another sparsity.
         """
         if not self.sparsities or not all(isinstance(at, int | float) and 0 < at < 1 for at in self.sparsities):
-            raise UserError(f"study: sparsities={list(self.sparsities)} are not shares between 0 and 1")
+            raise UserError(f"sparsities={list(self.sparsities)} are not shares between 0 and 1")
         if self.match and self.curve_pairs < 1:
-            raise UserError("study: match compares on the curves' pairs; set curve_pairs to at least 1")
+            raise UserError("match compares on the curves' pairs; set curve_pairs to at least 1")
+
+    def check_match(self, attributions: Collection[str]) -> None:
+        """Refuse a match that is not among some attributions and the sparsities.
+
+        Raises:
+            UserError: it is not.
+        """
+        one = self.match
+        if one and (one.method not in attributions or one.sparsity not in (None, *self.sparsities)):
+            raise UserError(f"match: {one.method} at {one.sparsity} is not among the attributions and sparsities")
 
 
 @dataclass(frozen=True)

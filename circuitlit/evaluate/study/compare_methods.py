@@ -129,11 +129,12 @@ def compare_methods(
             settings: take another folder for another model, other pairs or other methods. None keeps nothing.
 
     Raises:
-        UserError: no task, no method, or no cell that could be made.
+        UserError: no task, no method, a match that is not among them, or no cell that could be made.
     """
     if not benches or not (attributions or learners):
         raise UserError("compare_methods needs at least one task and one method")
     settings, finished = settings or StudySettings(), []
+    settings.check_match(attributions)
     start = start or Method.of(mask_gradients, steps=5, draws=1)
     with ExitStack() as stack:
         where = Path(stack.enter_context(TemporaryDirectory()) if folder is None else folder)
@@ -169,7 +170,7 @@ def _drawn(settings: StudySettings, task: StudyTask, _folder: Path) -> Circuits:
 
 def _scored(name: str, label: str, method: Method, settings: StudySettings) -> Job:
     def work(task: StudyTask, folder: Path) -> Circuits:
-        seed_everything(0, verbose=False)
+        seed_everything(settings.seed, verbose=False)
         return attributed(task, method, _sized(task, settings.sparsities), folder, settings, label)
 
     return Job.of(Cell(name, "attribution", label), settings, work)

@@ -15,7 +15,7 @@ from circuitlit.errors import UserError
 from circuitlit.evaluate.fewest import fewest_edges
 from circuitlit.evaluate.similarity import Spread, consensus
 from circuitlit.evaluate.statistics import Estimate, mean_estimate
-from circuitlit.evaluate.study.cells import Cell, Circuits, Cut, Rival, StudySettings, TaskEnds, outcome_of
+from circuitlit.evaluate.study.cells import Cell, Circuits, Cut, Match, StudySettings, TaskEnds, outcome_of
 from circuitlit.evaluate.study.results import (
     Consensus,
     FailedCell,
@@ -176,7 +176,7 @@ def _wins(paired: Sequence[LearnedMinusAttribution]) -> list[Wins]:
     return [Wins(learner=learner, sparsity=sparsity, **sides) for (learner, sparsity), sides in found.items()]
 
 
-def _fewest(done: Done, rival: Rival, pairs: int) -> list[FewestEdges]:
+def _fewest(done: Done, rival: Match, pairs: int) -> list[FewestEdges]:
     """The edges that each method needs for the KL of one attribution at one sparsity, on the same test pairs.
 
     A learner is taken at the sparsity from which it needs fewest edges on validation pairs, mean over its seeds; where

@@ -56,7 +56,7 @@ class TrustCard(Result):
 
     def rows(self) -> Iterator[dict[str, Any]]:
         """A row a claim."""
-        names = ("name", "figure", "value", "low", "high", "bar", "state", "why", "pairs", "groups", "p", "seconds")
+        names = ("name", "figure", "value", "low", "high", "bar", "state", "why", "pairs", "groups", "seconds")
         for row in self.trust.values():
             yield {name: getattr(row, name) for name in names}
 
@@ -86,7 +86,7 @@ def measure_trust(
     """
     unknown = [name for name in only if name not in PARTS]
     if unknown or not only:
-        raise UserError(f"trust.only={list(only)} are not some of {', '.join(PARTS)}")
+        raise UserError(f"only={list(only)} are not some of {', '.join(PARTS)}")
     known_by, rows = identity(bench, circuit), []
     with ExitStack() as stack:
         store = Store(Path(stack.enter_context(TemporaryDirectory()) if folder is None else folder))

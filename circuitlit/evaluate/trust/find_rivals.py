@@ -74,7 +74,7 @@ def find_rivals(
     if len(circuit.kept) > 1 or 2 * circuit.n_edges > circuit.kept.numel() or not circuit.n_edges:
         raise UserError("rivals are searched of circuits with at most half of all edges and without token roles")
     if not starts or set(starts) - set(STARTS):
-        raise UserError(f"rivals.starts={list(starts)} are not some of {', '.join(STARTS)}")
+        raise UserError(f"starts={list(starts)} are not some of {', '.join(STARTS)}")
     bench = replace(bench, count=circuit.n_edges, layout=MaskLayout(circuit.graph))
     settings: dict[str, Any] = {
         "schedule": schedule or SCHEDULE,

@@ -200,7 +200,7 @@ class Rivals(Result):
 
     def _unique(self) -> tuple[str, str]:
         if self.control is None:
-            return UNDECIDED, "no rival was found, and whether this search can find one was not tried: rivals.control"
+            return UNDECIDED, "no rival was found, and whether this search can find one was not tried (control)"
         if not self.control.found:
             return UNDECIDED, "no rival was found, nor was a planted second copy in a random model; raise the steps"
         return UNIQUE, f"no rival below {self.u_low:.0%} found in {len(self.starts)} starts, a planted second copy was"

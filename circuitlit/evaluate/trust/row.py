@@ -3,10 +3,11 @@
 from __future__ import annotations
 
 from dataclasses import dataclass, field
-from typing import Any
+from typing import Any, Literal
 
 from circuitlit.evaluate.statistics import Estimate
 
+Side = Literal["at least", "at most", "within"]
 PASS, FAIL, UNDECIDED, NOT_MEASURED, SHOWN = "pass", "fail", "undecided", "not measured", "shown"
 
 
@@ -20,11 +21,10 @@ class TrustRow:
         value, low, high: the figure and the 95 % interval that the state goes by: for new sentences where there are
             several, else for other pairs of these; None where it was not measured.
         bar: what it is held against; None where it is only shown.
-        at_least: True where the figure has to be at least the bar, False where it has to be at most that.
+        side: of the bar on which the figure has to be; within is no further from 0 than the bar, either way.
         state: "pass", "fail", "undecided" (the interval straddles the bar), "not measured" or "shown" (no bar).
         why: why it was not measured; empty elsewhere.
-        pairs, groups, draws: pairs and sentences that the interval stands on, random sets; None where there are none.
-        p: of the claim, corrected; None where none is tested.
+        pairs, groups: pairs and sentences that the interval stands on; None where nobody counted.
         seconds: that its part took.
         settings: of its part.
     """
@@ -35,13 +35,11 @@ class TrustRow:
     low: float | None = None
     high: float | None = None
     bar: float | None = None
-    at_least: bool = True
+    side: Side = "at least"
     state: str = NOT_MEASURED
     why: str = ""
     pairs: int | None = None
     groups: int | None = None
-    draws: int | None = None
-    p: float | None = None
     seconds: float | None = None
     settings: dict[str, Any] = field(default_factory=dict)
 
@@ -52,18 +50,22 @@ class TrustRow:
         figure: str,
         estimate: Estimate | None,
         bar: float | None = None,
-        at_least: bool = True,
+        side: Side = "at least",
         why: str | None = None,
         **facts: Any,
     ) -> TrustRow:
         """Hold an estimate against a bar; without one, or with `why`, the row says that nothing was measured."""
         bounds = estimate and estimate.bounds
-        common = {"name": name, "figure": figure, "bar": bar, "at_least": at_least, **facts}
+        common = {"name": name, "figure": figure, "bar": bar, "side": side, **facts}
         if estimate is None or estimate.value is None or bounds is None:
             return cls(**common, why=why or "the figure does not exist for these pairs")
         low, high = bounds
         state = SHOWN
         if bar is not None:
-            passes, fails = (low >= bar, high < bar) if at_least else (high <= bar, low > bar)
+            passes, fails = {
+                "at least": (low >= bar, high < bar),
+                "at most": (high <= bar, low > bar),
+                "within": (low >= -bar and high <= bar, low > bar or high < -bar),
+            }[side]
             state = PASS if passes else FAIL if fails else UNDECIDED
         return cls(**common, value=estimate.value, low=low, high=high, state=state)

@@ -31,13 +31,13 @@ def error_rows(found: ModelErrors) -> list[TrustRow]:
             "right minus wrong, equal margins",
             matched and matched.gap,
             MATCHED,
-            at_least=False,
+            side="within",
             why=matched.reason if matched else "pairs have no wrong answer",
             pairs=matched and matched.n,
         )
     )
     few = found.candidates and found.candidates.reason
-    absent = few or "no earlier circuit to add a bias to; name one: trust.errors.baseline=RUN"
+    absent = few or "no earlier circuit to add a bias to; name one: baseline, the setting trust.errors.baseline=RUN"
     figure, errors = "agreement, model wrong, minus a biased baseline's", found.candidates and found.candidates.n_wrong
     rows.append(TrustRow.of("errors.biased", figure, biased and biased.beaten_by, BIASED, why=absent, pairs=errors))
     return rows
@@ -67,7 +67,7 @@ def generalisation_rows(found: Generalisation) -> list[TrustRow]:
             f"KL share, {one.name}, over {one.than} pairs'",
             one.ratio,
             WORDS if one.name == "words" else OTHER,
-            at_least=False,
+            side="at most",
             why=one.reason,
             pairs=one.n_pairs,
         )

@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import gc
 from collections.abc import Iterator
 from concurrent.futures import Future, ThreadPoolExecutor
 from contextlib import contextmanager
@@ -11,7 +10,6 @@ from itertools import product
 from pathlib import Path
 from typing import Any, Self
 
-import torch
 from hydra.utils import instantiate
 from lightning import seed_everything
 from omegaconf import DictConfig
@@ -25,7 +23,7 @@ from circuitlit.finetune.pretrain import Recipe, pretrain, write_tasks
 from circuitlit.lock import claimed_cell
 from circuitlit.model import Subject
 from circuitlit.timeline.checkpoints import Checkpoint, hub_checkpoints, local_checkpoints
-from circuitlit.timeline.follow import Series
+from circuitlit.timeline.follow import Series, one_at_a_time
 
 FILES = ["*.json", "*.safetensors", "*.txt", "*.model"]
 
@@ -132,14 +130,8 @@ class Loader:
             self._ahead.exception()  # whatever went wrong is found again, and told, when that one is loaded
         if coming is not None and coming.revision is not None:
             self._ahead = self._pool.submit(_fetch, coming)
-        subject = build_subject(configured(self.cfg, checkpoint))
-        try:
+        with one_at_a_time(lambda at: build_subject(configured(self.cfg, at)), checkpoint) as subject:
             yield subject
-        finally:
-            del subject
-            gc.collect()
-            if torch.cuda.is_available():
-                torch.cuda.empty_cache()
 
     def __enter__(self) -> Self:
         return self

@@ -36,6 +36,7 @@ def run(cfg: DictConfig) -> MethodStudy | None:
     check(cfg, attributions, learners)
     prepare(cfg)
     settings, planned = settings_from(cfg), plan(tasks, attributions, learners)
+    settings.check_match([entry.name for entry in attributions])
     jobs, store = part_of(planned, cfg.study.part, cfg.study.parts), Store(run_dir() / "cells", explained)
     with phase("load", f"Loading {cfg.model.name}"):
         subject = build_subject(cfg)

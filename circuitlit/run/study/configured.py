@@ -19,7 +19,7 @@ from circuitlit.cli.kept import settings_of
 from circuitlit.cli.learn import learn
 from circuitlit.discover.workbench import Workbench
 from circuitlit.errors import UserError
-from circuitlit.evaluate.study.cells import Cell, Circuits, Rival, StudySettings
+from circuitlit.evaluate.study.cells import Cell, Circuits, Match, StudySettings
 from circuitlit.evaluate.study.compare_methods import Job, Work
 from circuitlit.evaluate.study.work import Scored, StudyTask, attributed, ends, learned, random_circuits
 from circuitlit.graph import MaskLayout
@@ -38,7 +38,8 @@ def settings_from(cfg: DictConfig) -> StudySettings:
         **{name: own[name] for name in ("sparsities", "seeds", "resamples", "curve_pairs", "consensus")},
         **{name: cfg.evaluate[name] for name in ("controls", "control_pairs", "probe_pairs")},
         min_accuracy=cfg.task.get("min_accuracy", 0),
-        match=Rival(**own["match"]) if own["match"] else None,
+        seed=cfg.seed,
+        match=Match(**own["match"]) if own["match"] else None,
     )
 
 

@@ -27,7 +27,7 @@ def check(cfg: DictConfig, attributions: list[Entry], learners: list[Entry]) -> 
     """Refuse lists that no study can be made of.
 
     Raises:
-        UserError: no method, no seed, a part that does not exist, or a match that is not among the attributions.
+        UserError: no method, no seed, or a part that does not exist.
     """
     settings = cfg.study
     if not attributions and not learners:
@@ -36,12 +36,6 @@ def check(cfg: DictConfig, attributions: list[Entry], learners: list[Entry]) -> 
         raise UserError("study.seeds is empty; name at least one seed for the learners")
     if settings.part not in range(settings.parts):
         raise UserError(f"study.part={settings.part} is not one of the parts 0 to {settings.parts - 1}")
-    rival = settings.match
-    at = None if rival is None else rival.get("sparsity")
-    if rival is not None and (
-        rival.method not in {e.name for e in attributions} or at not in (None, *settings.sparsities)
-    ):
-        raise UserError(f"study.match: {rival.method} at {at} is not among the attributions and sparsities")
 
 
 def plan(tasks: list[Entry], attributions: list[Entry], learners: list[Entry]) -> dict[str, list[Planned]]:
