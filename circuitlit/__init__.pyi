@@ -69,6 +69,8 @@ from .evaluate.trust.rivals import Rivals
 from .finetune import examples_of_task
 from .finetune.finetune_model import TunedModel, finetune_model
 from .graph import Circuit, EdgeScores, Graph, MaskLayout, export_circuit, greedy, load_circuit, reachable_edges, top_k
+from .heads.explain.explain_circuit import explain_circuit
+from .heads.explain.explanation import Explanation
 from .heads.head_settings import HeadSettings
 from .heads.roles import HeadScores
 from .heads.score_heads import score_heads
@@ -113,6 +115,7 @@ __all__ = [
     "Comparison",
     "EdgeScores",
     "Evolution",
+    "Explanation",
     "FactInjection",
     "FollowSettings",
     "FoundCircuit",
@@ -188,6 +191,7 @@ __all__ = [
     "evaluate_circuit",
     "exact",
     "examples_of_task",
+    "explain_circuit",
     "export_circuit",
     "find_circuit",
     "find_difference",

@@ -27,6 +27,7 @@ from circuitlit import (
     compare_prompts,
     compare_tunings,
     evaluate_circuit,
+    explain_circuit,
     find_circuit,
     find_difference,
     find_rivals,
@@ -52,6 +53,7 @@ TASKS = "generality.tasks=[ioi,sva]"
 SAME = [
     (Bars, "evaluate circuit=x", "evaluate"),
     (evaluate_circuit, "evaluate circuit=x", "evaluate"),
+    (explain_circuit, "explain circuit=x", "explain"),
     (measure_trust, "trust circuit=x", "trust"),
     (measure_errors, "trust circuit=x", "trust.errors"),
     (measure_ablations, "trust circuit=x", "trust.ablations"),

@@ -15,8 +15,9 @@ from circuitlit.cli.build import plain, provenance
 from circuitlit.cli.checks import run_dir
 from circuitlit.cli.ranks import is_writer
 from circuitlit.evaluate.found import FoundCircuit
+from circuitlit.heads.explain.explain_circuit import explain_circuit
 from circuitlit.model import Subject
-from circuitlit.progress import CONSOLE, times
+from circuitlit.progress import CONSOLE, phase, times
 from circuitlit.report import print_table, write_page
 from circuitlit.result import Result
 
@@ -46,11 +47,23 @@ def finish_circuit(cfg: DictConfig, result: FoundCircuit, facts: dict[str, Any])
         CONSOLE.print(f"FAILED: {result.reason}", style="bold red", highlight=False, markup=False, soft_wrap=True)
         return result
     result.live.save(folder, cfg.sparsity.target if result.live.curves else None)
+    _explain(cfg, result, facts, folder)
+    result = result.replaced(**times())
     written = [result.save(folder), write_page(folder)]
     print_table(result.to_dict(), CONSOLE)
     for path in written:
         CONSOLE.print(f"{path}", highlight=False, soft_wrap=True)
     return result
+
+
+def _explain(cfg: DictConfig, result: FoundCircuit, facts: dict[str, Any], folder: Path) -> None:
+    """What the page begins with, beside the circuit; not with shared-out weights, which one process cannot run."""
+    bench = result.live.bench
+    if cfg.explain is None or bench.model.shards is not None:
+        return
+    with phase("explanation", "Looking at what the circuit does"):
+        found = explain_circuit(bench, result.live.circuit, seed=cfg.seed, **own_settings(cfg.explain))
+    found.replaced(provenance=facts).save(folder)
 
 
 def finish(

@@ -23,7 +23,7 @@ FRESH = ("train", "attribute", "finetune")  # verbs whose files would mix with t
 PARTED = ("study", "evolve")  # verbs that several processes can share out; these claim cell by cell
 LEFT = (
     "adapter checkpoints csv masks tuned wandb circuit.json circuit.safetensors evolution.json held_out.json "
-    "history.json result.json report.html"
+    "explanation.json history.json result.json report.html"
 ).split()  # what an earlier run may have left
 
 

@@ -14,12 +14,13 @@ WITHOUT = (
     "behaviour",
     "bench",
     "evaluate",
+    "explain",
     "finetune",
     "rivals",
     "train",
     "trust",
 )  # verbs that do with clean prompts
-CUT = ("attribute", "evaluate", "rivals", "train", "trust")  # those of them that ablate edges
+CUT = ("attribute", "evaluate", "explain", "rivals", "train", "trust")  # those of them that ablate edges
 
 
 def check_prompts(cfg: DictConfig, verb: str) -> None:
@@ -42,7 +43,9 @@ def check_prompts(cfg: DictConfig, verb: str) -> None:
             )
     if wrong == lines or verb not in CUT:
         return
-    losses = {"method.objective": cfg.method.objective} if verb not in ("evaluate", "rivals", "trust") else {}
+    losses = (
+        {"method.objective": cfg.method.objective} if verb not in ("evaluate", "explain", "rivals", "trust") else {}
+    )
     losses |= {"objective": cfg.objective.loss} if verb == "train" else {}
     for key, loss in losses.items():
         name = str(loss.get("path", "")).rsplit(".", 1)[-1]

@@ -82,6 +82,7 @@ SETTINGS: dict[str, Kind] = {
     "evaluate.least_pairs": COUNT,
     "evaluate.smoke": flag(),
     "evaluate.max_kl_share": number(0),
+    "explain": mapping({"examples": SOME}) | None,
     "task.name": text(),
     "task.min_accuracy": share(),
     "task.build": built(TASKS),

@@ -59,6 +59,7 @@ OF_VERBS: dict[str, dict[str, Kind]] = {
         "trust.generalises.front": text(),
         **{f"trust.unique.{name}": kind for name, kind in RIVALS.items()},
     },
+    "explain": {"circuit": CIRCUIT},
     "rivals": {
         "circuit": CIRCUIT,
         **{f"rivals.{name}": kind for name, kind in RIVALS.items()},

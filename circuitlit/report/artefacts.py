@@ -7,6 +7,7 @@ from pathlib import Path
 
 from circuitlit.errors import UserError
 from circuitlit.graph import Circuit
+from circuitlit.heads.explain.explanation import Explanation
 from circuitlit.result import read_json
 from circuitlit.timeline.mask_timeline import MaskTimeline
 
@@ -17,6 +18,7 @@ FILES = {
     "history.json": "the training curves",
 }
 EVOLUTION = {"evolution.json": "how the masks evolved, snapshot by snapshot, and the stages"}
+EXPLANATION = {"explanation.json": "what the circuit does: the examples of this page"}
 _NUMBER = (int, float)
 _REQUIRED: dict[str, type | tuple[type, ...]] = {
     "status": str,
@@ -40,6 +42,7 @@ class Run:
         result: `result.json`: metrics with intervals, settings, provenance.
         history: `history.json`: rows of the training curves.
         evolution: `evolution.json`: how the masks evolved; None for a run that has none.
+        explanation: `explanation.json`: what the circuit does; None for a run that has none.
     """
 
     folder: Path
@@ -47,11 +50,12 @@ class Run:
     result: dict
     history: dict
     evolution: MaskTimeline | None = None
+    explanation: Explanation | None = None
 
     @property
     def files(self) -> dict[str, str]:
         """What lies beside the page, and what it is."""
-        return FILES | (EVOLUTION if self.evolution else {})
+        return FILES | (EVOLUTION if self.evolution else {}) | (EXPLANATION if self.explanation else {})
 
 
 def read_run(folder: Path) -> Run:
@@ -68,7 +72,9 @@ def read_run(folder: Path) -> Run:
     if not isinstance(rows, list) or not all(isinstance(row, dict) for row in rows):
         raise UserError(f"{folder / 'history.json'}: 'rows' is not a list of objects; write the run again")
     read_json(folder / "circuit.json")
-    return Run(folder, _read_circuit(folder), result, history, _read_evolution(folder / "evolution.json"))
+    circuit, evolution = _read_circuit(folder), _read_evolution(folder / "evolution.json")
+    explained = Explanation.load(folder) if (folder / Explanation.file).is_file() else None
+    return Run(folder, circuit, result, history, evolution, explained)
 
 
 def _read_evolution(path: Path) -> MaskTimeline | None:

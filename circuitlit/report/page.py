@@ -167,6 +167,7 @@ def _render(run: Run) -> str:
         "rows": result_rows(run.result),
         "paired_note": paired_note(run.result),
         "notes": notes(run.result),
+        "explanation": run.explanation,
         "colours": COLOURS,
         "grouped": graph.n_kv_heads < graph.n_heads,
         "n_reachable": count(len(edges)),

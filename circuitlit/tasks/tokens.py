@@ -102,3 +102,23 @@ def touched(offsets: Offsets, start: int, end: int) -> range:
     """Positions of the tokens that hold a character of `[start, end)`."""
     first = bisect_right(offsets, start, key=lambda span: span[1])
     return range(first, bisect_left(offsets, end, key=lambda span: span[0]))
+
+
+def token_texts(tokenizer: PreTrainedTokenizerBase | None, ids: Sequence[int], before: int | None = None) -> list[str]:
+    """What each token adds to the text, its leading space included; a part of a letter as the tokenizer shows it.
+
+    Args:
+        tokenizer: None gives the numbers.
+        ids: the tokens.
+        before: token ahead of the first one, if there is one.
+    """
+    if tokenizer is None:
+        return [str(token) for token in ids]
+    texts = []
+    for token in ids:
+        alone = str(tokenizer.decode([token]))
+        ahead = "" if before is None else str(tokenizer.decode([before]))
+        both = "" if before is None else str(tokenizer.decode([before, token]))
+        texts.append(both[len(ahead) :] if both.startswith(ahead) and len(both) > len(ahead) else alone)
+        before = token
+    return texts
