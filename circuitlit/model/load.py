@@ -17,16 +17,16 @@ from circuitlit.model.adapters import load_adapter
 from circuitlit.model.borrow import frozen_view
 from circuitlit.model.families import anatomy_of, comes_in_pieces
 from circuitlit.model.files import check_folder
-from circuitlit.model.gguf import converted, packaged_weights
+from circuitlit.model.gguf import converted
 from circuitlit.model.limits import check_vocabulary
 from circuitlit.model.linear import unwrap
+from circuitlit.model.packages import PACKAGES, packaged_weights
 from circuitlit.model.report import load_whole, parameters, refuse_not_finite, translated
 from circuitlit.model.subject import Subject
 from circuitlit.model.weights import CheckpointWeights, empty_model
 
 Source = Literal["hub", "local", "package"]
 DTYPES = {"float32": torch.float32, "bfloat16": torch.bfloat16, "float16": torch.float16, "float64": torch.float64}
-PACKAGED = "smollm2"
 
 
 def config_from(architecture: dict[str, Any]) -> PretrainedConfig:
@@ -52,8 +52,9 @@ def load_subject(
     """A frozen model with its tokenizer.
 
     Args:
-        model: a folder, a GGUF file, a Hugging Face name, "smollm2" (the packaged weights), or a live model, with or
-            without PEFT adapters. A live model is borrowed: it stays as it is, on its device and in its mode.
+        model: a folder, a GGUF file, a Hugging Face name, "smollm2" or "gemma3_270m" (weights in Python packages), or a
+            live model, with or without PEFT adapters. A live model is borrowed: it stays as it is, on its device and in
+            its mode.
         tokenizer: the model's; None takes the one beside the weights, and none for a live model.
         source: "hub", "local" or "package"; None tells by `model`.
         name: short name for tables and folders; None is the last part of `model`.
@@ -136,7 +137,7 @@ def _source_of(model: str) -> Source:
     """What a name or path is."""
     if Path(model).expanduser().exists():
         return "local"
-    if model == PACKAGED:
+    if model in PACKAGES:
         return "package"
     if model.startswith((".", "/", "~")) or model.count("/") > 1 or model.endswith(".gguf"):
         raise UserError(f"{model} does not exist; name a folder that save_pretrained wrote, or a Hugging Face model")
@@ -146,13 +147,13 @@ def _source_of(model: str) -> Source:
 def _place(model: str, source: Source, revision: str | None, cache: Path) -> tuple[str, dict[str, Any]]:
     """The folder or hub name to load from, and the provenance."""
     if source == "package":
-        return packaged_weights(cache)
+        return packaged_weights(model, cache)
     path = Path(model).expanduser()
     facts: dict[str, Any] = {"source": source, "path": model, "revision": revision}
     if source == "hub" and not path.is_dir():
         return model, facts
     if path.is_file() and path.suffix == ".gguf":
-        folder, file = converted(path, cache)
+        folder, file = converted(path, cache=cache)
         return folder, facts | file
     if not (path / "config.json").is_file():
         raise UserError(f"{model} is not a folder with a config.json; save a model there with save_pretrained first")

@@ -19,8 +19,8 @@ from circuitlit.graph import EdgeScores, MaskLayout
 from circuitlit.graph.select import edge_budget
 from circuitlit.masked import References
 from circuitlit.model import Subject
-from circuitlit.model.gguf import packaged_weights
 from circuitlit.model.load import DTYPES, config_from
+from circuitlit.model.packages import packaged_weights
 from circuitlit.model.weights import RandomWeights, empty_model
 from circuitlit.tasks import Pairs, PairsModule
 from circuitlit.tasks.encoded import EncodedPairs, Row
@@ -84,7 +84,7 @@ def random_subject(cfg: DictConfig, dtype: str) -> Subject:
 def random_reader(cfg: DictConfig) -> Subject:
     """The same with the packaged model's tokenizer, so that it can read a task; its vocabulary must be as large."""
     subject = random_subject(cfg, cfg.model.dtype)
-    folder, _ = packaged_weights(Path(cfg.paths.cache_dir).expanduser())
+    folder, _ = packaged_weights("smollm2", Path(cfg.paths.cache_dir).expanduser())
     subject.tokenizer = AutoTokenizer.from_pretrained(folder)
     return subject
 
