@@ -51,6 +51,8 @@ from .evaluate import (
 )
 from .evaluate.ability import measure_behaviour
 from .evaluate.ablations import Ablations, measure_ablations
+from .evaluate.check.check_model import ModelCheck, check_model
+from .evaluate.check.list_families import Families, list_families
 from .evaluate.cost.attribution import time_attribution
 from .evaluate.cost.benchmark import AttributionTimes, MemoryPlans, StepTimes
 from .evaluate.cost.memory import StepShape, plan_memory
@@ -117,6 +119,7 @@ __all__ = [
     "Evolution",
     "Explanation",
     "FactInjection",
+    "Families",
     "FollowSettings",
     "FoundCircuit",
     "Generalisation",
@@ -138,6 +141,7 @@ __all__ = [
     "MemoryPlans",
     "Method",
     "MethodStudy",
+    "ModelCheck",
     "ModelErrors",
     "Outcome",
     "Pair",
@@ -172,6 +176,7 @@ __all__ = [
     "arithmetic",
     "attribute_circuit",
     "boolean",
+    "check_model",
     "clean_corrupted",
     "compare_capabilities",
     "compare_freezing",
@@ -214,6 +219,7 @@ __all__ = [
     "jsonl",
     "kl_divergence",
     "learn_masks",
+    "list_families",
     "load_circuit",
     "load_subject",
     "local_checkpoints",

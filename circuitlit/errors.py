@@ -1,8 +1,25 @@
 """The errors that are not defects: a user's to mend, and the end that a run was told to make."""
 
+from __future__ import annotations
+
+from typing import Any
+
 
 class UserError(Exception):
     """A mistake the user can mend; its message is one sentence that says where and what to do."""
+
+
+class Unchecked(UserError):
+    """A model that is not taken before a check of it has passed.
+
+    Attributes:
+        reasons: why it needs one, a clause each.
+        facts: how it was loaded.
+    """
+
+    def __init__(self, name: str, reasons: list[str], facts: dict[str, Any]) -> None:
+        super().__init__(f"model {name} needs a check first, because {'; '.join(reasons)}; call check_model on it")
+        self.reasons, self.facts = reasons, facts
 
 
 class Stopped(BaseException):

@@ -6,9 +6,9 @@ from typing import Any
 
 import torch
 from conftest import VOCAB
-from torch import Tensor
-from torch.overrides import TorchFunctionMode
 from transformers import AutoConfig, AutoModelForCausalLM, PreTrainedModel
+
+from circuitlit.evaluate.check.twin import KeepsFloat64 as KeepsFloat64
 
 _LLAMA = {
     "vocab_size": VOCAB,
@@ -116,21 +116,6 @@ FAMILIES: dict[str, dict[str, Any]] = {
     | {"query_pre_attn_scalar": 5, "attn_logit_softcapping": 3.0, "final_logit_softcapping": 4.0},
     "xglm": _XGLM,
 }
-
-
-class KeepsFloat64(TorchFunctionMode):
-    """The library's norms, rotations and softmaxes compute in float32; here float64 stays what it is."""
-
-    def __torch_function__(self, func: Any, types: Any, args: Any = (), kwargs: Any = None) -> Any:
-        kwargs = kwargs or {}
-        if args and isinstance(args[0], Tensor) and args[0].dtype == torch.float64:
-            if func is Tensor.float:
-                return args[0]
-            args = tuple(torch.float64 if arg is torch.float32 else arg for arg in args)
-            kwargs = {key: torch.float64 if value is torch.float32 else value for key, value in kwargs.items()}
-        if func is torch.full and isinstance(args[1], float):
-            kwargs = {"dtype": torch.float64, **kwargs}  # XGLM's least number
-        return func(*args, **kwargs)
 
 
 def tiny_family(name: str, seed: int = 0, **numbers: Any) -> PreTrainedModel:

@@ -44,11 +44,11 @@ def device_of(cfg: DictConfig) -> torch.device:
     return torch.device("cuda" if on_gpu else "cpu")
 
 
-def build_subject(cfg: DictConfig) -> Subject:
-    """Load the model that `model` and `adapter` describe.
+def build_subject(cfg: DictConfig, unchecked: bool = False) -> Subject:
+    """Load the model that `model` and `adapter` describe; `unchecked` also one that needs a check first.
 
     Raises:
-        UserError: it cannot be loaded, or its weights are not all numbers.
+        UserError: it cannot be loaded, its weights are not all numbers, or it needs a check.
     """
     model = cfg.model
     if model.source == "tracr":
@@ -66,6 +66,7 @@ def build_subject(cfg: DictConfig) -> Subject:
         trust_remote_code=model.trust_remote_code,
         device="cpu" if shards(cfg) else device_of(cfg),  # sharding moves each process's share
         in_pieces=shards(cfg),
+        unchecked=unchecked,
     )
 
 

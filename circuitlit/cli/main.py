@@ -15,6 +15,7 @@ VERBS = {
     "train": "learn masks until the circuit reproduces the model on a task",
     "timeline": "how the masks of a run evolved, and the stages it fell into; several runs: do they agree",
     "behaviour": "does the model do the tasks: accuracy, metric and the corrupted run's KL, by task and split",
+    "check": "is the model read rightly: identities on its own weights and a twin; families=true lists all",
     "attribute": "score every edge by one attribution method and cut a circuit",
     "evaluate": "measure any saved circuit on any task and model",
     "trust": "how sure a circuit is, a row a claim: the model's errors, other ablations, changed pairs",

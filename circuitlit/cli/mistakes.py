@@ -11,7 +11,7 @@ from omegaconf.errors import OmegaConfBaseException
 
 from circuitlit.cli.kinds import no_preset, unknown
 from circuitlit.cli.schema import names
-from circuitlit.errors import UserError, sentence
+from circuitlit.errors import Unchecked, UserError, sentence
 
 
 def explain(error: BaseException, verb: str = "train") -> str | None:
@@ -22,6 +22,8 @@ def explain(error: BaseException, verb: str = "train") -> str | None:
         verb: whose settings they were.
     """
     for cause in _causes(error):
+        if isinstance(cause, Unchecked):
+            return _to_check(cause)
         if isinstance(cause, UserError):
             return str(cause)
     for cause in _causes(error):
@@ -30,6 +32,19 @@ def explain(error: BaseException, verb: str = "train") -> str | None:
     if isinstance(error, OSError) and error.filename and _makes_a_folder(error):
         return f"'{error.filename}' cannot be written ({error.strerror}); choose another folder: hydra.run.dir=DIR"
     return None
+
+
+def _to_check(error: Unchecked) -> str:
+    """The refusal of a model that needs a check, with the command of the check."""
+    facts = error.facts
+    words = [f"model={'local' if facts['path'] else facts['name']}", f"model.dtype={facts['dtype']}"]
+    if facts["path"]:
+        words += [f"model.path={facts['path']}", f"model.source={facts['source']}"]
+    words += [f"model.revision={facts['revision']}"] if facts.get("revision") else []
+    words += ["model.trust_remote_code=true"] if facts["trust_remote_code"] else []
+    words += [f"adapter=peft adapter.path={facts['adapter']}"] if facts["adapter"] else []
+    because = "; ".join(error.reasons)
+    return f"this model needs a check first, because {because}: python -m circuitlit check {' '.join(words)}"
 
 
 def explained(error: Exception) -> str:

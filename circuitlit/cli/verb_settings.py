@@ -27,6 +27,7 @@ _SIDES = {"base": SIDE | None, "tuned": SIDE | None}
 OF_VERBS: dict[str, dict[str, Kind]] = {
     "train": {},
     "attribute": {},
+    "check": {"families": flag()},
     "timeline": {"run": RUN | None, "runs": listed(RUN)},
     "behaviour": {
         "behaviour.tasks": entries("task") | None,

@@ -164,6 +164,13 @@ class MaskedBlock(nn.Module):
         ablated = ablated_heads.unflatten(-1, (self.n_heads, -1)).transpose(1, 2)
         return (result - ablated).transpose(0, 1).flatten(1, 2)
 
+    def results(self, stream: Float[Tensor, "batch pos d"], rotary: Rotary | None) -> Float[Tensor, "batch pos width"]:
+        """The heads' results, side by side, when all readers see one residual stream."""
+        rows, width = stream.shape[0], self.n_heads * self.head_width
+        seen = stream.flatten(0, 1).expand(self.attention_readers, -1, -1)
+        made = self._attend(self._project(seen, None), stream.new_zeros(*stream.shape[:2], width), rotary, None)
+        return made.unflatten(1, (rows, -1)).permute(1, 2, 0, 3).flatten(2)
+
     def _normed(self, q: Tensor, k: Tensor, last: bool) -> tuple[Tensor, Tensor]:
         """Queries and keys through the norms of single heads, if these stand at this place."""
         if self.q_norm is None or self.k_norm is None or last != self.norms_last:

@@ -11,6 +11,7 @@ from torch import Tensor, nn
 from circuitlit.errors import UserError
 from circuitlit.model.linear import unwrap
 from circuitlit.model.logits import unembedder
+from circuitlit.model.trusted import patches
 
 log = logging.getLogger(__name__)
 HOOKS = (
@@ -24,7 +25,7 @@ HOOKS = (
 )
 
 
-def frozen_view(model: nn.Module) -> nn.Module:
+def frozen_view(model: nn.Module, patched: bool = False) -> nn.Module:
     """A model that shares another's weights and has all else for itself: in eval mode, not trainable, without hooks.
 
     Whatever is done with it (hooks, other modes, a dtype, a device, adapters) leaves the other as it is. When that one
@@ -32,11 +33,12 @@ def frozen_view(model: nn.Module) -> nn.Module:
 
     Args:
         model: a Hugging Face causal language model; a PEFT wrapper is kept.
+        patched: True lets in modules whose `forward` was replaced, for a check of the model to judge.
 
     Raises:
         UserError: it is none, or holds something that cannot be copied, or a module whose `forward` was replaced.
     """
-    _refuse_others(model)
+    _refuse_others(model, patched)
     known: dict[int, object] = {}  # what `deepcopy` is to take instead of a copy
     for module in model.modules():
         for parameter in module._parameters.values():
@@ -58,7 +60,7 @@ def frozen_view(model: nn.Module) -> nn.Module:
         raise UserError(f"this {type(model).__name__} cannot be borrowed ({reason}); load it anew") from error
 
 
-def _refuse_others(model: nn.Module) -> None:
+def _refuse_others(model: nn.Module, patched: bool) -> None:
     """Refuse what is no causal language model, and modules that run something else than their class says.
 
     A masked forward reads weights, so it would miss what such a `forward` does. Accelerate's only move tensors.
@@ -68,6 +70,6 @@ def _refuse_others(model: nn.Module) -> None:
             raise UserError(f"a {type(model).__name__} wraps the model; give its .{inner}")
     base = unwrap(model)
     unembedder(base)
-    for name, module in base.named_modules():
-        if "forward" in module.__dict__ and not hasattr(module, "_hf_hook"):
-            raise UserError(f"{name or 'the model'} has a forward of its own, not its class's; load the model anew")
+    changed = [] if patched else list(patches(base))
+    if changed:
+        raise UserError(f"{changed[0]} has a forward of its own, not its class's; load the model anew, or check_model")

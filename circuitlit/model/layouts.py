@@ -6,6 +6,7 @@ import functools
 from collections.abc import Callable, Sequence
 from importlib import import_module
 
+import torch
 from torch import Tensor, nn
 
 from circuitlit.graph import Graph
@@ -23,6 +24,17 @@ def rotation(family: str) -> Rotate:
         return import_module(f"transformers.models.{family}.modeling_{family}").apply_rotary_pos_emb(q, k, cos, sin)
 
     return rotate
+
+
+def columns(split: Split, widths: Sequence[int], graph: Graph) -> tuple[Tensor, Tensor, Tensor]:
+    """Where queries, keys and values lie in the projections' outputs laid side by side: `[head, width]` each.
+
+    Args:
+        split: takes the outputs apart.
+        widths: of the outputs.
+        graph: the model's.
+    """
+    return split(torch.arange(sum(widths)).split(list(widths)), graph)
 
 
 def separate(outputs: Sequence[Tensor], graph: Graph) -> tuple[Tensor, Tensor, Tensor]:

@@ -23,6 +23,7 @@ from circuitlit.model.linear import unwrap
 from circuitlit.model.packages import PACKAGES, packaged_weights
 from circuitlit.model.report import load_whole, parameters, refuse_not_finite, translated
 from circuitlit.model.subject import Subject
+from circuitlit.model.trusted import refuse_unchecked
 from circuitlit.model.weights import CheckpointWeights, empty_model
 
 Source = Literal["hub", "local", "package"]
@@ -48,6 +49,7 @@ def load_subject(
     trust_remote_code: bool = False,
     device: str | torch.device | None = None,
     in_pieces: bool = False,
+    unchecked: bool = False,
 ) -> Subject:
     """A frozen model with its tokenizer.
 
@@ -66,8 +68,10 @@ def load_subject(
         device: where the weights go; None leaves a live model's where they are and is the CPU else.
         in_pieces: leave the weights on the disk, for `shard` to read each process's part of them; where that is not
             possible (adapters, quantised weights, and see `comes_in_pieces`) they are loaded all the same.
+        unchecked: take a model that needs a check before one has passed, as `check_model` does.
 
     Raises:
+        Unchecked: the model's code is not the library's own, or its weights are quantised, and no check has passed.
         UserError: nothing there, files that are damaged or do not fill the model, weights that are not finite, an
             adapter that acts outside the weights, or an architecture that cannot be masked.
     """
@@ -78,7 +82,7 @@ def load_subject(
     files: CheckpointWeights | None = None
     with _quiet():
         if isinstance(model, nn.Module):
-            loaded, facts = frozen_view(model), {"source": "live", "path": None, "revision": None}
+            loaded, facts = frozen_view(model, patched=True), {"source": "live", "path": None, "revision": None}
             if dtype is not None:
                 loaded.to(DTYPES[dtype])
         else:
@@ -90,7 +94,7 @@ def load_subject(
                 anatomy_of(config)  # ahead of anything that takes long
                 tokenizer = tokenizer or _tokenizer(where, folder, remote)
             quantised = getattr(config, "quantization_config", None) is not None
-            if in_pieces and not adapter and not quantised and comes_in_pieces(config):
+            if in_pieces and not adapter and not quantised and not trust_remote_code and comes_in_pieces(config):
                 loaded = empty_model(config, DTYPES[dtype or "float32"])
                 files = CheckpointWeights(_files(folder, facts["source"], revision), loaded)
             else:
@@ -105,7 +109,10 @@ def load_subject(
         refuse_not_finite(where, parameters(loaded))
     facts |= {"adapter": adapter, "dtype": str(unwrap(loaded).dtype).removeprefix("torch.")}
     short = type(model).__name__ if isinstance(model, nn.Module) else Path(model).name
-    return Subject(loaded, tokenizer, name or short, facts, source=files)
+    if not unchecked:
+        facts_of_code = facts | {"name": name or short, "trust_remote_code": trust_remote_code}
+        refuse_unchecked(unwrap(loaded), name or short, facts_of_code, Path(cache_dir))
+    return Subject(loaded, tokenizer, name or short, facts, source=files, checked=True)
 
 
 def _tokenizer(where: str, folder: str, remote: dict[str, Any]) -> PreTrainedTokenizerBase:

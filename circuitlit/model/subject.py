@@ -36,6 +36,7 @@ class Subject:
         provenance: where the weights come from (source, revision, file hash, adapter): plain types.
         true_edges: the edges that the model is known to use, where it was built so (Tracr).
         source: what the weights are to be read from, where the model has only their shapes yet; None once it has them.
+        checked: True lets in modules whose `forward` was replaced; `load_subject` sees to it that a check has passed.
     """
 
     model: PreTrainedModel
@@ -44,9 +45,10 @@ class Subject:
     provenance: dict[str, Any] = field(default_factory=dict)
     true_edges: Bool[Tensor, "edge"] | None = None
     source: WeightSource | None = None
+    checked: bool = False
 
     def __post_init__(self) -> None:
-        self.model = _borrowed(self.model)
+        self.model = _borrowed(self.model, self.checked)
         self.anatomy: Anatomy = anatomy_of(self.model.config)
         self.graph: Graph = graph_of(self.model.config)
         self.anatomy.post_scale(self.anatomy.blocks(self.model)[0])  # refuses a bias that is no head's
@@ -105,9 +107,9 @@ class Subject:
         return logits_at(self.model, ids, positions)
 
 
-def _borrowed(model: nn.Module) -> PreTrainedModel:
+def _borrowed(model: nn.Module, patched: bool) -> PreTrainedModel:
     """A frozen view of a causal language model, without its PEFT wrapper, whose adapters are checked."""
-    view = frozen_view(model)
+    view = frozen_view(model, patched)
     if isinstance(view, PeftModel):
         check_adapters(view)
     return unwrap(view)

@@ -1,0 +1,200 @@
+"""`check` passes what is read rightly, and finds and names what is not."""
+
+from __future__ import annotations
+
+import json
+from collections.abc import Callable
+from dataclasses import replace
+from pathlib import Path
+from typing import Any
+
+import pytest
+import torch
+from cli import call, settings
+from conftest import tiny_model
+from families import FAMILIES, tiny_family
+from transformers import AutoConfig, LlamaForCausalLM
+
+from circuitlit import ModelCheck, Subject, UserError, check_model, list_families, load_subject
+from circuitlit.errors import Unchecked
+from circuitlit.evaluate.check.check_model import HEADS
+from circuitlit.evaluate.check.twin import float64_twin
+from circuitlit.model import families
+from circuitlit.model.bases import LLAMA
+from circuitlit.model.layouts import in_turn, rotation
+
+
+def checked(model: Any, folder: Path) -> ModelCheck:
+    return check_model(model, cache_dir=str(folder))
+
+
+def single(name: str):
+    return (tiny_family(name) if name in FAMILIES else tiny_model(name)).float()
+
+
+def test_a_check_passes_and_says_so_in_a_file(tmp_path: Path) -> None:
+    found = checked(single("llama"), tmp_path)
+    assert found.status == "PASSED" and found.place is found.remedy is None and not found.reasons
+    assert ModelCheck.load(found.save(tmp_path / "out")) == found
+    assert {one.name for one in found.identities if one.on.startswith("twin")} >= {HEADS}
+    assert (tmp_path / "checks" / f"{found.key}.json").is_file()
+    assert len(found.to_frame()) == len(found.identities) == 13
+
+
+def test_a_twin_has_every_kind_of_layer(tmp_path: Path) -> None:
+    layers = ["full_attention"] * 5 + ["sliding_attention", "full_attention"]
+    model = tiny_family("cohere2", num_hidden_layers=7, layer_types=layers, sliding_window=16)
+    twin = float64_twin(Subject(model))
+    assert twin.graph.n_layers == 6 and twin.model.config.layer_types == layers[:6]
+    assert twin.model.dtype == torch.float64
+
+
+WRONG: dict[str, tuple[str, Any, str, str]] = {
+    "a wrong rotation": ("llama", replace(LLAMA, rotate=rotation("cohere")), "layer 0, heads", "rotation by halves"),
+    "no rotation": ("smollm3", LLAMA, "layer 1, heads", "no rotation in this layer"),
+    "a forgotten factor": (
+        "granite",
+        lambda config: replace(families._granite(config), write_factor=1.0),
+        "layer 0, attention",
+        "attention's write ×0.4",
+    ),
+    "a forgotten factor on embeddings": (
+        "granite",
+        lambda config: replace(families._granite(config), embed_factor=1.0),
+        "the embeddings",
+        "the embeddings ×3",
+    ),
+    "a swapped split": (
+        "gpt_neox",
+        lambda config: replace(families._neox(config), split=in_turn),
+        "layer 0, heads",
+        "group by group",
+    ),
+    "keys taken for values": (
+        "qwen2",
+        replace(LLAMA, projections=("q_proj", "v_proj", "k_proj")),
+        "layer 0, heads",
+        "taken as q, v, k",
+    ),
+    "another scale": (
+        "gpt2",
+        lambda config: replace(families.GPT2, scale=1.0),
+        "layer 0, heads",
+        "0.4082 as the",
+    ),
+}
+
+
+@pytest.mark.parametrize("fault", WRONG)
+def test_what_is_read_wrongly_is_found_and_named(fault: str, tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    name, row, place, remedy = WRONG[fault]
+    monkeypatch.setitem(families.ANATOMIES, name, row)
+    found = checked(single(name), tmp_path)
+    assert found.status == "FAILED" and not (tmp_path / "checks").exists()
+    assert found.place is not None and found.place.startswith(place)
+    assert found.remedy is not None and remedy in found.remedy
+
+
+def patched(change: Callable) -> Any:
+    """A Llama whose second attention has another forward than its class."""
+    model: Any = single("llama")
+    attention = model.model.layers[1].self_attn
+    attention.forward = change.__get__(attention)
+    return model
+
+
+def colder(self, hidden_states, **more):
+    self.scaling *= 1.001
+    return type(self).forward(self, hidden_states * 1.5, **more)
+
+
+def same(self, hidden_states, **more):
+    return type(self).forward(self, hidden_states, **more)
+
+
+def test_a_patched_forward_is_found(tmp_path: Path) -> None:
+    model = patched(colder)
+    with pytest.raises(Unchecked, match=r"needs a check first, because model.layers.1.self_attn has a forward"):
+        load_subject(model, cache_dir=str(tmp_path))
+    found = checked(model, tmp_path)
+    assert found.status == "FAILED" and found.place == "layer 1, heads' results"
+    with pytest.raises(UserError, match="forward of its own"):
+        Subject(model)
+
+
+def test_a_patch_that_changes_nothing_runs_once_checked(tmp_path: Path) -> None:
+    model = patched(same)
+    assert checked(model, tmp_path).status == "PASSED"
+    subject = load_subject(model, cache_dir=str(tmp_path))
+    assert subject.graph.n_edges
+    with pytest.raises(Unchecked):  # other weights, other code
+        load_subject(patched(colder), cache_dir=str(tmp_path))
+    with torch.no_grad():
+        model.lm_head.weight[0, 0] += 1
+    with pytest.raises(Unchecked):
+        load_subject(model, cache_dir=str(tmp_path))
+
+
+def test_what_goes_around_a_module_is_refused(tmp_path: Path) -> None:
+    model: Any = single("llama")
+    block = model.model.layers[1]
+    block.forward = lambda hidden_states, **more: hidden_states
+    with pytest.raises(UserError, match=r"ran as the modules that the anatomy names"):
+        checked(model, tmp_path)
+
+
+class Louder(LlamaForCausalLM):
+    """Code that comes with a model."""
+
+
+def test_a_class_of_ones_own_needs_a_check(tmp_path: Path) -> None:
+    source: Any = single("llama")
+    model = Louder(source.config)
+    with pytest.raises(Unchecked, match="its class Louder is not the library's own"):
+        load_subject(model, cache_dir=str(tmp_path))
+    assert checked(model, tmp_path).status == "PASSED"
+    load_subject(model, cache_dir=str(tmp_path))
+
+
+def test_the_list_has_every_family() -> None:
+    found = list_families()
+    assert len(found.runs) >= 50 and found.runs["llama"] == "fast" and "recurrence" in found.refused["mamba"]
+    assert len(found.to_frame()) == len(found.runs) + len(found.refused)
+
+
+def test_check_from_the_command_line(
+    local: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture
+) -> None:
+    plain = [word for word in settings(local, tmp_path / "out", f"paths.cache_dir={tmp_path}") if "task" not in word]
+    call(*plain, verb="check")
+    assert json.loads((tmp_path / "out" / "check.json").read_text())["status"] == "PASSED"
+    call(*settings(local, tmp_path / "pairs", f"paths.cache_dir={tmp_path}"), verb="check")
+    assert json.loads((tmp_path / "pairs" / "check.json").read_text())["tokens"] == 6
+    call(f"hydra.run.dir={tmp_path / 'list'}", "families=true", verb="check")
+    assert "mamba" in json.loads((tmp_path / "list" / "families.json").read_text())["refused"]
+    monkeypatch.setitem(families.ANATOMIES, "gpt2", lambda config: replace(families.GPT2, scale=1.0))
+    with pytest.raises(SystemExit) as end:
+        call(*[word.replace("out", "wrong") for word in plain], verb="check")
+    assert end.value.code == 1
+    assert "not read rightly, first at layer 0, heads' results; what mends it: 0.3536" in capsys.readouterr().err
+
+
+def test_verbs_refuse_with_the_command_of_the_check(
+    local: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture
+) -> None:
+    monkeypatch.setattr("circuitlit.model.trusted.LIBRARIES", ("nothing",))
+    for verb in ("behaviour", "attribute"):
+        with pytest.raises(SystemExit):
+            call(*settings(local, tmp_path / verb, f"paths.cache_dir={tmp_path}"), verb=verb)
+        assert (
+            f"python -m circuitlit check model=local model.dtype=float32 model.path={local}" in capsys.readouterr().err
+        )
+    call(*settings(local, tmp_path / "check", f"paths.cache_dir={tmp_path}"), verb="check")
+    call(*settings(local, tmp_path / "again", f"paths.cache_dir={tmp_path}"), verb="behaviour")
+
+
+@pytest.mark.slow
+def test_smollm2_passes(tmp_path: Path) -> None:
+    found = check_model("smollm2")
+    assert found.status == "PASSED" and found.noise < 1e-4
+    assert AutoConfig.for_model("llama").model_type == found.model_type
