@@ -67,7 +67,9 @@ from .evaluate.study.compare_methods import compare_methods, learn_masks
 from .evaluate.study.results import MethodStudy
 from .evaluate.trust.card import TrustCard, measure_trust
 from .evaluate.trust.find_rivals import find_rivals
+from .evaluate.trust.measure_stability import measure_stability
 from .evaluate.trust.rivals import Rivals
+from .evaluate.trust.stability import Stability
 from .finetune import examples_of_task
 from .finetune.finetune_model import TunedModel, finetune_model
 from .graph import Circuit, EdgeScores, Graph, MaskLayout, export_circuit, greedy, load_circuit, reachable_edges, top_k
@@ -158,6 +160,7 @@ __all__ = [
     "Rivals",
     "Schedule",
     "SigmoidTopK",
+    "Stability",
     "StepShape",
     "StepTimes",
     "StudySettings",
@@ -230,6 +233,7 @@ __all__ = [
     "measure_generalisation",
     "measure_generality",
     "measure_knowledge",
+    "measure_stability",
     "measure_trust",
     "noise_floor",
     "paired_difference",

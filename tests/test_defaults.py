@@ -41,6 +41,7 @@ from circuitlit import (
     measure_generalisation,
     measure_generality,
     measure_knowledge,
+    measure_stability,
     measure_trust,
 )
 from circuitlit.compare.reuse import Swaps
@@ -60,6 +61,7 @@ SAME = [
     (measure_generalisation, "trust circuit=x", "trust.generalises"),
     (find_rivals, "rivals circuit=x", "rivals"),
     (find_rivals, "trust circuit=x", "trust.unique"),
+    (measure_stability, "trust circuit=x", "trust.stable"),
     (intervene_on_nodes, "intervene", "intervene"),
     (measure_generality, f"generality {TASKS}", "generality"),
     (compare_freezing, f"generality {TASKS}", "generality.prevent"),
@@ -82,6 +84,7 @@ OTHER = {  # what is no plain setting in Python, or is chosen by the case above
     "measure_generality": {"prevent", "tasks"},
     "compare_models": {"reuse"},
     "Ablation": {"kind"},
+    "measure_stability": {"baseline"},
 }
 
 

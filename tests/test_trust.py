@@ -88,3 +88,23 @@ def test_the_verb_makes_each_part_once(
     call(*trust, "trust.only=[errors]", "trust.errors.most=3", verb="trust")  # other settings: it is made, and fails
     row = json.loads((tmp_path / "card" / "trust.json").read_text())["trust"]["errors"]
     assert row["state"] == "not measured" and "this part is there" in row["why"]
+
+
+def test_the_verb_finds_the_circuit_again(local: Path, tmp_path: Path) -> None:
+    call(*settings(local, tmp_path / "run", "logger=none", "method=eap"), verb="attribute")
+    card = settings(local, tmp_path / "card", "logger=none", f"circuit={tmp_path}/run", "trust.only=[stable]")
+    call(*card, "trust.stable.resamples=4", "trust.stable.halves=2", verb="trust")  # by eap, as the file says
+    rows = TrustCard.load(tmp_path / "card").trust
+    core = rows["stable.core_pairs"]
+    assert "(eap)" in core.figure and core.draws == 8 and core.value is not None and rows["stable.pairs"].value
+    assert "own" in rows["stable.core_sentences"].why and rows["stable.seed"].why == "eap has no seed"
+    masks = ["trust.stable.by=masks", "mask.schedule.steps=2", "trust.stable.halves=2", "trust.stable.seeds=2"]
+    call(*card, *masks, "trust.stable.pairs=4", "trust.stable.causes=[pairs,seed,start]", verb="trust")
+    rows = TrustCard.load(tmp_path / "card").trust
+    assert set(rows) == {
+        f"stable.{name}" for name in ("core_pairs", "consensus_pairs", "pairs", "beyond_pairs", "seed", "start")
+    }
+    assert all(row.value is not None for row in rows.values()) and rows["stable.seed"].draws == 2
+    assert "2 steps from mask_gradients" in rows["stable.core_pairs"].figure
+    kept = {path.name for path in (tmp_path / "card" / "trust" / "stable").glob("*.json")}
+    assert kept >= {f"pairs_{split}_{side}.json" for split in (0, 1) for side in (0, 1)} | {"start_equal.json"}

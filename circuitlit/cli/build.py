@@ -9,6 +9,7 @@ from dataclasses import replace
 from typing import Any
 
 import torch
+from hydra.core.global_hydra import GlobalHydra
 from hydra.utils import instantiate
 from omegaconf import DictConfig, OmegaConf
 
@@ -18,7 +19,7 @@ from circuitlit.discover.method import Method
 from circuitlit.discover.workbench import Ablation, Workbench
 from circuitlit.errors import UserError
 from circuitlit.evaluate.verdict import Bars
-from circuitlit.graph import EdgeScores
+from circuitlit.graph import Circuit, EdgeScores
 from circuitlit.masked import MaskedModel
 from circuitlit.masked.sharded import shard, share
 from circuitlit.model import Subject
@@ -153,12 +154,32 @@ def build_bars(cfg: DictConfig) -> Bars:
 
 def build_rivals(cfg: DictConfig) -> list[Method]:
     """The attributions of `evaluate.rivals`."""
-    made = []
-    for name in cfg.evaluate.rivals:
-        own = cfg.copy()
-        own.method = preset("method", name)
-        made.append(build_method(own))
-    return made
+    return [preset_method(cfg, name) for name in cfg.evaluate.rivals]
+
+
+def preset_method(cfg: DictConfig, name: str) -> Method:
+    """An attribution as its preset has it."""
+    own = cfg.copy()
+    own.method = preset("method", name)
+    return build_method(own)
+
+
+def build_procedure(cfg: DictConfig, circuit: Circuit) -> dict[str, Any]:
+    """How a circuit is found anew: the arguments of `measure_stability` that say so.
+
+    An attribution's circuit is found by `method` if that is its own, else by the preset that has its name.
+    """
+    by, made, method = cfg.trust.stable.by, circuit.scores.method, build_method(cfg)
+    if by == "auto" and circuit.scores.kind == "effect" and made != method.name:
+        there = made in GlobalHydra.instance().config_loader().get_group_options("method")
+        method = preset_method(cfg, made) if there else None
+    return {
+        "method": method,
+        "masks": None if by == "auto" else by == "masks",
+        "schedule": instantiate(cfg.mask.schedule),
+        "gates": instantiate(cfg.mask.gates),
+        "error_weight": cfg.objective.get("error_weight"),
+    }
 
 
 def attribute(cfg: DictConfig, bench: Workbench, shared: bool = False) -> EdgeScores:

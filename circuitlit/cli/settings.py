@@ -52,6 +52,16 @@ RIVALS: dict[str, Kind] = {  # of the verb rivals, and of the trust card's part
     "probe_pairs": COUNT,
     "control": flag(),
 }
+STABILITY: dict[str, Kind] = {  # of the trust card's part
+    "by": choice("auto", "masks", "attribution"),
+    "causes": listed(choice("pairs", "sentences", "seed", "start", "ablation"), 1),
+    "halves": whole(2),
+    "resamples": whole(2),
+    "seeds": whole(2),
+    "share": share(zero=False),
+    "pairs": SOME,
+    "baseline": preset("method") | None,
+}
 
 
 def entries(group: str, least: int = 0) -> Kind:

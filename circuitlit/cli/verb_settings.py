@@ -17,7 +17,7 @@ from circuitlit.cli.kinds import (
     whole,
     word,
 )
-from circuitlit.cli.settings import CIRCUIT, COUNT, RIVALS, SEED, SOME, TEXT, entries
+from circuitlit.cli.settings import CIRCUIT, COUNT, RIVALS, SEED, SOME, STABILITY, TEXT, entries
 
 DRAWS = whole(20) | None  # random sets; fewer say nothing about chance
 SIDE = path("a model folder, an adapter folder or a finished run", "folder")
@@ -46,7 +46,7 @@ OF_VERBS: dict[str, dict[str, Kind]] = {
     },
     "trust": {
         "circuit": CIRCUIT,
-        "trust.only": listed(choice("errors", "ablations", "generalises", "unique"), 1),
+        "trust.only": listed(choice("errors", "ablations", "generalises", "stable", "unique"), 1),
         "trust.errors.pairs": COUNT | None,
         "trust.errors.most": COUNT,
         "trust.errors.least": COUNT,
@@ -58,6 +58,7 @@ OF_VERBS: dict[str, dict[str, Kind]] = {
         "trust.ablations.lr": number(above=0, most=1e6),
         "trust.generalises.pairs": COUNT,
         "trust.generalises.front": text(),
+        **{f"trust.stable.{name}": kind for name, kind in STABILITY.items()},
         **{f"trust.unique.{name}": kind for name, kind in RIVALS.items()},
     },
     "explain": {"circuit": CIRCUIT},

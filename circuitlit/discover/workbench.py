@@ -183,6 +183,14 @@ class Workbench:
         """The circuit of the wanted size, as it is delivered."""
         return Circuit.cut(scores, self.count or own_size(scores), provenance, self.select)
 
+    def on(self, rows: Sequence[int]) -> Workbench:
+        """The same with some training pairs alone, on which constants that stand in for cut edges are made, too."""
+        bench, known = replace(self, data=self.data.with_train(rows)), self.references
+        if known.mean is None:
+            return bench
+        positional = known.mean.embed.shape[-2] > 1
+        return replace(bench, references=bench.ablated(Ablation(known.kind, positional)))
+
     def fresh_references(self) -> References:
         """References without the training split's cache, for other splits."""
         known = self.references
@@ -214,6 +222,9 @@ class Resampler:
     Args:
         bench: subject, pairs and masked model.
         method: how edges are scored.
+
+    Attributes:
+        by_pair: True where all resamples cost one pass.
     """
 
     def __init__(self, bench: Workbench, method: Method) -> None:
@@ -221,17 +232,17 @@ class Resampler:
         train, layout = bench.data.train, bench.layout
         all_seen = method.max_batches is None or method.max_batches * bench.data.batch_size >= len(train)
         fits = 4 * len(train) * layout.copies * layout.graph.n_edges <= LARGEST
-        self._by_pair = all_seen and fits and method.traits.gives_pairs
+        self.by_pair = all_seen and fits and method.traits.gives_pairs
         self._made: tuple[EdgeScores, Float[Tensor, "pair copies edge"]] | None = None
 
     @property
     def scores(self) -> EdgeScores:
         """On all training pairs."""
-        return self._pairs()[0] if self._by_pair else self._bench.score(self._method)
+        return self._pairs()[0] if self.by_pair else self._bench.score(self._method)
 
     def __call__(self, rows: Sequence[int]) -> EdgeScores:
         """On the pairs of these numbers."""
-        if not self._by_pair:
+        if not self.by_pair:
             return self._bench.score(self._method, rows)
         scores, each = self._pairs()
         counts = torch.bincount(torch.tensor(rows), minlength=len(each)).to(each.dtype)
@@ -241,14 +252,15 @@ class Resampler:
     def _pairs(self) -> tuple[EdgeScores, Float[Tensor, "pair copies edge"]]:
         """Scores of all pairs together and of each alone."""
         if self._made is None:
-            found: list[Tensor | None] = [None] * len(self._bench.data.train)
+            found: dict[int, Tensor] = {}
+            train = self._bench.data.train
 
             def keep(index: Tensor, scores: Tensor) -> None:
                 for pair, own in zip(index.tolist(), scores, strict=True):
                     found[pair] = own
 
             scores = self._bench.score(self._method, each=keep)
-            self._made = scores, torch.stack([own for own in found if own is not None])
+            self._made = scores, torch.stack([found[pair] for pair in train.numbers or range(len(train))])
         return self._made
 
 

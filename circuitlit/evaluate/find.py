@@ -5,7 +5,7 @@ from __future__ import annotations
 import time
 from collections.abc import Callable, Sequence
 from contextlib import nullcontext
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from functools import partial
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
@@ -60,6 +60,7 @@ class Trained:
 
 SCHEDULE = Schedule(150, 0.3, start_sparsity=0.9, warmup=0.5, harden=0.5, final_noise=0.1, hard=0.3)
 GATES = HardConcrete(temperature=0.4)
+SCALE = 3.0  # log-alphas begin between minus and plus this number
 Learn = Callable[[Workbench, Sequence[Rival]], Trained | None]  # given the attributions, start first
 
 
@@ -282,13 +283,34 @@ def train_masks(
         error_weight: share of the loss that the model's errors have together; None weighs all pairs alike.
         seed: of gate noise.
     """
-    schedule = schedule or SCHEDULE
-    target = 1 - bench.count / bench.layout.n_edges if sparsity is None else sparsity
-    initial = initial_log_alpha(bench.layout, "confident", tried[0].scores, bench.count, 3.0)
-    loss = bench.loss(for_errors(bench, kl_divergence, error_weight))
-    learner = MaskLearner(loss, bench.references, initial, target, schedule, gates or GATES, seed, True).to(
-        bench.subject.device
-    )
+    schedule, gates = schedule or SCHEDULE, gates or GATES
+    own = {"schedule": schedule, "gates": gates, "sparsity": sparsity, "error_weight": error_weight, "seed": seed}
     with phase("training", f"Training masks for {schedule.steps} steps"):
-        curves = fit(learner, bench.data, steps=schedule.steps, names=("loss", "sparsity"))
+        learner, curves = fitted_masks(bench, tried[0].scores, **own)
     return Trained(learner.scores(), learner.trained_masks(), curves, schedule.steps, bench)
+
+
+def fitted_masks(
+    bench: Workbench,
+    start: EdgeScores | None,
+    *,
+    schedule: Schedule,
+    gates: Gates,
+    sparsity: float | None = None,
+    error_weight: float | None = None,
+    seed: int = 0,
+) -> tuple[MaskLearner, Curves]:
+    """A learner after its training, and the curves; arguments as of `train_masks`.
+
+    Args:
+        start: scores of whose best edges the masks begin sure. None begins with all masks alike, and open: with few
+            gates open at random no path would be.
+    """
+    target = 1 - bench.count / bench.layout.n_edges if sparsity is None else sparsity
+    how = "confident" if start is not None else "equal"
+    schedule = schedule if start is not None else replace(schedule, start_sparsity=0.0)
+    initial = initial_log_alpha(bench.layout, how, start, bench.count, SCALE)
+    loss = bench.loss(for_errors(bench, kl_divergence, error_weight))
+    learner = MaskLearner(loss, bench.references, initial, target, schedule, gates, seed, True)
+    learner = learner.to(bench.subject.device)
+    return learner, fit(learner, bench.data, steps=schedule.steps, names=("loss", "sparsity"))

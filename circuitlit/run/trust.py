@@ -5,7 +5,7 @@ from __future__ import annotations
 from hydra.utils import instantiate
 from omegaconf import DictConfig, OmegaConf
 
-from circuitlit.cli.build import build_subject, build_workbench, plain
+from circuitlit.cli.build import build_procedure, build_subject, build_workbench, plain, preset_method
 from circuitlit.cli.checks import run_dir
 from circuitlit.cli.finish import finish, prepare
 from circuitlit.evaluate.trust.card import TrustCard, measure_trust
@@ -32,6 +32,10 @@ def run(cfg: DictConfig) -> TrustCard:
         bench = build_workbench(cfg, subject)
     if not circuit.n_edges:
         circuit = bench.cut(circuit.scores, circuit.provenance)
+    stable = settings["stable"]
+    stable |= {"baseline": stable["baseline"] and preset_method(cfg, stable["baseline"])}
+    stable |= build_procedure(cfg, circuit)
+    del stable["by"]
     settings["unique"] |= {"schedule": instantiate(cfg.mask.schedule), "gates": instantiate(cfg.mask.gates)}
     found = measure_trust(bench, circuit, only=only, settings=settings, folder=run_dir() / "trust", seed=cfg.seed)
     return finish(cfg, found, subject, write_trust, print_trust)

@@ -2,7 +2,9 @@
 
 from __future__ import annotations
 
+from collections.abc import Sequence
 from copy import copy
+from dataclasses import replace
 from functools import partial
 
 import torch
@@ -115,6 +117,13 @@ class PairsModule(LightningDataModule):
         """The same pairs, the training ones in another order."""
         other = copy(self)
         other._seed = seed
+        return other
+
+    def with_train(self, rows: Sequence[int]) -> PairsModule:
+        """The same held-out pairs, and of the training pairs those of these numbers alone."""
+        other = copy(self)
+        other.train = self.train.some(rows)
+        other.splits = replace(self.splits, train=[self.splits.train[row] for row in rows])
         return other
 
     def train_dataloader(self) -> DataLoader[int]:

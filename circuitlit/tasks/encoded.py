@@ -79,14 +79,22 @@ class EncodedPairs:
         rows: one for each pair, in the split's order.
         role_names: names of the roles in `rows`, from "other" to "end".
         groups: number of the sentence (or other item) that each pair shares with others; empty where each stands alone.
+        numbers: of each pair in the split that `some` took it from, which its batches are indexed by; empty in a split.
     """
 
     rows: list[Row]
     role_names: tuple[str, ...]
     groups: tuple[int, ...] = ()
+    numbers: tuple[int, ...] = ()
 
     def __len__(self) -> int:
         return len(self.rows)
+
+    def some(self, taken: Sequence[int]) -> EncodedPairs:
+        """Some of the pairs; what is kept of the split by number serves their batches, too."""
+        rows, groups = [self.rows[i] for i in taken], tuple(self.groups[i] for i in taken) if self.groups else ()
+        numbers = tuple(self.numbers[i] for i in taken) if self.numbers else tuple(taken)
+        return EncodedPairs(rows, self.role_names, groups, numbers)
 
     @cached_property
     def lengths(self) -> list[int]:
@@ -130,9 +138,10 @@ class EncodedPairs:
             short = size - part.shape[1]
             return torch.nn.functional.pad(part, (0, short)) if short else part
 
+        numbers = torch.tensor([self.numbers[i] for i in indices]) if self.numbers else taken
         return Batch(
-            index=taken,
-            group=torch.tensor([self.groups[i] for i in indices]) if self.groups else taken.clone(),
+            index=numbers,
+            group=torch.tensor([self.groups[i] for i in indices]) if self.groups else numbers.clone(),
             clean=cut(rows.clean, width),
             corrupted=cut(rows.corrupted, width),
             lengths=lengths,

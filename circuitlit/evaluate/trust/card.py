@@ -18,9 +18,11 @@ from circuitlit.evaluate.generalisation import Generalisation, measure_generalis
 from circuitlit.evaluate.model_errors import ModelErrors, measure_errors
 from circuitlit.evaluate.trust.find_rivals import find_rivals
 from circuitlit.evaluate.trust.identity import identity, identity_of
+from circuitlit.evaluate.trust.measure_stability import measure_stability
 from circuitlit.evaluate.trust.rivals import Rivals
 from circuitlit.evaluate.trust.row import TrustRow
-from circuitlit.evaluate.trust.rows import ablation_rows, error_rows, generalisation_rows, rival_rows
+from circuitlit.evaluate.trust.rows import ablation_rows, error_rows, generalisation_rows, rival_rows, stability_rows
+from circuitlit.evaluate.trust.stability import Stability
 from circuitlit.graph import Circuit
 from circuitlit.progress import phase
 from circuitlit.result import Result
@@ -31,8 +33,10 @@ PARTS: dict[str, tuple[type[Result], Callable[..., Any], Callable[..., list[Trus
     "errors": (ModelErrors, measure_errors, error_rows, "Looking for the model's errors"),
     "ablations": (Ablations, measure_ablations, ablation_rows, "Cutting the same edges in other ways"),
     "generalises": (Generalisation, measure_generalisation, generalisation_rows, "Changing the pairs"),
+    "stable": (Stability, measure_stability, stability_rows, "Finding the circuit again and again"),
     "unique": (Rivals, find_rivals, rival_rows, "Searching rivals"),
 }
+IN_STEPS = ("stable", "unique")  # parts that keep what they have done so far
 CHEAP = ("errors", "ablations", "generalises")  # without the training of masks
 
 
@@ -56,7 +60,21 @@ class TrustCard(Result):
 
     def rows(self) -> Iterator[dict[str, Any]]:
         """A row a claim."""
-        names = ("name", "figure", "value", "low", "high", "bar", "state", "why", "pairs", "groups", "seconds")
+        names = (
+            "name",
+            "figure",
+            "value",
+            "low",
+            "high",
+            "bar",
+            "state",
+            "why",
+            "pairs",
+            "groups",
+            "draws",
+            "p",
+            "seconds",
+        )
         for row in self.trust.values():
             yield {name: getattr(row, name) for name in names}
 
@@ -75,7 +93,7 @@ def measure_trust(
     Args:
         bench: subject, pairs and masked model.
         circuit: any circuit of the model.
-        only: which parts: "errors", "ablations", "generalises", "unique".
+        only: which parts: "errors", "ablations", "generalises", "stable", "unique".
         settings: arguments of each part's function, by its name.
         folder: keeps the parts, so that a call that was stopped goes on, and a part that is asked for later joins them.
             None keeps nothing.
@@ -95,7 +113,8 @@ def measure_trust(
             own = {**(settings or {}).get(name, {}), "seed": seed}
             known = {key: identity_of(value) for key, value in own.items()}
             with phase(name, title):
-                work = partial(_timed, function, bench, circuit, own)
+                steps = {"folder": store.folder / name} if name in IN_STEPS else {}
+                work = partial(_timed, function, bench, circuit, own | steps)
                 found = store.tried(name, known_by | known, kind, work)
             rows += [_failed(name, found)] if isinstance(found, Failure) else _with_facts(read(found), found, known)
     return TrustCard(

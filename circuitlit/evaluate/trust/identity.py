@@ -3,8 +3,10 @@
 from __future__ import annotations
 
 import hashlib
+from functools import partial
 from typing import Any
 
+from circuitlit.discover.method import Method
 from circuitlit.discover.workbench import Workbench
 from circuitlit.graph import Circuit
 from circuitlit.tasks.splits import SPLITS
@@ -22,5 +24,16 @@ def identity(bench: Workbench, circuit: Circuit) -> dict[str, Any]:
 
 
 def identity_of(value: Any) -> Any:
-    """A setting as plain types; a circuit by its edges."""
-    return hashlib.sha256(value.kept.numpy().tobytes()).hexdigest() if isinstance(value, Circuit) else value
+    """A setting as plain types: a circuit by its edges, a method by its name and settings."""
+    if isinstance(value, Circuit):
+        return hashlib.sha256(value.kept.numpy().tobytes()).hexdigest()
+    if isinstance(value, Method):
+        score = {"settings": getattr(value.score, "keywords", {})}
+        return {"name": value.name, **score, "objective": _name(value.objective), "max_batches": value.max_batches}
+    return value
+
+
+def _name(function: Any) -> str:
+    while isinstance(function, partial):
+        function = function.func
+    return getattr(function, "__name__", str(function))

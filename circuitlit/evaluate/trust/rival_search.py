@@ -10,7 +10,6 @@ import torch
 from jaxtyping import Bool, Float, Int
 from torch import Tensor
 
-from circuitlit.discover import MaskLearner, initial_log_alpha
 from circuitlit.discover.fit import fit
 from circuitlit.discover.gates import Gates
 from circuitlit.discover.method import Method
@@ -18,6 +17,7 @@ from circuitlit.discover.methods.mask_gradients import mask_gradients
 from circuitlit.discover.overlap import OverlapLearner, confident_apart
 from circuitlit.discover.schedule import Schedule
 from circuitlit.discover.workbench import Workbench
+from circuitlit.evaluate.find import SCALE, fitted_masks
 from circuitlit.evaluate.measure import TestBed
 from circuitlit.evaluate.statistics import Estimate, mean_estimate, mean_of, paired_difference
 from circuitlit.evaluate.trust.identity import identity
@@ -27,7 +27,6 @@ from circuitlit.graph import Circuit, EdgeScores
 from circuitlit.objective import Outcome, kl_divergence
 
 STARTS = ("removed", "whole", "equal")
-SCALE = 3.0  # log-alphas begin between minus and plus this number
 Kept = Bool[Tensor, "edge"]
 
 
@@ -90,14 +89,9 @@ class RivalSearch:
     def free(self) -> RivalCircuit:
         """The best circuit of this size that the search finds without a constraint on common edges."""
         bench, made = self.bench, {}
-        target, loss = 1 - bench.count / bench.layout.n_edges, bench.loss(kl_divergence)
         for start in dict.fromkeys("whole" if start == "removed" else start for start in self.starts):
             scores = None if start == "equal" else self._gradients(None)
-            how = "equal" if scores is None else "confident"
-            initial = initial_log_alpha(bench.layout, how, scores, bench.count, SCALE)
-            own = (initial, target, self._schedule(start), self.gates, self.seed, True)
-            learner = MaskLearner(loss, bench.references, *own).to(bench.subject.device)
-            fit(learner, bench.data, steps=self.schedule.steps)
+            learner, _ = fitted_masks(bench, scores, schedule=self.schedule, gates=self.gates, seed=self.seed)
             made[start] = bench.cut(learner.scores()).kept[0]
         return self._best(made)
 

@@ -25,6 +25,7 @@ class TrustRow:
         state: "pass", "fail", "undecided" (the interval straddles the bar), "not measured" or "shown" (no bar).
         why: why it was not measured; empty elsewhere.
         pairs, groups: pairs and sentences that the interval stands on; None where nobody counted.
+        draws, p: random sets or circuits that are compared, and the p-value; None where there are none.
         seconds: that its part took.
         settings: of its part.
     """
@@ -40,6 +41,8 @@ class TrustRow:
     why: str = ""
     pairs: int | None = None
     groups: int | None = None
+    draws: int | None = None
+    p: float | None = None
     seconds: float | None = None
     settings: dict[str, Any] = field(default_factory=dict)
 
@@ -58,7 +61,8 @@ class TrustRow:
         bounds = estimate and estimate.bounds
         common = {"name": name, "figure": figure, "bar": bar, "side": side, **facts}
         if estimate is None or estimate.value is None or bounds is None:
-            return cls(**common, why=why or "the figure does not exist for these pairs")
+            said = (why or "the figure does not exist for these pairs").removeprefix(f"{NOT_MEASURED}: ")
+            return cls(**common, why=said)
         low, high = bounds
         state = SHOWN
         if bar is not None:

@@ -10,8 +10,10 @@ from circuitlit.evaluate.model_errors import ModelErrors
 from circuitlit.evaluate.statistics import Estimate
 from circuitlit.evaluate.trust.rivals import Rivals
 from circuitlit.evaluate.trust.row import TrustRow
+from circuitlit.evaluate.trust.stability import Halves, Stability
 
 RIGHT, WRONG, KAPPA, MATCHED, BIASED = 0.95, 0.6, 0.6, 0.2, 0.2  # bars of errors
+CORE = 0.44  # of the edges: 1,000 of 2,261, which five seeds shared
 WORDS, OTHER = 1.25, 2.0  # bars of generalisation, times the KL share of the pairs that it is compared with
 
 
@@ -83,4 +85,38 @@ def rival_rows(found: Rivals) -> list[TrustRow]:
     return [
         TrustRow.of("unique.u", said, least, **sizes),
         TrustRow.of("unique.core", "share of edges in all accepted rivals", Estimate(core, core, core), **sizes),
+    ]
+
+
+def stability_rows(found: Stability) -> list[TrustRow]:
+    """The core, the consensus, and how alike circuits are by each cause of change."""
+    rows = [row for one in found.halves for row in _half_rows(found, one)]
+    for cause in found.causes:
+        said = f"J*, {cause.changed or cause.name}: mean, least and largest"
+        rows.append(TrustRow.of(f"stable.{cause.name}", said, cause.alike, why=cause.reason, draws=cause.n_circuits))
+    return rows
+
+
+def _half_rows(found: Stability, one: Halves) -> list[TrustRow]:
+    of, facts = one.of, {"draws": one.n_circuits, "why": one.reason}
+    core = None if one.reason else Estimate(one.core, max(0.0, one.core - one.bound), one.core)
+    said = f"of {found.n_edges:,} edges, those in {found.share:.0%} of circuits of halves of the {of}"
+    said += f" ({found.procedure}); at least: without the {one.bound:.0f} that chance may have put there"
+    alike = f"J* of circuits of the two halves of the {of}"
+    alone = f"{found.procedure} is an attribution itself, or none was asked for"
+    beyond = {"why": one.reason or alone, "draws": one.n_circuits}
+    return [
+        TrustRow.of(f"stable.core_{of}", said, core, round(CORE * found.n_edges), **facts),
+        TrustRow.of(
+            f"stable.consensus_{of}",
+            "KL, consensus minus its members",
+            one.consensus_minus_members,
+            0.0,
+            "at most",
+            **facts,
+        ),
+        TrustRow.of(f"stable.{of}", alike, one.alike, **facts),
+        TrustRow.of(
+            f"stable.beyond_{of}", f"{alike}, minus {found.baseline or 'an attribution'}'s", one.beyond, 0.0, **beyond
+        ),
     ]
