@@ -1,6 +1,6 @@
 #!/usr/bin/env bash
 # bash launch/speed.sh ROW [MORE SETTINGS]: one row of the speed table; `all` runs every row for one GPU but the 13B ones.
-# _small rows take less memory and more time. Rows for two GPUs: codellama_zero3, codellama_34b_zero3, ddp_scaling.
+# _small rows take less memory and more time. For two GPUs: ddp_scaling, which prints the ratio; engines.py has the sharded ones.
 # cpu_default is the whole default run by phase, with the code of OLD (a commit) and with this one; see old_and_new.py.
 set -euo pipefail
 cd "$(dirname "$0")/.."
@@ -18,12 +18,11 @@ row() {
     gpt2_20) bench model=gpt2 data.batch_size=32 tokens=20 mask.panel=6 "$out" "$@" ;;
     smollm2_20) bench model=smollm2 data.batch_size=32 tokens=20 mask.panel=4 "$out" "$@" ;;
     codellama) bench model=codellama_13b data.batch_size=8 tokens=64 'dtypes=[bfloat16]' mask.recompute=reads mask.panel=2 "$out" "$@" ;;
-    codellama_zero3) two codellama_13b 8 "$out" "$@" ;;
-    codellama_34b_zero3) two codellama_34b 4 repeats=3 warmup=2 "$out" "$@" ;;
     ddp_scaling)
       bench model=gpt2 data.batch_size=256 tokens=20 mask.cache_gib=0 'dtypes=[float32]' repeats=10 "$out-1" "$@"
       bench model=gpt2 data.batch_size=256 tokens=20 mask.cache_gib=0 'dtypes=[float32]' repeats=10 strategy=ddp \
         strategy.options.devices=2 "$out-2" "$@"
+      python launch/engines.py scaling runs/speed/ddp_scaling-1 runs/speed/ddp_scaling-2
       ;;
     plan) bench plan=true model=codellama_13b data.batch_size=8 tokens=64 mask.recompute=reads mask.panel=2 "$out" "$@" ;;
     scaling) bench bench=scaling model=gpt2 data.batch_size=32 tokens=20 'dtypes=[float32]' "$out" "$@" ;;
@@ -40,14 +39,6 @@ row() {
 small() { # SETTINGS: 32 pairs of 200 as two micro-batches, what readers see summed anew in the backward pass
   bench model=gpt2 data.batch_size=16 trainer.accumulate_grad_batches=2 examples=200 mask.panel=3 mask.recompute=reads \
     'dtypes=[bfloat16]' "$@"
-}
-
-two() { # MODEL PAIRS SETTINGS: a step of a sharded model, so many pairs of 64 tokens on each of two GPUs
-  local model=$1 pairs=$2
-  shift 2
-  bench model="$model" data.batch_size="$pairs" tokens=64 'dtypes=[bfloat16]' strategy=deepspeed_3 \
-    strategy.options.devices=2 mask.panel=2 mask.cache_gib=0 callbacks.probe_every=0 callbacks.checkpoint_every=0 \
-    callbacks.snapshot_every=1000 logger=none repeats=10 "$@"
 }
 
 row_large() {

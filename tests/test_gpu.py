@@ -10,9 +10,11 @@ from pathlib import Path
 
 import pytest
 import torch
+from cli import settings
 from conftest import CONFIGS, tiny_batch, tiny_model
 from families import FAMILIES, KeepsFloat64, tiny_family
 
+from circuitlit.cli.ranks import free_port
 from circuitlit.discover import MaskedLoss
 from circuitlit.graph import MaskLayout
 from circuitlit.masked import MaskedModel, References
@@ -51,6 +53,18 @@ def test_captured_step_equals_the_cpu(name: str) -> None:
             value, grad = loss_and_grad(name, "cuda", capture, 0)
             torch.testing.assert_close(value, expected_value, rtol=1e-6, atol=1e-7)
             torch.testing.assert_close(grad, expected_grad, rtol=1e-5, atol=1e-7)
+
+
+def test_no_gradient_crosses_streams(local: Path, tmp_path: Path) -> None:
+    """Under ddp every step would warn of it, and wait."""
+    numbers = {"RANK": "0", "LOCAL_RANK": "0", "WORLD_SIZE": "1", "LOCAL_WORLD_SIZE": "1", "TORCHELASTIC_RUN_ID": "one"}
+    meeting = {"MASTER_ADDR": "127.0.0.1", "MASTER_PORT": str(free_port()), "CIRCUITLIT_RUN_ID": "one"}
+    command = [sys.executable, "train.py", *settings(local, tmp_path, "strategy=ddp", "logger=none")]
+    done = subprocess.run(
+        command, cwd=HERE.parent, env={**os.environ, **numbers, **meeting}, text=True, capture_output=True, timeout=300
+    )
+    assert done.returncode == 0, done.stderr
+    assert "AccumulateGrad" not in done.stdout + done.stderr
 
 
 def test_a_graph_outlives_others_of_its_stream() -> None:

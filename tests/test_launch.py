@@ -48,6 +48,7 @@ def test_shellcheck_finds_nothing(script: str) -> None:
         ("deepspeed.sh", ["2"], "deepspeed_2"),
         ("deepspeed.sh", ["3"], "deepspeed_3"),
         ("deepspeed.sh", ["3_offload"], "deepspeed_3_offload"),
+        ("slurm.sbatch", ["strategy=fsdp"], "fsdp"),
         ("slurm.sbatch", ["strategy=ddp"], "ddp"),
         ("slurm.sbatch", ["strategy=deepspeed_3", "task=boolean", "mask.panel=1"], "deepspeed_3"),
         ("sweep.sbatch", [], "single"),
@@ -129,9 +130,26 @@ def test_a_sweep_runs_every_combination_once() -> None:
     assert done.returncode == 1 and "there are 12 runs: sbatch --array=0-11" in done.stderr
 
 
-def test_gpu_checks_compare_equal_steps() -> None:
-    runs = [line for line in dry("gpu_checks.sh").stdout.splitlines() if "train.py" in line]
-    assert len(runs) == 8
+@pytest.mark.parametrize("chosen,models", [({"PROCESSES": "4"}, 2), ({"REHEARSE": "1"}, 1)])
+def test_gpu_checks_compare_equal_steps(chosen: dict[str, str], models: int, tmp_path: Path) -> None:
+    done = dry("gpu_checks.sh", OUT=str(tmp_path), **chosen)
+    runs = [line for line in done.stdout.splitlines() if "train.py" in line]
+    assert len(runs) == 7 * models
     for run in runs:
         named = dict(word.split("=", 1) for word in settings_of(run))
-        assert int(named["strategy.options.devices"]) * int(named["trainer.accumulate_grad_batches"]) == 2
+        number = int(named["strategy.options.devices"]) * int(named["trainer.accumulate_grad_batches"])
+        assert number == int(chosen.get("PROCESSES", 2))
+        with initialize_config_dir(str(ROOT / "conf"), version_base="1.3"):
+            compose("train", settings_of(run))
+
+
+def test_the_table_of_engines_compares_equal_steps() -> None:
+    command = [sys.executable, str(ROOT / "launch" / "engines.py"), "2", "repeats=5"]
+    done = subprocess.run(command, env={**os.environ, "DRY": "1"}, text=True, capture_output=True, timeout=20)
+    rows = [shlex.split(line) for line in done.stdout.splitlines()]
+    kinds = [[word for word in row if not word.startswith(("strategy=", "hydra.run.dir="))] for row in rows]
+    assert len(rows) == 6 and kinds[0] == kinds[1] == kinds[2] != kinds[3]
+    for row in rows:
+        with initialize_config_dir(str(ROOT / "conf"), version_base="1.3"):
+            cfg = compose("bench", row[row.index("bench") + 1 :])
+        assert cfg.strategy.shard.engine and cfg.strategy.options.devices == 2 and cfg.repeats == 5

@@ -15,10 +15,15 @@ import forked
 import pytest
 import same_masks
 import torch
+import torch.distributed as dist
 from cli import call, failure, settings
+from hydra import compose, initialize_config_dir
 from safetensors.torch import load_file
+from test_sharded import in_two_processes
 
-from circuitlit.cli.ranks import free_port
+from circuitlit.cli.build import build_subject, build_workbench
+from circuitlit.cli.learn import learn
+from circuitlit.cli.ranks import anyone, free_port
 from circuitlit.graph import Circuit
 
 ROOT = Path(__file__).parent.parent
@@ -107,12 +112,47 @@ def test_one_process_writes(both: tuple[Path, Path, str]) -> None:
     assert [row["step"] for row in rows[0]] == [row["step"] for row in rows[1]]
 
 
+def count_barriers(local: Path, folder: Path, rank: int) -> None:
+    """A barrier makes the host wait for its GPU, which then has nothing to do while the next step is being prepared."""
+    os.environ |= {"RANK": str(rank), "LOCAL_RANK": str(rank), "WORLD_SIZE": "2", "LOCAL_WORLD_SIZE": "2"}
+    os.environ |= {"MASTER_ADDR": "127.0.0.1", "MASTER_PORT": "1", "TORCHELASTIC_RUN_ID": "two"}
+    counts, barrier = [0, 0], dist.barrier
+    for place, steps in enumerate((6, 18)):
+        off = [f"callbacks.{name}=0" for name in ("probe_every", "checkpoint_every")]
+        given = [*settings(local, folder, *TWO), *off, "logger=none", "mask.init_from=null"]
+        more = [f"mask.schedule.steps={steps}", f"trainer.default_root_dir={folder}", "callbacks.snapshot_every=100"]
+        with initialize_config_dir(str(ROOT / "conf"), version_base="1.3"):
+            cfg = compose("train", [*given, *more])
+        bench = build_workbench(cfg, build_subject(cfg))
+
+        def counted(*args: object, place: int = place, **kwargs: object) -> object:
+            counts[place] += 1
+            return barrier(*args, **kwargs)
+
+        dist.barrier = counted
+        learn(cfg, bench, None, folder / str(rank))
+        dist.barrier = barrier
+    assert counts[0] == counts[1]
+
+
+def test_no_step_waits_for_the_others_on_the_host(local: Path, tmp_path: Path) -> None:
+    in_two_processes(lambda rank: count_barriers(local, tmp_path, rank), tmp_path)
+
+
+def test_whoever_is_told_stops_all(tmp_path: Path) -> None:
+    def told(rank: int) -> None:
+        os.environ |= {"RANK": str(rank), "WORLD_SIZE": "2"}
+        assert [anyone(rank == number) for number in (0, 1, 2)] == [True, True, False]
+
+    in_two_processes(told, tmp_path)
+
+
 @pytest.mark.slow
-@pytest.mark.parametrize("strategy", ["deepspeed_1", "deepspeed_2", "deepspeed_3"])
-def test_deepspeed_learns_the_same_masks(
+@pytest.mark.parametrize("strategy", ["deepspeed_1", "deepspeed_2", "deepspeed_3", "fsdp", "sharded"])
+def test_every_strategy_learns_the_same_masks(
     strategy: str, both: tuple[Path, Path, str], local: Path, tmp_path: Path
 ) -> None:
-    """Stages 1 and 2 on DeepSpeed's CPU accelerator, whose first use compiles for a minute or two."""
+    """DeepSpeed runs on its CPU accelerator."""
     more = [f"strategy={strategy}", "callbacks.checkpoint_every=1", "logger=none"]
     code, _, errors = end(start(local, tmp_path, *TWO, *more), 500)
     assert code == 0, errors
@@ -120,7 +160,7 @@ def test_deepspeed_learns_the_same_masks(
     for step in (4, 8, 12):
         torch.testing.assert_close(masks(tmp_path, step), masks(both[0], step), rtol=1e-5, atol=1e-5)
     assert torch.equal(Circuit.load(both[0]).kept, Circuit.load(tmp_path).kept)
-    if strategy == "deepspeed_3":
+    if strategy in ("deepspeed_3", "fsdp", "sharded"):
         held = re.findall(r"this process holds ([\d.]+) % of the weights", (tmp_path / "train.log").read_text())
         assert len(held) == 1 and 49 < float(held[0]) < 55
         checkpoint = torch.load(tmp_path / "checkpoints" / "last.ckpt", weights_only=True)
@@ -146,6 +186,29 @@ def test_kill_one_of_two_then_resume_on_two_and_on_one(local: Path, tmp_path: Pa
     assert done.returncode == 0, done.stderr
     torch.testing.assert_close(masks(broken, 400), masks(whole, 400), rtol=1e-5, atol=1e-5)
     assert torch.equal(Circuit.load(broken).kept, Circuit.load(whole).kept)
+
+
+@pytest.mark.slow
+@pytest.mark.parametrize(
+    "first,then,devices", [("ddp", "fsdp", 4), ("fsdp", "deepspeed_3", 4), ("deepspeed_3", "cpu", 1)]
+)
+def test_two_processes_go_on_as_four_or_as_one(
+    first: str, then: str, devices: int, both: tuple[Path, Path, str], local: Path, tmp_path: Path
+) -> None:
+    """From the checkpoint of step 4, with as many micro-batches in a step, under another engine."""
+
+    def run(name: str, strategy: str, number: int, *more: str) -> Path:
+        shared = ["data.batch_size=2", f"trainer.accumulate_grad_batches={4 // number}", "trainer.accelerator=cpu"]
+        given = [*shared, f"strategy={strategy}", f"strategy.options.devices={number}", "logger=none", *more]
+        code, _, errors = end(start(local, tmp_path / name, *given))
+        assert code == 0, errors
+        return tmp_path / name
+
+    whole = run("whole", first, 2)
+    rest = run("rest", then, devices, f"ckpt_path={whole}/checkpoints/step_000004.ckpt")
+    assert not (rest / "masks" / "step_000004.safetensors").exists()
+    torch.testing.assert_close(masks(rest), masks(whole), rtol=1e-5, atol=1e-5)
+    assert torch.equal(Circuit.load(rest).kept, Circuit.load(whole).kept)
 
 
 @pytest.mark.slow

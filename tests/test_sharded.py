@@ -22,7 +22,7 @@ from circuitlit.errors import UserError
 from circuitlit.evaluate.cost.training import stock_step
 from circuitlit.graph import MaskLayout
 from circuitlit.masked import MaskedModel, References
-from circuitlit.masked.sharded import Unit, shard, share
+from circuitlit.masked.sharded import Unit, shard
 from circuitlit.model import Subject
 from circuitlit.model.weights import CheckpointWeights, RandomWeights, empty_model
 from circuitlit.objective import kl_divergence
@@ -70,7 +70,7 @@ def same_numbers(names: Iterable[str]) -> None:
         shard(model, CPU)
         for found, one in zip(loss_and_gradient(model), expected, strict=True):
             torch.testing.assert_close(found, one, rtol=1e-10, atol=1e-12)
-        assert 0.49 < share(model) < 0.55, name
+        assert 0.49 < model.shards.share < 0.55, name
 
 
 def test_two_processes_compute_what_one_does(tmp_path: Path) -> None:
@@ -84,7 +84,7 @@ def test_in_every_architecture(tmp_path: Path) -> None:
 
 def shared_scores(local: Path, rank: int, sharded: bool) -> None:
     os.environ |= {"RANK": str(rank), "WORLD_SIZE": "2", "LOCAL_WORLD_SIZE": "2"}
-    strategy = "deepspeed_3" if sharded else "ddp"
+    strategy = "sharded" if sharded else "ddp"
     given = [*settings(local, local / "unused"), f"strategy={strategy}", "trainer.accelerator=cpu", "data.batch_size=3"]
     for method in ("mask_gradients",) if sharded else ("mask_gradients", "eap_ig"):
         with initialize_config_dir(str(CONF), version_base="1.3"):
@@ -168,7 +168,7 @@ def load_share(folder: Path, whole: torch.nn.Module) -> None:
     shard(model, CPU, source)
     Unit.gather, Unit.release = counted_gather, counted_release
     assert sum(source.sizes) <= total / 2 + 8 * 128 and max(source.sizes) <= block / 2 + 128
-    assert share(model) < 0.53
+    assert model.shards.share < 0.53
     found = loss_and_gradient(model)
     assert most[0] <= 3 * block  # a panel of two, and the next one
     for ours, theirs in zip(found, loss_and_gradient(MaskedModel(Subject(whole), 2, True)), strict=True):
@@ -179,7 +179,7 @@ def test_one_process_keeps_its_weights_in_the_host() -> None:
     expected = loss_and_gradient(MaskedModel(Subject(tiny_model("gpt2")), 2, True))
     model = MaskedModel(Subject(tiny_model("gpt2")), 2, True)
     shard(model, CPU, offload=True)
-    assert share(model) < 1.1
+    assert model.shards.share < 1.1
     for ours, theirs in zip(loss_and_gradient(model), expected, strict=True):
         assert torch.equal(ours, theirs)
 

@@ -21,7 +21,8 @@ from circuitlit.errors import UserError
 from circuitlit.evaluate.verdict import Bars
 from circuitlit.graph import Circuit, EdgeScores
 from circuitlit.masked import MaskedModel
-from circuitlit.masked.sharded import shard, share
+from circuitlit.masked.engines import deepspeed_shard, fsdp_shard
+from circuitlit.masked.sharded import shard
 from circuitlit.model import Subject
 from circuitlit.model.limits import check_rows
 from circuitlit.model.load import load_subject
@@ -101,10 +102,12 @@ def build_method(cfg: DictConfig) -> Method:
     return Method(own.name, instantiate(own.score), instantiate(own.objective), own.max_batches)
 
 
+ENGINES = {"deepspeed": deepspeed_shard, "fsdp": fsdp_shard, "own": shard}
+
+
 def shards(cfg: DictConfig) -> bool:
     """True where the weights are shared out, over several processes or between a GPU and its host."""
-    settings = cfg.strategy.get("shard")
-    return bool(settings) and (settings.offload or world() > 1)
+    return bool(cfg.strategy.get("shard"))
 
 
 def masked_model(cfg: DictConfig, subject: Subject) -> MaskedModel:
@@ -118,10 +121,10 @@ def masked_model(cfg: DictConfig, subject: Subject) -> MaskedModel:
     model = MaskedModel(subject, cfg.mask.panel, shards(cfg) or cfg.mask.recompute)
     if shards(cfg):
         device = device_of(cfg)
-        join(device)
-        shard(model, device, subject.source, cfg.strategy.shard.offload)
+        join(device, alone=True)
+        ENGINES[cfg.strategy.shard.engine](model, device, subject.source, cfg.strategy.shard.offload)
         subject.source = None
-        log.info("this process holds %.1f %% of the weights", 100 * share(model))
+        log.info("this process holds %.1f %% of the weights", 100 * model.shards.share)
     return model
 
 

@@ -14,7 +14,7 @@ import torch
 from lightning import Callback, LightningModule, Trainer
 from lightning.pytorch.callbacks import RichProgressBar
 
-from circuitlit.cli import stopping
+from circuitlit.cli import ranks, stopping
 from circuitlit.cli.evolution import Evolution
 from circuitlit.discover import MaskLearner
 from circuitlit.discover.fit import History
@@ -127,7 +127,7 @@ class StopOnSignal(Callback):
         if step == self._seen or step >= trainer.max_steps or (several and step % self.every):
             return
         self._seen = step
-        if not trainer.strategy.reduce_boolean_decision(stopping.told(), all=False):
+        if not ranks.anyone(stopping.told()):
             return
         whole = self.folder / f"step_{step:06d}.ckpt"
         trainer.save_checkpoint(whole)

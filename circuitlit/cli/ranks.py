@@ -6,6 +6,7 @@ a run starts its own processes on this machine; with several machines torchrun d
 
 from __future__ import annotations
 
+import functools
 import os
 import signal
 import socket
@@ -162,12 +163,40 @@ def spawn(cfg: DictConfig, argv: Sequence[str]) -> int:
             _end(children)
 
 
-def join(device: Any) -> None:
-    """Meet the other processes ahead of the Trainer, which then finds them met."""
+def join(device: Any, alone: bool = False) -> None:
+    """Meet the other processes ahead of the Trainer, which then finds them met.
+
+    Args:
+        device: this process's.
+        alone: True makes a group of one process, too: engines want one.
+    """
     import torch.distributed as dist
 
-    if world() > 1 and not dist.is_initialized():
-        dist.init_process_group("nccl" if device.type == "cuda" else "gloo", rank=rank(), world_size=world())
+    if dist.is_initialized() or not (alone or world() > 1):
+        return
+    store = None if started_by_launcher() else dist.HashStore()
+    backend = "nccl" if device.type == "cuda" else "gloo"
+    dist.init_process_group(backend, store=store, rank=rank(), world_size=world())
+
+
+def anyone(said: bool) -> bool:
+    """Whether any process says so; each must call this. Asked on the CPU, so that no GPU waits."""
+    import torch
+    import torch.distributed as dist
+
+    if world() == 1:
+        return said
+    total = torch.tensor(int(said))
+    dist.all_reduce(total, group=_cpu_group(dist.group.WORLD))
+    return bool(total)
+
+
+@functools.lru_cache(1)
+def _cpu_group(everybody: Any) -> Any:
+    """All processes, met without their GPUs."""
+    import torch.distributed as dist
+
+    return dist.new_group(backend="gloo")
 
 
 def mean_over_ranks(values: Any, weight: float, device: Any) -> Any:

@@ -149,6 +149,7 @@ SETTINGS: dict[str, Kind] = {
     "tune.build": built(TUNERS),
     "trainer": built(TRAINERS),
     "strategy.name": text(),
+    "strategy.shard.engine": choice("deepspeed", "fsdp", "own"),
     "strategy.shard.offload": flag(),
     "strategy.options": mapping(
         {"strategy": built(STRATEGIES) | text(), "devices": DEVICES, "num_nodes": COUNT}, open=True

@@ -1,7 +1,7 @@
-"""DeepSpeed for masks on a frozen model: what Lightning's strategy does, but for the numbers' types.
+"""Several processes for masks on a frozen model: Lightning's strategies, but for streams and the numbers' types.
 
-Lightning's plugin casts the whole module: `32-true` would blow a bfloat16 backbone up, `bf16-*` would round the masks.
-Here every tensor keeps the type that it has: masks float32, the backbone its own.
+Lightning's DeepSpeed plugin casts the whole module: `32-true` would blow a bfloat16 backbone up, `bf16-*` would round
+the masks. Here every tensor keeps the type that it has: masks float32, the backbone its own.
 """
 
 from __future__ import annotations
@@ -13,8 +13,23 @@ from lightning.pytorch import Trainer
 from lightning.pytorch.plugins.precision import DeepSpeedPrecision
 from lightning.pytorch.strategies import DDPStrategy, DeepSpeedStrategy
 from torch import nn
+from torch.nn.parallel import DistributedDataParallel
 
 from circuitlit.discover import MaskLearner
+
+
+class MaskDDP(DDPStrategy):
+    """Averages the masks' gradients over the processes.
+
+    The gradients arrive where they are used: Lightning wraps the module on a stream of its own, so that every step's
+    gradient would cross streams, with a wait and a warning each.
+    """
+
+    def __init__(self) -> None:
+        super().__init__(broadcast_buffers=False, gradient_as_bucket_view=True)
+
+    def _setup_model(self, model: nn.Module) -> DistributedDataParallel:
+        return DistributedDataParallel(model, device_ids=self.determine_ddp_device_ids(), **self._ddp_kwargs)
 
 
 class UntouchedPrecision(DeepSpeedPrecision):

@@ -140,7 +140,10 @@ LOGGERS: Targets = {
     },
     "lightning.pytorch.loggers.CSVLogger": {"save_dir": path(), "name": text()},
 }
-STRATEGIES: Targets = {"circuitlit.cli.strategies.MaskDeepSpeed": {"stage": whole(1, 2)}}
+STRATEGIES: Targets = {
+    "circuitlit.cli.strategies.MaskDDP": {},
+    "circuitlit.cli.strategies.MaskDeepSpeed": {"stage": whole(1, 2)},
+}
 _LIMIT = whole() | share()
 TRAINERS: Targets = {
     "lightning.Trainer": {

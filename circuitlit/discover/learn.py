@@ -6,6 +6,7 @@ from collections.abc import Callable, Iterable
 from typing import Any
 
 import torch
+import torch.distributed as dist
 from jaxtyping import Float
 from lightning import LightningModule
 from torch import Tensor, nn
@@ -96,11 +97,18 @@ class MaskLearner(LightningModule):
         """One micro-batch: sample the gates, run the masked model, compare."""
         step = self.global_step
         loss = self.masked_loss(batch, step, self._position(step))
-        several = self.trainer.world_size > 1
-        self.log("train/loss", loss.detach(), batch_size=len(batch), sync_dist=several)
+        self.log("train/loss", self._over_ranks(loss.detach()), batch_size=len(batch))
         sparsity = 1 - self.schedule.open_share(step, self.target, self.seed)
         self.log("train/sparsity", torch.tensor(sparsity), batch_size=len(batch))
         return loss
+
+    def _over_ranks(self, value: Float[Tensor, ""]) -> Float[Tensor, ""]:
+        """The mean over all processes. `sync_dist=True` would make every step wait for the GPU, in a barrier."""
+        if self.trainer.world_size == 1:
+            return value
+        total = value / self.trainer.world_size
+        dist.all_reduce(total)
+        return total
 
     def masked_loss(self, batch: Batch, step: int, micro_batch: int) -> Float[Tensor, ""]:
         """Loss of one micro-batch under freshly sampled gates, after the constraint is set to the step's target."""

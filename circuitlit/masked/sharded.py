@@ -9,100 +9,44 @@ comes next is known from the last time. The masks are no part of this: every pro
 
 from __future__ import annotations
 
-from collections.abc import Iterable
 from math import ceil
 from typing import Any
 
 import torch
 import torch.distributed as dist
-from torch import Tensor, nn
+from torch import nn
 
-from circuitlit.errors import UserError
 from circuitlit.masked.forward import MaskedModel
-from circuitlit.model.logits import final_norm, unembedder
-from circuitlit.model.weights import LoadedWeights, WeightSource
+from circuitlit.masked.pieces import Piece, cut_up, rank_and_world
+from circuitlit.model.weights import WeightSource
 
 ALIGN = 128  # elements: every process's part begins at a round address
-Place = tuple[nn.Module, str, nn.Parameter]
 
 
 class Unit:
-    """Weights that are gathered together: those of a block, or those ahead of the blocks, or behind them.
+    """A piece of which this process keeps a part.
 
     Args:
-        modules: whose parameters they are; views of one another are kept so.
-        names: of the stock model's parameters, by identity.
-        source: what they are filled from.
+        piece: the weights.
         device: where they are gathered.
         offload: True keeps this process's part in the host's memory.
-
-    Raises:
-        UserError: they differ in type, or a masked block's weights are no views of the stock ones.
     """
 
-    def __init__(
-        self,
-        modules: Iterable[nn.Module],
-        names: dict[int, list[str]],
-        source: WeightSource,
-        device: torch.device,
-        offload: bool,
-    ) -> None:
-        places = [(m, name, p) for m in _all(modules) for name, p in m._parameters.items() if p is not None]
-        bases = {id(p): p for _, _, p in places if id(p) in names}
-        bases |= {id(p): p for _, _, p in places if _base_of(p, bases.values()) is None}
-        dtypes = {p.dtype for _, _, p in places}
-        if len(dtypes) != 1:
-            raise UserError(f"weights of one block have the types {sorted(map(str, dtypes))}; set model.dtype")
-        self.rank, self.world = _rank_and_world()
-        starts, total = {}, 0
-        for key, base in bases.items():
-            starts[key], total = total, total + base.numel()
-        self.part = ceil(total / self.world / ALIGN) * ALIGN
-        self.total = total
+    def __init__(self, piece: Piece, device: torch.device, offload: bool) -> None:
+        self.rank, self.world = rank_and_world()
+        self.total = piece.total
+        self.part = ceil(piece.total / self.world / ALIGN) * ALIGN
         self.own = torch.zeros(
             self.part,
-            dtype=dtypes.pop(),
+            dtype=piece.dtype,
             device="cpu" if offload else device,
             pin_memory=offload and device.type == "cuda",
         )
-        for key, base in bases.items():
-            self._fill(names.get(key), base, starts[key], source)
+        piece.fill(self.own, self.rank * self.part)
         self.flat = torch.empty(self.part * self.world, dtype=self.own.dtype, device=device)
         self._room = self.flat.untyped_storage()
-        self._put(places, bases, starts)
+        piece.replace(self.flat, device)
         self.release()
-
-    def _fill(self, names: list[str] | None, base: Tensor, offset: int, source: WeightSource) -> None:
-        """Copy what this process keeps of one parameter."""
-        begin = self.rank * self.part
-        start, stop = max(0, begin - offset), min(base.numel(), begin + self.part - offset)
-        if stop <= start:
-            return
-        if names is not None:
-            piece = source.read(names, base.shape, start, stop)
-        elif base.is_meta:
-            raise UserError("this architecture's blocks have weights that no checkpoint holds; use strategy=ddp")
-        else:
-            piece = base.detach().flatten()[start:stop]
-        self.own[offset + start - begin : offset + stop - begin].copy_(piece)
-
-    def _put(self, places: list[Place], bases: dict[int, nn.Parameter], starts: dict[int, int]) -> None:
-        """Replace all parameters by views of the flat buffer.
-
-        They are made from `.data`, whose version autograd counts apart: gathering changes no value, so it may happen
-        between a forward and its backward.
-        """
-        for module, name, parameter in places:
-            base = parameter if id(parameter) in bases else _base_of(parameter, bases.values())
-            assert base is not None
-            if base is parameter:
-                offset, stride = starts[id(base)], base.contiguous().stride()
-            else:
-                offset = starts[id(base)] + parameter.storage_offset() - base.storage_offset()
-                stride = parameter.stride()
-            view = self.flat.data.as_strided(parameter.shape, stride, offset)
-            module._parameters[name] = nn.Parameter(view, requires_grad=False)
 
     @torch.no_grad()
     def gather(self) -> None:
@@ -126,19 +70,26 @@ class Shards:
     until the next panel begins.
 
     Args:
-        units: in the model's order: ahead of the blocks, the blocks, behind them (or one for both ends, if tied).
+        units: in the model's order.
+        blocks: which of them are blocks.
         panel: blocks that are recomputed together.
         device: where they are gathered.
     """
 
-    def __init__(self, units: list[Unit], panel: int, device: torch.device) -> None:
-        self.units, self.panel = units, panel
+    def __init__(self, units: list[Unit], blocks: range, panel: int, device: torch.device) -> None:
+        self.units, self.blocks, self.panel = units, blocks, panel
         self._stream = torch.cuda.Stream(device) if device.type == "cuda" else None
         self._ready: dict[int, Any] = {}  # gathered or on their way, with the event that says so
         self._used: set[int] = set()
         self._next: dict[tuple[int, bool], int] = {}
         self._last: tuple[int, bool] | None = None
         self._freed: Any = None
+
+    @property
+    def share(self) -> float:
+        """The share of the weights that this process keeps, filling included."""
+        units = {id(unit): unit for unit in self.units}.values()
+        return sum(unit.part for unit in units) / sum(unit.total for unit in units)
 
     def enter(self, index: int) -> None:
         """Have a unit's weights in place for what is queued from now on."""
@@ -160,8 +111,7 @@ class Shards:
             torch.cuda.current_stream().wait_event(self._ready[index])
 
     def _group(self, index: int) -> int:
-        blocks = range(1, len(self.units) - 1)
-        return (index - 1) // self.panel if index in blocks else -1 - index
+        return (index - 1) // self.panel if index in self.blocks else -1 - index
 
     def _begin(self, index: int) -> None:
         if index in self._ready:
@@ -207,59 +157,12 @@ def shard(model: MaskedModel, device: torch.device, source: WeightSource | None 
         source: what the parameters are read from, piece by piece; None takes them from the model.
         offload: True keeps each process's part in the host's memory.
     """
-    assert model.recompute is True, "what a block stores for its backward would hold on to gathered weights"
-    subject, stock = model.subject, model.subject.model
-    names: dict[int, list[str]] = {}
-    for name, parameter in stock.named_parameters(remove_duplicate=False):
-        names.setdefault(id(parameter), []).append(name)
-    source = source or LoadedWeights(dict(stock.named_parameters(remove_duplicate=False)))
-    blocks = [[block, masked] for block, masked in zip(subject.anatomy.blocks(stock), model.blocks, strict=True)]
-    inside = {id(module) for pair in blocks for module in _all(pair)}
-    behind = [final_norm(stock), unembedder(stock)]
-    ahead = [m for m in stock.modules() if m._parameters and id(m) not in inside and m not in _all(behind)]
-    tied = {id(p) for m in ahead for p in m.parameters()} & {id(p) for m in _all(behind) for p in m.parameters()}
-    groups = [[*ahead, *behind] if tied else ahead, *blocks, [] if tied else behind]
-    units = [Unit(group, names, source, device, offload) for group in groups if group]
-    if tied:
-        units.append(units[0])
-    for module in stock.modules():
-        for name, buffer in module._buffers.items():
-            module._buffers[name] = None if buffer is None else buffer.to(device)
+    pieces = cut_up(model, device, source)
+    made = {id(piece): Unit(piece, device, offload) for piece in pieces.each}
     if device.type == "cuda":
         torch.cuda.empty_cache()
-    model.shards = shards = Shards(units, model.panel, device)
-    for module in ahead:
-        shards.watch(module, 0, backward=True)
-    for layer, (block, masked) in enumerate(blocks):
-        shards.watch(block, layer + 1, backward=True)
-        shards.watch(masked, layer + 1, backward=False)
-        masked.sharded = True  # type: ignore[assignment]
-    for module in behind:
-        shards.watch(module, 0 if tied else len(units) - 1, backward=True)
-
-
-def share(model: MaskedModel) -> float:
-    """The share of the weights that this process keeps, filling included."""
-    units = {id(unit): unit for unit in model.shards.units}.values()
-    return sum(unit.part for unit in units) / sum(unit.total for unit in units)
-
-
-def _rank_and_world() -> tuple[int, int]:
-    if not (dist.is_available() and dist.is_initialized()):
-        return 0, 1
-    return dist.get_rank(), dist.get_world_size()
-
-
-def _all(modules: Iterable[nn.Module]) -> list[nn.Module]:
-    """Modules with all that are inside them, each once."""
-    return list({id(inner): inner for module in modules for inner in module.modules()}.values())
-
-
-def _base_of(view: Tensor, bases: Iterable[nn.Parameter]) -> nn.Parameter | None:
-    """The parameter that a tensor is a view of."""
-    storage, offset = view.untyped_storage()._cdata, view.storage_offset()
-    for base in bases:
-        begin = base.storage_offset()
-        if base.untyped_storage()._cdata == storage and begin <= offset < begin + base.numel():
-            return base
-    return None
+    model.shards = shards = Shards([made[id(piece)] for piece in pieces.all], pieces.blocks, pieces.panel, device)
+    masked = set(model.blocks)
+    for piece in pieces.each:
+        for module in piece.modules:
+            shards.watch(module, pieces.all.index(piece), backward=module not in masked)

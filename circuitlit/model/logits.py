@@ -101,7 +101,8 @@ def take_positions(
 
 def uneven(hidden: Tensor, head: nn.Module) -> bool:
     """Whether a GPU's fast products refuse the logits' rows: in half precision these must be multiples of 16 bytes."""
-    plain = type(head) is nn.Linear and head.bias is None and not head._forward_pre_hooks
+    alone = not head._forward_pre_hooks and "forward" not in vars(head)  # weights that are shared out are whole in it
+    plain = type(head) is nn.Linear and head.bias is None and alone
     return hidden.is_cuda and hidden.element_size() == 2 and plain and len(head.weight) % MULTIPLE > 0  # type: ignore[arg-type]
 
 

@@ -47,7 +47,7 @@ def meta_subject(cfg: DictConfig) -> Subject:
 def step_shape(cfg: DictConfig, tokens: int, answers: int, examples: int) -> StepShape:
     """A training step as `data`, `mask`, `ablation` and `strategy` have it."""
     settings, devices = cfg.strategy.get("shard"), planned(cfg)
-    sharded = bool(settings) and (settings.offload or devices > 1)
+    sharded = bool(settings)
     return StepShape(
         cfg.data.batch_size,
         tokens,
