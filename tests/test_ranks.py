@@ -244,6 +244,7 @@ BAD = {
         "GPUs are visible",
     ),
     "another verb": ([], "study", "study runs on one device"),
+    "weights in parts": (["strategy=fsdp", "strategy.options.devices=1"], "study", "study needs whole weights"),
 }
 
 

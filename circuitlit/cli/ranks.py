@@ -111,8 +111,11 @@ def check(cfg: DictConfig, verb: str) -> None:
     """Refuse what several processes cannot do.
 
     Raises:
-        UserError: a sweep or another verb on several devices, or several machines without a common run id.
+        UserError: a sweep or another verb on several devices or with weights in parts, or several machines without a
+            common run id.
     """
+    if cfg.strategy.get("shard") and verb not in VERBS:
+        raise UserError(f"{verb} needs whole weights; set strategy=single")
     number = world() if started_by_launcher() else wanted_here(cfg)
     if number == 1:
         return
@@ -174,9 +177,9 @@ def join(device: Any, alone: bool = False) -> None:
 
     if dist.is_initialized() or not (alone or world() > 1):
         return
-    store = None if started_by_launcher() else dist.HashStore()
+    meeting = None if started_by_launcher() else f"tcp://127.0.0.1:{free_port()}"
     backend = "nccl" if device.type == "cuda" else "gloo"
-    dist.init_process_group(backend, store=store, rank=rank(), world_size=world())
+    dist.init_process_group(backend, init_method=meeting, rank=rank(), world_size=world())
 
 
 def anyone(said: bool) -> bool:

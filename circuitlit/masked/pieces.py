@@ -25,12 +25,13 @@ Place = tuple[nn.Module, str, nn.Parameter]
 
 @dataclass
 class View:
-    """Where a parameter lies in its piece's vector."""
+    """Where a parameter lies in its piece's vector; `nothing` has its shape, and no memory."""
 
     parameter: nn.Parameter
     offset: int
     shape: torch.Size
     stride: tuple[int, ...]
+    nothing: Tensor | None = None
 
 
 class Piece:
@@ -92,8 +93,8 @@ class Piece:
         """
         self._bases, self._source = [], None
         for module, name, view in self._places:
-            data = torch.empty(1, dtype=self.dtype, device=device).expand(view.shape)
-            view.parameter = nn.Parameter(data, requires_grad=False)
+            view.nothing = torch.empty(1, dtype=self.dtype, device=device).expand(view.shape)
+            view.parameter = nn.Parameter(view.nothing, requires_grad=False)
             module._parameters[name] = view.parameter
         if flat is not None:
             self.point(flat)
@@ -110,7 +111,8 @@ class Piece:
     def let_go(self) -> None:
         """Leave all parameters their shapes alone."""
         for _, _, view in self._places:
-            view.parameter.data = view.parameter.data.new_empty(1).expand(view.shape)
+            assert view.nothing is not None  # since `replace`
+            view.parameter.data = view.nothing
 
 
 @dataclass
