@@ -201,7 +201,10 @@ def _activations(subject: Subject, shape: StepShape) -> float:
 
 
 def _weights(subject: Subject, shape: StepShape) -> dict[str, float]:
-    """The weights that a device holds, and where they are shared out the blocks that are gathered at once."""
+    """The weights that a device holds, and where they are shared out the blocks that are gathered at once.
+
+    As our own sharding has them; DeepSpeed and `fully_shard` gather into memory of their own, so a block or two more.
+    """
     model = subject.model
     whole = sum(tensor.nbytes for tensor in (*model.parameters(), *model.buffers()))
     if not shape.sharded:
