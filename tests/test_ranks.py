@@ -119,7 +119,7 @@ def count_barriers(local: Path, folder: Path, rank: int) -> None:
     counts, barrier = [0, 0], dist.barrier
     for place, steps in enumerate((6, 18)):
         off = [f"callbacks.{name}=0" for name in ("probe_every", "checkpoint_every")]
-        given = [*settings(local, folder, *TWO), *off, "logger=none", "mask.init_from=null"]
+        given = [*settings(local, folder, *TWO), *off, "logger=none", "mask.init_from=null", "mask.init=equal"]
         more = [f"mask.schedule.steps={steps}", f"trainer.default_root_dir={folder}", "callbacks.snapshot_every=100"]
         with initialize_config_dir(str(ROOT / "conf"), version_base="1.3"):
             cfg = compose("train", [*given, *more])
