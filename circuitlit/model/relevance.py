@@ -39,8 +39,12 @@ def relevance_rules(subject: Subject, constant_patterns: bool) -> Iterator[None]
 
         change(final_norm(model), _fixed_scale(final_norm(model)))
         for block in anatomy.blocks(model):
-            attention, mlp = block.get_submodule(anatomy.attention), block.get_submodule(anatomy.mlp)
+            attention = block.get_submodule(anatomy.attention)
+            chain = [block.get_submodule(name) for name in anatomy.mlp_chain or (anatomy.mlp,)]
+            mlp = chain[0]
             norms = [getattr(block, anatomy.attn_norm), getattr(block, anatomy.mlp_norm)]
+            norms += [module for module in chain[1:] if recognise(module) is not None]
+            norms += [] if anatomy.post_norm is None else [getattr(block, anatomy.post_norm)]
             norms += [getattr(attention, name) for name in anatomy.head_norms if hasattr(attention, name)]
             for norm in dict.fromkeys(norms):  # one norm may be for both
                 change(norm, _fixed_scale(norm))

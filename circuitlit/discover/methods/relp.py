@@ -15,7 +15,6 @@ from circuitlit.discover.reader_gradients import (
     contract,
     mean_scores,
     refuse_flat_objective,
-    refuse_unusual_writers,
     trace,
 )
 from circuitlit.graph import EdgeScores
@@ -35,7 +34,7 @@ def relp(
     """Ablated minus clean output of the writer times the relevance coefficient at the reader; as cheap as EAP.
 
     The coefficients are gradients of the clean run under the rules of `relevance_rules`, among them the reader's own
-    norm. In a model without biases and learned positions, with constant patterns, relevance is conserved: under zero
+    norm and a norm behind the attention (Gemma). In a model without biases and learned positions, with constant patterns, relevance is conserved: under zero
     ablation the scores of the edges out of `input` add up to minus a loss that is linear in the logits.
 
     Args:
@@ -55,7 +54,6 @@ def relp(
     Source: Jafari et al., "RelP" (arXiv 2508.21258) section 3; there for nodes, here for edges.
     """
     refuse_flat_objective(loss, "relp")
-    refuse_unusual_writers(loss, coupled=True)
 
     def of_batch(batch: Batch, reference: Reference) -> Float[Tensor, "*pair copies edge"]:
         with relevance_rules(loss.model.subject, constant_patterns):
