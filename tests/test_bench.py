@@ -58,7 +58,8 @@ def shape(cfg: DictConfig) -> StepShape:
 
 def step_of(cfg: DictConfig):
     """One step on the configured shape, ready to call; it leaves no buffers for the next."""
-    subject = random_subject(cfg, cfg.model.dtype)
+    subject = random_subject(cfg, "float32")  # what is drawn depends on the type
+    subject.model.to(getattr(torch, cfg.model.dtype))
     loss = MaskedLoss(
         MaskedModel(subject, cfg.mask.panel, cfg.mask.recompute), MaskLayout(subject.graph), kl_divergence
     )

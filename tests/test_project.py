@@ -90,6 +90,15 @@ def test_no_public_name_is_that_of_a_part() -> None:
     assert len(parts) > 15 and not parts & set(circuitlit.__all__)
 
 
+@pytest.mark.parametrize("stub", sorted((ROOT / "circuitlit").rglob("__init__.pyi")), ids=lambda p: p.parent.name)
+def test_no_module_hides_what_is_loaded_lazily_from_it(stub: Path) -> None:
+    """An imported submodule becomes an attribute of its package, and then nothing of that name is looked for."""
+    eager = (stub.with_suffix(".py")).read_text()
+    for node in ast.parse(stub.read_text()).body:
+        if isinstance(node, ast.ImportFrom) and node.module in {alias.asname or alias.name for alias in node.names}:
+            assert f"import {node.module} as {node.module}" in eager, f"{stub.parent.name}.{node.module} is hidden"
+
+
 def test_every_group_of_the_design_is_there() -> None:
     expected = (
         "ablation adapter callbacks compat debug experiment logger mask method model objective paths sparsity strategy"

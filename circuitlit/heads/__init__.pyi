@@ -1,11 +1,11 @@
 # What heads/__init__.py offers, each imported when it is first used.
+from .algorithm import Algorithm, Share, Thresholds, effect_share, ioi_algorithm
 from .attention import Heads, heads_replaced
 from .causal import CausalCheck, causal_check
 from .copy_suppression import copy_suppression_scores
 from .copying import copying_of_pairs, copying_scores
 from .effects import Effects, path_effects
 from .greater_than import GreaterThan, greater_than_check
-from .ioi_algorithm import Algorithm, Share, Thresholds, effect_share, ioi_algorithm
 from .path_patching import PatchBed, path_patch
 from .places import NamePlaces
 from .repeats import repeat_scores, repeated_tokens

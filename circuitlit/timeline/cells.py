@@ -6,7 +6,7 @@ from dataclasses import dataclass, field
 
 from circuitlit.evaluate import Estimate, Summary
 from circuitlit.evaluate.behaviour import Behaviour
-from circuitlit.heads.ioi_algorithm import Share
+from circuitlit.heads.algorithm import Share
 from circuitlit.timeline.series import Noise
 
 

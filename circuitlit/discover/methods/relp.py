@@ -34,8 +34,9 @@ def relp(
     """Ablated minus clean output of the writer times the relevance coefficient at the reader; as cheap as EAP.
 
     The coefficients are gradients of the clean run under the rules of `relevance_rules`, among them the reader's own
-    norm and a norm behind the attention (Gemma). In a model without biases and learned positions, with constant patterns, relevance is conserved: under zero
-    ablation the scores of the edges out of `input` add up to minus a loss that is linear in the logits.
+    norm and a norm behind the attention (Gemma). In a model without biases and learned positions, with constant
+    patterns, relevance is conserved: under zero ablation the scores of the edges out of `input` add up to minus a loss
+    that is linear in the logits.
 
     Args:
         loss: the objective; its gradient at the clean run must not vanish.
