@@ -115,3 +115,12 @@ def test_changed_prompts(tokenizer: PreTrainedTokenizerBase) -> None:  # noqa: F
         (role, splits.test[0].clean[start:end]) for role, start, end in splits.test[0].roles
     }
     assert encode_some([Pair("a b", "a b", " c"), None], tokenizer, ("other", "end"))[0] == []
+
+
+def test_a_change_that_means_by_position_do_not_allow_leaves_the_others(bench: Workbench) -> None:
+    """They know no position beyond the longest training prompt."""
+    by_position = replace(bench, references=bench.ablated(Ablation("mean", positional=True)))
+    found = measure_generalisation(by_position, some(bench, 20), front="w1 w2 w3")
+    sentences, words, length = found.axes
+    assert sentences.ratio and sentences.ratio.value and words.reason
+    assert length.name == "length" and "take one mean for all positions" in (length.reason or "")

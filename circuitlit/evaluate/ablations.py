@@ -122,7 +122,10 @@ def _under(bench: Workbench, circuit: Circuit, ablation: Ablation, rows: list[in
         return UnderAblation(kind=ablation.kind, reason="not measured: the pairs have no corrupted prompts")
     if ablation.kind != bench.references.kind:
         bench = replace(bench, references=bench.ablated(ablation, seed))
-    bed = TestBed.of(bench, bench.data.test, rows)
+    try:
+        bed = TestBed.of(bench, bench.data.test, rows)
+    except UserError as error:  # means by position, and longer prompts
+        return UnderAblation(kind=ablation.kind, reason=f"not measured: {error}")
     found = bed.run(circuit.kept)
     summary = summarise([found], bed.full, bed.corrupted)
     return UnderAblation(

@@ -2,8 +2,9 @@
 
 from __future__ import annotations
 
-from collections.abc import Iterator
+from collections.abc import Callable, Iterator
 from dataclasses import dataclass
+from functools import partial
 from typing import Any, ClassVar
 
 import torch
@@ -16,7 +17,7 @@ from circuitlit.graph import Circuit
 from circuitlit.objective import Outcome
 from circuitlit.progress import told
 from circuitlit.result import Result
-from circuitlit.tasks import EncodedPairs
+from circuitlit.tasks import EncodedPairs, Pair
 from circuitlit.tasks.variants import NEUTRAL, corruptions, encode_some, longer
 
 
@@ -104,16 +105,11 @@ def measure_generalisation(
         other = corruptions(data.splits.name, texts, tokenizer, seed)
         changed |= {f"corruption: {name}": made for name, made in other.items()}
     axes = [
-        _apart(bench, circuit, "sentences", "train", base, pairs),
-        _apart(bench, circuit, "words", "test", base, pairs),
+        _tried(name, than, partial(_apart, bench, circuit, name, than, base, pairs))
+        for name, than in (("sentences", "train"), ("words", "test"))
     ]
     for name, made in told(changed.items(), "changes", len(changed)):
-        kept, encoded = encode_some(made, tokenizer, data.splits.role_names) if any(made) else ([], None)
-        if encoded is None or not kept:
-            axes.append(Axis(name=name, than="test", reason="not measured: no pair can be changed so"))
-            continue
-        ours, theirs = _run(bench, circuit, encoded, range(len(kept))), [part.rows(torch.tensor(kept)) for part in base]
-        axes.append(_axis(name, "test", ours, theirs, paired=True))
+        axes.append(_tried(name, "test", partial(_changed, bench, circuit, name, made, base)))
     return Generalisation(
         task=data.splits.name,
         model=bench.subject.name,
@@ -131,6 +127,25 @@ Ends = tuple[Outcome, Outcome]  # the circuit's and the empty circuit's
 def _run(bench: Workbench, circuit: Circuit, pairs: EncodedPairs, rows: Any) -> Ends:
     bed = TestBed.of(bench, pairs, list(rows))
     return bed.run(circuit.kept), bed.corrupted
+
+
+def _tried(name: str, than: str, work: Callable[[], Axis]) -> Axis:
+    """An axis; one that these pairs or this ablation do not allow says so, and the others are measured."""
+    try:
+        return work()
+    except UserError as error:
+        return Axis(name=name, than=than, reason=f"not measured: {error}")
+
+
+def _changed(bench: Workbench, circuit: Circuit, name: str, made: list[Pair | None], base: Ends) -> Axis:
+    """The test pairs, changed, beside themselves as they were."""
+    tokenizer, roles = bench.subject.tokenizer, bench.data.splits.role_names
+    assert tokenizer is not None
+    kept, encoded = encode_some(made, tokenizer, roles) if any(made) else ([], None)
+    if encoded is None or not kept:
+        return Axis(name=name, than="test", reason="not measured: no pair can be changed so")
+    ours, theirs = _run(bench, circuit, encoded, range(len(kept))), [part.rows(torch.tensor(kept)) for part in base]
+    return _axis(name, "test", ours, theirs, paired=True)
 
 
 def _apart(bench: Workbench, circuit: Circuit, name: str, than: str, base: Ends, count: int) -> Axis:

@@ -144,9 +144,19 @@ def _mean(total: Float[Tensor, "*rows pos d"], count: Tensor) -> Float[Tensor, "
 
 
 def spread(constants: Ablated, batch: Batch) -> Ablated:
-    """Constants as a batch's ablated run: one vector at all positions, or each position's own."""
+    """Constants as a batch's ablated run: one vector at all positions, or each position's own.
+
+    Raises:
+        UserError: a prompt is longer than those that the positions' constants were made of.
+    """
     rows, length = batch.clean.shape
-    if constants.embed.shape[1] > 1:
+    known = constants.embed.shape[1]
+    if 1 < known < length:
+        raise UserError(
+            f"a prompt has {length} tokens, and the mean of each position was taken from prompts of at most {known}; "
+            "take one mean for all positions, or give training pairs as long"
+        )
+    if known > 1:
         constants = Ablated(*(part[..., :length, :] for part in vars(constants).values()))
     return Ablated(
         constants.embed.expand(rows, length, -1),

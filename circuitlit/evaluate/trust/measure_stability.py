@@ -6,6 +6,7 @@ import random
 from collections.abc import Sequence
 from contextlib import ExitStack
 from dataclasses import dataclass, replace
+from functools import cached_property
 from itertools import combinations
 from pathlib import Path
 from tempfile import TemporaryDirectory
@@ -147,6 +148,13 @@ class Again:
         )
 
     @property
+    def whole(self) -> Made:
+        """The circuit of all training pairs."""
+        if self.resampler is not None:
+            return Made.of(self.bench.cut(self.resampler.scores))
+        return self.made(f"seed_{self.seed}", self.bench)
+
+    @cached_property
     def resampler(self) -> Resampler | None:
         """Scores of any pairs for one pass, where the procedure is an attribution that has them."""
         found = Resampler(self.bench, self.procedure.method)
@@ -217,7 +225,7 @@ def _cause(again: Again, name: str, seeds: int) -> Cause:
     bench, seed, trains = again.bench, again.seed, again.procedure.schedule is not None
     if name in ("seed", "start") and not trains:
         return Cause(name=name, reason=f"{again.procedure.text} has no {name}")
-    base = again.made(f"seed_{seed}", bench)
+    base = again.whole
     if name == "seed":
         numbers = range(seed + 1, seed + seeds)
         made, changed = [again.made(f"seed_{one}", bench, one) for one in numbers], f"{seeds} seeds"
