@@ -42,26 +42,6 @@ SOME = whole()  # none is possible, too
 DEVICES = kind("a number of processes or auto", lambda value: value == "auto" or (type(value) is int and value > 0))
 CIRCUIT = path("a run's folder or a circuit file")
 TEXT = path('a .jsonl file with "text" in each line, or a file of plain text', "file")
-RIVALS: dict[str, Kind] = {  # of the verb rivals, and of the trust card's part
-    "shares": listed(share()),
-    "starts": listed(choice("removed", "whole", "equal"), 1),
-    "precision": share(zero=False),
-    "within": share(zero=False),
-    "exact": share(),
-    "draws": COUNT,
-    "probe_pairs": COUNT,
-    "control": flag(),
-}
-STABILITY: dict[str, Kind] = {  # of the trust card's part
-    "by": choice("auto", "masks", "attribution"),
-    "causes": listed(choice("pairs", "sentences", "seed", "start", "ablation"), 1),
-    "halves": whole(2),
-    "resamples": whole(2),
-    "seeds": whole(2),
-    "share": share(zero=False),
-    "pairs": SOME,
-    "baseline": preset("method") | None,
-}
 
 
 def entries(group: str, least: int = 0) -> Kind:

@@ -17,7 +17,8 @@ from circuitlit.cli.kinds import (
     whole,
     word,
 )
-from circuitlit.cli.settings import CIRCUIT, COUNT, RIVALS, SEED, SOME, STABILITY, TEXT, entries
+from circuitlit.cli.settings import CIRCUIT, COUNT, SEED, SOME, TEXT, entries
+from circuitlit.cli.trust_settings import RIVALS, TRUST
 
 DRAWS = whole(20) | None  # random sets; fewer say nothing about chance
 SIDE = path("a model folder, an adapter folder or a finished run", "folder")
@@ -44,23 +45,7 @@ OF_VERBS: dict[str, dict[str, Kind]] = {
         "evaluate.smallest": share(zero=False) | None,
         "evaluate.reference": text() | None,
     },
-    "trust": {
-        "circuit": CIRCUIT,
-        "trust.only": listed(choice("errors", "ablations", "generalises", "stable", "unique"), 1),
-        "trust.errors.pairs": COUNT | None,
-        "trust.errors.most": COUNT,
-        "trust.errors.least": COUNT,
-        "trust.errors.within": number(0),
-        "trust.errors.baseline": CIRCUIT | None,
-        "trust.ablations.pairs": COUNT,
-        "trust.ablations.positional": flag(),
-        "trust.ablations.steps": COUNT,
-        "trust.ablations.lr": number(above=0, most=1e6),
-        "trust.generalises.pairs": COUNT,
-        "trust.generalises.front": text(),
-        **{f"trust.stable.{name}": kind for name, kind in STABILITY.items()},
-        **{f"trust.unique.{name}": kind for name, kind in RIVALS.items()},
-    },
+    "trust": TRUST,
     "explain": {"circuit": CIRCUIT},
     "rivals": {
         "circuit": CIRCUIT,

@@ -6,8 +6,13 @@ from collections.abc import Iterator, Sequence
 from dataclasses import dataclass, replace
 from typing import Any, ClassVar
 
+import torch
+from jaxtyping import Bool
+from torch import Tensor
+
 from circuitlit.discover.workbench import Ablation, Workbench
 from circuitlit.errors import UserError
+from circuitlit.evaluate.controls import random_circuit
 from circuitlit.evaluate.measure import TestBed
 from circuitlit.evaluate.statistics import Estimate, ratio_estimate
 from circuitlit.evaluate.summary import summarise
@@ -28,6 +33,7 @@ class UnderAblation:
         share: `kl` over `empty_kl`; 0 is the full model, 1 the empty circuit.
         faithfulness: share of the metric between no edges (0) and the full model (1); may lie outside.
         exact_match: share of pairs on which it says what the model says.
+        random: `share` of random circuits of its size, mean; what a circuit that knows nothing has.
         reason: why it was not measured.
     """
 
@@ -37,6 +43,7 @@ class UnderAblation:
     share: Estimate | None = None
     faithfulness: Estimate | None = None
     exact_match: Estimate | None = None
+    random: Estimate | None = None
     reason: str | None = None
 
 
@@ -48,6 +55,7 @@ class Ablations(Result):
         task, model, method: what was measured.
         found_with: the ablation that the circuit was measured with before.
         n_pairs: held-out pairs, the same for all kinds.
+        n_random: random circuits; they run on the first pairs alone.
         kinds: one row a kind.
     """
 
@@ -59,6 +67,7 @@ class Ablations(Result):
     method: str
     found_with: str
     n_pairs: int
+    n_random: int
     kinds: list[UnderAblation]
 
     @property
@@ -70,7 +79,7 @@ class Ablations(Result):
     def rows(self) -> Iterator[dict[str, Any]]:
         """A row a kind."""
         for one in self.kinds:
-            figures = ("kl", "empty_kl", "share", "faithfulness", "exact_match")
+            figures = ("kl", "empty_kl", "share", "faithfulness", "exact_match", "random")
             values = {key: getattr(one, key) and getattr(one, key).value for key in figures}
             yield {"ablation": one.kind, **values, "reason": one.reason}
 
@@ -84,6 +93,8 @@ def measure_ablations(
     positional: bool = False,
     steps: int = 100,
     lr: float = 0.01,
+    random: int = 5,
+    random_pairs: int = 16,
     seed: int = 0,
 ) -> Ablations:
     """Measure a circuit under several ablations on the same held-out pairs.
@@ -95,6 +106,8 @@ def measure_ablations(
         pairs: most held-out pairs, of as many sentences as possible.
         positional: of means: one for every position.
         steps, lr: of the training of optimal constants.
+        random: random circuits of its size under every ablation; 0 runs none.
+        random_pairs: pairs that these run on.
         seed: of that training.
 
     Raises:
@@ -106,6 +119,7 @@ def measure_ablations(
     if unknown or not kinds:
         raise UserError(f"ablations {list(kinds)} are not some of {', '.join(KINDS)}")
     rows = bench.data.test.spread(pairs)
+    drawn = [random_circuit(circuit.graph, circuit.n_edges, draw, len(circuit.kept)) for draw in range(random)]
     settings = [Ablation(kind, positional, steps=steps, lr=lr) for kind in kinds]
     return Ablations(
         task=bench.data.splits.name,
@@ -113,11 +127,23 @@ def measure_ablations(
         method=circuit.scores.method,
         found_with=bench.references.kind,
         n_pairs=len(rows),
-        kinds=[_under(bench, circuit, one, rows, seed) for one in told(settings, "ablations", len(settings))],
+        n_random=random,
+        kinds=[
+            _under(bench, circuit, one, rows, seed, drawn, random_pairs)
+            for one in told(settings, "ablations", len(settings))
+        ],
     )
 
 
-def _under(bench: Workbench, circuit: Circuit, ablation: Ablation, rows: list[int], seed: int) -> UnderAblation:
+def _under(
+    bench: Workbench,
+    circuit: Circuit,
+    ablation: Ablation,
+    rows: list[int],
+    seed: int,
+    drawn: Sequence[Bool[Tensor, "copies edge"]],
+    few: int,
+) -> UnderAblation:
     if ablation.kind == "interchange" and not bench.data.test.collate(rows[:1]).has_corrupted:
         return UnderAblation(kind=ablation.kind, reason="not measured: the pairs have no corrupted prompts")
     if ablation.kind != bench.references.kind:
@@ -127,6 +153,7 @@ def _under(bench: Workbench, circuit: Circuit, ablation: Ablation, rows: list[in
     except UserError as error:  # means by position, and longer prompts
         return UnderAblation(kind=ablation.kind, reason=f"not measured: {error}")
     found = bed.run(circuit.kept)
+    others = torch.stack([bed.run(kept, few).kl for kept in drawn]) if drawn else None
     summary = summarise([found], bed.full, bed.corrupted)
     return UnderAblation(
         kind=ablation.kind,
@@ -135,4 +162,5 @@ def _under(bench: Workbench, circuit: Circuit, ablation: Ablation, rows: list[in
         share=ratio_estimate(found.kl, bed.corrupted.kl, found.group),
         faithfulness=summary.faithfulness,
         exact_match=summary.exact_match,
+        random=None if others is None else ratio_estimate(others, bed.corrupted.kl[:few], found.group[:few]),
     )

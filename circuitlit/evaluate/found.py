@@ -9,6 +9,7 @@ from typing import TYPE_CHECKING, Any, ClassVar, Self
 from circuitlit.errors import UserError
 from circuitlit.evaluate.agreement import Agreement, Agreements
 from circuitlit.evaluate.statistics import Estimate
+from circuitlit.evaluate.trust.row import TrustRow
 from circuitlit.result import Result
 
 if TYPE_CHECKING:
@@ -51,7 +52,7 @@ class Measured:
 
 def _plain(value: Any) -> Any:
     """Plain types; of measured circuits without the fields that do not exist."""
-    if isinstance(value, Measured | Agreements | Agreement):
+    if isinstance(value, Measured | Agreements | Agreement | TrustRow):
         own = {field.name: getattr(value, field.name) for field in fields(value)}
         return {key: _plain(part) for key, part in own.items() if part is not None}
     if isinstance(value, dict):
@@ -108,6 +109,7 @@ class FoundCircuit(Compared, Result):
         circuit: file and provenance of a circuit that was evaluated.
         ground_truth: against a published circuit.
         completeness, minimality, curve, smallest: of `evaluate_circuit`.
+        trust: rows of the trust card that cost little, by their names.
     """
 
     schema: ClassVar[str] = "circuit"
@@ -142,6 +144,7 @@ class FoundCircuit(Compared, Result):
     minimality: dict[str, Any] | None = None
     curve: dict[str, Any] | None = None
     smallest: dict[str, Any] | None = None
+    trust: dict[str, TrustRow] | None = None
 
     __repr__ = Result.__repr__
 

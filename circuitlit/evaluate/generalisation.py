@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Callable, Iterator
+from collections.abc import Callable, Iterator, Sequence
 from dataclasses import dataclass
 from functools import partial
 from typing import Any, ClassVar
@@ -137,7 +137,7 @@ def _tried(name: str, than: str, work: Callable[[], Axis]) -> Axis:
         return Axis(name=name, than=than, reason=f"not measured: {error}")
 
 
-def _changed(bench: Workbench, circuit: Circuit, name: str, made: list[Pair | None], base: Ends) -> Axis:
+def _changed(bench: Workbench, circuit: Circuit, name: str, made: Sequence[Pair | None], base: Ends) -> Axis:
     """The test pairs, changed, beside themselves as they were."""
     tokenizer, roles = bench.subject.tokenizer, bench.data.splits.role_names
     assert tokenizer is not None

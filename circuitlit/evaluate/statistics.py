@@ -79,13 +79,13 @@ class Statistic:
     centre: float
     variances: tuple[tuple[float, int], ...]
 
-    def estimate(self) -> Estimate:
-        """The value with both intervals."""
+    def estimate(self, level: float = LEVEL) -> Estimate:
+        """The value with both intervals, of a probability of `level`."""
         if not bool(torch.isfinite(self.value)):
             return Estimate()
-        tails = torch.tensor([(1 - LEVEL) / 2, (1 + LEVEL) / 2], dtype=torch.float64)
+        tails = torch.tensor([(1 - level) / 2, (1 + level) / 2], dtype=torch.float64)
         low, high = torch.nanquantile(self.resampled.double(), tails).tolist()
-        half = _half_width(self.variances)
+        half = _half_width(self.variances, level)
         known = half is not None and math.isfinite(half) and math.isfinite(self.centre)
         sentences = (self.centre - half, self.centre + half) if known and half is not None else (None, None)
         return Estimate(float(self.value), low, high, *sentences)
@@ -238,12 +238,12 @@ def _pseudo_values(function: Function, means: Float[Tensor, "column group"]) -> 
     return count * whole - (count - 1) * function(without)
 
 
-def _half_width(variances: Sequence[tuple[float, int]]) -> float | None:
-    """Half of a 95 % interval by Student's t, with Satterthwaite's degrees of freedom for a sum of variances."""
+def _half_width(variances: Sequence[tuple[float, int]], level: float) -> float | None:
+    """Half of an interval by Student's t, with Satterthwaite's degrees of freedom for a sum of variances."""
     if not variances:
         return None
     total = sum(variance for variance, _ in variances)
     if total == 0:
         return 0.0
     dof = total**2 / sum(variance**2 / own for variance, own in variances)
-    return float(student.ppf((1 + LEVEL) / 2, dof)) * math.sqrt(total)
+    return float(student.ppf((1 + level) / 2, dof)) * math.sqrt(total)

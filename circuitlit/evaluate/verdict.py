@@ -26,6 +26,8 @@ from circuitlit.evaluate.rival import Rival, cut_to_reachable
 from circuitlit.evaluate.statistics import paired_difference
 from circuitlit.evaluate.summary import Summary, summarise
 from circuitlit.evaluate.testing import LEVEL, enough_draws, holm, rank_p
+from circuitlit.evaluate.trust.chance import chance_rows
+from circuitlit.evaluate.trust.preserved import preserved_rows
 from circuitlit.graph import Circuit, EdgeScores, reachable_edges
 from circuitlit.model import Subject
 from circuitlit.objective import Outcome
@@ -104,13 +106,17 @@ def measure_circuit(
         sparsity=circuit.sparsity,
         **_compared(bed, found, equal),
         attribution_reachable=None if rival is None else _same_reachable(bed, circuit, rival),
-        **_controls(bench, bed, circuit, found, bars),
+        **measure_controls(bench, bed, circuit, found, bars),
         attributions_tried=[one.to_dict() for one in tried],
         new_words=_new_words(bench, circuit, equal),
         **_against_truth(bench.subject, circuit),
     )
     status, reason = verdict(result, bars, bench.data.splits.exhaustive)
-    return replace(result, status=status, reason=reason).bind(Live(circuit, bench))
+    assert result.subset and result.random and result.shuffled
+    rows = preserved_rows(found, bed.full, bed.corrupted)
+    rows += chance_rows(result.subset, {"random": result.random, "shuffled": result.shuffled})
+    card = {row.name: row for row in rows}
+    return replace(result, status=status, reason=reason, trust=card).bind(Live(circuit, bench))
 
 
 def _compared(bed: TestBed, found: Outcome, equal: Circuit | None) -> dict[str, Any]:
@@ -177,7 +183,7 @@ def _metrics(summary: Summary) -> dict[str, Any]:
     return own | {"per_pair": vars(summary.per_pair)}
 
 
-def _controls(bench: Workbench, bed: TestBed, circuit: Circuit, found: Outcome, bars: Bars) -> dict[str, Any]:
+def measure_controls(bench: Workbench, bed: TestBed, circuit: Circuit, found: Outcome, bars: Bars) -> dict[str, Any]:
     """Random circuits of the same size, and shuffles with the same degrees, on pairs of every sentence.
 
     `subset` holds circuit, full model and corrupted run on the same pairs. `p` of a control is the share of its

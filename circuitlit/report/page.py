@@ -22,6 +22,7 @@ from circuitlit.report.evolution_figure import flow_figure, kept_figure, timelin
 from circuitlit.report.figures import layer_figure, training_figure
 from circuitlit.report.stages import doubtful_text, stage_rows
 from circuitlit.report.table import Metric, columns, count, notes, percent, result_rows
+from circuitlit.report.trust import rows_of, trust_table
 from circuitlit.timeline.chance import NOT_BEYOND
 from circuitlit.timeline.mask_timeline import MaskTimeline
 
@@ -168,6 +169,8 @@ def _render(run: Run) -> str:
         "paired_note": paired_note(run.result),
         "notes": notes(run.result),
         "explanation": run.explanation,
+        "trust": trust_table(rows_of(run.result["trust"])) if run.result.get("trust") else None,
+        "folder": run.folder.name,
         "colours": COLOURS,
         "grouped": graph.n_kv_heads < graph.n_heads,
         "n_reachable": count(len(edges)),

@@ -1,24 +1,75 @@
-"""`trust.json` as a table and as one page: a line a claim, its interval against the bar, its state in words."""
+"""The trust card: a line a claim, its interval drawn against the bar, its state in words; page, terminal and W&B."""
 
 from __future__ import annotations
 
+from collections.abc import Iterable, Mapping
+from html import escape
 from pathlib import Path
+from typing import TYPE_CHECKING, Any
 
+from markupsafe import Markup
 from rich.console import Console
 
-from circuitlit.evaluate.trust.card import TrustCard
 from circuitlit.evaluate.trust.row import TrustRow
 from circuitlit.report.grid import grid
-from circuitlit.report.simple_page import html_table, write_simple_page
+from circuitlit.report.simple_page import write_simple_page
+
+if TYPE_CHECKING:
+    from circuitlit.evaluate.trust.card import TrustCard
 
 HEADINGS = ("claim", "figure", "value", "bar", "state")
+LOGGED = ("value", "low", "high", "bar", "state", "p")
+WIDTH, HEIGHT = 160, 18  # of an interval's picture, pixels
+
+
+def rows_of(content: Mapping[str, Any] | None) -> list[TrustRow]:
+    """The rows under `trust` of a result's file; keys that a row does not know are of another version, and left out."""
+    known = TrustRow.__dataclass_fields__
+    return [TrustRow(**{key: value for key, value in row.items() if key in known}) for row in (content or {}).values()]
 
 
 def trust_cells(row: TrustRow) -> tuple[str, ...]:
     """One line: name, figure, value with its interval, bar, state."""
     value = "-" if row.value is None else f"{row.value:.3f} [{row.low:.3f}, {row.high:.3f}]"
-    bar = "-" if row.bar is None else f"{row.side} {row.bar:g}"
+    bar = "-" if row.bar is None else f"{row.side} {row.bar:.4g}" + (f" of {row.around:g}" if row.around else "")
     return row.name, row.figure, value, bar, f"{row.state}: {row.why}" if row.why else row.state
+
+
+def interval_picture(row: TrustRow) -> str:
+    """SVG of the interval, the value as a dot and the bar as a stroke, or two strokes; empty where nothing is known."""
+    if row.value is None or row.low is None or row.high is None:
+        return ""
+    bars = [] if row.bar is None else [row.bar]
+    if row.bar is not None and row.side == "within":
+        bars = [row.around - row.bar, row.around + row.bar]
+    ends = [row.low, row.high, row.value, *bars]
+    least, span = min(ends), (max(ends) - min(ends)) or 1.0
+
+    def x(value: float) -> str:
+        return f"{4 + (WIDTH - 8) * (value - least) / span:.1f}"
+
+    middle = HEIGHT / 2
+    strokes = "".join(f'<path d="M{x(bar)} 1V{HEIGHT - 1}" stroke-dasharray="3 2"/>' for bar in bars)
+    said = escape(", ".join(trust_cells(row)[2:]), quote=True)
+    return (
+        f'<svg role="img" aria-label="{said}" width="{WIDTH}" height="{HEIGHT}" fill="currentColor" '
+        f'stroke="currentColor" stroke-width="1.5">{strokes}<path d="M{x(row.low)} {middle}H{x(row.high)}" '
+        f'stroke-width="3"/><circle cx="{x(row.value)}" cy="{middle}" r="3.5"/></svg>'
+    )
+
+
+def trust_table(rows: Iterable[TrustRow]) -> Markup:
+    """HTML with a line a claim."""
+    head = "".join(
+        f'<th class="text" scope="col">{heading}' for heading in (*HEADINGS[:3], "interval and bar", *HEADINGS[3:])
+    )
+    lines = []
+    for row in rows:
+        name, figure, *rest = (escape(cell) for cell in trust_cells(row))
+        cells = [figure, rest[0], interval_picture(row), *rest[1:]]
+        texts = "".join(f'<td class="text" style="white-space: normal">{cell}' for cell in cells)
+        lines.append(f'<tr><th class="text" scope="row">{name}{texts}')
+    return Markup(f'<table class="wide"><thead><tr>{head}</thead><tbody>{"".join(lines)}</tbody></table>')
 
 
 def print_trust(result: TrustCard, console: Console) -> None:
@@ -33,10 +84,15 @@ def write_trust(result: TrustCard, folder: Path) -> Path:
     """Write `trust.html` into a folder: one file that needs nothing else."""
     lead = (
         f"{result.n_edges:,} edges by {result.method}. There is no grade: each line stands for itself. "
-        "The state goes by the 95 % interval; undecided where that straddles the bar."
+        "The state goes by the interval, of 95 % where nothing else is said; undecided where that straddles the bar."
     )
-    table = html_table(HEADINGS, map(trust_cells, result.trust.values()))
+    table = str(trust_table(result.trust.values()))
     return write_simple_page(folder / "trust.html", _title(result), lead, [("Claims", table)])
+
+
+def logged(rows: Iterable[TrustRow]) -> dict[str, Any]:
+    """The rows as W&B's summary has them, under the keys of the file."""
+    return {f"trust.{row.name}": {key: getattr(row, key) for key in LOGGED} for row in rows}
 
 
 def _title(result: TrustCard) -> str:

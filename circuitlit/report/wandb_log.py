@@ -5,8 +5,9 @@ All of it is read from the run's directory, works without a network and reaches 
 
 from __future__ import annotations
 
+from collections.abc import Iterable
 from pathlib import Path
-from typing import Any
+from typing import TYPE_CHECKING, Any
 
 from lightning.pytorch.loggers import WandbLogger
 from lightning.pytorch.utilities import rank_zero_only
@@ -17,6 +18,10 @@ from circuitlit.report.edges import ranked_edges
 from circuitlit.report.page import run_figures
 from circuitlit.report.stages import doubtful, stage_rows
 from circuitlit.report.table import columns, entry_of, result_rows
+from circuitlit.report.trust import logged, rows_of
+
+if TYPE_CHECKING:
+    from circuitlit.evaluate.trust.card import TrustCard
 
 LISTED = 500
 _PLAIN = (
@@ -51,6 +56,18 @@ def log_run(loggers: list[Any], folder: Path, settings: Any) -> None:
             _log_artifacts(logger, found)
 
 
+@rank_zero_only
+def log_trust(loggers: Iterable[Any], result: TrustCard, folder: Path) -> None:
+    """Log a trust card to every W&B logger: its rows, and its page."""
+    import wandb
+
+    for logger in loggers:
+        if isinstance(logger, WandbLogger):
+            logger.experiment.summary.update(logged(result.trust.values()))
+            page = wandb.Html((folder / "trust.html").read_text(encoding="utf-8"), inject=False)
+            logger.experiment.log({"trust/page": page})
+
+
 def _summary(result: dict) -> dict[str, Any]:
     """The final numbers under `result/`, each metric with the ends of its intervals, with known and with new words."""
     summary = {f"result/{key}": result[key] for key in _PLAIN if result.get(key) is not None}
@@ -60,7 +77,7 @@ def _summary(result: dict) -> dict[str, Any]:
             if isinstance(found, dict):
                 summary |= {f"result/{words}{name}": found["value"]}
                 summary |= {f"result/{words}{name}_{end}": found[end] for end in INTERVALS[1:]}
-    return summary
+    return summary | logged(rows_of(result.get("trust")))
 
 
 def _log_tables(logger: WandbLogger, found: Run) -> None:

@@ -8,10 +8,12 @@ from omegaconf import DictConfig, OmegaConf
 from circuitlit.cli.build import build_procedure, build_subject, build_workbench, plain, preset_method
 from circuitlit.cli.checks import run_dir
 from circuitlit.cli.finish import finish, prepare
+from circuitlit.cli.loggers import open_loggers
 from circuitlit.evaluate.trust.card import TrustCard, measure_trust
 from circuitlit.graph import load_circuit
 from circuitlit.progress import phase
 from circuitlit.report.trust import print_trust, write_trust
+from circuitlit.report.wandb_log import log_trust
 
 
 def run(cfg: DictConfig) -> TrustCard:
@@ -38,4 +40,7 @@ def run(cfg: DictConfig) -> TrustCard:
     del stable["by"]
     settings["unique"] |= {"schedule": instantiate(cfg.mask.schedule), "gates": instantiate(cfg.mask.gates)}
     found = measure_trust(bench, circuit, only=only, settings=settings, folder=run_dir() / "trust", seed=cfg.seed)
-    return finish(cfg, found, subject, write_trust, print_trust)
+    found = finish(cfg, found, subject, write_trust, print_trust)
+    with open_loggers(cfg) as loggers:
+        log_trust(loggers, found, run_dir())
+    return found

@@ -16,12 +16,20 @@ from circuitlit.errors import UserError
 from circuitlit.evaluate.ablations import Ablations, measure_ablations
 from circuitlit.evaluate.generalisation import Generalisation, measure_generalisation
 from circuitlit.evaluate.model_errors import ModelErrors, measure_errors
+from circuitlit.evaluate.trust.claims import Claims, measure_chance, measure_need, measure_preserved
 from circuitlit.evaluate.trust.find_rivals import find_rivals
 from circuitlit.evaluate.trust.identity import identity, identity_of
 from circuitlit.evaluate.trust.measure_stability import measure_stability
 from circuitlit.evaluate.trust.rivals import Rivals
 from circuitlit.evaluate.trust.row import TrustRow
-from circuitlit.evaluate.trust.rows import ablation_rows, error_rows, generalisation_rows, rival_rows, stability_rows
+from circuitlit.evaluate.trust.rows import (
+    ablation_rows,
+    claims_of,
+    error_rows,
+    generalisation_rows,
+    rival_rows,
+    stability_rows,
+)
 from circuitlit.evaluate.trust.stability import Stability
 from circuitlit.graph import Circuit
 from circuitlit.progress import phase
@@ -30,14 +38,17 @@ from circuitlit.store import Failure, Store
 
 Part = TypeVar("Part", bound=Result)
 PARTS: dict[str, tuple[type[Result], Callable[..., Any], Callable[..., list[TrustRow]], str]] = {
+    "preserved": (Claims, measure_preserved, claims_of, "Comparing the circuit with the model"),
+    "chance": (Claims, measure_chance, claims_of, "Running random circuits"),
     "errors": (ModelErrors, measure_errors, error_rows, "Looking for the model's errors"),
     "ablations": (Ablations, measure_ablations, ablation_rows, "Cutting the same edges in other ways"),
     "generalises": (Generalisation, measure_generalisation, generalisation_rows, "Changing the pairs"),
+    "minimal": (Claims, measure_need, claims_of, "Removing edges one by one"),
     "stable": (Stability, measure_stability, stability_rows, "Finding the circuit again and again"),
     "unique": (Rivals, find_rivals, rival_rows, "Searching rivals"),
 }
 IN_STEPS = ("stable", "unique")  # parts that keep what they have done so far
-CHEAP = ("errors", "ablations", "generalises")  # without the training of masks
+CHEAP = ("preserved", "chance", "errors", "ablations", "generalises", "minimal")  # without the training of masks
 
 
 @dataclass(frozen=True, kw_only=True, repr=False)
@@ -93,7 +104,7 @@ def measure_trust(
     Args:
         bench: subject, pairs and masked model.
         circuit: any circuit of the model.
-        only: which parts: "errors", "ablations", "generalises", "stable", "unique".
+        only: which parts: "preserved", "chance", "errors", "ablations", "generalises", "minimal", "stable", "unique".
         settings: arguments of each part's function, by its name.
         folder: keeps the parts, so that a call that was stopped goes on, and a part that is asked for later joins them.
             None keeps nothing.

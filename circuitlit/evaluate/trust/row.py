@@ -21,7 +21,8 @@ class TrustRow:
         value, low, high: the figure and the 95 % interval that the state goes by: for new sentences where there are
             several, else for other pairs of these; None where it was not measured.
         bar: what it is held against; None where it is only shown.
-        side: of the bar on which the figure has to be; within is no further from 0 than the bar, either way.
+        side: of the bar on which the figure has to be; within is no further from `around` than the bar, either way.
+        around: what it is to be near to.
         state: "pass", "fail", "undecided" (the interval straddles the bar), "not measured" or "shown" (no bar).
         why: why it was not measured; empty elsewhere.
         pairs, groups: pairs and sentences that the interval stands on; None where nobody counted.
@@ -37,6 +38,7 @@ class TrustRow:
     high: float | None = None
     bar: float | None = None
     side: Side = "at least"
+    around: float = 0.0
     state: str = NOT_MEASURED
     why: str = ""
     pairs: int | None = None
@@ -54,12 +56,13 @@ class TrustRow:
         estimate: Estimate | None,
         bar: float | None = None,
         side: Side = "at least",
+        around: float = 0.0,
         why: str | None = None,
         **facts: Any,
     ) -> TrustRow:
         """Hold an estimate against a bar; without one, or with `why`, the row says that nothing was measured."""
         bounds = estimate and estimate.bounds
-        common = {"name": name, "figure": figure, "bar": bar, "side": side, **facts}
+        common = {"name": name, "figure": figure, "bar": bar, "side": side, "around": around, **facts}
         if estimate is None or estimate.value is None or bounds is None:
             said = (why or "the figure does not exist for these pairs").removeprefix(f"{NOT_MEASURED}: ")
             return cls(**common, why=said)
@@ -69,7 +72,7 @@ class TrustRow:
             passes, fails = {
                 "at least": (low >= bar, high < bar),
                 "at most": (high <= bar, low > bar),
-                "within": (low >= -bar and high <= bar, low > bar or high < -bar),
+                "within": (low >= around - bar and high <= around + bar, low > around + bar or high < around - bar),
             }[side]
             state = PASS if passes else FAIL if fails else UNDECIDED
         return cls(**common, value=estimate.value, low=low, high=high, state=state)

@@ -8,6 +8,7 @@ from circuitlit.evaluate.ablations import Ablations
 from circuitlit.evaluate.generalisation import Generalisation
 from circuitlit.evaluate.model_errors import ModelErrors
 from circuitlit.evaluate.statistics import Estimate
+from circuitlit.evaluate.trust.claims import Claims
 from circuitlit.evaluate.trust.rivals import Rivals
 from circuitlit.evaluate.trust.row import TrustRow
 from circuitlit.evaluate.trust.stability import Halves, Stability
@@ -15,6 +16,11 @@ from circuitlit.evaluate.trust.stability import Halves, Stability
 RIGHT, WRONG, KAPPA, MATCHED, BIASED = 0.95, 0.6, 0.6, 0.2, 0.2  # bars of errors
 CORE = 0.44  # of the edges: 1,000 of 2,261, which five seeds shared
 WORDS, OTHER = 1.25, 2.0  # bars of generalisation, times the KL share of the pairs that it is compared with
+
+
+def claims_of(found: Claims) -> list[TrustRow]:
+    """Those of a part that is made of rows."""
+    return found.claims
 
 
 def error_rows(found: ModelErrors) -> list[TrustRow]:
@@ -46,16 +52,19 @@ def error_rows(found: ModelErrors) -> list[TrustRow]:
 
 
 def ablation_rows(found: Ablations) -> list[TrustRow]:
-    """The KL share under every ablation; none has a bar. Least and largest are named."""
+    """The KL share under every ablation, held against that of random circuits. Least and largest are named."""
     ends = found.ends
     said = {one.kind: end for one, end in zip(ends, (", the least", ", the largest"), strict=True)} if ends else {}
     return [
         TrustRow.of(
             f"ablations.{one.kind}",
-            f"KL over that of no edges, {one.kind}{said.get(one.kind, '')}",
+            f"KL over that of no edges, {one.kind}{said.get(one.kind, '')}; bar: random circuits",
             one.share,
+            one.random and one.random.value,
+            "at most",
             why=one.reason,
             pairs=found.n_pairs,
+            draws=found.n_random,
         )
         for one in found.kinds
     ]

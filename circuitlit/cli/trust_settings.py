@@ -1,0 +1,54 @@
+"""The settings of the verbs trust and rivals and what each may be."""
+
+from __future__ import annotations
+
+from circuitlit.cli.kinds import Kind, choice, flag, listed, number, preset, share, text, whole
+from circuitlit.cli.settings import CIRCUIT, COUNT, SOME
+
+PARTS = ("preserved", "chance", "errors", "ablations", "generalises", "minimal", "stable", "unique")
+RIVALS: dict[str, Kind] = {  # of the verb rivals, and of the trust card's part
+    "shares": listed(share()),
+    "starts": listed(choice("removed", "whole", "equal"), 1),
+    "precision": share(zero=False),
+    "within": share(zero=False),
+    "exact": share(),
+    "draws": COUNT,
+    "probe_pairs": COUNT,
+    "control": flag(),
+}
+STABILITY: dict[str, Kind] = {  # of the trust card's part
+    "by": choice("auto", "masks", "attribution"),
+    "causes": listed(choice("pairs", "sentences", "seed", "start", "ablation"), 1),
+    "halves": whole(2),
+    "resamples": whole(2),
+    "seeds": whole(2),
+    "share": share(zero=False),
+    "pairs": SOME,
+    "baseline": preset("method") | None,
+}
+TRUST: dict[str, Kind] = {
+    "circuit": CIRCUIT,
+    "trust.only": listed(choice(*PARTS), 1),
+    "trust.preserved.pairs": COUNT,
+    "trust.chance.draws": COUNT,
+    "trust.chance.pairs": COUNT,
+    "trust.minimal.edges": COUNT,
+    "trust.minimal.random": whole(20),
+    "trust.minimal.knockouts": SOME,
+    "trust.minimal.pairs": COUNT,
+    "trust.errors.pairs": COUNT | None,
+    "trust.errors.most": COUNT,
+    "trust.errors.least": COUNT,
+    "trust.errors.within": number(0),
+    "trust.errors.baseline": CIRCUIT | None,
+    "trust.ablations.pairs": COUNT,
+    "trust.ablations.positional": flag(),
+    "trust.ablations.steps": COUNT,
+    "trust.ablations.lr": number(above=0, most=1e6),
+    "trust.ablations.random": SOME,
+    "trust.ablations.random_pairs": COUNT,
+    "trust.generalises.pairs": COUNT,
+    "trust.generalises.front": text(),
+    **{f"trust.stable.{name}": kind for name, kind in STABILITY.items()},
+    **{f"trust.unique.{name}": kind for name, kind in RIVALS.items()},
+}

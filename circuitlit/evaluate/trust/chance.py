@@ -1,0 +1,30 @@
+"""Is a circuit better than chance? Its rank among random circuits of its size, and among its own shuffles."""
+
+from __future__ import annotations
+
+from collections.abc import Mapping
+
+from circuitlit.evaluate.found import Measured
+from circuitlit.evaluate.statistics import Estimate
+from circuitlit.evaluate.testing import LEVEL
+from circuitlit.evaluate.trust.row import TrustRow
+
+
+def chance_rows(own: Measured, controls: Mapping[str, Measured]) -> list[TrustRow]:
+    """A row for each kind of random circuit: p of a KL as low as the circuit's, corrected for all kinds (Holm).
+
+    Args:
+        own: the circuit on the pairs that random circuits ran on.
+        controls: by kind, of `measure_controls`.
+    """
+    return [_row(kind, one, own, len(controls)) for kind, one in controls.items()]
+
+
+def _row(kind: str, one: Measured, own: Measured, claims: int) -> TrustRow:
+    assert own.kl and one.kl and one.p_holm is not None and one.n_circuits is not None
+    figure = f"p of {kind} circuits (KL {one.kl.value:.3f}) being as close as this one ({own.kl.value:.3f}), Holm"
+    least = claims / (1 + one.n_circuits)
+    few = f"{one.n_circuits} circuits cannot give a p below {LEVEL}" if least >= LEVEL else None
+    p = None if few else Estimate(one.p_holm, one.p_holm, one.p_holm)
+    facts = {"pairs": one.n_pairs, "draws": one.n_circuits, "p": one.p_holm}
+    return TrustRow.of(f"chance.{kind}", figure, p, LEVEL, side="at most", why=few, **facts)

@@ -1,0 +1,91 @@
+"""Rows of the trust card without training: preserved, chance, minimal. By hand, and where the answer is planted."""
+
+from __future__ import annotations
+
+import pytest
+import torch
+from planted_rivals import FIRST, edges_of, planted_rivals
+
+from circuitlit import Circuit, EdgeScores, Outcome, UserError
+from circuitlit.evaluate.found import Measured
+from circuitlit.evaluate.statistics import Estimate, statistic
+from circuitlit.evaluate.trust.chance import chance_rows
+from circuitlit.evaluate.trust.claims import Claims, measure_chance, measure_need, measure_preserved
+from circuitlit.evaluate.trust.preserved import preserved_rows, tost_p, wins_p
+
+
+def outcome(metric: torch.Tensor, groups: int = 6) -> Outcome:
+    nothing = torch.zeros(len(metric))
+    unknown = torch.full((len(metric),), torch.nan)
+    return Outcome(nothing, metric, unknown, nothing, nothing, torch.arange(len(metric)) % groups)
+
+
+def test_the_full_model_is_preserved_and_half_of_it_is_not() -> None:
+    full = outcome(2 + torch.rand(60, generator=torch.Generator().manual_seed(0)))
+    corrupted = outcome(torch.zeros(60))
+    rows = {row.name: row for row in preserved_rows(full, full, corrupted)}
+    assert [rows[f"preserved.{name}"].state for name in ("faithfulness", "these_sentences", "wins")] == ["pass"] * 3
+    assert rows["preserved.faithfulness"].value == pytest.approx(1) and rows["preserved.faithfulness"].p == 0
+    assert rows["preserved.wins"].value == 0.5 and rows["preserved.wins"].p == 1
+    half = {row.name: row for row in preserved_rows(outcome(full.metric / 2), full, corrupted)}
+    assert half["preserved.faithfulness"].state == half["preserved.wins"].state == "fail"
+    assert (half["preserved.faithfulness"].p or 0) > 0.999 and (half["preserved.wins"].p or 1) < 1e-6
+    single = preserved_rows(outcome(full.metric, 1), outcome(full.metric, 1), outcome(corrupted.metric, 1))
+    assert single[0].name == "preserved.faithfulness" and len(single) == 3
+
+
+def test_the_p_of_equivalence_is_that_of_its_interval() -> None:
+    draw = torch.Generator().manual_seed(1)
+    for shift in (0.0, 0.05, 0.08, 0.12):
+        values = 1 + shift + 0.1 * torch.randn(48, generator=draw)
+        found = statistic(lambda m: m[0], values[None], torch.arange(48) % 8)
+        ends, p = found.estimate(0.9), tost_p(found, 1.0, 0.1)
+        assert p is not None and ends.low_sentences is not None and ends.high_sentences is not None
+        assert (p < 0.05) == (ends.low_sentences > 0.9 and ends.high_sentences < 1.1)
+
+
+def test_wins_by_hand() -> None:
+    """Ten pairs, eight wins: P(K <= 2) + P(K >= 8) of Bin(10, .6)."""
+    assert wins_p(8, 10) == pytest.approx(0.012295 + 0.167290, abs=1e-5)
+    assert wins_p(5, 10) == 1 and wins_p(2, 10) == wins_p(8, 10)
+
+
+def test_chance_goes_by_the_corrected_rank() -> None:
+    own = Measured(kl=Estimate(0.2, 0.1, 0.3))
+    control = {"n_pairs": 16, "kl": Estimate(4.0, 3.0, 5.0)}
+    few = chance_rows(
+        own,
+        {"random": Measured(p=1 / 21, p_holm=2 / 21, n_circuits=20, **control)}
+        | {"shuffled": Measured(p=1 / 21, p_holm=2 / 21, n_circuits=20, **control)},
+    )
+    assert [row.state for row in few] == ["not measured"] * 2 and "cannot give" in few[0].why
+    for p, state in ((0.02, "pass"), (0.2, "fail")):
+        kinds = {kind: Measured(p=p, p_holm=p, n_circuits=99, **control) for kind in ("random", "shuffled")}
+        assert [(row.name, row.state, row.p, row.draws) for row in chance_rows(own, kinds)] == [
+            ("chance.random", state, p, 99),
+            ("chance.shuffled", state, p, 99),
+        ]
+
+
+def test_idle_edges_are_those_that_were_not_planted() -> None:
+    bench = planted_rivals("gpt2", "one", 0)
+    graph, chain = bench.subject.graph, edges_of(bench, FIRST)
+    idle = [
+        edge
+        for edge in range(graph.n_edges)
+        if graph.edge_name(edge) in ("input->m0", "m0->m1", "m1->m2", "m2->logits")
+    ]
+    assert len(idle) == 4
+    scores = torch.zeros(1, graph.n_edges)
+    scores[0, [*chain, *idle]] = 1.0
+    circuit = Circuit.cut(EdgeScores(graph, scores, "planted", kind="share"), 8)
+    rows = {row.name: row for row in measure_need(bench, circuit, random=40, knockouts=2).claims}
+    assert rows["minimal.idle"].value == 0.5 and rows["minimal.idle"].low and rows["minimal.idle"].low > 0.1
+    assert (rows["minimal.complete"].value or 0) > 0.9 and rows["minimal.knockouts"].value is not None
+    with pytest.raises(UserError, match="too few"):
+        measure_need(bench, circuit, random=5)
+    chance = measure_chance(bench, circuit, draws=40, pairs=8)
+    assert chance.claims[0].state == "pass" and [row.draws for row in chance.claims] == [40, 40]
+    preserved = measure_preserved(bench, circuit, pairs=16)
+    assert preserved.claims[0].pairs == 16 and len(preserved.to_frame()) == len(preserved.claims)
+    assert Claims.from_dict(preserved.to_dict()) == preserved
