@@ -2,16 +2,20 @@
 
 from __future__ import annotations
 
+from dataclasses import replace
+
 import pytest
 import torch
 from planted_rivals import FIRST, edges_of, planted_rivals
 
-from circuitlit import Circuit, EdgeScores, Outcome, UserError
+from circuitlit import Circuit, EdgeScores, Method, Outcome, UserError, eap_ig
 from circuitlit.evaluate.found import Measured
 from circuitlit.evaluate.statistics import Estimate, statistic
+from circuitlit.evaluate.trust.batch_scores import BatchScores
 from circuitlit.evaluate.trust.chance import chance_rows
 from circuitlit.evaluate.trust.claims import Claims, measure_chance, measure_need, measure_preserved
 from circuitlit.evaluate.trust.preserved import preserved_rows, tost_p, wins_p
+from circuitlit.evaluate.trust.procedure import START
 
 
 def outcome(metric: torch.Tensor, groups: int = 6) -> Outcome:
@@ -89,3 +93,17 @@ def test_idle_edges_are_those_that_were_not_planted() -> None:
     preserved = measure_preserved(bench, circuit, pairs=16)
     assert preserved.claims[0].pairs == 16 and len(preserved.to_frame()) == len(preserved.claims)
     assert Claims.from_dict(preserved.to_dict()) == preserved
+
+
+def test_halves_of_batches_cost_no_further_pass() -> None:
+    bench = replace(planted_rivals("gpt2", "one", 0), count=4)
+    parts = BatchScores.of(bench, START)
+    whole = bench.score(parts.method)
+    assert torch.equal(whole.values, bench.score(START).values) and len(parts.scores) == 8
+    torch.testing.assert_close(
+        torch.stack(parts.scores).sum(0) / sum(parts.weights), whole.values, rtol=1e-4, atol=1e-7
+    )
+    core, alike = parts.rows(bench, whole, 0)
+    assert core.name == "stable.attribution_core" and core.draws == alike.draws == 50
+    assert core.value == 4 and alike.value == 1  # the planted chain, whatever the half
+    assert BatchScores.of(bench, Method.of(eap_ig)).rows(bench, whole, 0) == []

@@ -100,7 +100,12 @@ def test_the_verb_finds_the_circuit_again(local: Path, tmp_path: Path) -> None:
     call(*card, "trust.stable.resamples=4", "trust.stable.halves=2", verb="trust")  # by eap, as the file says
     rows = TrustCard.load(tmp_path / "card").trust
     core = rows["stable.core_pairs"]
-    assert "(eap)" in core.figure and core.draws == 8 and core.value is not None and rows["stable.pairs"].value
+    assert (
+        "eap circuits of halves" in core.figure
+        and core.draws == 8
+        and core.value is not None
+        and rows["stable.pairs"].value
+    )
     assert "own" in rows["stable.core_sentences"].why and rows["stable.seed"].why == "eap has no seed"
     masks = ["trust.stable.by=masks", "mask.schedule.steps=2", "trust.stable.halves=2", "trust.stable.seeds=2"]
     call(*card, *masks, "trust.stable.pairs=4", "trust.stable.causes=[pairs,seed,start]", verb="trust")

@@ -22,12 +22,14 @@ class Traits:
         mean_of_pairs: its scores are a mean over pairs, so that several processes can share the pairs out.
         gives_pairs: it takes `each`, which is given every pair's own scores.
         numbers_batches: it takes `numbers`, each batch's place among all.
+        gives_batches: it takes `each_batch`, which is given every batch's own scores.
         gathers: it reads weights only through the masked model, so that they may be sharded.
         own_size: it keeps a number of edges of its own.
     """
 
     mean_of_pairs: bool = False
     gives_pairs: bool = False
+    gives_batches: bool = False
     numbers_batches: bool = False
     gathers: bool = False
     own_size: bool = False

@@ -26,6 +26,7 @@ from circuitlit.evaluate.behaviour import Behaviour
 from circuitlit.evaluate.found import FAILED, FoundCircuit
 from circuitlit.evaluate.measure import TestBed
 from circuitlit.evaluate.rival import Rival, against_cut, best_attribution, rivals, validation
+from circuitlit.evaluate.trust.batch_scores import BatchScores
 from circuitlit.evaluate.verdict import Bars, measure_circuit
 from circuitlit.graph import EdgeScores
 from circuitlit.model import Subject
@@ -199,7 +200,8 @@ def search_circuit(
         return unable(bench, behaviour, reason, seed)
     with phase("attribution", f"Scoring {bench.layout.n_edges:,} edges by {method.name}"):
         begun = time.perf_counter()
-        start = Rival(bench.score(method), time.perf_counter() - begun)
+        parts = BatchScores.of(bench, method)
+        start = Rival(bench.score(parts.method), time.perf_counter() - begun)
         tried = rivals(bench, start, [other for other in others if other.name != method.name])
     early = None if bench.model.shards is not None else first_look(bench, tried, bars.probe_pairs)
     trained = learn(bench, tried)
@@ -213,7 +215,8 @@ def search_circuit(
         bed, tried = known or ranked_by_validation(bench, tried if trained.compared else [], bars.probe_pairs)
         result = measure_circuit(bench, circuit, tried, bars=bars, seed=seed)
         gates = against_cut(trained.masks, circuit, bed)
-    result = result.replaced(**gates, steps=trained.steps, behaviour=behaviour.to_dict())
+    card = (result.trust or {}) | {row.name: row for row in parts.rows(bench, start.scores, seed)}
+    result = result.replaced(trust=card, **gates, steps=trained.steps, behaviour=behaviour.to_dict())
     return result.bind(result.live.with_curves(trained.curves))
 
 

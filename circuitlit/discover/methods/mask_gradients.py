@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Iterable
+from collections.abc import Callable, Iterable
 from itertools import count
 
 import torch
@@ -16,7 +16,7 @@ from circuitlit.masked import References
 from circuitlit.tasks.pair import Batch
 
 
-@declares(Traits(mean_of_pairs=True, numbers_batches=True, gathers=True))
+@declares(Traits(mean_of_pairs=True, numbers_batches=True, gathers=True, gives_batches=True))
 def mask_gradients(
     loss: MaskedLoss,
     references: References,
@@ -25,6 +25,7 @@ def mask_gradients(
     draws: int = 0,
     numbers: Iterable[int] | None = None,
     absent: Bool[Tensor, "mask"] | None = None,
+    each_batch: Callable[[Tensor, int], None] | None = None,
 ) -> EdgeScores:
     """Mean of minus the loss's gradient along the path on which all masks grow from 0 to 1 together.
 
@@ -41,6 +42,7 @@ def mask_gradients(
         numbers: each batch's place among all, where these are one process's share of them.
         absent: edges that stay cut all along the path, so that the others' scores are those in a model without them.
             None cuts none.
+        each_batch: is given every batch's own scores, added up over its pairs and visits, and how many these are.
 
     Returns:
         Scores in the loss's unit; ranked by magnitude.
@@ -55,13 +57,16 @@ def mask_gradients(
     weights = torch.zeros(steps)
     for number, batch in zip(count() if numbers is None else numbers, batches, strict=False):
         batch = batch.to(device)
-        reference = references(batch)
+        reference, before = references(batch), None if each_batch is None else total.clone()
         for visit in range(draws or steps):
             point = (number + visit * steps // (draws or steps)) % steps
             masks = ((point + 0.5) / steps * present).requires_grad_()
             (grad,) = torch.autograd.grad(loss(masks, batch, reference), masks)
             total -= grad.float() * len(batch)
             weights[point] += len(batch)
+        if each_batch is not None and before is not None:
+            own = (total - before)[: layout.n_edge_masks].view(layout.copies, graph.n_edges)
+            each_batch(own.cpu(), len(batch) * (draws or steps))
     values = (total / weights.sum()).cpu()
     details: dict[str, object] = {"steps": steps, "draws": draws}
     rows = values[: layout.n_edge_masks].view(layout.copies, graph.n_edges)

@@ -12,7 +12,7 @@ from torch import Tensor
 from circuitlit.evaluate.measure import TestBed
 from circuitlit.evaluate.similarity import corrected_overlap
 from circuitlit.evaluate.statistics import average_ranks, mean_estimate, mean_of, paired_difference
-from circuitlit.evaluate.trust.procedure import Made
+from circuitlit.evaluate.trust.made import Made
 from circuitlit.evaluate.trust.stability import Halves, core_bound
 from circuitlit.graph import Circuit
 from circuitlit.graph.select import top_k

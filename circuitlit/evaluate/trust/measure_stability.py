@@ -22,7 +22,8 @@ from circuitlit.evaluate.measure import TestBed
 from circuitlit.evaluate.statistics import Estimate
 from circuitlit.evaluate.trust.halves import alike, halves_of
 from circuitlit.evaluate.trust.identity import identity
-from circuitlit.evaluate.trust.procedure import Made, Procedure
+from circuitlit.evaluate.trust.made import Made
+from circuitlit.evaluate.trust.procedure import Procedure
 from circuitlit.evaluate.trust.stability import Cause, Halves, Stability
 from circuitlit.graph import Circuit, MaskLayout
 from circuitlit.masked.ablation import KINDS

@@ -5,10 +5,6 @@ from __future__ import annotations
 from dataclasses import dataclass, replace
 from typing import Any
 
-import torch
-from jaxtyping import Bool, Float
-from torch import Tensor
-
 from circuitlit.discover import HardConcrete, SigmoidTopK, UniformGradient, mask_gradients
 from circuitlit.discover.gates import Gates
 from circuitlit.discover.method import Method
@@ -90,31 +86,3 @@ class Procedure:
         scores = None if start == "equal" else bench.score(self.method)
         settings: dict[str, Any] = {"schedule": self.schedule, "gates": self.gates, "error_weight": self.error_weight}
         return fitted_masks(bench, scores, seed=seed, **settings)[0].scores()
-
-
-@dataclass(frozen=True, kw_only=True)
-class Made:
-    """A circuit that was found anew.
-
-    Attributes:
-        edges: numbers of its edges, counted over all token roles.
-        order: what they are ranked by, the more the better.
-        kl: KL(model || it) on each test pair, nats; empty where it was not run.
-    """
-
-    edges: list[int]
-    order: list[float]
-    kl: list[float]
-
-    @classmethod
-    def of(cls, circuit: Circuit, kl: Float[Tensor, "pair"] | None = None) -> Made:
-        """Of a circuit and its KLs."""
-        kept = circuit.kept.flatten()
-        order = circuit.scores.order.flatten()[kept].tolist()
-        return cls(edges=kept.nonzero()[:, 0].tolist(), order=order, kl=[] if kl is None else kl.tolist())
-
-    def kept(self, shape: torch.Size) -> Bool[Tensor, "copies edge"]:
-        """Its edges as a mask."""
-        found = torch.zeros(shape, dtype=torch.bool)
-        found.view(-1)[self.edges] = True
-        return found

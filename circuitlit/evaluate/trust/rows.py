@@ -106,26 +106,25 @@ def stability_rows(found: Stability) -> list[TrustRow]:
     return rows
 
 
-def _half_rows(found: Stability, one: Halves) -> list[TrustRow]:
-    of, facts = one.of, {"draws": one.n_circuits, "why": one.reason}
+def core_row(name: str, one: Halves, n_edges: int, share: float, procedure: str) -> TrustRow:
+    """The edges that nearly all circuits of halves keep; the lower end leaves out those that chance may put there."""
     core = None if one.reason else Estimate(one.core, max(0.0, one.core - one.bound), one.core)
-    said = f"of {found.n_edges:,} edges, those in {found.share:.0%} of circuits of halves of the {of}"
-    said += f" ({found.procedure}); at least: without the {one.bound:.0f} that chance may have put there"
+    said = (
+        f"of {n_edges:,} edges, those in {share:.0%} of {one.n_circuits} {procedure} circuits of halves of the {one.of}"
+    )
+    said += f"; at least: without the {one.bound:.0f} that chance may put there"
+    return TrustRow.of(name, said, core, round(CORE * n_edges), draws=one.n_circuits, why=one.reason)
+
+
+def _half_rows(found: Stability, one: Halves) -> list[TrustRow]:
+    of, why, draws = one.of, one.reason, one.n_circuits
     alike = f"J* of circuits of the two halves of the {of}"
     alone = f"{found.procedure} is an attribution itself, or none was asked for"
-    beyond = {"why": one.reason or alone, "draws": one.n_circuits}
+    beyond, consensus = f"{alike}, minus {found.baseline or 'an attribution'}'s", "KL, consensus minus its members"
+    same = one.consensus_minus_members
     return [
-        TrustRow.of(f"stable.core_{of}", said, core, round(CORE * found.n_edges), **facts),
-        TrustRow.of(
-            f"stable.consensus_{of}",
-            "KL, consensus minus its members",
-            one.consensus_minus_members,
-            0.0,
-            "at most",
-            **facts,
-        ),
-        TrustRow.of(f"stable.{of}", alike, one.alike, **facts),
-        TrustRow.of(
-            f"stable.beyond_{of}", f"{alike}, minus {found.baseline or 'an attribution'}'s", one.beyond, 0.0, **beyond
-        ),
+        core_row(f"stable.core_{of}", one, found.n_edges, found.share, found.procedure),
+        TrustRow.of(f"stable.consensus_{of}", consensus, same, 0.0, "at most", why=why, draws=draws),
+        TrustRow.of(f"stable.{of}", alike, one.alike, why=why, draws=draws),
+        TrustRow.of(f"stable.beyond_{of}", beyond, one.beyond, 0.0, why=why or alone, draws=draws),
     ]

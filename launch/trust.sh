@@ -1,0 +1,34 @@
+#!/usr/bin/env bash
+# bash launch/trust.sh [OUT]: whole trust cards on one GPU. Circuits of four tasks with 96.6 % of the edges removed; on IOI
+# also a second seed, and EAP-IG's and ACDC's circuits of as many edges. Run it again to go on. ACDC=0 leaves the slow one
+# out; DRY=1.
+set -euo pipefail
+cd "$(dirname "$0")/.."
+out=${1:-runs/trust}
+parts=preserved,chance,errors,ablations,generalises,minimal
+
+run() { # FOLDER COMMAND...: unless its result is there
+  local folder=$1
+  shift
+  [[ -e $folder/result.json ]] || ${DRY:+echo} python "$@" "hydra.run.dir=$folder"
+}
+
+card() { # FOLDER TASK SETTINGS...: the card of the circuit in a folder
+  local folder=$1 task=$2
+  shift 2
+  ${DRY:+echo} python -m circuitlit trust experiment=trust_smollm2 "circuit=$folder" "task=$task" "hydra.run.dir=$folder-card" "$@"
+}
+
+for one in ioi-0 greater_than-0 gender_pronoun-0 sva-0 ioi-1; do
+  task=${one%-*}
+  run "$out/$one" train.py experiment=ioi_smollm2 callbacks=headless "task=$task" "seed=${one##*-}"
+  card "$out/$one" "$task" "seed=${one##*-}"
+done
+common=(-m circuitlit attribute task=ioi logger=none data.eval_batch_size=200)
+run "$out/ioi-eap_ig" "${common[@]}" method=eap_ig sparsity.target=0.966
+card "$out/ioi-eap_ig" ioi
+if [[ ${ACDC:-1} != 0 ]]; then
+  run "$out/ioi-acdc" "${common[@]}" method=acdc sparsity=own method.score.threshold=null method.score.count=2402 \
+    'method.score.bracket=[1.0e-4,1.0e-2]' method.score.chunk=32 method.max_batches=1 data.batch_size=64
+  card "$out/ioi-acdc" ioi "trust.only=[$parts,unique]" # a search of its own for every half would take hours
+fi
