@@ -289,8 +289,8 @@ def test_verbs_are_listed_for_who_asks() -> None:
     assert shown.returncode == 1 and "train" in shown.stderr and "Traceback" not in shown.stderr
 
 
-def test_the_baseline_is_the_best_of_the_rivals(local: Path, tmp_path: Path) -> None:
-    more = ["evaluate.rivals=[eap,eap_ig]", "method.score.draws=0", "logger=none", "mask.schedule.steps=2"]
+def test_the_baseline_is_the_best_of_those_tried(local: Path, tmp_path: Path) -> None:
+    more = ["evaluate.baselines=[eap,eap_ig]", "method.score.draws=0", "logger=none", "mask.schedule.steps=2"]
     call(*settings(local, tmp_path, *more, "callbacks.probe_every=0"))
     result = json.loads((tmp_path / "result.json").read_text())
     tried = result["attributions_tried"]

@@ -97,19 +97,19 @@ def test_paired_differences_are_with_the_better_attribution(done: Path) -> None:
         (name, sparsity) for sparsity in (0.7, 0.9) for name in ("warm", "ranked")
     ]
     for item in (item for item in items if item["learner"] == "warm"):
-        rivals = {}
+        tried = {}
         for name in ("mask_gradients", "more_steps"):
             cell = cell_of(done, f"jsonl--attribution--{name}")
-            rivals[name.replace("_steps", " steps")] = next(
+            tried[name.replace("_steps", " steps")] = next(
                 row for row in cell["rows"] if row["sparsity"] == item["sparsity"]
             )
-        best = min(rivals, key=lambda name: rivals[name]["val_kl"])
+        best = min(tried, key=lambda name: tried[name]["val_kl"])
         assert item["attribution"] == best and item["n_seeds"] == 2
         learned = []
         for seed in (0, 1):
             cell = cell_of(done, f"jsonl--learner--warm--{item['sparsity']}--seed{seed}")
             learned.append(cell["rows"][0]["by_pair"]["kl"])
-        theirs = rivals[best]["by_pair"]["kl"]
+        theirs = tried[best]["by_pair"]["kl"]
         mean = sum((a + b) / 2 - c for a, b, c in zip(*learned, theirs, strict=True)) / len(theirs)
         assert item["value"] == pytest.approx(mean, abs=1e-6)
         assert item["low"] <= item["value"] <= item["high"]
@@ -206,7 +206,7 @@ BAD = {
     "no seeds": (["study.seeds=[]"], "study.seeds is empty"),
     "no entry": (["study.learners=[{name: x}]"], "study.learners[0].with is missing"),
     "no such part": (["study.parts=2", "study.part=2"], "one of the parts 0 to 1"),
-    "no such rival": (["study.match={method: acdc,sparsity: 0.9}"], "match: acdc"),
+    "no such attribution": (["study.match={method: acdc,sparsity: 0.9}"], "match: acdc"),
     "twice": (["study.attributions=[mask_gradients,mask_gradients]"], "called 'mask_gradients'"),
     "missing model": (["model.path=missing"], "config.json"),
     "no cell works": (["study.tasks=[{name: x,with: [ablation.steps=3]}]"], "no cell could be run"),
@@ -245,9 +245,11 @@ def test_edges_needed_for_a_kl(done: Path) -> None:
     own = items["mask_gradients"]
     cell = cell_of(done, "jsonl--attribution--mask_gradients")
     curve = dict(cell["kl_by_size"])
-    assert own["kl"] == pytest.approx(curve[own["rival_edges"]]) and own["n_edges"] <= own["rival_edges"]
+    assert own["kl"] == pytest.approx(curve[own["attribution_edges"]]) and own["n_edges"] <= own["attribution_edges"]
     for item in items.values():
-        assert item["n_edges"] is None or item["times_fewer"] == pytest.approx(own["rival_edges"] / item["n_edges"])
+        assert item["n_edges"] is None or item["times_fewer"] == pytest.approx(
+            own["attribution_edges"] / item["n_edges"]
+        )
 
 
 def test_fewest_edges_by_hand() -> None:

@@ -155,9 +155,9 @@ def build_bars(cfg: DictConfig) -> Bars:
     return Bars(**{name: cfg.evaluate[name] for name in BARS})
 
 
-def build_rivals(cfg: DictConfig) -> list[Method]:
-    """The attributions of `evaluate.rivals`."""
-    return [preset_method(cfg, name) for name in cfg.evaluate.rivals]
+def build_baselines(cfg: DictConfig) -> list[Method]:
+    """The attributions of `evaluate.baselines`."""
+    return [preset_method(cfg, name) for name in cfg.evaluate.baselines]
 
 
 def preset_method(cfg: DictConfig, name: str) -> Method:

@@ -15,8 +15,8 @@ from circuitlit.cli.evolution import snapshots_of
 from circuitlit.cli.learn import learn
 from circuitlit.cli.loggers import open_loggers
 from circuitlit.discover.workbench import Workbench
+from circuitlit.evaluate.baseline import Baseline
 from circuitlit.evaluate.find import Trained
-from circuitlit.evaluate.rival import Rival
 from circuitlit.progress import phase
 from circuitlit.timeline.snapshots import Snapshots
 
@@ -45,7 +45,7 @@ class MaskTraining:
     def __exit__(self, *error: Any) -> None:
         self._stack.__exit__(*error)
 
-    def __call__(self, bench: Workbench, tried: Sequence[Rival]) -> Trained | None:
+    def __call__(self, bench: Workbench, tried: Sequence[Baseline]) -> Trained | None:
         """Train from the first attribution on; None in a process that is done then."""
         cfg = self._cfg
         self.loggers = self._stack.enter_context(open_loggers(cfg))

@@ -67,7 +67,7 @@ SETTINGS: dict[str, Kind] = {
     "data.num_workers": SOME,
     "evaluate.controls": COUNT,
     "evaluate.control_pairs": COUNT,
-    "evaluate.rivals": listed(preset("method")),
+    "evaluate.baselines": listed(preset("method")),
     "evaluate.probe_pairs": COUNT,
     "evaluate.least_pairs": COUNT,
     "evaluate.smoke": flag(),

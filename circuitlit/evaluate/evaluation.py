@@ -7,13 +7,13 @@ from typing import Any, Literal
 
 from circuitlit.discover.workbench import Workbench
 from circuitlit.errors import UserError
+from circuitlit.evaluate.baseline import validation
 from circuitlit.evaluate.curves import Curve, size_curve
 from circuitlit.evaluate.find import ask
 from circuitlit.evaluate.found import FoundCircuit
 from circuitlit.evaluate.ground_truth import Reference, against
 from circuitlit.evaluate.knockouts import completeness, edge_minimality, node_minimality
 from circuitlit.evaluate.measure import TestBed
-from circuitlit.evaluate.rival import validation
 from circuitlit.evaluate.smallest import smallest_circuit
 from circuitlit.evaluate.verdict import Bars, held_out, measure_circuit
 from circuitlit.files import json_types

@@ -22,10 +22,10 @@ from circuitlit.discover.gates import Gates
 from circuitlit.discover.method import Method
 from circuitlit.discover.workbench import Ablation, Workbench
 from circuitlit.errors import UserError
+from circuitlit.evaluate.baseline import Baseline, against_cut, baselines, best_attribution, validation
 from circuitlit.evaluate.behaviour import Behaviour
 from circuitlit.evaluate.found import FAILED, FoundCircuit
 from circuitlit.evaluate.measure import TestBed
-from circuitlit.evaluate.rival import Rival, against_cut, best_attribution, rivals, validation
 from circuitlit.evaluate.trust.batch_scores import BatchScores
 from circuitlit.evaluate.verdict import Bars, measure_circuit
 from circuitlit.graph import EdgeScores
@@ -62,7 +62,7 @@ class Trained:
 SCHEDULE = Schedule(150, 0.3, start_sparsity=0.9, warmup=0.5, harden=0.5, final_noise=0.1, hard=0.3)
 GATES = HardConcrete(temperature=0.4)
 SCALE = 3.0  # log-alphas begin between minus and plus this number
-Learn = Callable[[Workbench, Sequence[Rival]], Trained | None]  # given the attributions, start first
+Learn = Callable[[Workbench, Sequence[Baseline]], Trained | None]  # given the attributions, start first
 
 
 def find_circuit(
@@ -76,7 +76,7 @@ def find_circuit(
     schedule: Schedule | None = None,
     gates: Gates | None = None,
     error_weight: float | None = None,
-    rivals: Sequence[Method] = (),
+    others: Sequence[Method] = (),
     bars: Bars | None = None,
     min_accuracy: float = 0.0,
     batch_size: int = 8,
@@ -95,7 +95,7 @@ def find_circuit(
         schedule: of the training; None takes the default of 150 steps.
         gates: the masks' family; None takes hard concrete gates.
         error_weight: share of the loss that the model's errors have together; None weighs all pairs alike.
-        rivals: more attributions; the best ranking on validation pairs is the baseline.
+        others: more attributions; the best ranking on validation pairs is the baseline.
         bars: what the circuit is compared with, and has to clear.
         min_accuracy: share of right answers below which a model is not searched for the task.
         batch_size, eval_batch_size: pairs in a batch of training and of the evaluation.
@@ -113,7 +113,7 @@ def find_circuit(
     learn = partial(train_masks, schedule=schedule, gates=gates, **more)
     method = method or Method.of(mask_gradients, steps=5, draws=1)
     seed_everything(seed, verbose=False)
-    found = search_circuit(bench, method, learn, others=rivals, bars=bars, min_accuracy=min_accuracy, seed=seed)
+    found = search_circuit(bench, method, learn, others=others, bars=bars, min_accuracy=min_accuracy, seed=seed)
     assert found is not None
     return found
 
@@ -201,8 +201,8 @@ def search_circuit(
     with phase("attribution", f"Scoring {bench.layout.n_edges:,} edges by {method.name}"):
         begun = time.perf_counter()
         parts = BatchScores.of(bench, method)
-        start = Rival(bench.score(parts.method), time.perf_counter() - begun)
-        tried = rivals(bench, start, [other for other in others if other.name != method.name])
+        start = Baseline(bench.score(parts.method), time.perf_counter() - begun)
+        tried = baselines(bench, start, [other for other in others if other.name != method.name])
     early = None if bench.model.shards is not None else first_look(bench, tried, bars.probe_pairs)
     trained = learn(bench, tried)
     if trained is None:
@@ -220,22 +220,24 @@ def search_circuit(
     return result.bind(result.live.with_curves(trained.curves))
 
 
-def first_look(bench: Workbench, tried: Sequence[Rival], pairs: int) -> tuple[TestBed | None, list[Rival]]:
+def first_look(bench: Workbench, tried: Sequence[Baseline], pairs: int) -> tuple[TestBed | None, list[Baseline]]:
     """What attribution alone finds, said ahead of the training, which takes longer than all before it."""
     precision = torch.get_float32_matmul_precision()
     with phase("first_look", "Measuring what attribution alone finds"):
         torch.set_float32_matmul_precision("highest")
         bed, ranked = ranked_by_validation(bench, tried, pairs)
         torch.set_float32_matmul_precision(precision)
-        for rival in ranked if bed else ():
-            label, kl = f"{rival.scores.method}, {rival.scores.ranking}", f"KL {rival.val_kl:.3f} nats"
+        for one in ranked if bed else ():
+            label, kl = f"{one.scores.method}, {one.scores.ranking}", f"KL {one.val_kl:.3f} nats"
             say(f"{label}: {kl} on {len(bed.full.kl)} validation pairs with {bench.count:,} edges")  # type: ignore[union-attr]
         if bed:
             say(f"without any edge: KL {float(bed.corrupted.kl.mean()):.3f} nats; the full model has 0")
     return bed, ranked
 
 
-def ranked_by_validation(bench: Workbench, tried: Sequence[Rival], pairs: int) -> tuple[TestBed | None, list[Rival]]:
+def ranked_by_validation(
+    bench: Workbench, tried: Sequence[Baseline], pairs: int
+) -> tuple[TestBed | None, list[Baseline]]:
     """The first validation pairs, if there are any, and the attributions' rankings, the best one on them first."""
     bed = validation(bench, pairs)
     return bed, best_attribution(bench, tried, bed)
@@ -267,7 +269,7 @@ def unable(bench: Workbench, behaviour: Behaviour, reason: str, seed: int) -> Fo
 
 def train_masks(
     bench: Workbench,
-    tried: Sequence[Rival],
+    tried: Sequence[Baseline],
     *,
     schedule: Schedule | None = None,
     gates: Gates | None = None,

@@ -8,6 +8,7 @@ from typing import Any
 
 from circuitlit.discover.workbench import Workbench
 from circuitlit.evaluate.agreement import Agreements
+from circuitlit.evaluate.baseline import Baseline, cut_to_reachable
 from circuitlit.evaluate.controls import random_circuit, shuffled_circuit
 from circuitlit.evaluate.found import (
     FAILED,
@@ -22,7 +23,6 @@ from circuitlit.evaluate.found import (
 from circuitlit.evaluate.ground_truth import edge_auc
 from circuitlit.evaluate.live import Live
 from circuitlit.evaluate.measure import TestBed
-from circuitlit.evaluate.rival import Rival, cut_to_reachable
 from circuitlit.evaluate.statistics import paired_difference
 from circuitlit.evaluate.summary import Summary, summarise
 from circuitlit.evaluate.testing import LEVEL, enough_draws, holm, rank_p
@@ -73,7 +73,7 @@ def evaluated_pairs(bench: Workbench, bars: Bars, tried: int) -> int:
 def measure_circuit(
     bench: Workbench,
     circuit: Circuit,
-    tried: Sequence[Rival] = (),
+    tried: Sequence[Baseline] = (),
     bed: TestBed | None = None,
     bars: Bars | None = None,
     seed: int = 0,
@@ -91,8 +91,8 @@ def measure_circuit(
     """
     bars, bed = bars or Bars(), bed or held_out(bench)
     found = bed.run(circuit.kept)
-    rival = tried[0].scores if tried else None
-    equal = None if rival is None else bench.cut(rival)
+    best = tried[0].scores if tried else None
+    equal = None if best is None else bench.cut(best)
     result = FoundCircuit(
         status=OK,
         task=bench.data.splits.name,
@@ -105,7 +105,7 @@ def measure_circuit(
         n_edges_reachable=circuit.n_reachable,
         sparsity=circuit.sparsity,
         **_compared(bed, found, equal),
-        attribution_reachable=None if rival is None else _same_reachable(bed, circuit, rival),
+        attribution_reachable=None if best is None else _same_reachable(bed, circuit, best),
         **measure_controls(bench, bed, circuit, found, bars),
         attributions_tried=[one.to_dict() for one in tried],
         new_words=_new_words(bench, circuit, equal),
@@ -144,10 +144,10 @@ def _compared(bed: TestBed, found: Outcome, equal: Circuit | None) -> dict[str, 
     }
 
 
-def _same_reachable(bed: TestBed, circuit: Circuit, rival: EdgeScores) -> Measured:
+def _same_reachable(bed: TestBed, circuit: Circuit, best: EdgeScores) -> Measured:
     """The attribution's circuit with as many reachable edges."""
-    kept = cut_to_reachable(rival, circuit.n_reachable)
-    sizes = {"n_edges": int(kept.sum()), "n_edges_reachable": int(reachable_edges(rival.graph, kept).sum())}
+    kept = cut_to_reachable(best, circuit.n_reachable)
+    sizes = {"n_edges": int(kept.sum()), "n_edges_reachable": int(reachable_edges(best.graph, kept).sum())}
     return _entry([bed.run(kept)], bed.full, bed.corrupted, **sizes)
 
 

@@ -60,10 +60,10 @@ def _table(task: StudiedTask, rows: list[MethodRow], width: int) -> Table:
 def _fewest(items: list[FewestEdges]) -> Table:
     """Edges that each method needs for the KL of one of them, a column a task."""
     tasks = list(dict.fromkeys(item.task for item in items))
-    rival = items[0].rival
-    title = f"edges needed for the KL of {rival}; in brackets how many times fewer than it has"
+    attribution = items[0].attribution
+    title = f"edges needed for the KL of {attribution}; in brackets how many times fewer than it has"
     own = [next(item for item in items if item.task == task) for task in tasks]
-    asked = [f"{item.task} (KL {item.kl:.3f} of {count(item.rival_edges)})" for item in own]
+    asked = [f"{item.task} (KL {item.kl:.3f} of {count(item.attribution_edges)})" for item in own]
     table = grid(title, ("method",), asked)
     for method in dict.fromkeys(item.method for item in items):
         found = {item.task: item for item in items if item.method == method}

@@ -22,7 +22,7 @@ def run(cfg: DictConfig) -> FoundCircuit:
     if not Path(cfg.circuit).exists():
         raise UserError(f"circuit={cfg.circuit} does not exist; name a run's folder or a circuit file")
     prepare(cfg)
-    settings = own_settings(cfg.evaluate, *BARS, "rivals", "reference")
+    settings = own_settings(cfg.evaluate, *BARS, "baselines", "reference")
     with phase("load", f"Loading {cfg.model.name} and the pairs of task {cfg.task.name}"):
         subject = build_subject(cfg)
         found = load_circuit(cfg.circuit, subject.graph)

@@ -6,7 +6,7 @@ import torch
 from omegaconf import DictConfig, OmegaConf
 
 from circuitlit.cli import joint, ranks
-from circuitlit.cli.build import build_bars, build_method, build_rivals, build_subject, build_workbench, provenance
+from circuitlit.cli.build import build_bars, build_baselines, build_method, build_subject, build_workbench, provenance
 from circuitlit.cli.checkpoints import check_checkpoint
 from circuitlit.cli.checks import run_dir
 from circuitlit.cli.finish import finish_circuit, prepare
@@ -38,7 +38,7 @@ def run(cfg: DictConfig) -> FoundCircuit | None:
 
     with MaskTraining(cfg, facts, foretold) as train:
         more = {"bars": bars, "min_accuracy": cfg.task.get("min_accuracy", 0), "seed": cfg.seed, "provenance": facts}
-        result = search_circuit(bench, build_method(cfg), train, others=build_rivals(cfg), **more)
+        result = search_circuit(bench, build_method(cfg), train, others=build_baselines(cfg), **more)
         if result is None or not ranks.is_writer():
             return None
         if train.seen is not None:

@@ -15,7 +15,7 @@ from circuitlit.discover.method import Method
 from circuitlit.discover.workbench import Resampler, Workbench
 from circuitlit.errors import UserError
 from circuitlit.evaluate import Behaviour, TestBed, paired_difference, summarise
-from circuitlit.evaluate.rival import validation
+from circuitlit.evaluate.baseline import validation
 from circuitlit.evaluate.similarity import corrected_jaccard, noise_floor
 from circuitlit.evaluate.smallest import smallest_circuit
 from circuitlit.graph import Circuit, EdgeScores

@@ -16,7 +16,7 @@ PHASES = ("references", "masks", "forward", "backward", "optimizer", "data and c
 
 
 class StepTimer(Callback):
-    """Times whole steps, and steps by phase with `rival` run between them, off the clock.
+    """Times whole steps, and steps by phase with `other` run between them, off the clock.
 
     On a GPU whole steps come first, by its own clock from each step's start to the next one's: nothing waits in
     between, so that the CPU runs ahead as it does in training. Then come as many by phase, each of which waits. On a
@@ -25,13 +25,13 @@ class StepTimer(Callback):
     Args:
         warmup: steps not counted.
         repeats: whole steps on a GPU; all further ones are timed by phase.
-        rival: what the step is compared with, run under the same conditions; None times no phases.
+        other: what the step is compared with, run under the same conditions; None times no phases.
     """
 
-    def __init__(self, warmup: int, repeats: int, rival: Callable[[], None] | None) -> None:
-        self.warmup, self.rival = warmup, rival
+    def __init__(self, warmup: int, repeats: int, other: Callable[[], None] | None) -> None:
+        self.warmup, self.other = warmup, other
         self.steps: list[float] = []
-        self.rivals: list[float] = []
+        self.others: list[float] = []
         self.phases: dict[str, list[float]] = defaultdict(list)
         self._on_gpu = torch.cuda.is_available()
         self._by_phase_from = warmup + repeats if self._on_gpu else 0
@@ -47,7 +47,7 @@ class StepTimer(Callback):
         pl_module.loss = self._timed("forward", pl_module.loss)
 
     def on_train_batch_start(self, trainer: Trainer, pl_module: LightningModule, batch: Any, batch_idx: int) -> None:
-        """Run the rival, then start the clock; data and callbacks count for the step before."""
+        """Run what is compared, then start the clock; data and callbacks count for the step before."""
         if batch_idx % trainer.accumulate_grad_batches:
             self._lap(PHASES[-1])
             return
@@ -63,15 +63,15 @@ class StepTimer(Callback):
         if self._left:
             self._finish(moment)
         begun = now()
-        assert self.rival is not None
-        self.rival()
+        assert self.other is not None
+        self.other()
         self._begun = self._mark = now()
         if step >= self.warmup:
-            self.rivals.append(self._begun - begun)
+            self.others.append(self._begun - begun)
         self._spent = {}
 
     def _by_phase(self, step: int) -> bool:
-        return self.rival is not None and step >= self._by_phase_from
+        return self.other is not None and step >= self._by_phase_from
 
     def on_before_backward(self, *args: Any) -> None:
         """Everything since the start but references and forward was sampling of masks."""

@@ -57,18 +57,18 @@ def time_training(
     _reset_peak(subject.device)
     batch = next(train_split.batches(bench.data.batch_size)).to(subject.device)
 
-    def rival() -> None:
+    def beside() -> None:
         for _ in range(micro_batches):
             stock_step(subject, batch)
 
-    timer = StepTimer(warmup, repeats, None if profile and torch.cuda.is_available() else rival)
+    timer = StepTimer(warmup, repeats, None if profile and torch.cuda.is_available() else beside)
     watchers: list[Callback] = [timer, *([Profile(warmup, profile)] if profile else [])]
     if train is None:
         _train(bench, steps, watchers)
     else:
         train(watchers)
     peaks = _gathered((timer.peak or peak_bytes(subject.device)) / 2**30)
-    middle, stock = median(timer.steps), median(timer.rivals) if timer.rivals else None
+    middle, stock = median(timer.steps), median(timer.others) if timer.others else None
     quarters = quantiles(timer.steps, n=4) if len(timer.steps) > 1 else [middle] * 3
     n_bytes = traffic(subject.graph, bench.model.panel, batch.clean.numel(), subject.model.config.hidden_size)
     n_bytes *= micro_batches * subject.model.dtype.itemsize

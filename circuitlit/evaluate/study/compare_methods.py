@@ -19,8 +19,8 @@ from circuitlit.discover.method import Method
 from circuitlit.discover.schedule import Schedule
 from circuitlit.discover.workbench import Workbench
 from circuitlit.errors import UserError
+from circuitlit.evaluate.baseline import Baseline
 from circuitlit.evaluate.find import train_masks
-from circuitlit.evaluate.rival import Rival as Start
 from circuitlit.evaluate.study.cells import Cell, Circuits, StudySettings, TaskEnds
 from circuitlit.evaluate.study.results import MethodStudy
 from circuitlit.evaluate.study.summary import summarise_study
@@ -105,7 +105,7 @@ def learn_masks(
     gates: Gates | None = None,
 ) -> EdgeScores:
     """Train masks as `find_circuit` does; arguments as there."""
-    return train_masks(bench, [Start(start, 0.0)], schedule=schedule, gates=gates, seed=seed).scores
+    return train_masks(bench, [Baseline(start, 0.0)], schedule=schedule, gates=gates, seed=seed).scores
 
 
 def compare_methods(

@@ -124,17 +124,17 @@ class FewestEdges:
     Attributes:
         task, method: whose.
         kl: to be reached, nats.
-        rival, rival_edges: the attribution that has it, and with how many edges.
+        attribution, attribution_edges: the attribution that has it, and with how many edges.
         n_edges: that the method needs, mean over seeds; None where one never reaches it.
-        times_fewer: rival_edges over n_edges.
+        times_fewer: attribution_edges over n_edges.
         trained_at: sparsity that the learner was trained at.
     """
 
     task: str
     method: str
     kl: float
-    rival: str
-    rival_edges: int
+    attribution: str
+    attribution_edges: int
     n_edges: float | None
     times_fewer: float | None
     trained_at: float | None
@@ -164,6 +164,7 @@ class MethodStudy(Result):
     """
 
     schema: ClassVar[str] = "study"
+    version: ClassVar[int] = 2
     file: ClassVar[str] = "study.json"
 
     status: Literal["OK", "FAILED"]

@@ -155,12 +155,12 @@ def _paired(done: Done) -> list[LearnedMinusAttribution]:
     found = []
     for task, sparsity in dict.fromkeys((cell.task, sparsity) for cell, sparsity in groups):
         here = {cell: group for (cell, at), group in groups.items() if (cell.task, at) == (task, sparsity)}
-        rivals = {cell.method: group[0][2] for cell, group in here.items() if cell.kind == "attribution"}
+        attributions = {cell.method: group[0][2] for cell, group in here.items() if cell.kind == "attribution"}
         learners = {cell.method: group for cell, group in here.items() if cell.kind == "learner"}
-        for (learner, group), best in product(learners.items(), _best(rivals)):
+        for (learner, group), best in product(learners.items(), _best(attributions)):
             ours = torch.stack([outcome_of(row.by_pair).kl for _, _, row in group])
-            rival = outcome_of(rivals[best].by_pair)
-            difference = vars(mean_estimate(ours - rival.kl, rival.group))
+            theirs = outcome_of(attributions[best].by_pair)
+            difference = vars(mean_estimate(ours - theirs.kl, theirs.group))
             names = {"task": task, "sparsity": sparsity, "learner": learner, "attribution": best}
             found.append(LearnedMinusAttribution(**names, n_seeds=len(group), **difference))
     return found
@@ -176,7 +176,7 @@ def _wins(paired: Sequence[LearnedMinusAttribution]) -> list[Wins]:
     return [Wins(learner=learner, sparsity=sparsity, **sides) for (learner, sparsity), sides in found.items()]
 
 
-def _fewest(done: Done, rival: Match, pairs: int) -> list[FewestEdges]:
+def _fewest(done: Done, match: Match, pairs: int) -> list[FewestEdges]:
     """The edges that each method needs for the KL of one attribution at one sparsity, on the same test pairs.
 
     A learner is taken at the sparsity from which it needs fewest edges on validation pairs, mean over its seeds; where
@@ -184,8 +184,8 @@ def _fewest(done: Done, rival: Match, pairs: int) -> list[FewestEdges]:
     """
     targets = {}
     for cell, content in done:
-        if (cell.kind, cell.method) == ("attribution", rival.method):
-            row = next((row for row in content.rows if row.sparsity == rival.sparsity), content.rows[0])
+        if (cell.kind, cell.method) == ("attribution", match.method):
+            row = next((row for row in content.rows if row.sparsity == match.sparsity), content.rows[0])
             targets[cell.task] = row.n_edges, _mean(row.by_pair["kl"][:pairs]), row.val_kl
     needed: dict[tuple[str, str], dict[float | None, list[tuple[float | None, float | None]]]] = {}
     for cell, content in done:
@@ -205,8 +205,8 @@ def _fewest(done: Done, rival: Match, pairs: int) -> list[FewestEdges]:
                 task=task,
                 method=method,
                 kl=kl,
-                rival=rival.method,
-                rival_edges=edges,
+                attribution=match.method,
+                attribution_edges=edges,
                 n_edges=least,
                 times_fewer=edges / least if least else None,
                 trained_at=best,
@@ -221,7 +221,7 @@ def _mean(values: Iterable[float | None]) -> Any:
     return None if None in known else sum(known) / len(known)  # type: ignore[arg-type]
 
 
-def _best(rivals: dict[str, Cut]) -> list[str]:
+def _best(attributions: dict[str, Cut]) -> list[str]:
     """The attribution of least KL on validation pairs; without those all, for none can be chosen fairly."""
-    judged = {name: row.val_kl for name, row in rivals.items() if row.val_kl is not None}
-    return [min(judged, key=lambda name: judged[name])] if judged else list(rivals)
+    judged = {name: row.val_kl for name, row in attributions.items() if row.val_kl is not None}
+    return [min(judged, key=lambda name: judged[name])] if judged else list(attributions)

@@ -11,11 +11,11 @@ from typing import Any
 from circuitlit.discover.method import Method
 from circuitlit.discover.workbench import Resampler, Workbench
 from circuitlit.errors import UserError
+from circuitlit.evaluate.baseline import signed_or_absolute, validation
 from circuitlit.evaluate.controls import random_circuit
 from circuitlit.evaluate.curves import size_curve
 from circuitlit.evaluate.find import ask
 from circuitlit.evaluate.measure import TestBed
-from circuitlit.evaluate.rival import signed_or_absolute, validation
 from circuitlit.evaluate.similarity import Spread, noise_floor
 from circuitlit.evaluate.study.cells import Areas, BySize, Circuits, Cut, StudySettings, TaskEnds, by_pair
 from circuitlit.evaluate.verdict import held_out

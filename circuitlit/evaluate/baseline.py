@@ -18,7 +18,7 @@ from circuitlit.graph import Circuit, EdgeScores, reachable_edges, top_k
 
 
 @dataclass(frozen=True)
-class Rival:
+class Baseline:
     """An attribution that a circuit is compared with.
 
     Attributes:
@@ -37,27 +37,27 @@ class Rival:
         return {"label": label, "seconds": self.seconds, "val_kl": self.val_kl}
 
 
-def rivals(bench: Workbench, start: Rival, methods: Sequence[Method]) -> list[Rival]:
+def baselines(bench: Workbench, start: Baseline, methods: Sequence[Method]) -> list[Baseline]:
     """The start scores, and those of some methods, each with what it cost."""
     made = [start]
     for method in methods:
         begun = time.perf_counter()
         scores = bench.score(method)
         bench.cut(scores)  # a method that rejected too many edges is refused here, not after training
-        made.append(Rival(scores, time.perf_counter() - begun))
+        made.append(Baseline(scores, time.perf_counter() - begun))
     return made
 
 
-def best_attribution(bench: Workbench, tried: Sequence[Rival], bed: TestBed | None) -> list[Rival]:
+def best_attribution(bench: Workbench, tried: Sequence[Baseline], bed: TestBed | None) -> list[Baseline]:
     """Every ranking of some attributions, by magnitude and by sign, the one of lowest KL on validation pairs first."""
     if bed is None:
         return list(tried)
     ranked = [
-        replace(rival, scores=scores, val_kl=float(bed.run(bench.cut(scores).kept).kl.mean()))
-        for rival in tried
-        for scores in rankings(rival.scores)
+        replace(one, scores=scores, val_kl=float(bed.run(bench.cut(scores).kept).kl.mean()))
+        for one in tried
+        for scores in rankings(one.scores)
     ]
-    return sorted(ranked, key=lambda rival: rival.val_kl or 0.0)
+    return sorted(ranked, key=lambda one: one.val_kl or 0.0)
 
 
 def validation(bench: Workbench, pairs: int) -> TestBed | None:
