@@ -4,15 +4,18 @@ from __future__ import annotations
 
 import json
 from pathlib import Path
+from types import SimpleNamespace
 
 import pytest
 from cli import call, failure, settings
 from hydra import compose, initialize_config_dir
 
+from circuitlit.evaluate.agreement import Agreement, Agreements
 from circuitlit.evaluate.fewest import fewest_edges
 from circuitlit.evaluate.similarity import corrected_jaccard
-from circuitlit.evaluate.statistics import INTERVALS
+from circuitlit.evaluate.statistics import INTERVALS, Estimate
 from circuitlit.evaluate.study.cells import Cell
+from circuitlit.evaluate.study.rankings import rankings
 from circuitlit.evaluate.study.results import MethodStudy
 from circuitlit.graph import Circuit
 from circuitlit.report.study import study_figures
@@ -272,3 +275,36 @@ def test_parts_share_the_cells_by_cost() -> None:
     assert [name for of_part in names for name in of_part] == every
     totals = [sum(job.cost for of_task in share.values() for job in of_task) for share in shares]
     assert max(totals) <= 9
+
+
+def test_methods_are_ranked_by_kl_stability_and_errors(done: Path) -> None:
+    study = study_of(done)
+    ranked = {(one["sparsity"], one["figure"]): one for one in study["rankings"]}
+    rows = {(row["method"], row["sparsity"]): row for row in study["methods"] if row["kind"] != "control"}
+    by_kl, by_pairs = ranked[0.9, "KL"], ranked[0.9, "J* over resampled pairs"]
+    assert len(by_kl["methods"]) == 4 and by_kl["values"] == sorted(by_kl["values"])
+    assert by_kl["values"] == [rows[name, 0.9]["kl"]["value"] for name in by_kl["methods"]]
+    assert set(by_pairs["methods"]) == {"mask_gradients", "more steps"}
+    assert by_pairs["values"] == sorted(
+        (rows[name, 0.9]["noise"]["mean"] for name in by_pairs["methods"]), reverse=True
+    )
+    assert all(row["agreement"]["vocabulary"]["n_right"] >= 0 for row in rows.values())
+    assert (0.9, "kappa of errors") not in ranked  # twelve pairs are too few
+
+
+def test_rankings_by_hand() -> None:
+    rows = [
+        SimpleNamespace(
+            kind="attribution",
+            task="t",
+            sparsity=0.9,
+            method=name,
+            kl=Estimate(kl),
+            noise=None,
+            seeds_overlap=None,
+            agreement=Agreements(candidates=Agreement(n_right=9, n_wrong=9, kappa=kappa and Estimate(kappa))),
+        )
+        for name, kl, kappa in (("a", 0.3, 0.5), ("b", 0.1, None), ("c", 0.2, 0.7))
+    ]
+    found = {one.figure: (one.methods, one.values) for one in rankings(rows)}  # type: ignore[arg-type]
+    assert found == {"KL": (["b", "c", "a"], [0.1, 0.2, 0.3]), "kappa of errors": (["c", "a"], [0.7, 0.5])}

@@ -34,6 +34,9 @@ def print_study(study: MethodStudy, console: Console) -> None:
     for item in study.learned_minus_attribution_kl:
         names = f"{item.task}, {percent(item.sparsity)}: KL of {item.learner} minus {item.attribution}"
         console.print(Text(f"{names}: {Metric.of(item)} nats"), soft_wrap=True)
+    for item in study.rankings:
+        order = ", ".join(f"{name} {value:.3f}" for name, value in zip(item.methods, item.values, strict=True))
+        console.print(Text(f"{item.task}, {percent(item.sparsity)}, by {item.figure}: {order}"), soft_wrap=True)
     for item in study.wins:
         text = "; ".join(f"{side} {', '.join(getattr(item, side)) or '-'}" for side in ("won", "lost", "open"))
         console.print(Text(f"{item.learner} at {percent(item.sparsity)}: {text}"), soft_wrap=True)

@@ -6,6 +6,7 @@ from collections.abc import Iterator
 from dataclasses import dataclass
 from typing import Any, ClassVar, Literal
 
+from circuitlit.evaluate.agreement import Agreements
 from circuitlit.evaluate.similarity import Spread
 from circuitlit.evaluate.statistics import Estimate
 from circuitlit.evaluate.summary import Summary
@@ -63,6 +64,7 @@ class MethodRow(Summary):
         noise: likeness of an attribution's circuits from bootstrap samples of the training pairs.
         seeds_overlap: likeness of a learner's circuits over seeds.
         consensus: edges that these share.
+        agreement: with what the model says, apart where it is right and where it is wrong; None of controls.
     """
 
     task: str
@@ -82,6 +84,7 @@ class MethodRow(Summary):
     noise: Spread | None = None
     seeds_overlap: Spread | None = None
     consensus: Consensus | None = None
+    agreement: Agreements | None = None
 
     @property
     def label(self) -> str:
@@ -141,6 +144,24 @@ class FewestEdges:
 
 
 @dataclass(frozen=True, kw_only=True)
+class MethodRanking:
+    """The methods of a task at a sparsity by one figure, the best first; those that lack it are left out.
+
+    Attributes:
+        task, sparsity: of the circuits.
+        figure: "KL"; "J* over resampled pairs" of attributions, and "over seeds" of learners, the more the better; or
+            "kappa of errors": right and wrong on the same pairs as the model, the more the better.
+        methods, values: in their order.
+    """
+
+    task: str
+    sparsity: float
+    figure: str
+    methods: list[str]
+    values: list[float]
+
+
+@dataclass(frozen=True, kw_only=True)
 class FailedCell:
     """A cell that could not be made, and why."""
 
@@ -159,6 +180,7 @@ class MethodStudy(Result):
         methods: every method on every task at every sparsity.
         learned_minus_attribution_kl: each learner beside the best attribution.
         wins: over tasks.
+        rankings: of the methods, by KL, by stability and by the model's errors.
         fewest_edges: that each method needs for one attribution's KL.
         failed: cells.
     """
@@ -173,6 +195,7 @@ class MethodStudy(Result):
     methods: list[MethodRow]
     learned_minus_attribution_kl: list[LearnedMinusAttribution]
     wins: list[Wins]
+    rankings: list[MethodRanking]
     fewest_edges: list[FewestEdges]
     failed: list[FailedCell]
 

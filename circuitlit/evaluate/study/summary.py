@@ -12,10 +12,12 @@ from typing import Any
 import torch
 
 from circuitlit.errors import UserError
+from circuitlit.evaluate.agreement import LEAST_ERRORS, Agreements
 from circuitlit.evaluate.fewest import fewest_edges
 from circuitlit.evaluate.similarity import Spread, consensus
 from circuitlit.evaluate.statistics import Estimate, mean_estimate
 from circuitlit.evaluate.study.cells import Cell, Circuits, Cut, Match, StudySettings, TaskEnds, outcome_of
+from circuitlit.evaluate.study.rankings import rankings
 from circuitlit.evaluate.study.results import (
     Consensus,
     FailedCell,
@@ -28,6 +30,7 @@ from circuitlit.evaluate.study.results import (
 )
 from circuitlit.evaluate.summary import summarise
 from circuitlit.graph import Circuit
+from circuitlit.objective import Outcome
 from circuitlit.store import Failure
 
 AREAS = ("cpr", "cmd", "cpr_anchored", "cmd_anchored")
@@ -55,16 +58,18 @@ def summarise_study(finished: Finished, model: str, circuits: Path, settings: St
         first = failed[0].error if failed else "none is finished"
         raise UserError(f"study: no cell could be run; the first: {first}")
     paired = _paired(done)
+    rows = [
+        _row(cell, sparsity, group, tasks[cell.task], settings.consensus, circuits)
+        for (cell, sparsity), group in _grouped(done).items()
+    ]
     return MethodStudy(
         status="FAILED" if failed else "OK",
         model=model,
         tasks=[_ends(name, content) for name, content in tasks.items()],
-        methods=[
-            _row(cell, sparsity, group, tasks[cell.task], settings.consensus, circuits)
-            for (cell, sparsity), group in _grouped(done).items()
-        ],
+        methods=rows,
         learned_minus_attribution_kl=paired,
         wins=_wins(paired),
+        rankings=rankings(rows),
         fewest_edges=_fewest(done, settings.match, settings.curve_pairs) if settings.match else [],
         failed=failed,
     )
@@ -111,8 +116,15 @@ def _row(cell: Cell, sparsity: float, group: Group, task: TaskEnds, share: float
         **vars(summarise(outcomes, outcome_of(task.full), outcome_of(task.corrupted))),
         **{name: _envelope([getattr(curve, name) for curve in curves]) for name in AREAS if curves},
         noise=first.noise,
+        agreement=None if cell.kind == "control" else _agreement(outcomes, outcome_of(task.full)),
         **(_overlap([circuits / cell.name for cell, _, _ in group], first, share) if alike else {}),
     )
+
+
+def _agreement(outcomes: list[Outcome], full: Outcome) -> Agreements:
+    """Of one circuit, or over those of several seeds, each on all pairs."""
+    count = len(outcomes)
+    return Agreements.of(Outcome.join([full] * count), Outcome.join(outcomes), least=count * LEAST_ERRORS)
 
 
 def _overlap(folders: Sequence[Path], row: Cut, share: float) -> dict[str, Any]:
