@@ -12,7 +12,7 @@ from circuitlit import FoundCircuit, TrustCard
 from circuitlit.evaluate.statistics import Estimate
 from circuitlit.evaluate.trust import card
 from circuitlit.evaluate.trust.row import Side, TrustRow
-from circuitlit.report.trust import trust_cells
+from circuitlit.report.trust import interval_picture, trust_cells
 
 FAST = ["logger=none", "trust.errors.least=1", "trust.errors.pairs=null", "trust.ablations.steps=2"]
 
@@ -117,3 +117,35 @@ def test_the_verb_finds_the_circuit_again(local: Path, tmp_path: Path) -> None:
     assert "2 steps from mask_gradients" in rows["stable.core_pairs"].figure
     kept = {path.name for path in (tmp_path / "card" / "trust" / "stable").glob("*.json")}
     assert kept >= {f"pairs_{split}_{side}.json" for split in (0, 1) for side in (0, 1)} | {"start_equal.json"}
+
+
+def test_any_file_of_a_circuit_has_a_card(local: Path, tmp_path: Path) -> None:
+    """One of another tool does not say how it was found: that row is not measured, the others are."""
+    call(*settings(local, tmp_path / "run", "logger=none", "method=eap"), verb="attribute")
+    found = FoundCircuit.load(tmp_path / "run")
+    assert found.trust is not None and {"preserved.kl", "chance.random"} <= set(found.trust)
+    assert found.trust["preserved.kl"].value == pytest.approx(found.kl.value if found.kl else None)
+    assert "How sure is this circuit?" in (tmp_path / "run" / "report.html").read_text()
+    file = tmp_path / "theirs.json"
+    call(*settings(local, tmp_path / "out", f"circuit={tmp_path}/run", "format=mib_json", f"out={file}"), verb="export")
+    content = json.loads(file.read_text())
+    del content["circuitlit"]
+    file.write_text(json.dumps(content))
+    card = settings(local, tmp_path / "card", "logger=none", f"circuit={file}", "trust.only=[preserved,minimal,stable]")
+    call(*card, "trust.minimal.random=20", "trust.minimal.knockouts=1", "trust.errors.pairs=null", verb="trust")
+    rows = TrustCard.load(tmp_path / "card").trust
+    assert rows["preserved.kl"].value == pytest.approx(found.trust["preserved.kl"].value)
+    assert rows["stable"].state == "not measured" and "its file names theirs" in rows["stable"].why
+    assert rows["minimal.idle"].value is not None and "<svg" in (tmp_path / "card" / "trust.html").read_text()
+
+
+def test_the_interval_is_drawn_against_the_bar() -> None:
+    row = TrustRow.of("a.b", "share", Estimate(0.5, 0.0, 1.0), 0.25)
+    assert 'd="M42.0 1V17"' in interval_picture(row) and 'd="M4.0 9.0H156.0"' in interval_picture(row)
+    both = TrustRow.of("a.b", "share", Estimate(1.0, 0.95, 1.05), 0.1, side="within", around=1.0)
+    assert (
+        both.state == "pass"
+        and interval_picture(both).count("<path") == 3
+        and trust_cells(both)[3] == "within 0.1 of 1"
+    )
+    assert interval_picture(TrustRow(name="a", figure="b")) == ""

@@ -75,6 +75,8 @@ def test_tables_figures_and_settings_are_there(found: dict[str, list[dict]], run
     assert ours["kl_low"] == pytest.approx(result["kl"]["low"])
     config = {key: value for record in found["config"] for key, value in record["update"].items()}
     assert config["task"]["name"] == "jsonl" and config["sparsity"]["target"] == 0.8
+    summary = json.dumps(found["summary"])
+    assert "trust.preserved.kl" in summary and "trust.stable.attribution_core" in summary
 
 
 def test_circuit_and_masks_are_artifacts_of_the_run(found: dict[str, list[dict]]) -> None:

@@ -92,7 +92,8 @@ def write_trust(result: TrustCard, folder: Path) -> Path:
 
 def logged(rows: Iterable[TrustRow]) -> dict[str, Any]:
     """The rows as W&B's summary has them, under the keys of the file."""
-    return {f"trust.{row.name}": {key: getattr(row, key) for key in LOGGED} for row in rows}
+    found = {f"trust.{row.name}.{key}": getattr(row, key) for row in rows for key in LOGGED}
+    return {key: value for key, value in found.items() if value is not None}
 
 
 def _title(result: TrustCard) -> str:

@@ -60,6 +60,8 @@ def tost_p(found: Statistic, around: float, margin: float) -> float | None:
     if not found.variances or not math.isfinite(found.centre):
         return None
     ((variance, dof),) = found.variances
+    if not math.isfinite(variance):
+        return None
     apart = margin - abs(found.centre - around)
     if variance == 0:
         return 0.0 if apart > 0 else 1.0
