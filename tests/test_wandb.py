@@ -76,7 +76,7 @@ def test_tables_figures_and_settings_are_there(found: dict[str, list[dict]], run
     config = {key: value for record in found["config"] for key, value in record["update"].items()}
     assert config["task"]["name"] == "jsonl" and config["sparsity"]["target"] == 0.8
     summary = json.dumps(found["summary"])
-    assert "trust.preserved.kl" in summary and "trust.stable.attribution_core" in summary
+    assert "trust.preserved.kl.value" in summary and "trust.chance.random.bar" in summary
 
 
 def test_circuit_and_masks_are_artifacts_of_the_run(found: dict[str, list[dict]]) -> None:
