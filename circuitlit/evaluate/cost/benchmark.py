@@ -49,7 +49,8 @@ class StepTime:
         stock: seconds of the stock model's forward and backward on the same tokens; None where it was not run.
         to_stock: ratio of the two.
         traffic_bytes, to_traffic: what the mixing products move at least, and ratio of the step to the time of that.
-        devices, peak_gib, peaks_gib: processes, and the most memory that any of them, and each of them, held.
+        devices, peak_gib, peaks_gib: processes, and the most memory that any of them, and each of them, held; on a CPU
+            without what the process held beside its weights before.
         planned_gib: what was expected; None where nothing was.
         cached: True where references were made ahead of the steps.
         phases: seconds of each part of the step; none where the GPU was profiled.

@@ -54,7 +54,7 @@ def time_training(
     """
     subject, train_split = bench.subject, bench.data.train
     steps = steps_to_take(warmup, repeats)
-    _reset_peak(subject.device)
+    held = _reset_peak(subject)
     batch = next(train_split.batches(bench.data.batch_size)).to(subject.device)
 
     def beside() -> None:
@@ -67,7 +67,7 @@ def time_training(
         _train(bench, steps, watchers)
     else:
         train(watchers)
-    peaks = _gathered((timer.peak or peak_bytes(subject.device)) / 2**30)
+    peaks = _gathered(((timer.peak or peak_bytes(subject.device)) - held) / 2**30)
     middle, stock = median(timer.steps), median(timer.others) if timer.others else None
     quarters = quantiles(timer.steps, n=4) if len(timer.steps) > 1 else [middle] * 3
     n_bytes = traffic(subject.graph, bench.model.panel, batch.clean.numel(), subject.model.config.hidden_size)
@@ -162,9 +162,11 @@ def bandwidth(device: torch.device, size: int = 2**26) -> float:
     return 2 * source.nbytes / min(seconds)
 
 
-def _reset_peak(device: torch.device) -> None:
-    if device.type == "cuda":
-        torch.cuda.reset_peak_memory_stats(device)
-        return
-    with suppress(OSError):  # not Linux, or not allowed: the peak is then that of the whole process
+def _reset_peak(subject: Subject) -> int:
+    """Look for the most memory anew; bytes that a process on a CPU holds beside its weights, none on a GPU."""
+    if subject.device.type == "cuda":
+        torch.cuda.reset_peak_memory_stats(subject.device)
+        return 0
+    with suppress(OSError):  # not Linux, or not allowed: the peak is then that of all that went before, too
         Path("/proc/self/clear_refs").write_text("5")
+    return max(0, peak_bytes(subject.device) - sum(p.nbytes for p in subject.model.parameters()))
