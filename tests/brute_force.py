@@ -13,6 +13,7 @@ from circuitlit.model import Subject
 from circuitlit.tasks.pair import Batch
 
 BEHIND = ("post_feedforward_layernorm", "post_mlp_layernorm", "post_norm2")  # norms behind an MLP
+IN_TURN = ("GPT2Attention", "Phi3Attention", "MptAttention")
 Told = list[tuple[tuple, dict]]  # of every layer's attention, what it is called with
 
 
@@ -39,7 +40,7 @@ def masked_logits(
 
     for layer, block in enumerate(blocks):
         out = getattr(block.get_submodule(anatomy.attention), anatomy.out)
-        attn_norm, mlp_norm = getattr(block, anatomy.attn_norm), getattr(block, anatomy.mlp_norm)
+        attn_norm, mlp_norm = anatomy.ahead(block, anatomy.attn_norm), anatomy.ahead(block, anatomy.mlp_norm)
         first = graph.reader_rows(layer).start
         inputs = [attn_norm(seen(first + reader)) for reader in range(graph.n_heads + 2 * graph.n_kv_heads)]
         mlp_reader = first + graph.readers_per_layer - 1
@@ -86,7 +87,7 @@ def told_of(subject: Subject, ids: Tensor) -> tuple[Told, Tensor]:
                 lambda module, args, kwargs: told.append((args, kwargs)), with_kwargs=True
             )
             hooks.callback(hook.remove)
-        first = getattr(blocks[0], subject.anatomy.attn_norm)
+        first = subject.anatomy.sees_stream(blocks[0])
         hooks.callback(first.register_forward_pre_hook(lambda module, args: streams.append(args[0])).remove)
         subject.hidden(ids)
         return told, streams[0] - subject.embedded(ids)
@@ -105,7 +106,12 @@ def _mlp(block: Any, x: Tensor) -> Tensor:
     """What a block's MLP adds to the stream."""
     if hasattr(block, "fc1"):
         return block.fc2(block.activation_fn(block.fc1(x)))
+    if hasattr(block, "ffn"):
+        return block.ffn(x, torch.zeros_like(x))
+    if type(block).__name__ == "BloomBlock":
+        return block.mlp(x, torch.zeros_like(x))
     written = block.mlp(x) if hasattr(block, "mlp") else block.block_sparse_moe(x)
+    written = written[0] if isinstance(written, tuple) else written
     for name in BEHIND:
         written = getattr(block, name)(written) if hasattr(block, name) else written
     return written * getattr(block, "residual_multiplier", 1.0)
@@ -123,6 +129,8 @@ def _all_heads(subject: Subject, layer: int, told: Told, inputs: list[Tensor]) -
     """Each head's result from its own q, k and v inputs, side by side."""
     graph = subject.graph
     group = graph.n_heads // graph.n_kv_heads
+    if subject.anatomy.joint:  # norms over all heads see every head's own queries and keys at once
+        return attend(subject, layer, told, inputs[0], inputs[0], inputs[0], _made(subject, layer, inputs))
     width = -1
     parts = []
     for head in range(graph.n_heads):
@@ -134,7 +142,27 @@ def _all_heads(subject: Subject, layer: int, told: Told, inputs: list[Tensor]) -
     return torch.cat(parts, -1)
 
 
-def attend(subject: Subject, layer: int, told: Told, q: Tensor, k: Tensor, v: Tensor) -> Tensor:
+def _made(subject: Subject, layer: int, inputs: list[Tensor]) -> dict[str, Tensor]:
+    """What three projections make when each head of each has its own input."""
+    graph, outputs = subject.graph, {}
+    attention = subject.anatomy.blocks(subject.model)[layer].get_submodule(subject.anatomy.attention)
+    counts = (graph.n_heads, graph.n_kv_heads, graph.n_kv_heads)
+    for name, count in zip(subject.anatomy.projections, counts, strict=True):
+        own, inputs = inputs[:count], inputs[count:]
+        module = getattr(attention, name)
+        outputs[name] = torch.cat([module(x).chunk(count, -1)[head] for head, x in enumerate(own)], -1)
+    return outputs
+
+
+def attend(
+    subject: Subject,
+    layer: int,
+    told: Told,
+    q: Tensor,
+    k: Tensor,
+    v: Tensor,
+    made: dict[str, Tensor] | None = None,
+) -> Tensor:
     """All heads' results when the stock attention makes its queries of `q`, its keys of `k` and its values of `v`."""
     attention = subject.anatomy.blocks(subject.model)[layer].get_submodule(subject.anatomy.attention)
     args, kwargs = told[layer]
@@ -148,6 +176,9 @@ def attend(subject: Subject, layer: int, told: Told, q: Tensor, k: Tensor, v: Te
 
         names = subject.anatomy.projections
         for name in names:
+            if made is not None:
+                hook(getattr(attention, name).register_forward_hook(lambda m, args, out, name=name: made[name]))
+                continue
             read = (q, k, v) if len(names) == 1 else ({"q": q, "k": k, "v": v}[name[0]],) * 3
             hook(getattr(attention, name).register_forward_hook(_fused(subject, attention, read)))
         out = getattr(attention, subject.anatomy.out)
@@ -173,7 +204,11 @@ def _kinds(subject: Subject, attention: Any, width: int) -> Tensor:
         return torch.zeros(width, dtype=torch.long)
     a_head = width // (n_heads + 2 * n_kv)
     kind = type(attention).__name__
-    if kind in ("GPT2Attention", "Phi3Attention") or (kind == "GPTBigCodeAttention" and attention.multi_query):
+    if kind == "CodeGenAttention":
+        order = ([0] * (n_heads // 4) + [2] * (n_heads // 4) + [1] * (n_heads // 4)) * 4
+    elif kind in ("GPT2Attention", "Phi3Attention", "MptAttention") or (
+        kind == "GPTBigCodeAttention" and attention.multi_query
+    ):
         order = [0] * n_heads + [1] * n_kv + [2] * n_kv
     else:
         order = ([0] * (n_heads // n_kv) + [1, 2]) * n_kv

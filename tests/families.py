@@ -38,6 +38,7 @@ _FACTORS = {"embedding_multiplier": 3.0, "residual_multiplier": 0.4, "attention_
 _OLD = {"vocab_size": VOCAB, "n_embd": 24, "n_layer": 2, "n_head": 4, "n_positions": 64}
 _FALCON = {**_OLD, "hidden_size": 32, "num_hidden_layers": 2, "num_attention_heads": 4, "bias": True, "alibi": False}
 _FALCON |= {"ffn_hidden_size": 40, "max_position_embeddings": 64, "n_embd": None}
+_NARROW = _WINDOWS | {"sliding_window": 4}  # below the prompts' length: borrowed attention has windows
 _XGLM = {"d_model": 24, "attention_heads": 4, "ffn_dim": 40, "num_layers": 2, "vocab_size": VOCAB}
 
 # name: its type is the part ahead of a colon, what follows tells variants apart
@@ -45,6 +46,10 @@ FAMILIES: dict[str, dict[str, Any]] = {
     "apertus": _LLAMA | {"attention_bias": True},
     "arcee": _LLAMA | {"attention_bias": True, "mlp_bias": True},
     "biogpt": _OWN_KEYS,
+    "bitnet": _LLAMA,
+    "bloom": {"vocab_size": VOCAB, "hidden_size": 24, "n_layer": 2, "n_head": 4},
+    "codegen": _OLD | {"rotary_dim": 4, "n_ctx": 64},
+    "cohere:norms of heads": _LLAMA | {"logit_scale": 0.25, "use_qk_norm": True},
     "cohere": _LLAMA | {"logit_scale": 0.25, "attention_bias": True},
     "cohere2": _LLAMA | _WINDOWS | {"logit_scale": 0.25, "attention_bias": True},
     "cwm": _LLAMA | _WINDOWS,
@@ -53,11 +58,15 @@ FAMILIES: dict[str, dict[str, Any]] = {
     "ernie4_5_moe": _LLAMA
     | _EXPERTS
     | {"use_bias": True, "moe_num_experts": 4, "moe_k": 2, "moe_layer_start_index": 1},
+    "exaone4": _LLAMA | _WINDOWS,
     "exaone_moe": _LLAMA | _WINDOWS | _GROUPS,
+    "falcon:alibi": _FALCON | {"multi_query": False, "parallel_attn": False, "alibi": True},
     "falcon:one key": _FALCON | {"multi_query": True, "parallel_attn": True, "new_decoder_architecture": False},
     "falcon:own keys": _FALCON | {"multi_query": False, "parallel_attn": False, "new_decoder_architecture": False},
     "falcon:groups": _FALCON | {"num_kv_heads": 2, "new_decoder_architecture": True},
     "falcon:one norm": _FALCON | {"num_kv_heads": 2, "new_decoder_architecture": True, "num_ln_in_parallel_attn": 1},
+    "flex_olmo": _LLAMA | _EXPERTS,
+    "flint": _LLAMA | _NARROW | _EXPERTS | {"mlp_only_layers": [1]},
     "gemma": _LLAMA | {"attention_bias": True},
     "glm": _LLAMA | _PARTIAL | {"attention_bias": True, "hidden_size": 32, "head_dim": 8},
     "glm4": _LLAMA | _PARTIAL | {"attention_bias": True, "hidden_size": 32, "head_dim": 8},
@@ -74,6 +83,10 @@ FAMILIES: dict[str, dict[str, Any]] = {
         "window_size": 16,
         "attention_types": [[["global", "local"], 1]],
     },
+    "gpt_oss": _LLAMA | _NARROW | _EXPERTS,
+    "gptj": _OLD | {"rotary_dim": 4},
+    "granite_swa": _LLAMA | _NARROW | _FACTORS | {"attention_bias": True},
+    "granitemoe_swa": _LLAMA | _NARROW | _FACTORS | _EXPERTS | {"shared_intermediate_size": 0},
     "granite": _LLAMA | _FACTORS | {"attention_bias": True, "mlp_bias": True},
     "granitemoe": _LLAMA | _FACTORS | _EXPERTS | {"attention_bias": True},
     "helium": _LLAMA | {"attention_bias": True, "mlp_bias": True},
@@ -86,6 +99,7 @@ FAMILIES: dict[str, dict[str, Any]] = {
     "iquestcoder": _LLAMA,
     "jais2": _LLAMA | {"attention_bias": True, "mlp_bias": True},
     "mellum": _LLAMA | _WINDOWS | _GROUPS | {"rope_parameters": _TURNS},
+    "minimax_m2": _LLAMA | _EXPERTS,
     "ministral": _LLAMA | _WINDOWS,
     "ministral3": _LLAMA
     | {
@@ -97,9 +111,14 @@ FAMILIES: dict[str, dict[str, Any]] = {
             "llama_4_scaling_beta": 0.5,
         }
     },
+    "mpt": {"vocab_size": VOCAB, "d_model": 24, "n_layers": 2, "n_heads": 4, "attn_config": {"clip_qkv": 2.0}},
     "mixtral": _LLAMA | _EXPERTS,
     "nemotron": _WIDE | _PARTIAL | {"num_key_value_heads": 2, "attention_bias": True, "mlp_bias": True},
     "olmo": _LLAMA | {"attention_bias": True},
+    "olmo:clipped": _LLAMA | {"clip_qkv": 1.0},
+    "olmo2": _LLAMA,
+    "olmo3": _LLAMA | _NARROW,
+    "olmoe": _LLAMA | _EXPERTS | {"clip_qkv": 2.0},
     "persimmon": _WIDE | _PARTIAL | {"qk_layernorm": True},
     "phi": _WIDE | _PARTIAL | {"num_key_value_heads": 2, "qk_layernorm": True},
     "phi3": _WIDE | _PARTIAL | {"num_key_value_heads": 2, "sliding_window": 16},
@@ -109,6 +128,7 @@ FAMILIES: dict[str, dict[str, Any]] = {
     "seed_oss": _LLAMA | {"attention_bias": True, "attention_out_bias": True, "mlp_bias": True},
     "smollm3": _LLAMA | {"no_rope_layers": [1, 0], "attention_bias": True},
     "stablelm": _WIDE | _PARTIAL | {"use_qkv_bias": True, "num_key_value_heads": 2},
+    "stablelm:norms of heads": _WIDE | _PARTIAL | {"qk_layernorm": True},
     "stablelm:parallel": _WIDE | _PARTIAL | {"use_qkv_bias": True, "use_parallel_residual": True},
     "starcoder2": _LLAMA,
     "vaultgemma": _LLAMA

@@ -25,12 +25,14 @@ MARKER = "<!-- Everything below is written by tests/families_page.py. -->"
 
 def norms(block: nn.Module, row: Anatomy) -> str:
     """Which norms a block has, and where."""
-    known = recognise(getattr(block, row.attn_norm))
+    known = recognise(getattr(block, row.attn_norm or row.post_norm or ""))
     kind = "LN without weights" if known is None else ("LN" if known.centred else "RMS") + " 1+w" * known.one_more
     said = {
         "one for both": row.attn_norm == row.mlp_norm,
-        "behind, too": row.post_norm is not None,
-        "of heads": hasattr(block.get_submodule(row.attention), row.head_norms[0]),
+        "behind alone": row.post_norm is not None and not row.attn_norm,
+        "behind, too": row.post_norm is not None and bool(row.attn_norm),
+        "of all heads together": row.joint,
+        "of heads": not row.joint and hasattr(block.get_submodule(row.attention), row.head_norms[0]),
         "behind the rotation": row.head_norms_last,
     }
     return ", ".join([kind, *(word for word, there in said.items() if there)])
@@ -38,6 +40,8 @@ def norms(block: nn.Module, row: Anatomy) -> str:
 
 def positions(config: PretrainedConfig, block: nn.Module, model: nn.Module, row: Anatomy) -> str:
     """How a model knows positions."""
+    if row.borrowed:
+        return "the model's own"
     if row.rotary is None or row.rotate is None:
         return "learned" if len(list(attrgetter(row.positions or "")(model).parameters())) else "sinusoid"
     kinds = [next(iter(config.layer_types))] if row.rotary_by_layer else []
@@ -53,6 +57,8 @@ def positions(config: PretrainedConfig, block: nn.Module, model: nn.Module, row:
 def further(config: PretrainedConfig, model: nn.Module, row: Anatomy) -> str:
     """What else a family may have."""
     said = {
+        "attention borrowed": row.borrowed,
+        "norm on embeddings": row.embedded is not None,
         "q, k, v in one matrix": len(row.projections) == 1,
         "experts": any("experts" in name for name, _ in model.named_modules()),
         "factors": row.embed_factor != 1 or row.write_factor != 1 or logit_factor(config) != 1,

@@ -13,14 +13,16 @@ import torch
 from cli import call, settings
 from conftest import tiny_model
 from families import FAMILIES, tiny_family
-from transformers import AutoConfig, LlamaForCausalLM
+from transformers import AutoConfig, AutoModelForCausalLM, LlamaForCausalLM
 
 from circuitlit import ModelCheck, Subject, UserError, check_model, list_families, load_subject
 from circuitlit.errors import Unchecked
 from circuitlit.evaluate.check.check_model import HEADS
 from circuitlit.evaluate.check.twin import float64_twin
+from circuitlit.heads.attention import Heads
+from circuitlit.masked.borrowed import OwnAttention, tell
 from circuitlit.model import families
-from circuitlit.model.bases import LLAMA
+from circuitlit.model.bases import LLAMA, OWN
 from circuitlit.model.layouts import in_turn, rotation
 
 
@@ -156,9 +158,91 @@ def test_a_class_of_ones_own_needs_a_check(tmp_path: Path) -> None:
     load_subject(model, cache_dir=str(tmp_path))
 
 
+def test_borrowed_attention_needs_one_check_for_all_weights(tmp_path: Path) -> None:
+    with pytest.raises(Unchecked, match="borrowed"):
+        load_subject(single("olmo2"), cache_dir=str(tmp_path))
+    assert checked(single("olmo2"), tmp_path).status == "PASSED"
+    other = load_subject(tiny_family("olmo2", seed=1).float(), cache_dir=str(tmp_path))
+    with pytest.raises(UserError, match="head scores do not see"):
+        Heads(other)
+    with pytest.raises(Unchecked):  # another configuration
+        load_subject(tiny_family("olmo2", rope_theta=7.0).float(), cache_dir=str(tmp_path))
+
+
+def test_an_unlisted_reader_shows(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    """AFMoE's gate is a reader that the row does not list: it reads NaN."""
+    numbers = {**FAMILIES["exaone_moe"], "layer_types": ["sliding_attention", "full_attention"], "num_dense_layers": 1}
+    model: Any = AutoModelForCausalLM.from_config(AutoConfig.for_model("afmoe", **numbers))
+    names = {"mlp_norm": "pre_mlp_layernorm", "post_norm": "post_attention_layernorm", "mlp": "post_mlp_layernorm"}
+    row = replace(OWN, **names, mlp_chain=("mlp", "post_mlp_layernorm"), embed_factor=24**0.5)
+    monkeypatch.setitem(families.ANATOMIES, "afmoe", replace(row, embed_factor=1.0))
+    found = checked(model, tmp_path)
+    by_name = {one.name: one.difference for one in found.identities if one.on.startswith("own")}
+    assert found.status == "FAILED" and by_name["all masks at 1 give the model"] == float("inf")
+
+
+def test_borrowing_gives_the_module_back() -> None:
+    subject = Subject(tiny_family("olmo2"))
+    attention = subject.anatomy.blocks(subject.model)[0].get_submodule("self_attn")
+    before = dict(attention._modules)
+    told = tell(subject, torch.ones(1, 3, dtype=torch.long))
+    own = OwnAttention(subject.anatomy, attention, [24, 12, 12], subject.graph)
+    q, kv = torch.ones(1, 4, 3, 6, dtype=torch.float64), torch.ones(1, 2, 3, 6, dtype=torch.float64)
+    own(q, kv, kv, told[0])
+    with pytest.raises((RuntimeError, TypeError)):
+        own(q, kv, kv, replace(told[0], kwargs={}))
+    assert attention._modules == before
+
+
+def without_a_row(name: str, monkeypatch: pytest.MonkeyPatch) -> Any:
+    """A tiny model of a type that the table does not know."""
+    monkeypatch.setattr(families, "GUESSED", set())
+    rows = {kind: row for kind, row in families.ANATOMIES.items() if kind != name.partition(":")[0]}
+    for module in ("families", "guess", "load"):
+        monkeypatch.setattr(f"circuitlit.model.{module}.ANATOMIES", rows)
+    monkeypatch.setattr("circuitlit.evaluate.check.probes.ANATOMIES", rows)
+    for module in ("model.guess", "model.trusted", "evaluate.check.probes"):
+        monkeypatch.setattr(f"circuitlit.{module}.GUESSED", families.GUESSED)
+    return single(name)
+
+
+GUESSES = {
+    "gpt_neox": {},
+    "llama": {},
+    "olmo2": {"joint": True},
+    "granite": {"embed_factor": 3.0, "write_factor": 0.4},
+    "gptj": {},
+    "codegen": {},
+    "gpt_oss": None,  # whose MLP gives more than it writes
+    "bloom": None,  # whose MLP adds the stream
+}
+
+
+@pytest.mark.parametrize("name", GUESSES)
+def test_a_guess_is_taken_only_if_it_holds(name: str, tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    model = without_a_row(name, monkeypatch)
+    with pytest.raises(Unchecked, match="guessed from names"):
+        load_subject(model, cache_dir=str(tmp_path))
+    assert name not in families.ANATOMIES
+    if GUESSES[name] is None:
+        with pytest.raises(UserError, match="no anatomy"):
+            checked(model, tmp_path)
+        return
+    found = checked(model, tmp_path)
+    assert found.status == "PASSED" and found.guess is not None
+    assert found.guess["changes"] == pytest.approx(GUESSES[name])
+    families.forget_guess(name)
+    assert load_subject(model, cache_dir=str(tmp_path)).graph.n_edges
+
+
 def test_the_list_has_every_family() -> None:
     found = list_families()
-    assert len(found.runs) >= 50 and found.runs["llama"] == "fast" and "recurrence" in found.refused["mamba"]
+    assert (
+        len(found.runs) >= 50
+        and found.runs["llama"] == "fast"
+        and found.runs["olmo2"] == "borrowed"
+        and "recurrence" in found.refused["mamba"]
+    )
     assert len(found.to_frame()) == len(found.runs) + len(found.refused)
 
 

@@ -99,6 +99,7 @@ def _parts(subject: Subject) -> Iterator[_Part]:
     for path, owners in ((anatomy.positions, ()), (anatomy.position_writer, ("pos",))):
         if path is not None and list(attrgetter(path)(model).parameters()):  # XGLM's are sinusoids
             yield _Part("positions", "embed", None, owners, _plain(attrgetter(path)(model)))
+    yield from _norm("embed_norm", None, None if anatomy.embedded is None else subject.writes_input)
     for layer, block in enumerate(anatomy.blocks(model)):
         parts = anatomy.parts(block, graph)
         for kind, heads in (("q", parts.q), ("k", parts.k), ("v", parts.v)):
@@ -124,6 +125,8 @@ def _parts(subject: Subject) -> Iterator[_Part]:
         }
         for name, norm in norms.items():
             yield from _norm(f"{layer}.{name}", layer, norm)
+        for name, value in anatomy.further(parts.own[1]) if parts.own else ():
+            yield _Part(f"{layer}.{name}", "norm", layer, (), value.detach().reshape(1, -1))
     yield from _norm("final_norm", None, final_norm(model))
     weight, bias = affine(unembedder(model))
     if not is_tied(model):

@@ -5,6 +5,7 @@ from __future__ import annotations
 from collections.abc import Callable, Collection, Iterator
 from contextlib import ExitStack, contextmanager
 from operator import attrgetter
+from typing import Any
 
 import torch
 from jaxtyping import Float, Int
@@ -72,16 +73,18 @@ class Writers:
         with ExitStack() as hooks:
 
             def whole(module: nn.Module, node: str, factor: float = 1.0) -> None:
-                def hook(_module: nn.Module, _args: tuple, output: Tensor) -> Tensor:
-                    made = change(node, output) if factor == 1 else change(node, output * factor) / factor
-                    return made.reshape(output.shape) if made.numel() == output.numel() else made.expand_as(output)
+                def hook(_module: nn.Module, _args: tuple, output: Any) -> Any:
+                    own = output[0] if isinstance(output, tuple) else output
+                    made = change(node, own) if factor == 1 else change(node, own * factor) / factor
+                    made = made.reshape(own.shape) if made.numel() == own.numel() else made.expand_as(own)
+                    return (made, *output[1:]) if isinstance(output, tuple) else made
 
                 hooks.callback(module.register_forward_hook(hook).remove)
 
             blocks = anatomy.blocks(subject.model)
             for node in nodes:
                 if node == "input":
-                    whole(subject.embed, node, anatomy.embed_factor)
+                    whole(subject.writes_input, node, anatomy.embed_factor)
                 elif node == "positions":
                     if anatomy.positions is not None:
                         whole(attrgetter(anatomy.positions)(subject.model), node)

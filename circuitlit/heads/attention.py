@@ -32,7 +32,7 @@ def record_streams(subject: Subject) -> Iterator[list[Stream]]:
         streams.append(args[0])
 
     anatomy = subject.anatomy
-    norms = [getattr(block, anatomy.attn_norm) for block in anatomy.blocks(subject.model)]
+    norms = [anatomy.sees_stream(block) for block in anatomy.blocks(subject.model)]
     with ExitStack() as hooks:
         for norm in (*norms, final_norm(subject.model)):
             hooks.callback(norm.register_forward_pre_hook(keep).remove)
@@ -60,6 +60,8 @@ class Heads:
 
     def __init__(self, subject: Subject) -> None:
         self.subject, self.graph = subject, subject.graph
+        if subject.anatomy.borrowed:
+            raise UserError("this model's attention runs as its own code, which head scores do not see; take another")
         if self.graph.coupled or self.graph.inputs > 1:
             raise UserError(
                 "head scores are not defined where a norm stands behind the attention (Gemma), nor for compiled "

@@ -11,6 +11,7 @@ from torch import Tensor, nn
 
 from circuitlit.graph import Graph
 from circuitlit.masked.activation import fewer_launches
+from circuitlit.masked.borrowed import OwnAttention, Told
 from circuitlit.masked.kernels import fused
 from circuitlit.masked.ledger import Ledger, Token
 from circuitlit.masked.projection import Again, Projection, Room
@@ -62,6 +63,7 @@ class MaskedBlock(nn.Module):
         self.post_scale, self.softcap, self.norms_last = parts.post_scale, parts.softcap, parts.norms_last
         self.n_heads, self.n_kv_heads, self.parallel = graph.n_heads, graph.n_kv_heads, graph.parallel
         self.first_writer = graph.writers_before(layer)
+        self.own = None if parts.own is None else OwnAttention(*parts.own, graph)
 
     def _own(self, name: str, value: Tensor | None) -> None:
         self.register_parameter(name, None if value is None else nn.Parameter(value, requires_grad=False))
@@ -79,7 +81,7 @@ class MaskedBlock(nn.Module):
         ablated: Float[Tensor, "token d"],
         ablated_heads: Float[Tensor, "batch pos width"],
         ablated_mlp: Float[Tensor, "token d"],
-        rotary: Rotary | None,
+        rotary: Rotary | Told | None,
         real: Bool[Tensor, "batch one one pos"] | None = None,
         tokens: Tokens | None = None,
     ) -> tuple[Token, Float[Tensor, "token d"]]:
@@ -92,7 +94,7 @@ class MaskedBlock(nn.Module):
             ablated: residual stream of the ablated run ahead of this block.
             ablated_heads: results of the ablated run's heads, before the output projection.
             ablated_mlp: output of the ablated run's MLP.
-            rotary: rotary embedding of the batch, None with learned positions.
+            rotary: rotary embedding of the batch, None with learned positions; what borrowed attention is told.
             real: tokens that may be attended to; needed where tokens attend to later ones.
             tokens: those that the ledger has; None for all.
 
@@ -144,27 +146,34 @@ class MaskedBlock(nn.Module):
         self,
         projected: Float[Tensor, "readers token out"] | list[Float[Tensor, "head token out"]],
         ablated_heads: Float[Tensor, "batch pos width"],
-        rotary: Rotary | None,
+        rotary: Rotary | Told | None,
         real: Tensor | None,
     ) -> Float[Tensor, "head token out"]:
         """What each head's result is beyond its ablated one."""
         batch, length = ablated_heads.shape[:2]
-        if isinstance(projected, Tensor) and self._has_kernel(length, rotary, real):
+        if isinstance(projected, Tensor) and not isinstance(rotary, Told) and self._has_kernel(length, rotary, real):
             return kernel_attention(projected, ablated_heads, self.n_heads, self.n_kv_heads, self.scale, rotary)
         if isinstance(projected, Tensor):
             projected = list(projected.split([self.n_heads, self.n_kv_heads, self.n_kv_heads]))
         q, k, v = (x.unflatten(1, (batch, -1)).transpose(0, 1) for x in projected)
-        q, k = self._normed(q, k, last=False)
-        if rotary is not None:
-            q, k = rotary.rotate(q, k, rotary.cos, rotary.sin)
-        q, k = self._normed(q, k, last=True)
-        result = self.attention(q, k, v, real)
+        if self.own is not None:
+            assert isinstance(rotary, Told)
+            result = self.own(q, k, v, rotary).unflatten(-1, (self.n_heads, -1)).transpose(1, 2)
+        else:
+            assert not isinstance(rotary, Told)
+            q, k = self._normed(q, k, last=False)
+            if rotary is not None:
+                q, k = rotary.rotate(q, k, rotary.cos, rotary.sin)
+            q, k = self._normed(q, k, last=True)
+            result = self.attention(q, k, v, real)
         if self.post_scale is not None:
             result = result * self.post_scale(result.transpose(1, 2).flatten(2))[:, None]
         ablated = ablated_heads.unflatten(-1, (self.n_heads, -1)).transpose(1, 2)
         return (result - ablated).transpose(0, 1).flatten(1, 2)
 
-    def results(self, stream: Float[Tensor, "batch pos d"], rotary: Rotary | None) -> Float[Tensor, "batch pos width"]:
+    def results(
+        self, stream: Float[Tensor, "batch pos d"], rotary: Rotary | Told | None
+    ) -> Float[Tensor, "batch pos width"]:
         """The heads' results, side by side, when all readers see one residual stream."""
         rows, width = stream.shape[0], self.n_heads * self.head_width
         seen = stream.flatten(0, 1).expand(self.attention_readers, -1, -1)

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+from collections.abc import Sequence
 from operator import attrgetter
 from typing import Any, Literal
 
@@ -12,6 +13,7 @@ from torch.utils.checkpoint import checkpoint
 
 from circuitlit.masked.ablation import Ablated
 from circuitlit.masked.block import MaskedBlock
+from circuitlit.masked.borrowed import Told, tell
 from circuitlit.masked.kernels import fused
 from circuitlit.masked.ledger import Ledger, Token
 from circuitlit.masked.live import LiveBlock
@@ -24,6 +26,7 @@ from circuitlit.model.logits import final_norm
 from circuitlit.model.subject import Subject
 
 Recompute = bool | Literal["reads"]
+SHAPES = 16  # of prompts for which is kept what borrowed attention is told
 
 
 class MaskedModel(nn.Module):
@@ -60,6 +63,7 @@ class MaskedModel(nn.Module):
             block.reread = recompute == "reads"  # type: ignore[assignment]
         self.final_norm = final_norm(model)
         self.rooms = Rooms()
+        self._told: dict[tuple, list[Told]] = {}
 
     def forward(
         self,
@@ -98,7 +102,7 @@ class MaskedModel(nn.Module):
             token = ledger.write(token, 1, self.written_positions(batch, length)[None], cut[None])
             stream = stream + cut
         stream = stream + self.position_embeddings(batch, length)
-        rotary, real = self.rotary(embedded, length), self.real_tokens(ids)
+        rotary, real = self.turns(ids, embedded), self.real_tokens(ids)
         for start in range(0, len(self.blocks), self.panel):
             args = (ledger, token, stream, ablated, start, rotary, real, tokens)
             if self.recompute is True and torch.is_grad_enabled():
@@ -118,7 +122,7 @@ class MaskedModel(nn.Module):
         stream: Tensor,
         ablated: Ablated,
         start: int,
-        rotary: list[Rotary | None],
+        rotary: Sequence[Rotary | Told | None],
         real: Tensor | None,
         tokens: Tokens | None,
     ) -> tuple[Token, Tensor]:
@@ -168,6 +172,20 @@ class MaskedModel(nn.Module):
             return 0.0
         table = attrgetter(anatomy.positions)(self.subject.model)
         return anatomy.place(table, torch.arange(length, device=self.subject.device)).repeat(batch, 1)
+
+    def turns(self, ids: Int[Tensor, "batch pos"], like: Tensor) -> Sequence[Rotary | Told | None]:
+        """What every block's attention needs beside queries, keys and values: `rotary`, or what borrowed ones are told.
+
+        This depends on the shape of the prompts alone, so the stock run that tells it is made once for each shape.
+        """
+        if not self.subject.anatomy.borrowed:
+            return self.rotary(like, ids.shape[1])
+        key = (*ids.shape, ids.device, self.subject.model.dtype)
+        if key not in self._told:
+            if len(self._told) >= SHAPES:
+                self._told.clear()
+            self._told[key] = tell(self.subject, ids)
+        return self._told[key]
 
     def rotary(self, like: Tensor, length: int) -> list[Rotary | None]:
         """Every block's cosines and sines for prompts of a length, in the dtype of `like`; None without rotation."""

@@ -19,6 +19,7 @@ import torch
 from jaxtyping import Float, Int
 from torch import Tensor
 
+from circuitlit.errors import UserError
 from circuitlit.graph.layout import scatter_edges
 from circuitlit.masked.ablation import Ablated
 from circuitlit.masked.block import MaskedBlock
@@ -70,6 +71,11 @@ class HeldRun:
         masks: Float[Tensor, "reader writer"] | None = None,
     ) -> None:
         model.check_length(ids.shape[1])
+        if model.subject.anatomy.borrowed:
+            raise UserError(
+                "this model's attention runs as its own code, of which no single head can be run again, as this method "
+                "does; take another, such as mask_gradients or eap_ig"
+            )
         self.model, self.graph, self.positions = model, model.graph, positions
         self.batch, self.length = ids.shape
         self.answer_tokens = (positions + self.length * torch.arange(self.batch, device=ids.device)[:, None]).flatten()

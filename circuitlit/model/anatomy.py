@@ -43,6 +43,7 @@ class BlockParts:
         post_scale: factor of a norm behind the attention, which all heads share; None without such a norm.
         softcap: bound on the scores of the attention, None without.
         norms_last: True where `q_norm` and `k_norm` come behind the rotation.
+        own: anatomy, attention module and widths of its projections, where it is borrowed.
     """
 
     q: HeadMap
@@ -59,6 +60,15 @@ class BlockParts:
     post_scale: PostScale | None = None
     softcap: float | None = None
     norms_last: bool = False
+    own: tuple[Anatomy, nn.Module, list[int]] | None = None
+
+
+class First(nn.Module):
+    """The first of several outputs, where a module gives others beside it (a router's scores)."""
+
+    def forward(self, outputs: Tensor | tuple[Tensor, ...]) -> Tensor:
+        """Take it."""
+        return outputs[0] if isinstance(outputs, tuple) else outputs
 
 
 class Times(nn.Module):
@@ -108,7 +118,7 @@ class Anatomy:
 
     Attributes:
         layers, final_norm: paths from the model.
-        attn_norm, mlp_norm, attention, mlp: paths from a block; the two norms may be one.
+        attn_norm, mlp_norm, attention, mlp: paths from a block; the two norms may be one, or empty for none.
         projections: names of the attention's modules whose outputs hold queries, keys and values.
         split: takes these outputs (or weights, or biases) apart into q, k and v, `[*, head, width]` each.
         out: name of the attention's output projection.
@@ -118,12 +128,14 @@ class Anatomy:
         mlp: the module whose output is what the MLP writes.
         mlp_chain: the modules from the normed input to that output, one after another; empty for `mlp` alone.
         mlp_overwritten: True where the block adds to that output in place.
+        mlp_first: True where that module gives more, and what it writes comes first.
         parallel: True where attention and MLP read the same stream.
         kv_heads: number of key/value heads, where the configuration does not say it as Llama's does.
         head_norms: names of the attention's norms of single heads' queries and keys, where it has such.
         head_norms_last: True where these come behind the rotation.
         post_norm: RMS norm between the attention's output projection and the stream, or None.
         post_gain: what is added to that norm's weight (Gemma: 1).
+        embedded: module behind the token embeddings, whose output is what the input writes; None for them.
         embed_factor, write_factor: on the embeddings, and on what attention and MLP write.
         scale: factor on query-key products; None takes the attention's own `scaling`.
         softcap: name of the attention's bound on its scores; None without.
@@ -133,6 +145,9 @@ class Anatomy:
         unrotated: layers without rotation.
         position_writer: path of position embeddings that are a writer of the graph (Tracr), not a constant.
         causal: False where a token attends to later ones too.
+        borrowed: True where the model's own attention runs between the projections (`masked.borrowed`), which need not
+            be known then: no rotation, scale or norm of heads is read here.
+        joint: True where a norm inside the attention is over all heads together.
     """
 
     layers: str
@@ -149,12 +164,14 @@ class Anatomy:
     mlp: str = "mlp"
     mlp_chain: tuple[str, ...] = ()
     mlp_overwritten: bool = False
+    mlp_first: bool = False
     parallel: bool = False
     kv_heads: int | None = None
     head_norms: tuple[str, str] = ("q_norm", "k_norm")
     head_norms_last: bool = False
     post_norm: str | None = None
     post_gain: float = 0.0
+    embedded: str | None = None
     embed_factor: float = 1.0
     write_factor: float = 1.0
     scale: float | None = None
@@ -167,10 +184,30 @@ class Anatomy:
     unrotated: frozenset[int] = frozenset()
     position_writer: str | None = None
     causal: bool = True
+    borrowed: bool = False
+    joint: bool = False
 
     def blocks(self, model: nn.Module) -> list[nn.Module]:
         """The blocks, first to last."""
         return list(attrgetter(self.layers)(model))
+
+    def ahead(self, block: nn.Module, norm: str) -> nn.Module:
+        """The norm of that name, or nothing where there is none."""
+        return getattr(block, norm) if norm else nn.Identity()
+
+    def further(self, attention: nn.Module) -> list[tuple[str, nn.Parameter]]:
+        """The attention's parameters beside those of its projections: norms, sinks."""
+        heads = tuple(f"{name}." for name in (*self.projections, self.out))
+        return [(name, value) for name, value in attention.named_parameters() if not name.startswith(heads)]
+
+    def first_mlp(self, block: nn.Module) -> nn.Module:
+        """The module that takes the MLP's normed input."""
+        return block.get_submodule(self.mlp_chain[0] if self.mlp_chain else self.mlp)
+
+    def sees_stream(self, block: nn.Module, mlp: bool = False) -> nn.Module:
+        """The module whose first input is the residual stream ahead of a block's attention, or of its MLP."""
+        norm = self.mlp_norm if mlp else self.attn_norm
+        return getattr(block, norm) if norm else self.first_mlp(block) if mlp else block
 
     def parts(self, block: nn.Module, graph: Graph, read: Read | None = None) -> BlockParts:
         """One block in canonical shapes: views of the model's weights, adapters folded into a new tensor.
@@ -188,27 +225,30 @@ class Anatomy:
         if self.folds:
             gain = self.write_gain(block)
             weight, bias = weight * gain, None if bias is None else bias * gain
-        q_norm, k_norm = (getattr(attention, name, None) for name in self.head_norms)
+        q_norm, k_norm = (None if self.borrowed else getattr(attention, name, None) for name in self.head_norms)
+        scale = 1.0 if self.borrowed else attention.scaling if self.scale is None else self.scale
         return BlockParts(
             q,
             k,
             v,
             out=weight.unflatten(0, (graph.n_heads, -1)),
             out_bias=bias,
-            attn_norm=getattr(block, self.attn_norm),
-            mlp_norm=getattr(block, self.mlp_norm),
+            attn_norm=self.ahead(block, self.attn_norm),
+            mlp_norm=self.ahead(block, self.mlp_norm),
             q_norm=q_norm,
             k_norm=k_norm,
             mlp=self.whole_mlp(block),
-            scale=float(attention.scaling if self.scale is None else self.scale),
+            scale=float(scale),
             post_scale=self.post_scale(block),
             softcap=None if self.softcap is None else getattr(attention, self.softcap),
             norms_last=self.head_norms_last,
+            own=(self, attention, [weight.shape[1] for weight, _ in maps]) if self.borrowed else None,
         )
 
     def whole_mlp(self, block: nn.Module) -> nn.Module:
         """From an MLP's normed input to what it adds to the residual stream."""
         chain = [block.get_submodule(name) for name in self.mlp_chain or (self.mlp,)]
+        chain += [First()] if self.mlp_first else []
         chain += [Times(self.write_factor)] if self.write_factor != 1 else []
         return chain[0] if len(chain) == 1 else nn.Sequential(*chain)
 

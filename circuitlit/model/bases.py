@@ -96,3 +96,52 @@ XGLM = replace(
     place=place_xglm,
     final_norm="model.layer_norm",
 )
+OWN = replace(LLAMA, borrowed=True, rotary=None, rotate=None)
+BEHIND = {
+    "attn_norm": "",
+    "mlp_norm": "",
+    "post_norm": "post_attention_layernorm",
+    "mlp": "post_feedforward_layernorm",
+    "mlp_chain": ("mlp", "post_feedforward_layernorm"),
+}
+OLMO2 = replace(OWN, **BEHIND, joint=True)
+GPTJ = replace(
+    GPT2,
+    positions=None,
+    mlp_norm="ln_1",
+    projections=("q_proj", "k_proj", "v_proj"),
+    split=separate,
+    out="out_proj",
+    parallel=True,
+    borrowed=True,
+)
+BLOOM = Anatomy(
+    layers="transformer.h",
+    embedded="transformer.word_embeddings_layernorm",
+    final_norm="transformer.ln_f",
+    attn_norm="input_layernorm",
+    mlp_norm="post_attention_layernorm",
+    attention="self_attention",
+    projections=("query_key_value",),
+    split=by_group,
+    out="dense",
+    activation="gelu_impl",
+    mlp="mlp.dense_4h_to_h",  # the module around it adds the stream, too
+    mlp_chain=("mlp.dense_h_to_4h", "mlp.gelu_impl", "mlp.dense_4h_to_h"),
+    borrowed=True,
+)
+MPT = replace(
+    BLOOM,
+    layers="transformer.blocks",
+    embedded=None,
+    final_norm="transformer.norm_f",
+    attn_norm="norm_1",
+    mlp_norm="norm_2",
+    attention="attn",
+    projections=("Wqkv",),
+    split=in_turn,
+    out="out_proj",
+    activation="act",
+    mlp="ffn.down_proj",
+    mlp_chain=("ffn.up_proj", "ffn.act", "ffn.down_proj"),
+)

@@ -15,8 +15,27 @@ from transformers.conversion_mapping import get_checkpoint_conversion_mapping
 from circuitlit.errors import UserError
 from circuitlit.graph import Graph
 from circuitlit.model.anatomy import Anatomy
-from circuitlit.model.bases import FUSED, GEMMA2, GEMMA3, GLM, GPT2, HUNYUAN, LLAMA, NEOX, OPT, PLAIN, TRACR, XGLM
-from circuitlit.model.layouts import by_group, in_turn, place_opt, rotation, separate
+from circuitlit.model.bases import (
+    BEHIND,
+    BLOOM,
+    FUSED,
+    GEMMA2,
+    GEMMA3,
+    GLM,
+    GPT2,
+    GPTJ,
+    HUNYUAN,
+    LLAMA,
+    MPT,
+    NEOX,
+    OLMO2,
+    OPT,
+    OWN,
+    PLAIN,
+    TRACR,
+    XGLM,
+)
+from circuitlit.model.layouts import by_group, in_quarters, in_turn, place_opt, rotation, separate
 from circuitlit.model.refused import refusal
 
 
@@ -36,9 +55,7 @@ def _opt(config: PretrainedConfig) -> Anatomy:
 
 
 def _olmo(config: PretrainedConfig) -> Anatomy:
-    if config.clip_qkv is not None:
-        raise UserError("this OLMo model clips queries, keys and values (clip_qkv), which no head does alone")
-    return LLAMA
+    return LLAMA if config.clip_qkv is None else OWN
 
 
 def _bigcode(config: PretrainedConfig) -> Anatomy:
@@ -47,15 +64,13 @@ def _bigcode(config: PretrainedConfig) -> Anatomy:
 
 
 def _stablelm(config: PretrainedConfig) -> Anatomy:
-    if config.qk_layernorm:
-        raise UserError("this StableLM model has a norm of its own for each head's queries and keys; take another")
-    row = replace(LLAMA, rotate=rotation("gpt_neox"))
+    row = OWN if config.qk_layernorm else replace(LLAMA, rotate=rotation("gpt_neox"))
     return replace(row, parallel=True, mlp_norm="input_layernorm") if config.use_parallel_residual else row
 
 
 def _cohere(config: PretrainedConfig) -> Anatomy:
-    if getattr(config, "use_qk_norm", False):
-        raise UserError("this Cohere model has a norm of its own for each head's queries and keys; take another")
+    if getattr(config, "use_qk_norm", False):  # with a weight for each head
+        return replace(OWN, parallel=True, mlp_norm="input_layernorm")
     unrotated = [n for n, kind in enumerate(layer_kinds(config)) if kind != "sliding_attention"]
     return replace(
         LLAMA,
@@ -87,8 +102,6 @@ def _hyperclovax(config: PretrainedConfig) -> Anatomy:
 
 
 def _falcon(config: PretrainedConfig) -> Anatomy:
-    if config.alibi:
-        raise UserError("this Falcon model has linear biases on its attention (ALiBi) in the place of a rotation")
     new, parallel = config.new_decoder_architecture, config.new_decoder_architecture or config.parallel_attn
     two = new and config.num_ln_in_parallel_attn in (None, 2)
     ahead = "input_layernorm" if parallel else "post_attention_layernorm"
@@ -105,7 +118,26 @@ def _falcon(config: PretrainedConfig) -> Anatomy:
         scale=(config.hidden_size // config.num_attention_heads) ** -0.5,
         rotary="transformer.rotary_emb",
         rotate=rotation("llama"),
+        borrowed=config.alibi,
     )
+
+
+def _bloom(config: PretrainedConfig) -> Anatomy:
+    if config.apply_residual_connection_post_layernorm or (config.pretraining_tp > 1 and config.slow_but_exact):
+        raise UserError("this BLOOM model adds normed streams, or goes around its output projections; take another")
+    return BLOOM
+
+
+def _exaone4(config: PretrainedConfig) -> Anatomy:
+    whole = [n for n, kind in enumerate(layer_kinds(config)) if kind != "sliding_attention"]
+    return replace(LLAMA, **BEHIND, unrotated=frozenset(whole if config.sliding_window else ()))
+
+
+def _granite_swa(config: PretrainedConfig) -> Anatomy:
+    if getattr(config, "shared_intermediate_size", 0):
+        raise UserError("this Granite model has an MLP beside its experts, so its MLP is no one module; take another")
+    mlp = "mlp" if config.model_type == "granite_swa" else "block_sparse_moe"
+    return replace(_granite(config), mlp=mlp, borrowed=True, rotary=None, rotate=None)
 
 
 Row = Anatomy | Callable[[Any], Anatomy]
@@ -119,14 +151,20 @@ ANATOMIES: dict[str, Row] = {
         place=place_opt,
         final_norm="biogpt.layer_norm",
     ),
+    "bitnet": replace(OWN, joint=True),
+    "bloom": _bloom,
+    "codegen": replace(GPTJ, projections=("qkv_proj",), split=in_quarters),
     "cohere": _cohere,
     "cohere2": _cohere,
     "cwm": LLAMA,
     "dots1": LLAMA,
     "ernie4_5": replace(LLAMA, rotate=rotation("ernie4_5")),
     "ernie4_5_moe": replace(LLAMA, rotate=rotation("ernie4_5_moe")),
+    "exaone4": _exaone4,
     "exaone_moe": _exaone_moe,
     "falcon": _falcon,
+    "flex_olmo": OLMO2,
+    "flint": OWN,
     "gemma": replace(LLAMA, rotate=rotation("gemma2")),
     "gemma2": GEMMA2,
     "gemma3_text": GEMMA3,
@@ -149,8 +187,12 @@ ANATOMIES: dict[str, Row] = {
         scale=1.0,
     ),
     "gpt_neox": _neox,
+    "gpt_oss": replace(OWN, mlp_first=True),
+    "gptj": GPTJ,
     "granite": _granite,
+    "granite_swa": _granite_swa,
     "granitemoe": _granite,
+    "granitemoe_swa": _granite_swa,
     "helium": replace(LLAMA, rotate=rotation("helium")),
     "hunyuan_v1_dense": HUNYUAN,
     "hunyuan_v1_moe": HUNYUAN,
@@ -161,12 +203,17 @@ ANATOMIES: dict[str, Row] = {
     "jais2": PLAIN,
     "llama": LLAMA,
     "mellum": replace(LLAMA, rotary_by_layer=True),
+    "minimax_m2": replace(OWN, joint=True),
     "ministral": LLAMA,
     "ministral3": LLAMA,
     "mistral": LLAMA,
     "mixtral": LLAMA,
+    "mpt": MPT,
     "nemotron": replace(PLAIN, rotate=rotation("gpt_neox")),
     "olmo": _olmo,
+    "olmo2": OLMO2,
+    "olmo3": OLMO2,
+    "olmoe": replace(OWN, joint=True),
     "opt": _opt,
     "persimmon": replace(
         NEOX,
@@ -203,6 +250,14 @@ ANATOMIES: dict[str, Row] = {
     ),
     "xglm": XGLM,
 }
+GUESSED: set[str] = set()  # model types whose row here is a guess of this process
+
+
+def forget_guess(kind: str) -> None:
+    """Take a guessed row out again."""
+    if kind in GUESSED:
+        GUESSED.remove(kind)
+        del ANATOMIES[kind]
 
 
 def anatomy_of(config: PretrainedConfig) -> Anatomy:
@@ -230,7 +285,7 @@ def logit_factor(config: PretrainedConfig) -> float:
     """Factor on the logits ahead of their bound; 1 without."""
     if config.model_type in ("cohere", "cohere2"):
         return config.logit_scale
-    if config.model_type in ("granite", "granitemoe"):
+    if config.model_type in ("granite", "granitemoe", "granite_swa", "granitemoe_swa"):
         return 1 / config.logits_scaling
     return config.logits_scaling if config.model_type == "hyperclovax" else 1.0
 
@@ -241,7 +296,9 @@ def layer_kinds(config: PretrainedConfig) -> list[str]:
 
 
 def attention_window(config: PretrainedConfig) -> int | None:
-    """Longest prompt for which attention is plainly causal; None without sliding windows."""
+    """Longest prompt for which attention is plainly causal; None without windows, and for borrowed attention."""
+    if anatomy_of(config).borrowed:
+        return None
     if config.model_type == "gpt_neo":
         return config.window_size if "local" in config.attention_layers else None
     kinds = getattr(config, "layer_types", None)
@@ -253,12 +310,12 @@ def attention_window(config: PretrainedConfig) -> int | None:
 def comes_in_pieces(config: PretrainedConfig) -> bool:
     """Whether files hold a model's own parameters, of which a masked block's weights are views.
 
-    Not so where attention has a norm or factor behind it, where query heads lie apart in one matrix (Falcon's groups),
-    and where the library joins experts while it loads them.
+    Not so where attention is borrowed or has a norm or factor behind it, where query heads lie apart in one matrix
+    (Falcon's groups), and where the library joins experts while it loads them.
     """
     anatomy, graph = anatomy_of(config), graph_of(config)
     apart = anatomy.split is by_group and graph.n_kv_heads < graph.n_heads
-    return not (anatomy.folds or apart or get_checkpoint_conversion_mapping(config.model_type))
+    return not (anatomy.borrowed or anatomy.folds or apart or get_checkpoint_conversion_mapping(config.model_type))
 
 
 def graph_of(config: PretrainedConfig) -> Graph:
@@ -274,6 +331,6 @@ def graph_of(config: PretrainedConfig) -> Graph:
         n_heads=heads,
         n_kv_heads=anatomy.kv_heads or getattr(config, "num_key_value_heads", None) or heads,
         parallel=anatomy.parallel,
-        coupled=anatomy.post_norm is not None,
+        coupled=anatomy.post_norm is not None or anatomy.joint,
         inputs=1 if anatomy.position_writer is None else 2,
     )

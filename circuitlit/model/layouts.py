@@ -58,6 +58,13 @@ def by_group(outputs: Sequence[Tensor], graph: Graph) -> tuple[Tensor, Tensor, T
     return q.flatten(-3, -2), k.squeeze(-2), v.squeeze(-2)
 
 
+def in_quarters(outputs: Sequence[Tensor], graph: Graph) -> tuple[Tensor, Tensor, Tensor]:
+    """CodeGen: one matrix of four parts, each with its queries, then its values, then its keys."""
+    parts = outputs[0].unflatten(-1, (4, 3, graph.n_heads // 4, -1))
+    q, v, k = (parts.select(-3, kind).flatten(-3, -2) for kind in range(3))
+    return q, k, v
+
+
 def place(table: nn.Module, places: Tensor) -> Tensor:
     """Position embeddings of a table of rows."""
     return table(places)

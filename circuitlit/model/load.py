@@ -15,12 +15,14 @@ from transformers.utils import logging as hf_logging
 from circuitlit.errors import UserError
 from circuitlit.model.adapters import load_adapter
 from circuitlit.model.borrow import frozen_view
-from circuitlit.model.families import anatomy_of, comes_in_pieces
+from circuitlit.model.families import ANATOMIES, anatomy_of, comes_in_pieces
 from circuitlit.model.files import check_folder
 from circuitlit.model.gguf import converted
+from circuitlit.model.guess import take_guess
 from circuitlit.model.limits import check_vocabulary
 from circuitlit.model.linear import unwrap
 from circuitlit.model.packages import PACKAGES, packaged_weights
+from circuitlit.model.refused import REFUSED, UNREAD
 from circuitlit.model.report import load_whole, parameters, refuse_not_finite, translated
 from circuitlit.model.subject import Subject
 from circuitlit.model.trusted import refuse_unchecked
@@ -91,10 +93,19 @@ def load_subject(
             remote |= {"revision": revision} if facts["source"] == "hub" else {}
             with translated(where):
                 config = AutoConfig.from_pretrained(folder, **remote)
-                anatomy_of(config)  # ahead of anything that takes long
+                if REFUSED.get(config.model_type) not in (None, UNREAD) or config.model_type in ANATOMIES:
+                    anatomy_of(config)  # ahead of anything that takes long
                 tokenizer = tokenizer or _tokenizer(where, folder, remote)
+            known = config.model_type in ANATOMIES
             quantised = getattr(config, "quantization_config", None) is not None
-            if in_pieces and not adapter and not quantised and not trust_remote_code and comes_in_pieces(config):
+            if (
+                in_pieces
+                and not adapter
+                and not quantised
+                and not trust_remote_code
+                and known
+                and comes_in_pieces(config)
+            ):
                 loaded = empty_model(config, DTYPES[dtype or "float32"])
                 files = CheckpointWeights(_files(folder, facts["source"], revision), loaded)
             else:
@@ -102,6 +113,7 @@ def load_subject(
             facts["commit"] = getattr(config, "_commit_hash", None)
         if adapter:
             loaded = load_adapter(loaded, adapter)
+    take_guess(unwrap(loaded), Path(cache_dir))
     if tokenizer is not None:
         check_vocabulary(unwrap(loaded).config, tokenizer)
     if files is None:

@@ -132,6 +132,8 @@ def _carve(model: PreTrainedModel, graph: Graph, cut: set[str], values: bool) ->
     if any(hasattr(module, "base_layer") for module in model.modules()):
         raise UserError("the model has adapters; merge them before it is cut")
     anatomy = anatomy_of(model.config)
+    if anatomy.borrowed:
+        raise UserError("heads of attention that runs as its own code cannot be cut out; take another model")
     if graph.inputs > 1:
         raise UserError("a compiled program (Tracr) cannot be cut smaller; take a model of the Llama family or GPT-2")
     if anatomy.post_norm is not None:

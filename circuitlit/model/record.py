@@ -5,6 +5,7 @@ from __future__ import annotations
 from collections.abc import Callable, Iterator, Mapping
 from contextlib import ExitStack, contextmanager
 from dataclasses import dataclass, field
+from typing import Any
 
 from jaxtyping import Float
 from torch import Tensor, nn
@@ -36,7 +37,8 @@ def record(subject: Subject) -> Iterator[Recording]:
     recording = Recording()
 
     def keep_output(into: list[Tensor], factor: float, overwritten: bool = False):
-        def hook(_module: nn.Module, _args: tuple, output: Tensor) -> None:
+        def hook(_module: nn.Module, _args: tuple, output: Any) -> None:
+            output = output[0] if isinstance(output, tuple) else output
             output = output * factor if factor != 1 or overwritten else output  # a product is a copy
             flat = output.ndim == 2  # OPT's MLP flattens the tokens
             into.append(output.view_as(recording.embed[0]) if flat else output)
@@ -52,7 +54,7 @@ def record(subject: Subject) -> Iterator[Recording]:
     anatomy = subject.anatomy
     with ExitStack() as hooks:
         keep = keep_output(recording.embed, anatomy.embed_factor)
-        hooks.callback(subject.embed.register_forward_hook(keep).remove)
+        hooks.callback(subject.writes_input.register_forward_hook(keep).remove)
         keep = keep_output(recording.mlps, anatomy.write_factor, anatomy.mlp_overwritten)
         for block in anatomy.blocks(subject.model):
             out = getattr(block.get_submodule(anatomy.attention), anatomy.out)
@@ -91,28 +93,31 @@ def record_reads(subject: Subject) -> Iterator[Reads]:
     with ExitStack() as hooks:
 
         def watch(module: nn.Module, seen: list[Tensor] | None, made: list[Tensor] | None, first: bool = False) -> None:
-            def hook(_module: nn.Module, args: tuple, output: Tensor) -> None:
+            def hook(_module: nn.Module, args: tuple, output: Tensor) -> Tensor | None:
                 if seen is not None:
                     seen.append(args[0])
                 if made is not None:
                     made.append(output)
+                return output.clone() if made is not None and anatomy.borrowed else None  # some clip it in place
 
             hooks.callback(module.register_forward_hook(hook, prepend=first).remove)
 
         def own_input(_module: nn.Module, args: tuple) -> tuple:
-            normed = args[0].view(reads.mlp[-1].shape)  # another tensor than the attention's; OPT's has no batch
+            normed = args[0].view(reads.attention[-1].shape)  # another tensor than the attention's; OPT's has no batch
             reads.mlp_normed.append(normed)
             return (normed.view(args[0].shape), *args[1:])
 
+        def look(module: nn.Module, seen: list[Tensor]) -> None:
+            hooks.callback(module.register_forward_pre_hook(lambda _module, args: seen.append(args[0])).remove)
+
         for block in anatomy.blocks(subject.model):
-            watch(getattr(block, anatomy.attn_norm), reads.attention, None)
+            look(anatomy.sees_stream(block), reads.attention)
             reads.projected.append([])
             for name in anatomy.projections:
                 projection = getattr(block.get_submodule(anatomy.attention), name)
                 watch(projection, None, reads.projected[-1], first=True)  # ahead of hooks that change its gradient
-            watch(getattr(block, anatomy.mlp_norm), reads.mlp, None)
-            mlp = block.get_submodule(anatomy.mlp_chain[0] if anatomy.mlp_chain else anatomy.mlp)
-            hooks.callback(mlp.register_forward_pre_hook(own_input).remove)
+            look(anatomy.sees_stream(block, mlp=True), reads.mlp)
+            hooks.callback(anatomy.first_mlp(block).register_forward_pre_hook(own_input).remove)
         watch(final_norm(subject.model), reads.final, reads.final_normed)
         yield reads
 
@@ -139,7 +144,7 @@ def replace_writers(
     with ExitStack() as hooks:
         if embed is not None:
             token = embed if anatomy.embed_factor == 1 else embed / anatomy.embed_factor
-            hooks.callback(subject.embed.register_forward_hook(lambda _module, _args, _output: token).remove)
+            hooks.callback(subject.writes_input.register_forward_hook(lambda _module, _args, _output: token).remove)
         for layer, block in enumerate(anatomy.blocks(subject.model)):
             if heads and layer in heads:
                 out = getattr(block.get_submodule(anatomy.attention), anatomy.out)
@@ -148,8 +153,13 @@ def replace_writers(
             if mlps and layer in mlps:
                 before = mlps[layer] if anatomy.write_factor == 1 else mlps[layer] / anatomy.write_factor
                 mlp, put = block.get_submodule(anatomy.mlp), _moved_to(before)
-                hooks.callback(mlp.register_forward_hook(lambda _m, _args, output, put=put: put(output)).remove)
+                hooks.callback(mlp.register_forward_hook(lambda _m, _args, output, put=put: _first(put, output)).remove)
         yield
+
+
+def _first(put: Callable[[Tensor], Tensor], output: Any) -> Any:
+    """Another first output, where there are several."""
+    return (put(output[0]), *output[1:]) if isinstance(output, tuple) else put(output)
 
 
 def _moved_to(value: Tensor) -> Callable[[Tensor], Tensor]:

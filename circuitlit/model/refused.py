@@ -23,12 +23,7 @@ _REASONS = {
     "its attention has a gate, which is a reader of another kind": "afmoe beam laguna",
     "it reads images or sound, too; load the language model inside it, if that has a row": "emu3 fuyu gemma3 git "
     "got_ocr2 llama4 mllama moshi moss_transcribe_diarize musicgen musicgen_melody phi4_multimodal",
-    "its attention has linear biases (ALiBi) in the place of a rotation": "bloom mpt",
-    "its attention turns positions in by itself, not by a module": "codegen gptj",
-    "its attention norms the queries and keys of all heads together": "flex_olmo minimax_m2 olmo2 olmo3 olmoe",
-    "it has a norm between the heads and their output projection": "bitnet",
-    "its attention has sinks": "flint gpt_oss granite_swa granitemoe_swa mimo_v2_flash",
-    "it has no norm ahead of its attention": "exaone4",
+    "its layers have unlike numbers of keys": "mimo_v2_flash",
     "it norms the embeddings, too, and its norms have no weights": "nanochat",
     "its attention is a mixture of experts": "jetmoe",
     "its MLP is two modules side by side": "granitemoeshared",

@@ -32,6 +32,8 @@ def relevance_rules(subject: Subject, constant_patterns: bool) -> Iterator[None]
     Source: Jafari et al., "RelP" (arXiv 2508.21258) section 3.
     """
     anatomy, model = subject.anatomy, subject.model
+    if anatomy.borrowed:
+        raise UserError("relevance rules do not see into attention that runs as its own code; take another method")
     with ExitStack() as hooks:
 
         def change(module: nn.Module, hook: Callable) -> None:
@@ -42,7 +44,7 @@ def relevance_rules(subject: Subject, constant_patterns: bool) -> Iterator[None]
             attention = block.get_submodule(anatomy.attention)
             chain = [block.get_submodule(name) for name in anatomy.mlp_chain or (anatomy.mlp,)]
             mlp = chain[0]
-            norms = [getattr(block, anatomy.attn_norm), getattr(block, anatomy.mlp_norm)]
+            norms = [getattr(block, name) for name in (anatomy.attn_norm, anatomy.mlp_norm) if name]
             norms += [module for module in chain[1:] if recognise(module) is not None]
             norms += [] if anatomy.post_norm is None else [getattr(block, anatomy.post_norm)]
             norms += [getattr(attention, name) for name in anatomy.head_norms if hasattr(attention, name)]

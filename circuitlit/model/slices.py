@@ -51,7 +51,8 @@ def slices(subject: Subject, nodes: Collection[str]) -> list[Tensor]:
     blocks = anatomy.blocks(model)
     for node in sorted(set(nodes)):
         if node == "input":
-            found += list(subject.embed.parameters())
+            inside = {*subject.embed.parameters(), *subject.writes_input.parameters()}
+            found += sorted(inside, key=lambda parameter: -parameter.ndim)
             if anatomy.positions is not None:
                 found += list(attrgetter(anatomy.positions)(model).parameters())
         elif node == READOUT:
@@ -60,7 +61,7 @@ def slices(subject: Subject, nodes: Collection[str]) -> list[Tensor]:
         else:
             layer, head = place_of(node)
             if head is None:
-                names = dict.fromkeys([*(anatomy.mlp_chain or (anatomy.mlp,)), anatomy.mlp_norm])
+                names = dict.fromkeys([*(anatomy.mlp_chain or (anatomy.mlp,)), *filter(None, [anatomy.mlp_norm])])
                 names.pop(anatomy.attn_norm, None)  # one norm for both belongs to the whole layer
                 found += [p for name in names for p in blocks[layer].get_submodule(name).parameters()]
             else:
@@ -98,11 +99,11 @@ def _head(subject: Subject, block: nn.Module, head: int, keys: bool) -> list[Ten
 
 
 def _shared(subject: Subject, block: nn.Module) -> list[Tensor]:
-    """What all heads of a block share: norms, and the bias of the output."""
+    """What all heads of a block share: norms, the attention's own parameters, and the bias of the output."""
     anatomy = subject.anatomy
     attention = block.get_submodule(anatomy.attention)
-    norms = [getattr(block, anatomy.attn_norm), *(getattr(attention, name, None) for name in anatomy.head_norms)]
-    norms += [] if anatomy.post_norm is None else [getattr(block, anatomy.post_norm)]
+    norms = [anatomy.ahead(block, name) for name in (anatomy.attn_norm, anatomy.post_norm or "")]
     bias = getattr(attention, anatomy.out).bias
-    found = [p for norm in norms if norm is not None for p in norm.parameters()]
+    found: list[Tensor] = [p for norm in norms for p in norm.parameters()]
+    found += [parameter for _, parameter in anatomy.further(attention)]
     return found if bias is None else [*found, bias]

@@ -60,15 +60,25 @@ class Subject:
         """The module of token embeddings, ahead of the model's factor on them (Granite)."""
         return self.model.get_input_embeddings()
 
+    @property
+    def writes_input(self) -> nn.Module:
+        """The module whose output, times the factor, is what the input writes: the embeddings, or a norm on them."""
+        return self.embed if self.anatomy.embedded is None else self.model.get_submodule(self.anatomy.embedded)
+
     def embedded(self, ids: Int[Tensor, "*rows"]) -> Float[Tensor, "*rows d"]:
         """What the input writes: token embeddings times the model's factor."""
         made, factor = self.embed(ids), self.anatomy.embed_factor
+        made = made if self.anatomy.embedded is None else self.writes_input(made)
         return made if factor == 1 else made * factor
 
     @property
     def captures(self) -> bool:
-        """Whether a CUDA graph can hold the model: which experts run, and on how many tokens, differs by the batch."""
-        return not any(name.endswith(".experts") for name, _ in self.model.named_modules())
+        """Whether a CUDA graph can hold the model: which experts run, and on how many tokens, differs by the batch.
+
+        Borrowed attention may do what no graph holds.
+        """
+        experts = any(name.endswith(".experts") for name, _ in self.model.named_modules())
+        return not (experts or self.anatomy.borrowed)
 
     def positions(self, length: int) -> Float[Tensor, "pos d"]:
         """Position embeddings, where they are a writer of the graph."""

@@ -12,6 +12,7 @@ from torch import Tensor
 from transformers import PreTrainedModel
 
 from circuitlit.errors import Unchecked
+from circuitlit.model.families import GUESSED, anatomy_of, forget_guess
 from circuitlit.result import PACKAGES, version
 
 SAMPLE = 64  # numbers of each weight that its fingerprint sees
@@ -31,7 +32,9 @@ def patches(model: PreTrainedModel) -> dict[str, str]:
 
 def reasons(model: PreTrainedModel) -> list[str]:
     """Why a model needs a check, a clause each; none for a table row that runs as the library has it."""
-    return own_reasons(model)
+    borrowed = anatomy_of(model.config).borrowed
+    made = ["its anatomy is guessed from names"] if model.config.model_type in GUESSED else []
+    return [*own_reasons(model), *made, *(["its attention is the model's own code, borrowed"] if borrowed else [])]
 
 
 def own_reasons(model: PreTrainedModel) -> list[str]:
@@ -76,6 +79,7 @@ def refuse_unchecked(model: PreTrainedModel, name: str, facts: dict[str, Any], c
     """
     found = reasons(model)
     if found and not record_of(cache, key_of(model)).is_file():
+        forget_guess(model.config.model_type)
         raise Unchecked(name, found, facts)
 
 

@@ -14,18 +14,17 @@ from transformers import PreTrainedTokenizerBase
 
 from circuitlit.errors import UserError
 from circuitlit.evaluate.check import identities
-from circuitlit.evaluate.check.identities import Prompts
+from circuitlit.evaluate.check.identities import ROWS, Prompts, random_prompts
 from circuitlit.evaluate.check.place import first_difference
+from circuitlit.evaluate.check.probes import taken_guess
 from circuitlit.evaluate.check.twin import KeepsFloat64, float64_twin
 from circuitlit.model import Subject
-from circuitlit.model.limits import longest_prompt
 from circuitlit.model.load import load_subject
 from circuitlit.model.trusted import key_of, reasons, record_of
 from circuitlit.progress import phase
 from circuitlit.result import Result
 from circuitlit.tasks import PairsModule
 
-ROWS, LENGTH = 4, 12
 FLOOR = {torch.float64: 1e-9, torch.float32: 1e-4, torch.bfloat16: 2**-7, torch.float16: 2**-10}
 SLOPE = 1e-6  # of the gradient, whose central difference is no better
 NOISY = 4.0  # times the model's own noise may identities differ
@@ -63,6 +62,7 @@ class ModelCheck(Result):
         place, remedy: the first place that differs, and the one change that mends it; None where there is none.
         tokens: of the prompts that were tried; branches beyond this length are not seen.
         key: what the check holds for (see `model.trusted`).
+        guess: which anatomy of those that the names allow holds, and what probes changed in it; None with a row.
     """
 
     schema: ClassVar[str] = "check"
@@ -78,6 +78,7 @@ class ModelCheck(Result):
     remedy: str | None
     tokens: int
     key: str
+    guess: dict[str, Any] | None = None
 
     def rows(self) -> Iterator[dict[str, Any]]:
         """An identity each."""
@@ -112,12 +113,13 @@ def check_model(
     subject = model
     if not isinstance(subject, Subject):
         subject = load_subject(subject, tokenizer, cache_dir=cache_dir, unchecked=True, **loading)
-    prompts = _random(subject, seed) if pairs is None else _of_pairs(subject, pairs)
+    subject, guess = taken_guess(subject, seed)
+    prompts = random_prompts(subject, seed) if pairs is None else _of_pairs(subject, pairs)
     with phase("own", "Trying the model's own weights"):
         noise, found = _own(subject, prompts)
     with phase("twin", "Trying a twin in float64"), KeepsFloat64():
         twin = float64_twin(subject, seed)
-        tried = _random(twin, seed)
+        tried = random_prompts(twin, seed)
         found += _twin(twin, tried)
     bad = [one for one in found if not one.holds]
     place, remedy = None, None
@@ -137,21 +139,12 @@ def check_model(
         remedy=remedy,
         tokens=prompts.clean.shape[1],
         key=key_of(subject.model),
+        guess=guess,
     )
     if not bad:
         kept = record_of(Path(cache_dir), result.key)
         result.save(kept.parent).rename(kept)
     return result
-
-
-def _random(subject: Subject, seed: int) -> Prompts:
-    """Random tokens, as many as the model takes, at most twelve."""
-    length = min(LENGTH, int(longest_prompt(subject.model.config)[0]) - 4)
-    if length < 2:
-        raise UserError(f"this model takes no more than {length + 4} tokens, too few for a check")
-    draw = torch.Generator().manual_seed(seed)
-    ids = torch.randint(1, subject.model.config.vocab_size, (2, ROWS, length), generator=draw).to(subject.device)
-    return Prompts(ids[0], ids[1], torch.tensor([[length - 2, length - 1]] * ROWS, device=subject.device))
 
 
 def _of_pairs(subject: Subject, pairs: PairsModule) -> Prompts:

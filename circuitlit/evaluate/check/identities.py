@@ -17,9 +17,11 @@ from circuitlit.evaluate.check.stock_hooks import head_places, readers_moved
 from circuitlit.graph.layout import scatter_edges
 from circuitlit.masked import MaskedModel, run_writers
 from circuitlit.model import Subject
+from circuitlit.model.limits import longest_prompt
 from circuitlit.model.logits import take_positions
 from circuitlit.model.record import Reads, Recording, record, record_reads
 
+ROWS, LENGTH = 4, 12  # of prompts
 READERS = 9  # that random masks vary
 STEP = 1e-5  # of a central difference
 Steps = list[tuple[str, Tensor, dict[str, Tensor]]]
@@ -46,6 +48,20 @@ class Prompts:
         """The same with more tokens behind, which causality hides."""
         pad = torch.nn.functional.pad
         return Prompts(pad(self.clean, (0, by)), pad(self.corrupted, (0, by)), self.positions)
+
+
+def random_prompts(subject: Subject, seed: int) -> Prompts:
+    """Random tokens, as many as the model takes, at most twelve.
+
+    Raises:
+        UserError: it takes fewer than two and some padding.
+    """
+    length = min(LENGTH, int(min(longest_prompt(subject.model.config)[0], 2 * LENGTH)) - 4)
+    if length < 2:
+        raise UserError(f"this model takes no more than {length + 4} tokens, too few for a check")
+    draw = torch.Generator().manual_seed(seed)
+    ids = torch.randint(1, subject.model.config.vocab_size, (2, ROWS, length), generator=draw).to(subject.device)
+    return Prompts(ids[0], ids[1], torch.tensor([[length - 2, length - 1]] * ROWS, device=subject.device))
 
 
 def apart(found: Tensor, expected: Tensor) -> float:

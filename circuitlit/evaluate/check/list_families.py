@@ -6,6 +6,9 @@ from collections.abc import Iterator
 from dataclasses import dataclass
 from typing import Any, ClassVar
 
+from transformers import AutoConfig
+
+from circuitlit.model.anatomy import Anatomy
 from circuitlit.model.families import ANATOMIES
 from circuitlit.model.refused import REFUSED
 from circuitlit.result import Result
@@ -16,7 +19,7 @@ class Families(Result):
     """Model types.
 
     Attributes:
-        runs: how each type runs: fast, with this project's own attention.
+        runs: how each type runs: fast, with attention written here, or borrowed, with the model's own (checked first).
         refused: why each other type is refused.
     """
 
@@ -36,4 +39,11 @@ class Families(Result):
 
 def list_families() -> Families:
     """All model types, by name; nothing is loaded."""
-    return Families(runs=dict.fromkeys(sorted(ANATOMIES), "fast"), refused=dict(sorted(REFUSED.items())))
+    return Families(runs={name: _way(name) for name in sorted(ANATOMIES)}, refused=dict(sorted(REFUSED.items())))
+
+
+def _way(name: str) -> str:
+    """How a type runs with its usual configuration."""
+    row = ANATOMIES[name]
+    borrowed = (row if isinstance(row, Anatomy) else row(AutoConfig.for_model(name))).borrowed
+    return "borrowed" if borrowed else "fast"

@@ -13,11 +13,13 @@ from circuitlit.errors import UserError
 from circuitlit.evaluate.check.identities import Prompts, apart, recorded, stream_steps
 from circuitlit.masked import MaskedModel
 from circuitlit.masked.block import MaskedBlock
+from circuitlit.masked.borrowed import Told
 from circuitlit.masked.short_attention import Rotary
 from circuitlit.model import Subject
 from circuitlit.model.anatomy import Anatomy
 from circuitlit.model.layouts import Split, by_group, in_turn, rotation
 
+Turn = Rotary | Told | None
 ROTATIONS = {"by halves": "llama", "of neighbours (interleaved)": "cohere", "of a part, by halves": "gpt_neox"}
 
 
@@ -35,7 +37,7 @@ def first_difference(subject: Subject, prompts: Prompts, tolerance: float) -> tu
             return place, _factor(gained, parts, tolerance)
     writes, reads = recorded(subject, prompts.clean)
     model, batch, length = MaskedModel(subject), *prompts.clean.shape
-    turns = model.rotary(reads.attention[0].flatten(0, 1), length)
+    turns = model.turns(prompts.clean, reads.attention[0].flatten(0, 1))
     for layer, block in enumerate(model.blocks):
         assert isinstance(block, MaskedBlock)
         stream, found = reads.attention[layer], writes.heads[layer]
@@ -61,9 +63,7 @@ def _factor(gained: Tensor, parts: dict[str, Tensor], tolerance: float) -> str |
     return " and ".join(f"{name} ×{factor:.4g}" for name, factor in named if abs(factor - 1) > 1e-3)
 
 
-def _other(
-    subject: Subject, layer: int, stream: Tensor, found: Tensor, turn: Rotary | None, tolerance: float
-) -> str | None:
+def _other(subject: Subject, layer: int, stream: Tensor, found: Tensor, turn: Turn, tolerance: float) -> str | None:
     """The one change to the anatomy with which a layer's heads give what they gave in the stock run."""
     block = subject.anatomy.blocks(subject.model)[layer]
     for name, anatomy, rotary in _changes(subject, turn):
@@ -76,10 +76,10 @@ def _other(
     return None
 
 
-def _changes(subject: Subject, turn: Rotary | None) -> Iterator[tuple[str, Anatomy, Rotary | None]]:
+def _changes(subject: Subject, turn: Turn) -> Iterator[tuple[str, Anatomy, Turn]]:
     """Names of changes, each with the anatomy and the rotation that it makes."""
     anatomy, heads, width = subject.anatomy, subject.graph.n_heads, subject.model.config.hidden_size
-    if turn is not None:
+    if isinstance(turn, Rotary):
         yield "no rotation in this layer", anatomy, None
         for name, family in ROTATIONS.items():
             yield f"a rotation {name}", anatomy, replace(turn, rotate=rotation(family))

@@ -36,8 +36,8 @@ def readers_moved(
             if any(reader < split for reader in here):
                 _move_heads(hooks, subject, layer, [reader for reader in here if reader < split], moved)
             if split in here:
-                mlp = block.get_submodule(anatomy.mlp_chain[0] if anatomy.mlp_chain else anatomy.mlp)
-                _move_input(hooks, getattr(block, anatomy.mlp_norm), mlp, lambda reader=split: moved(reader))
+                norm, mlp, sees = anatomy.ahead(block, anatomy.mlp_norm), anatomy.first_mlp(block), anatomy.sees_stream
+                _move_input(hooks, norm, sees(block, True), mlp, lambda reader=split: moved(reader))
         last = final_norm(subject.model)
         hook = last.register_forward_pre_hook(lambda _module, args: (args[0] + moved(graph.n_readers - 1), *args[1:]))
         hooks.callback(hook.remove)
@@ -61,8 +61,10 @@ def _move_heads(
 ) -> None:
     """Give single heads' queries, keys or values other inputs, through the projections' outputs."""
     anatomy, block = subject.anatomy, subject.anatomy.blocks(subject.model)[layer]
-    norm, seen = getattr(block, anatomy.attn_norm), []
-    hooks.callback(norm.register_forward_pre_hook(lambda _module, args: seen.append(args[0])).remove)
+    norm, seen = anatomy.ahead(block, anatomy.attn_norm), []
+    hooks.callback(
+        anatomy.sees_stream(block).register_forward_pre_hook(lambda _module, args: seen.append(args[0])).remove
+    )
     places = head_places(subject, layer)
     start = subject.graph.reader_rows(layer).start
 
@@ -93,10 +95,12 @@ def head_places(subject: Subject, layer: int) -> list[Int[Tensor, "width two"]]:
     return [at[own] for part in columns(anatomy.split, widths, graph) for own in part]
 
 
-def _move_input(hooks: ExitStack, norm: nn.Module, module: nn.Module, move: Callable[[], Tensor]) -> None:
-    """Give a module another input, through the norm ahead of it."""
+def _move_input(
+    hooks: ExitStack, norm: nn.Module, sees: nn.Module, module: nn.Module, move: Callable[[], Tensor]
+) -> None:
+    """Give a module another input, through the norm ahead of it, where another module sees the stream."""
     seen: list[Tensor] = []
-    hooks.callback(norm.register_forward_pre_hook(lambda _module, args: seen.append(args[0])).remove)
+    hooks.callback(sees.register_forward_pre_hook(lambda _module, args: seen.append(args[0])).remove)
 
     def hook(_module: nn.Module, args: tuple) -> tuple:
         change = move()
