@@ -159,6 +159,7 @@ def cut_up(model: MaskedModel, device: torch.device, source: WeightSource | None
     ahead = [m for m in stock.modules() if m._parameters and id(m) not in within and m not in behind]
     tied = {id(p) for m in ahead for p in m.parameters()} & {id(p) for p in head.parameters()}
     groups = [[*ahead, head] if tied else ahead, *blocks, [norm], *([] if tied else [[head]])]
+    groups = [group for group in groups if any(list(module.parameters()) for module in group)]  # OLMo's norm has none
     pieces = [Piece(group, names, source) for group in groups]
     for module in stock.modules():
         for name, buffer in module._buffers.items():
