@@ -4,6 +4,8 @@ from __future__ import annotations
 
 from typing import Any
 
+FAILED = 3  # exit status of a command with fail=true whose result has that status
+
 
 class UserError(Exception):
     """A mistake the user can mend; its message is one sentence that says where and what to do."""

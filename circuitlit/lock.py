@@ -25,6 +25,10 @@ LEASE, HEARTBEAT = 180.0, 20.0  # seconds; a shared disk may show a touch a minu
 LOOK = 0.1  # seconds between two looks at another process's claim
 
 
+class InUse(UserError):
+    """A living process holds a claim."""
+
+
 @contextmanager
 def claimed(path: Path, what: str, wait: bool = False) -> Iterator[None]:
     """Hold a claim for as long as the block runs.
@@ -38,7 +42,7 @@ def claimed(path: Path, what: str, wait: bool = False) -> Iterator[None]:
         wait: True waits until a living holder has finished.
 
     Raises:
-        UserError: a living process holds the claim.
+        InUse: a living process holds the claim.
     """
 
     def lost(compromise: LeaseCompromise) -> None:
@@ -57,7 +61,7 @@ def claimed(path: Path, what: str, wait: bool = False) -> Iterator[None]:
         alive = _runs_here(owner.hostname, owner.pid) or touched not in (None, seen)
         if alive and not wait:
             ago = max(0, round(time.time() - seen))
-            raise UserError(
+            raise InUse(
                 f"{what} is in use by process {owner.pid} on {_plain(owner.hostname)}, last heard of {ago} s ago; wait "
                 "for it, or choose another folder: hydra.run.dir=DIR"
             )
@@ -73,10 +77,18 @@ def claimed(path: Path, what: str, wait: bool = False) -> Iterator[None]:
 
 
 @contextmanager
-def claimed_cell(path: Path) -> Iterator[None]:
-    """Hold a part of a study or series while the block makes it; waits for another process that is making it."""
+def claimed_cell(path: Path, wait: bool = True) -> Iterator[None]:
+    """Hold a part of a study or series while the block makes it.
+
+    Args:
+        path: of the part's file.
+        wait: for another process that is making it.
+
+    Raises:
+        InUse: another process is making it, and `wait` is False.
+    """
     path.parent.mkdir(parents=True, exist_ok=True)
-    with claimed(path.with_name(f"{path.name}.lock"), path.stem, wait=True):
+    with claimed(path.with_name(f"{path.name}.lock"), path.stem, wait):
         yield
 
 

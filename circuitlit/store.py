@@ -12,7 +12,7 @@ from typing import TYPE_CHECKING, Any, TypeVar
 
 from circuitlit.errors import sentence
 from circuitlit.files import write_json
-from circuitlit.lock import claimed_cell
+from circuitlit.lock import InUse, claimed_cell
 
 if TYPE_CHECKING:
     from pydantic import TypeAdapter
@@ -63,27 +63,39 @@ class Store:
         except ValueError:  # of an earlier version
             return None
 
-    def made(self, name: str, settings: object, kind: type[Made], work: Callable[[], Made]) -> Made:
+    def settled(self, name: str, settings: object) -> bool:
+        """True if a part has been made or tried with these settings."""
+        return self._read(name).get("settings") == fingerprint(settings)
+
+    def made(self, name: str, settings: object, kind: type[Made], work: Callable[[], Made], wait: bool = True) -> Made:
         """A part: read if it is there with these settings, else made and written.
 
         Args:
             name, settings, kind: as for `known`.
             work: makes it.
+            wait: for another process that is making it.
+
+        Raises:
+            InUse: another process is making it, and `wait` is False.
         """
         found = self.known(name, settings, kind)
         if found is not None:
             return found
-        with claimed_cell(self.folder / f"{name}.json"):
+        with claimed_cell(self.folder / f"{name}.json", wait):
             if self.known(name, settings, kind) is None:  # another process may have made it meanwhile
                 self._write(name, settings, content=_adapter(kind).dump_python(work()))
             found = self.known(name, settings, kind)  # as the next run will read it
         assert found is not None, f"{name}: what was written is not a {kind}"
         return found
 
-    def tried(self, name: str, settings: object, kind: type[Made], work: Callable[[], Made]) -> Made | Failure:
+    def tried(
+        self, name: str, settings: object, kind: type[Made], work: Callable[[], Made], wait: bool = True
+    ) -> Made | Failure:
         """As `made`, but an error of this part does not stop the others: it is written down, and tried again."""
         try:
-            return self.made(name, settings, kind, work)
+            return self.made(name, settings, kind, work, wait)
+        except InUse:
+            raise
         except Exception as error:
             return self.failed(name, settings, error)
 

@@ -1,6 +1,7 @@
 #!/usr/bin/env bash
 # bash launch/speed.sh ROW [MORE SETTINGS]: one row of the speed table; `all` runs every row for one GPU but the 13B ones.
 # _small rows take less memory and more time. For two GPUs: ddp_scaling, which prints the ratio; engines.py has the sharded ones.
+# packed: runs an hour with EACH (1 2 4 8) default runs at a time on each GPU.
 # cpu_default is the whole default run by phase, with the code of OLD (a commit) and with this one; see old_and_new.py.
 set -euo pipefail
 cd "$(dirname "$0")/.."
@@ -31,6 +32,7 @@ row() {
     ioi_100000) row_large "$out" "$@" ;;
     cpu_eap) CUDA_VISIBLE_DEVICES='' bench bench=eap method=eap model=gpt2 data.batch_size=8 tokens=15 'dtypes=[float32]' repeats=5 examples=null "$out" "$@" ;;
     cpu_smollm2) CUDA_VISIBLE_DEVICES='' bench data.batch_size=16 tokens=16 'dtypes=[float32]' repeats=5 examples=null "$out" "$@" ;;
+    packed) packed "$@" ;;
     cpu_default) CUDA_VISIBLE_DEVICES='' python launch/old_and_new.py "${OLD:-55f497e}" runs/speed/cpu_default task=ioi "$@" ;;
     *) echo "no row '$name'; see the cases of launch/speed.sh" >&2 && exit 1 ;;
   esac
@@ -39,6 +41,22 @@ row() {
 small() { # SETTINGS: 32 pairs of 200 as two micro-batches, what readers see summed anew in the backward pass
   bench model=gpt2 data.batch_size=16 trainer.accumulate_grad_batches=2 examples=200 mask.panel=3 mask.recompute=reads \
     'dtypes=[bfloat16]' "$@"
+}
+
+two() { # MODEL PAIRS SETTINGS: a step of a sharded model, so many pairs of 64 tokens on each of two GPUs
+  local model=$1 pairs=$2
+  shift 2
+  bench model="$model" data.batch_size="$pairs" tokens=64 'dtypes=[bfloat16]' strategy=deepspeed_3 \
+    strategy.options.devices=2 mask.panel=2 mask.cache_gib=0 callbacks.probe_every=0 callbacks.checkpoint_every=0 \
+    callbacks.snapshot_every=1000 logger=none repeats=10 "$@"
+}
+
+packed() { # SETTINGS: at least four runs, and three for each that runs at once; the rate is printed at the end of each sweep
+  for each in ${EACH:-1 2 4 8}; do
+    local runs=$((each * 3 > 4 ? each * 3 : 4))
+    ${DRY:+echo} python -m circuitlit train -m hydra/launcher=packed hydra.launcher.each="$each" task=ioi logger=none callbacks=headless \
+      seed="$(seq -s, 0 $((runs - 1)))" "$@"
+  done
 }
 
 row_large() {

@@ -82,14 +82,14 @@ def test_sweeps_as_jobs_of_slurm_compose() -> None:
     assert launcher._target_.endswith("SlurmLauncher") and launcher.gpus_per_node == 1 and launcher.tasks_per_node == 1
 
 
-def test_a_study_is_shared_out_over_the_gpus() -> None:
-    done = dry("study.sh", "methods_smollm2_acdc", "2", "study.tasks=[sva]", GPUS="2", OUT="runs/x")
-    *parts, last = [shlex.split(line) for line in done.stdout.splitlines()]
-    assert [words[words.index("study.parts=4") - 1] for words in parts] == [f"study.part={n}" for n in range(4)]
+def test_runs_an_hour_are_measured_at_several_numbers_at_a_time() -> None:
+    first, second = dry("speed.sh", "packed", "model=gpt2", EACH="1 4").stdout.splitlines()
+    assert "hydra.launcher.each=1" in first and "seed=0,1,2,3" in shlex.split(first)
+    assert "hydra.launcher.each=4" in second and "seed=0,1,2,3,4,5,6,7,8,9,10,11" in shlex.split(second)
     with initialize_config_dir(str(ROOT / "conf"), version_base="1.3"):
-        cfg = compose("study", [word for word in last[last.index("study") + 1 :] if not word.startswith("hydra")])
-    assert "hydra.run.dir=runs/x" in last and cfg.study.parts == 1 and cfg.study.match.method == "acdc"
-    assert list(cfg.study.tasks) == ["sva"] and cfg.mask.schedule.steps == 300
+        words = [word for word in shlex.split(second)[5:] if not word.startswith("seed")]
+        cfg = compose("train", words, return_hydra_config=True)
+    assert cfg.hydra.launcher.each == 4 and (cfg.task.name, cfg.model.name) == ("ioi", "gpt2")
 
 
 def test_the_default_run_is_timed_with_two_codes() -> None:

@@ -9,7 +9,10 @@ import signal
 import sys
 import warnings
 from importlib import metadata
+from pathlib import Path
 from typing import Any
+
+from circuitlit.errors import FAILED
 
 VERBS = {
     "train": "learn masks until the circuit reproduces the model on a task",
@@ -37,6 +40,7 @@ VERBS = {
     "report": "the page of a run again, a page that compares runs, figures for papers, a W&B workspace",
     "bench": "time steps, runs and attribution, and reckon the memory that they need",
 }
+PLUGINS = str(Path(__file__).parent / "plugins")  # where Hydra finds launchers
 CHATTY = (
     "deepspeed",
     "DeepSpeed",
@@ -46,7 +50,6 @@ CHATTY = (
     "lightning.fabric.utilities.rank_zero",
     "lightning_utilities.core.rank_zero",
 )
-FAILED = 3  # exit status of a command with fail=true whose result has that status
 
 
 def main() -> None:
@@ -95,6 +98,8 @@ def run_verb(verb: str, argv: list[str]) -> None:
             ranks.check(cfg, verb)
             if ranks.wanted_here(cfg) > 1:
                 sys.exit(ranks.spawn(cfg, original))
+            if cfg.verb in folder.PARTED:
+                importlib.import_module("circuitlit.cli.parts").share_out(cfg, words)
             with folder.occupied(cfg):
                 cfg.callbacks.progress_bar &= CONSOLE.is_terminal  # a log gets lines instead
                 with Clock():
@@ -112,6 +117,8 @@ def run_verb(verb: str, argv: list[str]) -> None:
 
     try:
         words = resume.expanded(verb, argv)[1:]
+        if PLUGINS not in sys.path:
+            sys.path.append(PLUGINS)
         sys.argv = [argv[0], *readable(verb, [*words, *ranks.hydra_overrides()])]
         with stopping.listening(), folder.new_run_id():
             hydra.main(version_base="1.3", config_path=str(conf_dir()), config_name=verb)(job)()

@@ -163,7 +163,7 @@ def spawn(cfg: DictConfig, argv: Sequence[str]) -> int:
         try:
             return _wait(children)
         finally:
-            _end(children)
+            end(children)
 
 
 def join(device: Any, alone: bool = False) -> None:
@@ -239,7 +239,7 @@ def _wait(children: list[subprocess.Popen[bytes]]) -> int:
         time.sleep(0.05)
 
 
-def _end(children: list[subprocess.Popen[bytes]]) -> None:
+def end(children: list[subprocess.Popen[bytes]]) -> None:
     """End what still runs: those that wait for a lost process would wait for ever."""
     deadline = time.monotonic() + GRACE
     for child in children:

@@ -72,7 +72,7 @@ OF_VERBS: dict[str, dict[str, Kind]] = {
         "study.consensus": share(zero=False),
         "study.match": mapping({"method": text(), "sparsity": share()}, ("method",)) | None,
         "study.finished_only": flag(),
-        "study.part": SOME,
+        "study.part": SOME | None,
         "study.parts": COUNT,
     },
     "finetune": {
@@ -250,7 +250,7 @@ OF_VERBS: dict[str, dict[str, Kind]] = {
         "evolve.probe_pairs": COUNT,
         "evolve.resamples": SOME,
         "evolve.draws": DRAWS,
-        "evolve.part": SOME,
+        "evolve.part": SOME | None,
         "evolve.parts": COUNT,
         "evolve.measure": flag(),
         "evolve.heads.run": flag(),

@@ -27,6 +27,7 @@ from circuitlit.evaluate.study.summary import summarise_study
 from circuitlit.evaluate.study.work import Scored, StudyTask, attributed, ends, learned, random_circuits
 from circuitlit.graph import EdgeScores
 from circuitlit.graph.select import edge_budget
+from circuitlit.lock import InUse
 from circuitlit.progress import phase, say
 from circuitlit.store import Failure, Store
 
@@ -63,9 +64,16 @@ class Job:
         except Exception:  # a preset that does not exist
             return False
 
+    def settled(self, store: Store) -> bool:
+        """True if the cell has been made or tried with these settings, or cannot be prepared."""
+        try:
+            return store.settled(self.cell.name, self.prepare()[0])
+        except Exception:
+            return True
+
 
 def make_cells(
-    store: Store, circuits: Path, build: Callable[[], StudyTask], own: Job, jobs: Sequence[Job]
+    store: Store, circuits: Path, build: Callable[[], StudyTask], own: Job, jobs: Sequence[Job], wait: bool = True
 ) -> Iterator[tuple[Cell, TaskEnds | Circuits | Failure]]:
     """The cells of one task, in the order in which they are reported; nothing is built that no cell needs.
 
@@ -77,6 +85,7 @@ def make_cells(
         build: prepares the task; called only for a cell that is not there.
         own: the task's own cell.
         jobs: the other cells.
+        wait: for cells that another process is making; False leaves them to it, but for the task's own.
     """
     for job in (own, *jobs):
         if job is not own:
@@ -87,7 +96,10 @@ def make_cells(
             found = store.failed(job.cell.name, None, error)
         else:
             made = partial(_make, work, build, circuits / job.cell.name)
-            found = store.tried(job.cell.name, settings, job.kind, made)
+            try:
+                found = store.tried(job.cell.name, settings, job.kind, made, wait or job is own)
+            except InUse:
+                continue
         yield job.cell, found
         if job is own and isinstance(found, Failure):
             return

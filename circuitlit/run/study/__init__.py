@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import gc
+from itertools import product
 
 import torch
 from omegaconf import DictConfig
@@ -18,15 +19,15 @@ from circuitlit.evaluate.study.summary import Finished, summarise_study
 from circuitlit.progress import phase, say
 from circuitlit.report.study import print_study, write_figures
 from circuitlit.run.study.configured import ConfiguredTask, settings_from
-from circuitlit.run.study.plan import check, part_of, plan
+from circuitlit.run.study.plan import check, plan, shares_of
 from circuitlit.store import Failure, Store
 
 
 def run(cfg: DictConfig) -> MethodStudy | None:
     """Run every cell that is not finished yet, then write `study.json`, the table and the figures.
 
-    A cell that fails is recorded in its file and in `failed`; the others go on. With `study.parts` above 1 only this
-    part's cells are run and nothing is summed up.
+    A cell that fails is recorded in its file and in `failed`; the others go on. One of several parts runs its own
+    cells, then those of others that nobody has begun, and sums nothing up.
 
     Raises:
         UserError: the study's lists cannot be used, the model cannot be loaded, or every cell failed.
@@ -37,25 +38,24 @@ def run(cfg: DictConfig) -> MethodStudy | None:
     prepare(cfg)
     settings, planned = settings_from(cfg), plan(tasks, attributions, learners)
     settings.check_match([entry.name for entry in attributions])
-    jobs, store = part_of(planned, cfg.study.part, cfg.study.parts), Store(run_dir() / "cells", explained)
+    shares, store = shares_of(planned, cfg.study.part, cfg.study.parts), Store(run_dir() / "cells", explained)
     with phase("load", f"Loading {cfg.model.name}"):
         subject = build_subject(cfg)
     finished: Finished = []
-    for entry in tasks:
+    for (others, jobs), entry in product(enumerate(shares), tasks):
         task = ConfiguredTask(entry, subject)
-        own, chosen = task.own(), [task.job(one) for one in jobs.get(entry.name, [])]
-        if cfg.study.finished_only:
-            chosen = [job for job in chosen if job.finished(store)] if own.finished(store) else []
+        which = "finished" if cfg.study.finished_only else "open" if others else "all"
+        own, chosen = task.jobs(jobs.get(entry.name, []), store, which)
         if chosen:
             with phase(entry.name, f"Task {entry.name}: {len(chosen)} cells"):
-                finished += make_cells(store, run_dir() / "circuits", lambda task=task: task.built, own, chosen)
-            del task, own, chosen
+                build, wait = (lambda task=task: task.built), len(shares) == 1
+                finished += make_cells(store, run_dir() / "circuits", build, own, chosen, wait)
+            del task, own, chosen, build
             gc.collect()
             torch.cuda.empty_cache()
     if cfg.study.parts > 1:
-        failed = [cell.name for cell, content in finished if isinstance(content, Failure)]
-        more = f", failed: {', '.join(failed)}" if failed else ""
-        say(f"part {cfg.study.part} of {cfg.study.parts}: {len(finished) - len(failed)} cells are there{more}")
-        return say("for the table run once more with study.parts=1")
+        failed = {cell.name: isinstance(content, Failure) for cell, content in finished}
+        text = f"part {cfg.study.part} of {cfg.study.parts}: {list(failed.values()).count(False)} cells are there"
+        return say(f"{text}; failed: {', '.join(name for name in failed if failed[name]) or 'none'}")
     result = summarise_study(finished, cfg.model.name, run_dir() / "circuits", settings)
     return finish(cfg, result, subject, write_figures, print_study)

@@ -26,6 +26,7 @@ from circuitlit.graph import MaskLayout
 from circuitlit.graph.select import edge_budget
 from circuitlit.model import Subject
 from circuitlit.run.study.plan import Planned
+from circuitlit.store import Store
 
 _GROUPS = ("task", "model", "adapter", "mask", "sparsity", "objective", "ablation", "method", "data", "evaluate")
 _SHARED = ("task", "model", "adapter", "ablation")
@@ -64,6 +65,13 @@ class ConfiguredTask:
     def built(self) -> StudyTask:
         """What its cells share."""
         return StudyTask.build(build_workbench(self.cfg, self.subject), self.cfg.evaluate.probe_pairs)
+
+    def jobs(self, planned: Sequence[Planned], store: Store, which: str) -> tuple[Job, list[Job]]:
+        """The task's own cell, and of the planned ones all, those that are "finished", or those that are "open"."""
+        own, jobs = self.own(), [self.job(one) for one in planned]
+        if which == "finished":
+            jobs = [job for job in jobs if job.finished(store)] if own.finished(store) else []
+        return own, [job for job in jobs if which != "open" or not job.settled(store)]
 
     def own(self) -> Job:
         """The task's own cell."""

@@ -62,6 +62,11 @@ def plan(tasks: list[Entry], attributions: list[Entry], learners: list[Entry]) -
     return jobs
 
 
+def shares_of(jobs: dict[str, list[Planned]], part: int, parts: int) -> list[dict[str, list[Planned]]]:
+    """What a process makes: its own share; of several it then looks for cells that the others have not begun."""
+    return [jobs] if parts == 1 else [part_of(jobs, part, parts), jobs]
+
+
 def part_of(jobs: dict[str, list[Planned]], part: int, parts: int) -> dict[str, list[Planned]]:
     """One of several shares of about the same cost; its cells follow each other, so that it sees few tasks."""
     total, passed = sum(job.cost for of_task in jobs.values() for job in of_task), 0.0
