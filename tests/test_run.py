@@ -19,6 +19,7 @@ from peft import LoraConfig, get_peft_model
 from safetensors.torch import load_file
 from transformers import AutoConfig, AutoModelForCausalLM
 
+from circuitlit.cli import first_page
 from circuitlit.cli.main import VERBS
 from circuitlit.evaluate.statistics import INTERVALS
 from circuitlit.graph import Circuit
@@ -88,6 +89,23 @@ def test_a_whole_run_leaves_everything(local: Path, tmp_path: Path) -> None:
     assert list(checkpoint["state_dict"]) == ["log_alpha"]
     final = load_file(tmp_path / "masks" / "step_000012.safetensors")["log_alpha"]
     assert torch.equal(final, circuit.scores.values[0])
+
+
+def test_a_first_page_follows_the_training_and_is_replaced(
+    local: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]
+) -> None:
+    monkeypatch.setattr(first_page, "EVERY", 0)
+    seen: list[str] = []
+    write = first_page.write_simple_page
+    monkeypatch.setattr(first_page, "write_simple_page", lambda *a, **k: seen.append(write(*a, **k).read_text()))
+    call(*settings(local, tmp_path, "logger=none"))
+    assert (
+        "about to be trained" in seen[0] and "mask_gradients, absolute" in seen[0] and "Training so far" not in seen[0]
+    )
+    assert "step 2 of" in seen[2] and "Training so far" in seen[2] and 'http-equiv="refresh"' in seen[2]
+    page = (tmp_path / "report.html").read_text()
+    assert "refresh" not in page.split("<body")[0] and "What attribution alone finds" not in page
+    assert "a first page" in capsys.readouterr().out
 
 
 @pytest.mark.parametrize("ablation,roles", [("zero", "true"), ("mean", "false")])

@@ -12,11 +12,13 @@ from omegaconf import DictConfig
 from circuitlit.cli import joint, ranks
 from circuitlit.cli.checks import run_dir
 from circuitlit.cli.evolution import snapshots_of
+from circuitlit.cli.first_page import FirstPage
 from circuitlit.cli.learn import learn
 from circuitlit.cli.loggers import open_loggers
 from circuitlit.discover.workbench import Workbench
 from circuitlit.evaluate.baseline import Baseline
 from circuitlit.evaluate.find import Trained
+from circuitlit.evaluate.measure import TestBed
 from circuitlit.progress import phase
 from circuitlit.timeline.snapshots import Snapshots
 
@@ -38,12 +40,21 @@ class MaskTraining:
         self.loggers: list[Any] = []
         self.seen: Snapshots | None = None
         self._cfg, self._facts, self._watcher, self._stack = cfg, facts, watcher, ExitStack()
+        self._pages: list[FirstPage] = []
 
     def __enter__(self) -> Self:
         return self
 
     def __exit__(self, *error: Any) -> None:
         self._stack.__exit__(*error)
+        for page in self._pages if error[0] is not None else ():
+            page.path.unlink(missing_ok=True)  # it speaks of a training that does not go on
+
+    def first_page(self, bench: Workbench, bed: TestBed, ranked: Sequence[Baseline]) -> None:
+        """Write what attribution finds, and follow the training there."""
+        if ranks.is_writer():
+            title = f"{self._cfg.task.name}: {bench.subject.name}"
+            self._pages = [FirstPage(run_dir(), title, self._cfg.sparsity.target, bed, ranked, bench.count)]
 
     def __call__(self, bench: Workbench, tried: Sequence[Baseline]) -> Trained | None:
         """Train from the first attribution on; None in a process that is done then."""
@@ -52,7 +63,7 @@ class MaskTraining:
         together = joint.adapt(cfg, bench) if cfg.adapter.get("train") else None
         bench, beside = (together.bench, together.trained) if together else (bench, ())
         with phase("training", f"Training masks for {cfg.mask.schedule.steps} steps"):
-            watchers = [self._watcher(bench, 0 if together else len(tried))]
+            watchers = [self._watcher(bench, 0 if together else len(tried)), *self._pages]
             learner, history = learn(cfg, bench, tried[0].scores, run_dir(), watchers, self.loggers, beside)
         if not ranks.one_goes_on(bench):
             return None  # every process has the same masks; one measures and writes

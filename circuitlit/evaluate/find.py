@@ -178,6 +178,7 @@ def search_circuit(
     min_accuracy: float = 0.0,
     seed: int = 0,
     provenance: dict[str, Any] | None = None,
+    show: Callable[[Workbench, TestBed, Sequence[Baseline]], None] | None = None,
 ) -> FoundCircuit | None:
     """As `find_circuit`, on a workbench, with a training of one's own.
 
@@ -190,6 +191,7 @@ def search_circuit(
         min_accuracy: share of right answers below which the model is not searched.
         seed: for the result.
         provenance: for the circuit's file.
+        show: is given the workbench, validation pairs and what attribution finds on them, ahead of the training.
 
     Returns:
         None where `learn` gave none.
@@ -204,6 +206,8 @@ def search_circuit(
         start = Baseline(bench.score(parts.method), time.perf_counter() - begun)
         tried = baselines(bench, start, [other for other in others if other.name != method.name])
     early = None if bench.model.shards is not None else first_look(bench, tried, bars.probe_pairs)
+    if show is not None and early is not None and early[0] is not None:
+        show(bench, early[0], early[1])
     trained = learn(bench, tried)
     if trained is None:
         return None

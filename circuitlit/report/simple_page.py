@@ -21,7 +21,9 @@ def html_table(headings: Iterable[str], rows: Iterable[Iterable[str]]) -> str:
     return f"<table><tr>{head}{body}</table>"
 
 
-def write_simple_page(path: Path, title: str, lead: str, sections: Sequence[tuple[str, go.Figure | str]]) -> Path:
+def write_simple_page(
+    path: Path, title: str, lead: str, sections: Sequence[tuple[str, go.Figure | str]], refresh: int | None = None
+) -> Path:
     """Write one file that needs nothing else.
 
     Args:
@@ -29,7 +31,9 @@ def write_simple_page(path: Path, title: str, lead: str, sections: Sequence[tupl
         title: its heading, plain text.
         lead: what it shows, plain text.
         sections: headings, each with a figure or with HTML.
+        refresh: seconds after which the browser loads it again; None for a page that stays.
     """
+    again = "" if refresh is None else f'<meta http-equiv="refresh" content="{refresh}">'
     parts, drawn = [], False
     for heading, content in sections:
         if isinstance(content, go.Figure):
@@ -37,7 +41,7 @@ def write_simple_page(path: Path, title: str, lead: str, sections: Sequence[tupl
             drawn = True
         parts.append(f"<h2>{escape(heading)}</h2>{content}")
     page = f"""<!doctype html><html lang="en"><head><meta charset="utf-8"><title>{escape(title)}</title>
-<meta name="viewport" content="width=device-width, initial-scale=1"><style>{_STYLE}</style></head><body>
+<meta name="viewport" content="width=device-width, initial-scale=1">{again}<style>{_STYLE}</style></head><body>
 <h1>{escape(title)}</h1><p>{escape(lead)}</p>{"".join(parts)}</body></html>"""
     partial = path.with_name(path.name + ".part")
     partial.write_text(page)

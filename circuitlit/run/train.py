@@ -37,8 +37,9 @@ def run(cfg: DictConfig) -> FoundCircuit | None:
         return Foretold(cfg, bench, evaluated_pairs(bench, bars, tried))
 
     with MaskTraining(cfg, facts, foretold) as train:
-        more = {"bars": bars, "min_accuracy": cfg.task.get("min_accuracy", 0), "seed": cfg.seed, "provenance": facts}
-        result = search_circuit(bench, build_method(cfg), train, others=build_baselines(cfg), **more)
+        settings = {"min_accuracy": cfg.task.get("min_accuracy", 0), "seed": cfg.seed, "provenance": facts}
+        more = {"others": build_baselines(cfg), "bars": bars, "show": train.first_page}
+        result = search_circuit(bench, build_method(cfg), train, **more, **settings)
         if result is None or not ranks.is_writer():
             return None
         if train.seen is not None:
