@@ -95,7 +95,7 @@ WORDS: list[Case] = [
     ("evaluate", "evaluate.ranking=best", "own, absolute or signed"),
     ("export", "format=", "mib_json, mib_pt, eap_ig_json or pruned"),
     ("export", "format=mib", "format=mib is not mib_json, mib_pt, eap_ig_json or pruned"),
-    ("report", "format=jpg", "html, svg, png or pdf"),
+    ("report", "format=jpg", "html, svg, png, pdf or dot"),
     ("report", "target=tensorboard", "files or wandb"),
     ("finetune", "tune.score=beauty", "accuracy or metric"),
     ("compare", "compare.match=loss", "metric or accuracy"),

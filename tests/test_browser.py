@@ -9,8 +9,10 @@ from dataclasses import asdict
 from pathlib import Path
 
 import pytest
+import torch
 from cli import call, settings
 
+from circuitlit.graph import Circuit, EdgeScores, Graph
 from circuitlit.report import write_page
 from circuitlit.timeline.labels import NAMES
 from circuitlit.timeline.stages import Boundary
@@ -18,7 +20,6 @@ from circuitlit.timeline.stages import Boundary
 webdriver = pytest.importorskip("selenium.webdriver", reason="selenium is not installed")
 from selenium.webdriver.common.by import By  # noqa: E402
 from selenium.webdriver.common.keys import Keys  # noqa: E402
-from selenium.webdriver.support.select import Select  # noqa: E402
 from selenium.webdriver.support.ui import WebDriverWait  # noqa: E402
 
 CHROMIUM = shutil.which("chromium") or shutil.which("chromium-browser") or shutil.which("google-chrome")
@@ -42,7 +43,13 @@ def open_browser(downloads: Path) -> webdriver.Chrome:
 def folder(local: Path, tmp_path_factory: pytest.TempPathFactory) -> Path:
     """A run with many snapshots whose masks start equal, and two stages put on its page."""
     out = tmp_path_factory.mktemp("browser") / "run"
-    more = ["mask.schedule.steps=60", "callbacks.snapshot_every=2", "mask.init=equal", "mask.init_from=null"]
+    more = [
+        "mask.schedule.steps=60",
+        "callbacks.snapshot_every=2",
+        "mask.init=equal",
+        "mask.init_from=null",
+        "sparsity.target=0.4",
+    ]
     call(*settings(local, out, "logger=none", "callbacks.checkpoint_every=0", *more))
     evolution = json.loads((out / "evolution.json").read_text())
     start, middle, end = (asdict(Boundary(at, at, at)) for at in (0, 20, 60))
@@ -101,8 +108,9 @@ def text(browser: webdriver.Chrome, id_: str) -> str:
 
 
 def test_the_page_draws_without_a_word_on_the_console(page: webdriver.Chrome) -> None:
-    for name in ("circuit", "timeline", "kept", "flow", "layers", "training"):
+    for name in ("timeline", "kept", "flow", "training"):
         assert page.find_elements(By.CSS_SELECTOR, f"#plot-{name} svg.main-svg"), name
+    assert page.find_elements(By.CSS_SELECTOR, "#graph canvas") and lines(page) > 10
     assert errors(page) == []
 
 
@@ -154,40 +162,156 @@ def test_play_goes_to_the_end_and_can_be_paused(page: webdriver.Chrome) -> None:
 
 def lines(browser: webdriver.Chrome) -> int:
     """Edges that the graph draws."""
-    return sum(trace["x"].count(None) for trace in data(browser, "circuit") if trace.get("meta"))
+    return browser.execute_script("return cy.edges().not('.link').length")
 
 
-def test_edges_are_filtered_by_strength_and_kind(page: webdriver.Chrome) -> None:
-    everything = lines(page)
+def draw(browser: webdriver.Chrome, script: str) -> None:
+    """Do something, and wait until the graph has been drawn anew within 200 ms."""
+    browser.execute_script("graph.milliseconds = null")
+    browser.execute_script(script)
+    until(browser, "graph.milliseconds !== null")
+    assert browser.execute_script("return graph.milliseconds") < 200
+
+
+def click_node(browser: webdriver.Chrome, name: str) -> None:
+    """Click where a node is drawn."""
+    box = browser.find_element(By.ID, "graph")
+    browser.execute_script("arguments[0].scrollIntoView({block: 'center'})", box)
+    x, y, width, height = browser.execute_script(
+        "const at = cy.getElementById(arguments[0]).renderedPosition(), box = cy.container();"
+        "return [at.x, at.y, box.clientWidth, box.clientHeight]",
+        name,
+    )
+    at = round(x - width / 2), round(y - height / 2)
+    webdriver.ActionChains(browser).move_to_element_with_offset(box, *at).click().perform()
+
+
+def test_edges_are_filtered_by_number_and_kind(page: webdriver.Chrome) -> None:
     strength = page.find_element(By.ID, "strength")
     strength.send_keys(Keys.HOME)
     until(page, "document.getElementById('strength-text').textContent.startsWith('1 of')")
-    assert lines(page) == 1 < everything
+    assert lines(page) == 1
     strength.send_keys(Keys.END)
-    until(page, f"document.getElementById('strength-text').textContent.startsWith('{everything} of')")
-    assert lines(page) == everything
-    into = sum(t["x"].count(None) for t in data(page, "circuit") if t.get("meta") == "logits")
+    until(page, "document.getElementById('strength-text').textContent.startsWith(graph.n_edges + ' of')")
+    everything = lines(page)
+    assert everything == page.execute_script("return graph.n_edges") > 1
+    into = page.execute_script("return cy.edges('[kind = \"logits\"]').length")
     page.find_element(By.CSS_SELECTOR, "[data-kind=logits]").click()
-    until(page, "!document.getElementById('plot-circuit').data.some(trace => trace.meta === 'logits')")
+    until(page, "cy.edges('[kind = \"logits\"]').length === 0")
     assert lines(page) == everything - into and into > 0 and errors(page) == []
 
 
 def test_a_click_on_a_node_highlights_its_paths_to_the_logits(page: webdriver.Chrome) -> None:
-    nodes = next(trace for trace in data(page, "circuit") if trace["name"] == "nodes")
-    at = next(i for i, note in enumerate(nodes["text"]) if note.startswith("<b>input<"))
-    points = page.find_elements(By.CSS_SELECTOR, "#plot-circuit .scatterlayer .trace:last-child .points path")
-    page.execute_script("arguments[0].scrollIntoView({block: 'center'})", points[at])
-    webdriver.ActionChains(page).move_to_element(points[at]).click().perform()
+    click_node(page, "input")
     until(page, "document.getElementById('paths-text').textContent.includes('from input to the logits')")
     # Every edge of the circuit lies on a path from the input to the logits.
     assert text(page, "paths-text").startswith(f"{lines(page)} of the edges shown")
+    assert text(page, "details").startswith("input")
     page.find_element(By.TAG_NAME, "body").send_keys(Keys.ESCAPE)
-    until(page, "document.getElementById('node').value === ''")
-    choice = Select(page.find_element(By.ID, "node"))
-    choice.select_by_visible_text(choice.options[-1].text)
-    until(page, "document.getElementById('paths-text').textContent.includes('to the logits')")
-    dim = [trace for trace in data(page, "circuit") if trace.get("opacity") == 0.06]
-    assert dim and errors(page) == []
+    until(page, "view.node === '' && document.getElementById('details').hidden")
+    click_node(page, "m1")
+    until(page, "document.getElementById('paths-text').textContent.includes('from m1 to the logits')")
+    assert page.execute_script("return cy.edges('.faded').length") > 0 and errors(page) == []
+
+
+def test_nodes_are_found_pinned_and_their_neighbours_drawn(page: webdriver.Chrome) -> None:
+    page.find_element(By.ID, "strength").send_keys(Keys.HOME)
+    until(page, "cy.edges().not('.link').length === 1")
+    find = page.find_element(By.ID, "search")
+    find.send_keys("a0")
+    until(page, "cy.nodes('.found').every(node => node.id().startsWith('a0'))")
+    find.send_keys(".h1")
+    until(page, "view.node === 'a0.h1' && cy.getElementById('a0.h1').hasClass('chosen')")
+    page.find_element(By.ID, "pin").click()
+    until(page, "cy.getElementById('a0.h1').hasClass('pinned')")
+    before = lines(page)
+    assert before > 1
+    page.find_element(By.ID, "expand").click()
+    until(page, f"cy.edges().not('.link').length < {before}")
+    page.find_element(By.ID, "expand").click()
+    until(page, f"cy.edges().not('.link').length === {before}")
+    page.find_element(By.ID, "clear").click()
+    until(page, "view.pins.length === 0 && cy.edges().not('.link').length === 1")
+    assert errors(page) == []
+
+
+def test_groups_are_made_saved_opened_and_restored_from_the_address(
+    page: webdriver.Chrome, folder: Path, tmp_path: Path
+) -> None:
+    page.execute_cdp_cmd("Browser.setDownloadBehavior", {"behavior": "allow", "downloadPath": str(tmp_path)})
+    draw(page, "view.n = graph.n_edges; document.getElementById('strength').dispatchEvent(new Event('input'))")
+    for name in ("a0.h0", "a0.h1"):
+        find = page.find_element(By.ID, "search")
+        find.clear()
+        find.send_keys(name)
+        until(page, f"view.node === '{name}'")
+        page.find_element(By.ID, "pin").click()
+        until(page, f"view.pins.includes('{name}')")
+    page.find_element(By.ID, "group-name").send_keys("first heads")
+    page.find_element(By.ID, "group").click()
+    until(page, "cy.getElementById('group:first heads').length === 1 && cy.getElementById('a0.h0').length === 0")
+    joined, address = lines(page), page.current_url
+    whole = page.execute_script("return cy.edges().map(edge => edge.data('count')).reduce((a, b) => a + b)")
+    assert joined < whole and "groups" in address
+    page.find_element(By.CSS_SELECTOR, "#grouped button").click()
+    until(page, "cy.getElementById('a0.h0').parent().id() === 'open:first heads'")
+    page.find_element(By.ID, "save-groups").click()
+    WebDriverWait(page, 10).until(lambda _: (tmp_path / "groups.json").exists())
+    assert json.loads((tmp_path / "groups.json").read_text()) == {"first heads": ["a0.h0", "a0.h1"]}
+    page.get("about:blank")
+    page.get(address)
+    until(page, "document.body.dataset.drawn === 'true' && cy.getElementById('group:first heads').length === 1")
+    assert lines(page) == joined and errors(page) == []
+    visit(page, apply_groups(folder, tmp_path))
+    assert page.execute_script("return cy.getElementById('group:first heads').length") == 1 and errors(page) == []
+
+
+def apply_groups(folder: Path, groups: Path) -> Path:
+    """The page of a copy of the run, with the groups that were saved."""
+    shutil.copytree(folder, groups / "run")
+    call(f"run={groups}/run", f"groups={groups}/groups.json", f"hydra.run.dir={groups}/out", verb="report")
+    return groups / "run" / "report.html"
+
+
+def test_two_circuits_are_told_apart_in_one_graph(page: webdriver.Chrome, folder: Path, tmp_path: Path) -> None:
+    shutil.copytree(folder, tmp_path / "run")
+    first = Circuit.load(folder)
+    order = torch.randperm(first.kept.numel(), generator=torch.Generator().manual_seed(0)).float()[None]
+    scores = EdgeScores(first.graph, order, "other")
+    other = Circuit.cut(scores, first.n_edges)
+    (tmp_path / "other").mkdir()
+    other.save(tmp_path / "other")
+    visit(page, write_page(tmp_path / "run", [tmp_path / "other"]))
+    draw(page, "view.n = 1000; document.getElementById('layer').dispatchEvent(new Event('change'))")
+    one, two = (set(circuit.edge_names()) for circuit in (first, other))
+    sides = {"both": one & two, "a": one - two, "b": two - one}
+    found = page.execute_script(
+        "return cy.edges().not('.link').map(edge => [edge.data('side'), edge.data('source'), edge.data('target')])"
+    )
+    for side, edges in sides.items():
+        assert sum(one[0] == side for one in found) == len(edges) > 0, side
+    page.find_element(By.CSS_SELECTOR, "[data-side=a]").click()
+    until(page, "cy.edges('[side = \"a\"]').length === 0 && cy.edges('[side = \"b\"]').length > 0")
+    page.execute_script(
+        "const at = document.getElementById('layer'); at.value = ''; at.dispatchEvent(new Event('change'))"
+    )
+    until(page, f"cy.edges().not('.link').length === {len(one)}")
+    assert errors(page) == []
+
+
+def test_a_thousand_edges_are_drawn_within_the_time(page: webdriver.Chrome, tmp_path: Path, folder: Path) -> None:
+    graph = Graph(30, 9, 3)
+    values = torch.randn(1, graph.n_edges, generator=torch.Generator().manual_seed(0))
+    shutil.copytree(folder, tmp_path / "run", ignore=shutil.ignore_patterns("circuit.*", "expl*", "evol*"))
+    Circuit.cut(EdgeScores(graph, values, "random"), 3500).save(tmp_path / "run")
+    visit(page, write_page(tmp_path / "run"))
+    strength = "const at = document.getElementById('strength'); at.value = 100; at.dispatchEvent(new Event('input'))"
+    draw(page, strength)
+    assert lines(page) == 1000
+    find = "at.value = graph.nodes[graph.source[5]]; at.dispatchEvent(new Event('input'))"
+    draw(page, f"const at = document.getElementById('search'); {find}")
+    draw(page, "document.getElementById('pin').click()")
+    assert errors(page) == []
 
 
 def test_buttons_save_the_circuit_and_the_data(page: webdriver.Chrome, folder: Path, tmp_path: Path) -> None:
@@ -202,19 +326,26 @@ def test_buttons_save_the_circuit_and_the_data(page: webdriver.Chrome, folder: P
     assert errors(page) == []
 
 
+@pytest.mark.parametrize("width", [390, 1300])
 @pytest.mark.parametrize("dark", [False, True])
-def test_the_page_fits_a_phone_in_light_and_dark(page: webdriver.Chrome, folder: Path, dark: bool) -> None:
+def test_the_page_fits_phone_and_desk_in_light_and_dark(
+    page: webdriver.Chrome, folder: Path, dark: bool, width: int
+) -> None:
     scheme = {"features": [{"name": "prefers-color-scheme", "value": "dark" if dark else "light"}]}
     page.execute_cdp_cmd("Emulation.setEmulatedMedia", scheme)
-    phone = {"width": 400, "height": 800, "deviceScaleFactor": 1, "mobile": True}
+    phone = {"width": width, "height": 800, "deviceScaleFactor": 1, "mobile": width < 800}
     page.execute_cdp_cmd("Emulation.setDeviceMetricsOverride", phone)
     try:
         visit(page, folder / "report.html")
-        assert page.execute_script("return document.documentElement.scrollWidth") <= 400
+        assert page.execute_script("return document.documentElement.scrollWidth") <= width
         paper = page.execute_script("return getComputedStyle(document.body).backgroundColor")
         assert paper == ("rgb(20, 23, 27)" if dark else "rgb(255, 255, 255)")
         ink = page.execute_script("return document.getElementById('plot-timeline').layout.font.color")
         assert ink == ("#e6e9ed" if dark else "#1b1f24") and errors(page) == []
+        label = page.execute_script("return cy.nodes()[0].style('color')")
+        assert label == ("rgb(230,233,237)" if dark else "rgb(27,31,36)")
+        page.find_element(By.CSS_SELECTOR, "[data-pattern]").click()
+        assert page.find_elements(By.CSS_SELECTOR, "#pattern canvas") and errors(page) == []
     finally:
         page.execute_cdp_cmd("Emulation.clearDeviceMetricsOverride", {})
         page.execute_cdp_cmd("Emulation.setEmulatedMedia", {"features": []})

@@ -8,7 +8,7 @@ import pytest
 import torch
 
 from circuitlit.compare.effects import without_nodes
-from circuitlit.compare.matched import matched_nodes
+from circuitlit.evaluate.matched import matched_nodes
 from circuitlit.graph import Circuit, EdgeScores, Graph, export_circuit, load_circuit
 from circuitlit.heads import heads_in_circuit
 from circuitlit.heads.effects import Effects, head_writers

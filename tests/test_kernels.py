@@ -8,6 +8,7 @@ import sys
 from pathlib import Path
 
 import pytest
+import torch
 
 from circuitlit.errors import UserError
 from circuitlit.masked import kernels
@@ -67,3 +68,16 @@ def test_the_masked_model_with_kernels() -> None:
 def test_choices_are_checked() -> None:
     with pytest.raises(UserError, match="not one of"):
         kernels.use("cuda")
+
+
+def test_a_role_that_no_token_of_a_batch_has_changes_nothing() -> None:
+    generator = torch.Generator().manual_seed(0)
+    masks, deltas = torch.rand(2, 4, 3, generator=generator), torch.randn(3, 5, 2, generator=generator)
+    none, all_ = torch.tensor([], dtype=torch.long), torch.arange(5)
+    out, expected = torch.zeros(4, 5, 2), torch.einsum("rw,wtd->rtd", masks[1], deltas)
+    kernels.mix(out, masks, deltas, [none, all_])
+    torch.testing.assert_close(out, expected)
+    grad_deltas = torch.zeros_like(deltas)
+    grad = kernels.mix_backward(torch.ones_like(out), masks, deltas, grad_deltas, [none, all_])
+    assert not grad[0].any() and grad[1].any()
+    torch.testing.assert_close(grad_deltas, torch.einsum("rw,rtd->wtd", masks[1], torch.ones_like(out)))

@@ -14,14 +14,19 @@ import torch
 from rich.console import Console
 
 from circuitlit.errors import UserError
+from circuitlit.evaluate.statistics import Estimate
+from circuitlit.evaluate.trust.rivals import ACCEPTED, RivalCircuit, Rivals
+from circuitlit.evaluate.trust.stability import Halves, Stability
 from circuitlit.graph import Circuit, EdgeScores, Graph
 from circuitlit.report import print_table, write_page
 from circuitlit.report.artefacts import Run, read_run
-from circuitlit.report.circuit_figure import circuit_figure, node_places
+from circuitlit.report.beside import checked_groups, read_beside, read_groups
+from circuitlit.report.circuit_figure import COLOURS, circuit_figure, node_places
 from circuitlit.report.drawing import drawing
 from circuitlit.report.edges import KINDS, ranked_edges
 from circuitlit.report.figures import layer_figure, possible_edges, series, smooth
 from circuitlit.report.page import headline, paired_note
+from circuitlit.report.paper_circuit import dot
 from circuitlit.report.runs import circuit_pairs, write_runs_page
 from circuitlit.report.table import Metric, percent, result_rows
 
@@ -77,8 +82,8 @@ def make_run(folder: Path, circuit: Circuit, result: dict) -> Path:
 
 
 def without_plotly(page: str) -> str:
-    """The page but for the big script, which names addresses in its comments."""
-    return re.sub(r"<script>\s*/\*\*\s*\* plotly\.js.*?</script>", "", page, flags=re.DOTALL)
+    """The page but for the libraries, which name addresses in their comments."""
+    return re.sub(r"<script>\s*/\*\*\s*\* (plotly\.js|Copyright).*?</script>", "", page, flags=re.DOTALL)
 
 
 @pytest.fixture(scope="module")
@@ -114,9 +119,9 @@ def test_the_page_lists_the_top_edges_and_draws_every_figure(page: str) -> None:
     circuit = make_circuit()
     listed = re.findall(r'<td class="text"><code>(.*?)</code>', page)
     assert [html.unescape(name) for name in listed] == [edge.name for edge in ranked_edges(circuit)[:30]]
-    assert f"At first all {circuit.n_reachable} reachable edges; the higher" in page
+    assert f"At first all {circuit.n_reachable} reachable edges by effect" in page
     figures = dict(re.findall(r'<script type="application/json" id="figure-(\w+)">(.*?)</script>', page))
-    assert set(figures) == {"circuit", "layers", "training"}
+    assert set(figures) == {"layers", "training"}
     names = {trace["name"] for trace in json.loads(figures["training"])["data"]}
     assert {"loss, each step", "loss, running mean", "sparsity", "target sparsity"} <= names
 
@@ -335,13 +340,13 @@ def test_an_evolution_of_another_version_is_refused(tmp_path: Path) -> None:
 
 def test_key_value_heads_lead_on_to_the_heads_that_share_them() -> None:
     edges = ranked_edges(make_circuit())
-    picture = drawing(GRAPH, edges, 5)
+    picture = drawing(GRAPH, edges, "effect")
     names = picture["nodes"]
     follow = {names[node]: [names[head] for head in heads] for node, heads in picture["next"].items()}
     assert follow["a1.kv1"] == ["a1.h2", "a1.h3"] and len(follow) == 6
     drawn = zip(picture["source"], picture["target"], strict=True)
     assert [(names[s], names[t]) for s, t in drawn] == [(edge.source, edge.target) for edge in edges]
-    assert picture["drawn"] == 5 and picture["n_edges"] == len(edges)
+    assert picture["drawn"] == picture["n_edges"] == len(edges) and all(picture["own"]) and not picture["layers"]
 
 
 def test_runs_are_compared_beyond_chance_and_stage_by_stage(tmp_path: Path) -> None:
@@ -377,5 +382,60 @@ def test_figures_for_papers(tmp_path: Path, form: str, start: bytes) -> None:
 
     run = read_run(with_evolution(tmp_path, make_evolution()))
     paths = save_figures(run, tmp_path, form)
-    assert [path.name for path in paths] == [f"{name}.{form}" for name in ("layers", "timeline", "training")]
+    assert [path.name for path in paths] == [f"{name}.{form}" for name in ("circuit", "layers", "timeline", "training")]
     assert all(path.read_bytes().startswith(start) and path.stat().st_size > 4000 for path in paths)
+
+
+def test_the_circuit_in_dot_has_the_top_edges_and_boxes_for_groups() -> None:
+    circuit = make_circuit()
+    edges = ranked_edges(circuit)
+    text = dot(GRAPH, edges, {'the "first"': ["a0.h0", "a0.h1"]}, drawn=30)
+    drawn = re.findall(r'^  "(\S+)" -> "(\S+)" \[color="(#\w+)", penwidth=([\d.]+)', text, re.MULTILINE)
+    assert [one[:2] for one in drawn] == [(edge.source, edge.target) for edge in edges[:30]]
+    assert [one[2] for one in drawn] == [COLOURS[edge.kind] for edge in edges[:30]]
+    widths = [float(one[3]) for one in drawn]
+    assert widths == sorted(widths, reverse=True) or any(edge.score < 0 for edge in edges[:30])
+    assert text.count("{") == text.count("}") and 'label="the \\"first\\""; "a0.h0"; "a0.h1"; }' in text
+    nodes = set(re.findall(r'^  "(\S+)" \[shape', text, re.MULTILINE))
+    assert nodes == {name for edge in edges[:30] for name in (edge.source, edge.target)}
+
+
+def test_groups_that_do_not_fit_are_one_sentence(tmp_path: Path) -> None:
+    for groups, said in (({"x": ["a9.h0"]}, "no node 'a9.h0'"), ({"x": ["m1"], "y": ["m1"]}, "leave it in one")):
+        with pytest.raises(UserError, match=said):
+            checked_groups(GRAPH, groups)
+    (tmp_path / "groups.json").write_text('{"x": "m1"}')
+    with pytest.raises(UserError, match="an object of lists"):
+        read_groups(tmp_path / "groups.json")
+
+
+def test_accepted_rivals_are_layers_and_what_all_share_is_core(tmp_path: Path) -> None:
+    circuit = make_circuit()
+    run = make_run(tmp_path, circuit, make_result(circuit))
+    kept, cut = circuit.kept[0].nonzero()[:, 0].tolist(), (~circuit.kept[0]).nonzero()[:, 0].tolist()
+    half = len(kept) // 2
+    none = Estimate(0.0, 0.0, 0.0)
+    shared = {"start": "whole", "tried": {}, "kl": none, "worse": none, "exact_match": none}
+    near = RivalCircuit(share=0.5, n_common=half, state=ACCEPTED, edges=[*kept[:half], *cut[:half]], **shared)
+    far = RivalCircuit(share=0.0, n_common=0, state="rejected", edges=cut, **shared)
+    facts = {"task": "ioi", "model": "m", "method": "x", "ablation": "zero", "steps": 1, "starts": []}
+    sizes = {"n_edges": len(kept), "n_edges_total": GRAPH.n_edges, "bar": 0.1, "exact_bar": 0.1, "n_pairs": 1}
+    more = {"kl": none, "exact_match": none, "corrupted_kl": none, "n_sentences": 1, "hold": [], "hardest": {}}
+    rest = {"core": half, "redundancy": None, "cross": {}, "control": None, "edges": kept}
+    Rivals(free=near, rivals=[far], **facts, **sizes, **more, **rest).save(tmp_path / "rivals")
+    beside = read_beside(read_run(run), [tmp_path / "rivals"])
+    assert [layer.name for layer in beside.layers] == ["rival with 50% of the edges"]
+    assert beside.core == {GRAPH.edge_name(edge) for edge in kept[:half]}
+    assert beside.often[GRAPH.edge_name(kept[-1])] == beside.often[GRAPH.edge_name(cut[0])] == 0.5
+    picture = drawing(GRAPH, ranked_edges(circuit), "effect", {}, beside)
+    assert picture["core"] is not None and sum(picture["core"]) <= half and {0.5, 1.0} <= set(picture["often"])
+    halves = Halves(of="pairs", n_splits=2, n_circuits=4, edges=[kept[0], cut[0]], pi=[1.0, 0.25])
+    more = {"ablation": "zero", "procedure": "again", "baseline": None, "causes": [], "share": 0.9, "halves": [halves]}
+    facts = {"task": "ioi", "model": "m", "method": "x", "n_edges": len(kept), "n_edges_total": GRAPH.n_edges}
+    found = Stability(**facts, **more, n_pairs=1).to_dict()
+    (tmp_path / "trust").mkdir()
+    (tmp_path / "trust" / "stable.json").write_text(json.dumps({"settings": "", "content": found}))
+    beside = read_beside(read_run(run), [tmp_path / "rivals"])
+    assert beside.core == {GRAPH.edge_name(kept[0])} and beside.often[GRAPH.edge_name(cut[0])] == 0.25
+    assert len(beside.layers) == 1 and "4 circuits from halves of the pairs" in beside.note
+    assert "circuits from halves of the pairs" in write_page(run).read_text()

@@ -20,11 +20,11 @@ from circuitlit.compare.generality import (
     generality,
     shuffled_conflict,
 )
-from circuitlit.compare.matched import matched_edges, matched_nodes, mean_overlap
 from circuitlit.compare.transplant import Transplant, everything
 from circuitlit.compare.writes import Writers
 from circuitlit.errors import UserError
 from circuitlit.evaluate import TestBed
+from circuitlit.evaluate.matched import matched_edges, matched_nodes, mean_overlap
 from circuitlit.evaluate.statistics import Statistic, ratio
 from circuitlit.evaluate.testing import benjamini_hochberg, holm, monotonicity, paired_p, rank_p, slope
 from circuitlit.graph import Circuit, EdgeScores, Graph

@@ -84,7 +84,7 @@ def test_circuit_and_masks_are_artifacts_of_the_run(found: dict[str, list[dict]]
     assert set(artifacts) == {"circuit-mine", "masks-mine"}
     files = {name: {entry["path"] for entry in record["manifest"]["contents"]} for name, record in artifacts.items()}
     assert files["masks-mine"] == {f"masks/step_{step:06d}.safetensors" for step in (0, 4, 8, 12)}
-    named = "circuit.json circuit.safetensors result.json history.json evolution.json report.html"
+    named = "circuit.json circuit.safetensors result.json history.json evolution.json explanation.json report.html"
     assert files["circuit-mine"] == set(named.split())
     assert json.loads(artifacts["circuit-mine"]["metadata"])["masks"] == "masks-mine"
 

@@ -17,7 +17,7 @@ from circuitlit.cli.ranks import is_writer
 from circuitlit.evaluate.found import FoundCircuit
 from circuitlit.heads.explain.explain_circuit import explain_circuit
 from circuitlit.model import Subject
-from circuitlit.progress import CONSOLE, phase, times
+from circuitlit.progress import CONSOLE, part, times
 from circuitlit.report import print_table, write_page
 from circuitlit.result import Result
 
@@ -61,7 +61,7 @@ def _explain(cfg: DictConfig, result: FoundCircuit, facts: dict[str, Any], folde
     bench = result.live.bench
     if cfg.explain is None or bench.model.shards is not None:
         return
-    with phase("explanation", "Looking at what the circuit does"):
+    with part("explanation", "Looking at what the circuit does"):
         found = explain_circuit(bench, result.live.circuit, seed=cfg.seed, **own_settings(cfg.explain))
     found.replaced(provenance=facts).save(folder)
 

@@ -22,7 +22,7 @@ VERBS = {
     "attribute": "score every edge by one attribution method and cut a circuit",
     "evaluate": "measure any saved circuit on any task and model",
     "trust": "how sure a circuit is, a row a claim: the model's errors, other ablations, changed pairs",
-    "explain": "what a circuit does: example prompts with what is said on them",
+    "explain": "what a circuit does: example prompts, and the heads that matter with what they attend to and write",
     "rivals": "is a circuit the only one: others of its size that share some of its edges, down to none",
     "study": "compare methods over tasks and sparsities",
     "export": "write a circuit in the file formats of MIB and EAP-IG",

@@ -72,7 +72,7 @@ SETTINGS: dict[str, Kind] = {
     "evaluate.least_pairs": COUNT,
     "evaluate.smoke": flag(),
     "evaluate.max_kl_share": number(0),
-    "explain": mapping({"examples": SOME}) | None,
+    "explain": mapping(dict.fromkeys(("examples", "heads", "mlps", "edges"), SOME) | {"pairs": whole(2)}) | None,
     "task.name": text(),
     "task.min_accuracy": share(),
     "task.build": built(TASKS),

@@ -264,8 +264,10 @@ OF_VERBS: dict[str, dict[str, Kind]] = {
     },
     "report": {
         "run": RUN | None,
+        "beside": listed(path("a run, a circuit file, a folder of rivals or a trust card")),
+        "groups": path("a json file of groups") | None,
         "runs": listed(RUN) | path("the folder of a sweep", "folder"),
-        "format": choice("html", "svg", "png", "pdf"),
+        "format": choice("html", "svg", "png", "pdf", "dot"),
         "target": choice("files", "wandb"),
         "entity": text(),
         "project": word(),

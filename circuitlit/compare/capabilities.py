@@ -8,9 +8,9 @@ from typing import Any, ClassVar, Literal
 
 from circuitlit.compare.capability import Capability, capabilities, greedy_order, smallest_prefix
 from circuitlit.compare.effects import PairBed, gain_share, plain_logits
-from circuitlit.compare.matched import matched_nodes, mean_overlap
 from circuitlit.compare.transplant import Transplant, everything
 from circuitlit.evaluate import Estimate
+from circuitlit.evaluate.matched import matched_nodes, mean_overlap
 from circuitlit.evaluate.statistics import mean_estimate, mean_of
 from circuitlit.evaluate.testing import enough_draws, rank_p, until_clear, with_holm
 from circuitlit.model import Subject

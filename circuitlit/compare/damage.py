@@ -9,11 +9,11 @@ from typing import Any
 from circuitlit.compare.capability import Capability, capabilities
 from circuitlit.compare.effects import PairBed, gain_share, node_weights, plain_logits
 from circuitlit.compare.generality import conflict_index, conflicting, shuffled_conflict
-from circuitlit.compare.matched import matched_nodes, mean_overlap
 from circuitlit.compare.transplant import Transplant
 from circuitlit.compare.weight_figures import node_changes
 from circuitlit.compare.weights import weight_changes
 from circuitlit.evaluate import Estimate
+from circuitlit.evaluate.matched import matched_nodes, mean_overlap
 from circuitlit.evaluate.statistics import mean_of
 from circuitlit.evaluate.testing import rank_p, until_clear
 from circuitlit.graph import Circuit

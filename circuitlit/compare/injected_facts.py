@@ -12,9 +12,9 @@ import torch
 
 from circuitlit.compare.effects import PairBed, gain_share, plain_logits
 from circuitlit.compare.injection import reverting_scores
-from circuitlit.compare.matched import matched_nodes, mean_overlap
 from circuitlit.compare.transplant import Transplant
 from circuitlit.evaluate import Estimate
+from circuitlit.evaluate.matched import matched_nodes, mean_overlap
 from circuitlit.evaluate.similarity import spearman
 from circuitlit.evaluate.statistics import combined, mean_estimate, mean_of, ratio
 from circuitlit.evaluate.testing import enough_draws, rank_p, until_clear, with_holm

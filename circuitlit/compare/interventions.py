@@ -38,12 +38,12 @@ from circuitlit.compare.intervention_figures import (
     Transfer,
     Transferred,
 )
-from circuitlit.compare.matched import matched_edges, matched_nodes, mean_overlap
 from circuitlit.compare.transplant import Transplant
 from circuitlit.compare.writes import Writers
 from circuitlit.discover.workbench import Workbench
 from circuitlit.errors import UserError
 from circuitlit.evaluate import Estimate, TestBed
+from circuitlit.evaluate.matched import matched_edges, matched_nodes, mean_overlap
 from circuitlit.evaluate.statistics import mean_estimate, mean_of
 from circuitlit.evaluate.testing import (
     LEAST_DRAWS,

@@ -12,9 +12,9 @@ from torch import Tensor
 from circuitlit.compare.effects import node_weights
 from circuitlit.compare.generality import conflict_index, conflicting
 from circuitlit.compare.injection import expected_changes
-from circuitlit.compare.matched import matched_nodes, mean_overlap
 from circuitlit.errors import UserError
 from circuitlit.evaluate import Estimate
+from circuitlit.evaluate.matched import matched_nodes, mean_overlap
 from circuitlit.evaluate.statistics import mean_estimate
 from circuitlit.finetune import Examples, answer_log_probs
 from circuitlit.graph import Circuit

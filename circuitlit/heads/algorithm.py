@@ -107,6 +107,7 @@ def ioi_algorithm(
     parts: str = "D",
     suppressors: int | None = None,
     watch: Watch = unwatched,
+    only: Sequence[int] | None = None,
 ) -> Algorithm:
     """Find the heads of the IOI algorithm from the logits upwards and measure their shares.
 
@@ -122,13 +123,15 @@ def ioi_algorithm(
         parts: how far up to go: "B" needs no forward but a few, "C" and "D" one path patch for each head.
         suppressors: copy suppression is looked for in at most so many heads, those with the largest direct effects.
         watch: sees the heads go by.
+        only: writers that are looked at, so that shares are of their effects alone; None looks at all heads.
 
     Source: arXiv 2407.10827, metrics of the IOI algorithm; Wang et al. (arXiv 2211.00593).
     """
     graph = bed.graph
     everyone = head_writers(graph)
     members = everyone if pool is None else [everyone[i] for i in pool.flatten().nonzero().flatten().tolist()]
-    search = _Search(bed, places, scores, thresholds, members, most, through_mlps, watch)
+    senders = everyone if only is None else list(only)
+    search = _Search(bed, places, scores, thresholds, members, most, through_mlps, watch, senders)
     found = search.ends(passages, suppressors)
     if parts == "B" or not search.inhibition(found):
         return found
@@ -149,10 +152,11 @@ class _Search:
     most: int
     through_mlps: bool
     watch: Watch
+    senders: list[int]
 
     def effects(self, receivers: Sequence[int]) -> Effects:
-        """Of every head on some receivers."""
-        return path_effects(self.bed, head_writers(self.bed.graph), receivers, self.through_mlps, self.watch)
+        """Of every sender on some receivers."""
+        return path_effects(self.bed, self.senders, receivers, self.through_mlps, self.watch)
 
     def writers(self, heads: Sequence[Head]) -> list[int]:
         """Places of heads among the writers."""

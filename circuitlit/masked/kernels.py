@@ -81,7 +81,7 @@ def mix(
         return
     for matrix, tokens in zip(masks, groups, strict=True):
         part = matrix @ deltas[:, tokens].flatten(1)
-        out.index_add_(1, tokens, part.view(len(matrix), len(tokens), -1))
+        out.index_add_(1, tokens, part.view(len(matrix), len(tokens), deltas.shape[-1]))
 
 
 def mix_backward(
@@ -110,7 +110,7 @@ def mix_backward(
     for copy, tokens in enumerate(groups):
         grad = grad_out[:, tokens].flatten(1)
         part = masks[copy].t() @ grad
-        grad_deltas.index_add_(1, tokens, part.view(len(part), len(tokens), -1))
+        grad_deltas.index_add_(1, tokens, part.view(len(part), len(tokens), deltas.shape[-1]))
         grad_masks[copy] = grad @ deltas[:, tokens].flatten(1).t()
     return grad_masks
 

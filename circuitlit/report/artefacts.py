@@ -18,7 +18,7 @@ FILES = {
     "history.json": "the training curves",
 }
 EVOLUTION = {"evolution.json": "how the masks evolved, snapshot by snapshot, and the stages"}
-EXPLANATION = {"explanation.json": "what the circuit does: the examples of this page"}
+EXPLANATION = {"explanation.json": "the examples of this page, the heads that matter, effects of edges"}
 _NUMBER = (int, float)
 _REQUIRED: dict[str, type | tuple[type, ...]] = {
     "status": str,

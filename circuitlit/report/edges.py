@@ -2,9 +2,11 @@
 
 from __future__ import annotations
 
-from dataclasses import dataclass
+from collections.abc import Mapping
+from dataclasses import dataclass, replace
 
 from circuitlit.graph import Circuit, EdgeScores, Graph
+from circuitlit.heads.explain.explanation import EdgeEffects
 
 KINDS: tuple[str, ...] = ("q", "k", "v", "mlp", "logits")
 
@@ -59,6 +61,26 @@ def ranked_edges(circuit: Circuit) -> list[RankedEdge]:
             )
         )
     return ranked
+
+
+def edges_by_effect(circuit: Circuit, effects: Mapping[str, float]) -> list[RankedEdge]:
+    """All reachable edges, those with the largest effects first, with them as scores; those without one come last."""
+    ranked = ranked_edges(circuit)
+    known = [replace(edge, score=effects[edge.name]) for edge in ranked if edge.name in effects]
+    return sorted(known, key=lambda edge: -abs(edge.score)) + [edge for edge in ranked if edge.name not in effects]
+
+
+def effects_note(effects: EdgeEffects) -> str:
+    """What the estimates are, and how far they agree with what cutting edges does."""
+    said = (
+        "The estimated effect of keeping the edge, to first order: above 0 it helps, and edges are ranked by its size. "
+    )
+    if effects.correlation is None or effects.p is None:
+        return said
+    return said + (
+        f"{len(effects.measured)} edges, half of them random, were cut one by one: Spearman's correlation of that loss "
+        f"with the estimate is {effects.correlation:.2f} (p = {effects.p:.2g})."
+    )
 
 
 def ranking_note(scores: EdgeScores) -> str:

@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import json
 import os
-from collections.abc import Mapping
+from collections.abc import Mapping, Sequence
 from pathlib import Path
 from typing import Any
 
@@ -14,12 +14,15 @@ from markupsafe import Markup
 from plotly.offline import get_plotlyjs
 
 from circuitlit.errors import UserError
+from circuitlit.heads.explain.explanation import Explanation
 from circuitlit.report.artefacts import Run, read_run
-from circuitlit.report.circuit_figure import COLOURS, DRAWN, circuit_figure
-from circuitlit.report.drawing import DRAWABLE, drawing
-from circuitlit.report.edges import RankedEdge, ranked_edges, ranking_note
+from circuitlit.report.beside import read_beside
+from circuitlit.report.circuit_figure import COLOURS, circuit_figure
+from circuitlit.report.drawing import DRAWABLE, DRAWN, Beside, drawing
+from circuitlit.report.edges import RankedEdge, edges_by_effect, effects_note, ranked_edges, ranking_note
 from circuitlit.report.evolution_figure import flow_figure, kept_figure, timeline_figure
 from circuitlit.report.figures import layer_figure, training_figure
+from circuitlit.report.leading import known_nodes, leading_sentences, random_note, role_words, shares_text
 from circuitlit.report.stages import doubtful_text, stage_rows
 from circuitlit.report.table import Metric, columns, count, notes, percent, result_rows
 from circuitlit.report.trust import rows_of, trust_table
@@ -32,17 +35,22 @@ _EVOLVES = ("steps", "overlap_final", "churn", "kept", "flow", "graph")
 _SETTINGS = ("task", "model", "method", "ablation", "seed", "steps", "seconds", "n_pairs")
 
 
-def write_page(run_dir: Path | str) -> Path:
+def write_page(
+    run_dir: Path | str, beside: Sequence[Path | str] = (), groups: Mapping[str, Sequence[str]] | None = None
+) -> Path:
     """Write `report.html` beside a run's artefacts and return its path.
 
     Args:
         run_dir: holds `circuit.json`, `circuit.safetensors`, `result.json`, `history.json`.
+        beside: other circuits in the same graph: runs, circuit files, or folders of `rivals.json`.
+        groups: nodes of the graph by the names of groups; None takes those of `groups.json` in the run's folder.
 
     Raises:
         UserError: an artefact is missing or damaged, or the page cannot be written.
     """
     folder = Path(run_dir)
-    return save_page(folder / "report.html", _render(read_run(folder)))
+    run = read_run(folder)
+    return save_page(folder / "report.html", _render(run, read_beside(run, beside, groups)))
 
 
 def save_page(path: Path, text: str) -> Path:
@@ -156,9 +164,12 @@ def timeline_note(evolution: MaskTimeline | None) -> str:
     return " ".join(text for text in (f"{snapshots} show these stages: {names}.", *others) if text)
 
 
-def _render(run: Run) -> str:
-    graph, edges = run.circuit.graph, ranked_edges(run.circuit)
-    picture, evolution = drawing(graph, edges, DRAWN), run.evolution
+def _render(run: Run, beside: Beside) -> str:
+    graph, evolution = run.circuit.graph, run.evolution
+    nodes, effects = (run.explanation.nodes, run.explanation.edges) if run.explanation else (None, None)
+    edges = edges_by_effect(run.circuit, effects.estimate) if effects else ranked_edges(run.circuit)
+    value = f"effect on the {nodes.metric}" if nodes and effects else run.circuit.scores.meaning
+    picture = drawing(graph, edges, value, known_nodes(nodes) if nodes else {}, beside)
     evolved = evolution and evolution.to_dict()
     everything = {"result": run.result, "history": run.history, "evolution": evolved}
     values = {
@@ -168,7 +179,7 @@ def _render(run: Run) -> str:
         "rows": result_rows(run.result),
         "paired_note": paired_note(run.result),
         "notes": notes(run.result),
-        "explanation": run.explanation,
+        **_explained(run.explanation),
         "trust": trust_table(rows_of(run.result["trust"])) if run.result.get("trust") else None,
         "folder": run.folder.name,
         "colours": COLOURS,
@@ -176,6 +187,7 @@ def _render(run: Run) -> str:
         "n_reachable": count(len(edges)),
         "drawn": f"the top {DRAWN} of {count(len(edges))}" if len(edges) > DRAWN else f"all {count(len(edges))}",
         "drawable": f" Up to {count(DRAWABLE)} can be drawn." if len(edges) > DRAWABLE else "",
+        "cytoscape": Markup((Path(__file__).parent / "cytoscape" / "cytoscape.min.js").read_text(encoding="utf-8")),
         "drawing": picture,
         "drawing_json": safe_json(json.dumps(picture, separators=(",", ":"))),
         "circuit_json": safe_json((run.folder / "circuit.json").read_text(encoding="utf-8")),
@@ -185,14 +197,33 @@ def _render(run: Run) -> str:
         "stages": stage_rows(evolution) if evolution else [],
         "timeline_note": timeline_note(evolution),
         "top": edges[:LISTED],
-        "score": run.circuit.scores.meaning,
-        "ranking_note": ranking_note(run.circuit.scores),
+        "score": value,
+        "measured": {name: Metric.of(one) for name, one in effects.measured.items()} if effects else {},
+        "ranking_note": effects_note(effects) if effects else ranking_note(run.circuit.scores),
         "roles": bool(run.circuit.scores.roles),
         "settings": _settings(run),
         "provenance": _provenance(run.result),
         "files": run.files,
     }
-    return render(_TEMPLATE, values, run_figures(run, edges))
+    figures = run_figures(run, edges)
+    elsewhere = {"circuit", "layers"} if evolution else {"circuit"}  # the last snapshot's map shows layers, too
+    return render(_TEMPLATE, values, {name: figure for name, figure in figures.items() if name not in elsewhere})
+
+
+def _explained(found: Explanation | None) -> dict[str, Any]:
+    """What the sections on examples and heads show."""
+    nodes = found and found.nodes
+    looks = [vars(node.look) | {"name": node.name} if node.look else None for node in nodes.leading] if nodes else []
+    tokens = [one.clean for one in found.examples] if found else []
+    return {
+        "explanation": found,
+        "leading_sentences": leading_sentences(nodes) if nodes else [],
+        "random_note": random_note(nodes) if nodes else "",
+        "role_words": role_words,
+        "shares_text": shares_text,
+        "metric_of": Metric.of,
+        "looks_json": safe_json(json.dumps({"looks": looks, "tokens": tokens})),
+    }
 
 
 def _settings(run: Run) -> list[tuple[str, str]]:

@@ -1,7 +1,8 @@
-"""Figures for papers: the timeline and the circuit's layers as svg, png or pdf."""
+"""Figures for papers: the circuit, its layers and the timeline as svg, png or pdf; the circuit in DOT."""
 
 from __future__ import annotations
 
+from collections.abc import Mapping, Sequence
 from pathlib import Path
 
 import matplotlib
@@ -9,13 +10,14 @@ from matplotlib.axes import Axes
 from matplotlib.figure import Figure
 
 from circuitlit.graph import Graph
+from circuitlit.report import paper_circuit
 from circuitlit.report.artefacts import Run
-from circuitlit.report.edges import RankedEdge, ranked_edges
+from circuitlit.report.edges import RankedEdge, edges_by_effect, ranked_edges
 from circuitlit.report.figures import BLUE, GREEN, GREY, ORANGE, PINK, RED, series, thinned
 from circuitlit.report.stages import stage_rows
 from circuitlit.timeline.mask_timeline import MaskTimeline
 
-FORMATS = ("svg", "png", "pdf")
+FORMATS = ("svg", "png", "pdf", "dot")
 WIDTH = 5.5  # inches, a text column
 _STYLE = {
     "font.size": 8,
@@ -27,18 +29,25 @@ _STYLE = {
 }
 
 
-def save_figures(run: Run, folder: Path, form: str) -> list[Path]:
+def save_figures(run: Run, folder: Path, form: str, groups: Mapping[str, Sequence[str]] | None = None) -> list[Path]:
     """Write all figures that the run has data for and return their paths.
 
     Args:
         run: a finished run.
         folder: where to.
         form: one of `FORMATS`.
+        groups: nodes by the names of groups, boxes in DOT.
     """
-    edges = ranked_edges(run.circuit)
+    effects = run.explanation and run.explanation.edges
+    edges = edges_by_effect(run.circuit, effects.estimate) if effects else ranked_edges(run.circuit)
+    if form == "dot":
+        path = folder / "circuit.dot"
+        path.write_text(paper_circuit.dot(run.circuit.graph, edges, groups), encoding="utf-8")
+        return [path]
     paths = []
     with matplotlib.rc_context(_STYLE):  # type: ignore[arg-type]
-        figures = {"layers": layers(run.circuit.graph, edges)}
+        figures = {"circuit": paper_circuit.circuit(run.circuit.graph, edges)} if edges else {}
+        figures["layers"] = layers(run.circuit.graph, edges)
         if run.evolution:
             figures["timeline"] = timeline(run.evolution)
         if series(run.history, "loss")[0]:

@@ -14,11 +14,11 @@ const drawn = Promise.all(plots.map(plot => {
 }));
 drawn.then(() => { document.body.dataset.drawn = "true"; });
 matchMedia("(prefers-color-scheme: dark)").addEventListener("change", () => plots.forEach(plot => Plotly.relayout(plot, colours(plot.layout))));
-for (const button of document.querySelectorAll("[data-download]")) button.addEventListener("click", () => {
-  const text = document.getElementById("download-" + button.dataset.download).textContent;
+function save(name, text) {
   const link = document.createElement("a");
   link.href = URL.createObjectURL(new Blob([text], {type: "application/json"}));
-  link.download = button.dataset.download;
+  link.download = name;
   link.click();
   setTimeout(() => URL.revokeObjectURL(link.href), 1000);
-});
+}
+for (const button of document.querySelectorAll("[data-download]")) button.addEventListener("click", () => save(button.dataset.download, document.getElementById("download-" + button.dataset.download).textContent));

@@ -11,6 +11,7 @@ from circuitlit.errors import UserError
 from circuitlit.progress import CONSOLE
 from circuitlit.report import write_page, write_runs
 from circuitlit.report.artefacts import read_run
+from circuitlit.report.beside import read_beside, read_groups
 from circuitlit.report.paper import FORMATS, save_figures
 from circuitlit.report.workspace import write_workspace
 
@@ -41,7 +42,11 @@ def _write(cfg: DictConfig) -> list[Path]:
         raise UserError("name one run (run=DIR) or several to compare (runs=[A,B], or runs=FOLDER of a sweep)")
     if not cfg.runs:
         folder = Path(cfg.run)
-        return [write_page(folder)] if cfg.format == "html" else save_figures(read_run(folder), run_dir(), cfg.format)
+        groups = None if cfg.groups is None else read_groups(Path(cfg.groups))
+        if cfg.format == "html":
+            return [write_page(folder, cfg.beside, groups)]
+        found = read_run(folder)
+        return save_figures(found, run_dir(), cfg.format, read_beside(found, groups=groups).groups)
     if cfg.format != "html":
         raise UserError(f"format={cfg.format} is for one run (run=DIR); a comparison is a page")
     given = [cfg.runs] if isinstance(cfg.runs, str) else cfg.runs

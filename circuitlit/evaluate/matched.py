@@ -11,7 +11,9 @@ from circuitlit.graph.nodes import place_of
 NEAR = 4  # nearest nodes among which a draw is made
 
 
-def matched_nodes(graph: Graph, nodes: Collection[str], draws: int, seed: int = 0) -> list[list[str]]:
+def matched_nodes(
+    graph: Graph, nodes: Collection[str], draws: int, seed: int = 0, among: Collection[str] | None = None
+) -> list[list[str]]:
     """Random sets that match in size, kind (head or MLP) and, as far as possible, layers.
 
     A head is replaced by another head of its layer as long as there is one outside the set, else, like every MLP, by
@@ -23,9 +25,11 @@ def matched_nodes(graph: Graph, nodes: Collection[str], draws: int, seed: int = 
         nodes: the set to match.
         draws: how many sets.
         seed: of the draws.
+        among: nodes that are drawn, such as a circuit's; None draws any.
     """
     draw, own = random.Random(seed), set(nodes)
-    by_kind = {kind: [n for n in graph.nodes if n[0] == kind] for kind in "am"}
+    pool = [node for node in graph.nodes if among is None or node in among]
+    by_kind = {kind: [n for n in pool if n[0] == kind] for kind in "am"}
     sets = []
     for _ in range(draws):
         drawn: list[str] = []
