@@ -14,6 +14,7 @@ RIVALS: dict[str, Kind] = {  # of the verb rivals, and of the trust card's part
     "exact": share(),
     "draws": COUNT,
     "probe_pairs": COUNT,
+    "pairs": COUNT,
     "control": flag(),
 }
 STABILITY: dict[str, Kind] = {  # of the trust card's part

@@ -7,7 +7,7 @@ from dataclasses import dataclass, field, replace
 from functools import partial
 
 import torch
-from jaxtyping import Float
+from jaxtyping import Bool, Float
 from torch import Tensor
 
 from circuitlit.discover.masked_loss import MaskedLoss
@@ -17,7 +17,7 @@ from circuitlit.discover.reader_gradients import Each
 from circuitlit.errors import UserError
 from circuitlit.graph import Circuit, EdgeScores, MaskLayout
 from circuitlit.graph.layout import Sites
-from circuitlit.graph.select import Select, edge_budget
+from circuitlit.graph.select import Select, edge_budget, top_k
 from circuitlit.masked import Ablated, MaskedModel, References, mean_writers
 from circuitlit.masked.ablation import Kind
 from circuitlit.model import Subject
@@ -182,6 +182,12 @@ class Workbench:
     def cut(self, scores: EdgeScores, provenance: dict[str, object] | None = None) -> Circuit:
         """The circuit of the wanted size, as it is delivered."""
         return Circuit.cut(scores, self.count or own_size(scores), provenance, self.select)
+
+    def best(self, scores: EdgeScores) -> Bool[Tensor, "copies edge"]:
+        """The edges of `cut` alone, without asking which of them can be reached, which takes longer."""
+        if self.select != "top_k" or not self.count or scores.limit is not None:
+            return self.cut(scores).kept
+        return top_k(scores.order, self.count)
 
     def on(self, rows: Sequence[int]) -> Workbench:
         """The same with some training pairs alone, on which constants that stand in for cut edges are made, too."""

@@ -71,7 +71,7 @@ class BatchScores:
             for half in (order[::2], order[1::2]):
                 weight = sum(self.weights[number] for number in half)
                 values = torch.stack([self.scores[number] for number in half]).sum(0) / weight
-                made.append(Made.of(bench.cut(replace(whole, values=values))))
+                made.append(Made.of(bench, replace(whole, values=values)))
         found = halves_of(bench.cut(whole), made, [], None, SHARE, of="batches", n_splits=SPLITS)
         said = f"J* of {whole.method} circuits of two halves of its {len(self.scores)} batches"
         return [

@@ -38,6 +38,7 @@ def find_rivals(
     exact: float = 0.05,
     draws: int = 5,
     probe_pairs: int = 32,
+    pairs: int = 200,
     control: bool = True,
     schedule: Schedule | None = None,
     gates: Gates | None = None,
@@ -58,6 +59,7 @@ def find_rivals(
         exact: by which its exact match may be lower.
         draws: random circuits with as many common edges, for comparison.
         probe_pairs: validation pairs that choose the start.
+        pairs: most test pairs, of as many sentences as possible.
         control: True searches a planted second copy in a random model before it says "unique", which it does of no
             model with fewer than three layers or two key/value heads.
         schedule, gates: of the masks' training; None takes those of `find_circuit`.
@@ -82,7 +84,7 @@ def find_rivals(
         "starts": list(starts),
         "within": within,
     }
-    settings |= {"exact": exact, "draws": draws, "probe_pairs": probe_pairs, "seed": seed}
+    settings |= {"exact": exact, "draws": draws, "probe_pairs": probe_pairs, "pairs": pairs, "seed": seed}
     search = RivalSearch.of(bench, circuit, **settings)
     with ExitStack() as stack:
         store = Store(Path(stack.enter_context(TemporaryDirectory()) if folder is None else folder))

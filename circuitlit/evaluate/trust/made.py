@@ -4,10 +4,9 @@ from __future__ import annotations
 
 from dataclasses import dataclass
 
-from jaxtyping import Float
-from torch import Tensor
-
-from circuitlit.graph import Circuit
+from circuitlit.discover.workbench import Workbench
+from circuitlit.evaluate.measure import TestBed
+from circuitlit.graph import EdgeScores
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -25,8 +24,9 @@ class Made:
     kl: list[float]
 
     @classmethod
-    def of(cls, circuit: Circuit, kl: Float[Tensor, "pair"] | None = None) -> Made:
-        """Of a circuit and its KLs."""
-        kept = circuit.kept.flatten()
-        order = circuit.scores.order.flatten()[kept].tolist()
-        return cls(edges=kept.nonzero()[:, 0].tolist(), order=order, kl=[] if kl is None else kl.tolist())
+    def of(cls, bench: Workbench, scores: EdgeScores, bed: TestBed | None = None) -> Made:
+        """The circuit of some scores, of a workbench's size; with its KLs on the pairs of `bed`."""
+        kept = bench.best(scores)
+        kl = [] if bed is None else bed.run(kept).kl.tolist()
+        edges, order = kept.flatten(), scores.order.flatten()
+        return cls(edges=edges.nonzero()[:, 0].tolist(), order=order[edges].tolist(), kl=kl)

@@ -145,14 +145,14 @@ class Again:
         own = self.seed if seed is None else seed
         known = self.known | {"seed": own, "start": start} | facts
         return self.store.made(
-            name, known, Made, lambda: self.measured(self.bench.cut(self.procedure(bench, own, start)))
+            name, known, Made, lambda: Made.of(self.bench, self.procedure(bench, own, start), self.bed)
         )
 
     @property
     def whole(self) -> Made:
         """The circuit of all training pairs."""
         if self.resampler is not None:
-            return Made.of(self.bench.cut(self.resampler.scores))
+            return Made.of(self.bench, self.resampler.scores)
         return self.made(f"seed_{self.seed}", self.bench)
 
     @cached_property
@@ -160,10 +160,6 @@ class Again:
         """Scores of any pairs for one pass, where the procedure is an attribution that has them."""
         found = Resampler(self.bench, self.procedure.method)
         return found if self.procedure.schedule is None and found.by_pair else None
-
-    def measured(self, circuit: Circuit, run: bool = True) -> Made:
-        """A circuit with its KL on the test pairs."""
-        return Made.of(circuit, self.bed.run(circuit.kept).kl if self.bed and run else None)
 
 
 def _splits(again: Again, of: str, halves: int, resamples: int) -> list[tuple[Rows, Rows]] | Halves:
@@ -193,10 +189,10 @@ def _halves(
     for number, sides in told(enumerate(splits), f"halves of the {of}", len(splits)):
         for side, rows in enumerate(sides):
             if resampler is not None:
-                made.append(again.measured(bench.cut(resampler(rows)), number < halves))
+                made.append(Made.of(bench, resampler(rows), again.bed if number < halves else None))
             else:
                 made.append(again.made(f"{of}_{number}_{side}", bench.on(rows), rows=rows))
-    others = [Made.of(bench.cut(beside(rows))) for sides in splits for rows in sides] if beside else []
+    others = [Made.of(bench, beside(rows)) for sides in splits for rows in sides] if beside else []
     return halves_of(circuit, made, others, again.bed, share, of=of, n_splits=len(splits))
 
 

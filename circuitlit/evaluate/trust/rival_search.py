@@ -22,7 +22,6 @@ from circuitlit.evaluate.measure import TestBed
 from circuitlit.evaluate.statistics import Estimate, mean_estimate, mean_of, paired_difference
 from circuitlit.evaluate.trust.identity import identity
 from circuitlit.evaluate.trust.rivals import ACCEPTED, OPEN, REJECTED, RivalCircuit
-from circuitlit.evaluate.verdict import held_out
 from circuitlit.graph import Circuit, EdgeScores
 from circuitlit.objective import Outcome, kl_divergence
 
@@ -62,14 +61,21 @@ class RivalSearch:
     identity: dict[str, Any]
 
     @classmethod
-    def of(cls, bench: Workbench, first: Circuit, *, probe_pairs: int, **settings: Any) -> RivalSearch:
+    def of(
+        cls, bench: Workbench, first: Circuit, *, probe_pairs: int, pairs: int = 200, **settings: Any
+    ) -> RivalSearch:
         """Run model and circuit on the pairs; settings are the attributes of their names."""
-        pairs, testing = bench.data.to_choose_on, held_out(bench)
-        known = {"probe_pairs": probe_pairs, **{name: str(value) for name, value in settings.items()}}
+        validation, test = bench.data.to_choose_on, bench.data.test
+        testing = TestBed.of(bench, test, test.spread(pairs))
+        known = {
+            "probe_pairs": probe_pairs,
+            "test_pairs": pairs,
+            **{name: str(value) for name, value in settings.items()},
+        }
         return cls(
             bench,
             first,
-            choosing=TestBed.of(bench, pairs, pairs.spread(probe_pairs)),
+            choosing=TestBed.of(bench, validation, validation.spread(probe_pairs)),
             testing=testing,
             measured=testing.run(first.kept),
             identity=identity(bench, first) | known,

@@ -118,9 +118,12 @@ def core_row(name: str, one: Halves, n_edges: int, share: float, procedure: str)
 
 def _half_rows(found: Stability, one: Halves) -> list[TrustRow]:
     of, why, draws = one.of, one.reason, one.n_circuits
-    alike = f"J* of circuits of the two halves of the {of}"
+    alike = f"J* of circuits of the two halves of the {of}; interval: other halves of these"
     alone = f"{found.procedure} is an attribution itself, or none was asked for"
-    beyond, consensus = f"{alike}, minus {found.baseline or 'an attribution'}'s", "KL, consensus minus its members"
+    beyond, consensus = (
+        f"J* of the halves of the {of} minus {found.baseline or 'an attribution'}'s",
+        "KL, consensus minus its members",
+    )
     same = one.consensus_minus_members
     return [
         core_row(f"stable.core_{of}", one, found.n_edges, found.share, found.procedure),
