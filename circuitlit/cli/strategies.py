@@ -16,6 +16,7 @@ from torch import nn
 from torch.nn.parallel import DistributedDataParallel
 
 from circuitlit.discover import MaskLearner
+from circuitlit.masked.engines import load_deepspeed
 
 
 class MaskDDP(DDPStrategy):
@@ -81,6 +82,7 @@ class MaskDeepSpeed(DeepSpeedStrategy):
         """As Lightning's, whose check of GPU numbers would refuse the CPU."""
         if self.root_device.type != "cpu":
             return super().setup_distributed()
+        load_deepspeed(self.root_device)
         self.set_world_ranks()
         self._init_deepspeed_distributed()
 

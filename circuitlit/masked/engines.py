@@ -22,9 +22,7 @@ from circuitlit.masked.forward import MaskedModel
 from circuitlit.masked.pieces import Piece, Pieces, cut_up, rank_and_world
 from circuitlit.model.weights import WeightSource
 
-NO_SHARED_MEMORY = (
-    "deepspeed_shm_comm"  # of its operators: sums on a CPU, which nothing here needs; takes minutes to compile
-)
+SUMS_ON_A_CPU = "deepspeed_shm_comm"  # one of its operators: gloo has them, and compiling it takes minutes
 
 
 class Room(nn.Module):
@@ -155,6 +153,8 @@ def deepspeed_shard(
         offload: True keeps each process's part in the host's memory.
     """
     deepspeed = load_deepspeed(device)
+    if not deepspeed.comm.is_initialized():
+        deepspeed.init_distributed(auto_mpi_discovery=False)
     pieces = cut_up(model, device, source)
     config = _deepspeed_config(pieces, offload, device)
     made, kept = {}, 0
@@ -175,15 +175,13 @@ def deepspeed_shard(
 
 
 def load_deepspeed(device: torch.device) -> Any:
-    """The library, joined to the processes that have met already."""
+    """The library, for this device."""
     os.environ.setdefault("DS_ACCELERATOR", device.type)  # else it takes a GPU where there is one
     os.environ.setdefault("LOCAL_RANK", "0")  # it asks for this in a process that nobody launched, too
     import deepspeed
 
     if device.type == "cpu":
-        deepspeed.ops.__compatible_ops__[NO_SHARED_MEMORY] = False
-    if not deepspeed.comm.is_initialized():
-        deepspeed.init_distributed(auto_mpi_discovery=False)
+        deepspeed.ops.__compatible_ops__[SUMS_ON_A_CPU] = False
     return deepspeed
 
 
