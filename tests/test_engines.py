@@ -8,7 +8,6 @@ from pathlib import Path
 
 import pytest
 import torch
-import torch.distributed as dist
 from conftest import CONFIGS, tiny_batch, tiny_model
 from test_sharded import CPU, Counted, in_two_processes, loss_and_gradient
 
@@ -94,36 +93,6 @@ def test_a_process_reads_its_part_alone(engine: str, tmp_path: Path) -> None:
     whole = tiny_model("llama", num_hidden_layers=4)
     whole.save_pretrained(tmp_path / "model")
     together(lambda rank: load_parts(ENGINES[engine], tmp_path / "model", whole), tmp_path)
-
-
-def gathers_of_a_step(shard: Shard) -> int:
-    """The third time, when what comes next is known."""
-    calls, gather = [0], dist.all_gather_into_tensor
-
-    def counted(*args: object, **kwargs: object) -> object:
-        calls[0] += 1
-        return gather(*args, **kwargs)  # type: ignore[arg-type]
-
-    dist.all_gather_into_tensor = counted
-    model = MaskedModel(Subject(tiny_model("llama", num_hidden_layers=6)), 2, True)
-    shard(model, CPU)
-    for _ in range(2):
-        loss_and_gradient(model)  # of two batches
-    before = calls[0]
-    loss_and_gradient(model)
-    dist.all_gather_into_tensor = gather
-    return (calls[0] - before) // 2
-
-
-def three_times(shard: Shard) -> None:
-    """For the references, the forward and the backward, where a recomputed panel stays until it is done with."""
-    pieces = 1 + 6 + 2
-    assert 2 * pieces < gathers_of_a_step(shard) <= 3 * pieces
-
-
-@every_engine
-def test_a_block_is_gathered_three_times_in_a_step(engine: str, tmp_path: Path) -> None:
-    together(lambda _: three_times(ENGINES[engine]), tmp_path)
 
 
 @pytest.mark.gpu
