@@ -167,4 +167,4 @@ function reach(lines, start, from, to) {
   return seen;
 }
 
-const matches = (id, words) => id.toLowerCase().includes(words) || (graph.known[id]?.role || "").includes(words) || (view.groups[id.slice(6)] || []).some(name => name === words);
+const matches = (id, words) => id.toLowerCase().includes(words) || (graph.known[id]?.role || "").toLowerCase().includes(words) || (view.groups[id.slice(6)] || []).some(name => name === words);

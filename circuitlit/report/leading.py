@@ -21,15 +21,16 @@ def leading_sentences(nodes: Nodes) -> list[tuple[str, str]]:
 
 def known_nodes(nodes: Nodes) -> dict[str, dict[str, str]]:
     """By name the role, and in words what the graph says of a node."""
-    return {
-        node.name: {"role": ", ".join(node.roles).replace("_", " "), "text": _sentence(node, nodes)}
-        for node in nodes.leading
-    }
+    return {node.name: {"role": _words(node), "text": _sentence(node, nodes)} for node in nodes.leading}
 
 
 def role_words(node: LeadingNode) -> str:
     """Its roles, "-" without any."""
-    return ", ".join(role.replace("_", " ") for role in node.roles) or ("MLP" if node.name[0] == "m" else "-")
+    return _words(node) or ("MLP" if node.name[0] == "m" else "-")
+
+
+def _words(node: LeadingNode) -> str:
+    return ", ".join("S-inhibition" if role == "s_inhibition" else role.replace("_", " ") for role in node.roles)
 
 
 def shares_text(shares: dict[str, float], chance: dict[str, float] | None = None) -> list[str]:

@@ -19,8 +19,8 @@ def explain_circuit(
     examples: int = 3,
     heads: int = 12,
     mlps: int = 4,
-    edges: int = 8,
-    pairs: int = 16,
+    edges: int = 6,
+    pairs: int = 12,
     seed: int = 0,
 ) -> Explanation:
     """Show what a circuit says, and which of its nodes matter: their effects, roles, attention and writes.
