@@ -89,6 +89,16 @@ def test_circuit_and_masks_are_artifacts_of_the_run(found: dict[str, list[dict]]
     assert json.loads(artifacts["circuit-mine"]["metadata"])["masks"] == "masks-mine"
 
 
+def test_a_trust_card_is_logged_under_the_keys_of_its_file(run: Path, local: Path, tmp_path: Path) -> None:
+    only = ["trust.only=[preserved]", "trust.errors.pairs=null", "logger=wandb_offline", f"circuit={run}"]
+    call(*settings(local, tmp_path / "card", *only), verb="trust")
+    found = records(tmp_path / "card")
+    summary = {key: value for record in found["summary"] for key, value in record["update"].items()}
+    row = json.loads((tmp_path / "card" / "trust.json").read_text())["trust"]["preserved.kl"]
+    assert summary["trust.preserved.kl.value"] == pytest.approx(row["value"])
+    assert any(path["path"].startswith("media/html/trust") for record in found["files"] for path in record["files"])
+
+
 def test_four_jobs_of_a_sweep_are_four_runs_of_one_group(local: Path, tmp_path: Path) -> None:
     paths = [
         argument for argument in settings(local, tmp_path, "logger=wandb_offline", *SWEPT) if "hydra" not in argument
