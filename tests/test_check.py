@@ -3,7 +3,8 @@
 from __future__ import annotations
 
 import json
-from collections.abc import Callable
+import shutil
+from collections.abc import Callable, Iterator
 from dataclasses import replace
 from pathlib import Path
 from typing import Any
@@ -13,9 +14,10 @@ import torch
 from cli import call, settings
 from conftest import tiny_model
 from families import FAMILIES, tiny_family
+from safetensors.torch import save_file
 from transformers import AutoConfig, AutoModelForCausalLM, LlamaForCausalLM
 
-from circuitlit import ModelCheck, Subject, UserError, check_model, list_families, load_subject
+from circuitlit import Graph, ModelCheck, Subject, UserError, check_model, list_families, load_subject
 from circuitlit.errors import Unchecked
 from circuitlit.evaluate.check.check_model import HEADS
 from circuitlit.evaluate.check.twin import float64_twin
@@ -24,6 +26,8 @@ from circuitlit.masked.borrowed import OwnAttention, tell
 from circuitlit.model import families
 from circuitlit.model.bases import LLAMA, OWN
 from circuitlit.model.layouts import in_turn, rotation
+
+WEIGHTS = "model.safetensors"
 
 
 def checked(model: Any, folder: Path) -> ModelCheck:
@@ -233,6 +237,53 @@ def test_a_guess_is_taken_only_if_it_holds(name: str, tmp_path: Path, monkeypatc
     assert found.guess["changes"] == pytest.approx(GUESSES[name])
     families.forget_guess(name)
     assert load_subject(model, cache_dir=str(tmp_path)).graph.n_edges
+
+
+@pytest.fixture
+def no_guesses_left() -> Iterator[None]:
+    yield
+    families.forget_guess("mine")
+
+
+@pytest.mark.slow
+@pytest.mark.usefixtures("no_guesses_left")
+@pytest.mark.parametrize("gate", [False, True])
+def test_code_that_comes_with_a_model_runs_once_checked(
+    gate: bool, local: Path, tmp_path: Path, capsys: pytest.CaptureFixture, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """Another decoder, its anatomy guessed: its factor is found by a probe; with a gate no anatomy holds."""
+    monkeypatch.setenv("HF_MODULES_CACHE", str(tmp_path / "modules"))
+    shutil.copytree(local / "model", tmp_path / "model")
+    shutil.copy(Path(__file__).parent / "data" / "modeling_mine.py", tmp_path / "model")
+    (tmp_path / "model" / "model.safetensors").unlink()
+    names = {"AutoConfig": "modeling_mine.MineConfig", "AutoModelForCausalLM": "modeling_mine.MineForCausalLM"}
+    (tmp_path / "model" / "config.json").write_text(json.dumps({"model_type": "mine", "auto_map": names, "gate": gate}))
+    own = AutoConfig.from_pretrained(tmp_path / "model", trust_remote_code=True)
+    torch.manual_seed(0)
+    mine = AutoModelForCausalLM.from_config(own, trust_remote_code=True)
+    save_file(mine.state_dict(), tmp_path / "model" / WEIGHTS, {"format": "pt"})
+    more = [
+        "model.trust_remote_code=true",
+        f"paths.cache_dir={tmp_path}",
+        f"model.path={tmp_path}/model",
+        "logger=none",
+    ]
+    words = [word for word in settings(local, tmp_path / "first") if "model.path" not in word] + more
+    with pytest.raises(SystemExit):
+        call(*words)
+    assert "model.trust_remote_code=true" in capsys.readouterr().err
+    checks = [word.replace("first", "check") for word in words if "task" not in word]
+    if gate:
+        with pytest.raises(SystemExit):
+            call(*checks, verb="check")
+        assert "no anatomy that the names" in capsys.readouterr().err
+        return
+    call(*checks, verb="check")
+    found = ModelCheck.load(tmp_path / "check")
+    assert found.guess is not None and found.guess["changes"] == {"write_factor": pytest.approx(0.22)}
+    assert len(found.reasons) == 3
+    call(*[word.replace("first", "second") for word in words])
+    assert json.loads((tmp_path / "second" / "result.json").read_text())["n_edges_total"] == Graph(2, 4, 4).n_edges
 
 
 def test_the_list_has_every_family() -> None:

@@ -15,6 +15,7 @@ from circuitlit.errors import Unchecked
 from circuitlit.model.families import GUESSED, anatomy_of, forget_guess
 from circuitlit.result import PACKAGES, version
 
+BESIDES = ("_name_or_path", "_commit_hash", "architectures", "transformers_version", "dtype", "use_cache")  # of configs
 SAMPLE = 64  # numbers of each weight that its fingerprint sees
 LIBRARIES = ("transformers.models.", "circuitlit.")
 
@@ -54,7 +55,7 @@ def key_of(model: PreTrainedModel) -> str:
     """What a check holds for: configuration, class source, patches, versions, and a fingerprint of the weights."""
     source = getattr(sys.modules.get(type(model).__module__), "__file__", None)
     facts = {
-        "config": {k: v for k, v in model.config.to_dict().items() if k not in ("_name_or_path", "_commit_hash")},
+        "config": {k: v for k, v in model.config.to_dict().items() if k not in BESIDES},
         "class": type(model).__qualname__,
         "source": _hash(Path(source).read_text()) if source else None,
         "dtype": str(model.dtype),

@@ -124,7 +124,7 @@ def check_model(
     bad = [one for one in found if not one.holds]
     place, remedy = None, None
     if bad and bad[0].on == found[0].on:
-        place, remedy = first_difference(subject, prompts, max(_tolerance(subject, noise), _tolerance(subject, 0)))
+        place, remedy = first_difference(subject, prompts, _tolerance(subject, noise))
     elif bad:
         with KeepsFloat64():
             place, remedy = first_difference(twin, tried, FLOOR[torch.float64])
