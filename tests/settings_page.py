@@ -24,6 +24,7 @@ INHERITED = {  # of files that others name among their defaults
     "knowledge": "_knowledge",
     "prompts": "_prompts",
     "study": "_study",
+    "trust": "_trust",
 }
 MANY = 6  # different values; more are not listed
 

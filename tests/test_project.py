@@ -6,6 +6,7 @@ import ast
 import subprocess
 import sys
 from pathlib import Path
+from typing import Any
 
 import pytest
 from hydra import compose, initialize_config_dir
@@ -133,6 +134,22 @@ def test_every_config_composes_and_names_real_things(group: str, option: str) ->
         elif isinstance(node, ListConfig):
             pending += list(node)
     assert found >= 4
+
+
+@pytest.mark.parametrize("file", sorted((ROOT / "conf" / "experiment").glob("*.yaml")), ids=lambda p: p.stem)
+def test_what_an_experiment_says_holds_for_its_verb(file: Path) -> None:
+    said: dict = OmegaConf.to_container(OmegaConf.load(file))  # type: ignore[assignment]
+    said.pop("defaults", None)
+    verb = composed(f"experiment={file.stem}").verb if "verb" not in said else said["verb"]
+    with initialize_config_dir(str(CONF), version_base="1.3"):
+        cfg = OmegaConf.to_container(compose(verb, [f"experiment={file.stem}"]))
+
+    def holds(part: Any, own: Any) -> bool:
+        if isinstance(part, dict) and "_target_" not in part:
+            return all(holds(value, own[key]) for key, value in part.items())
+        return part == own
+
+    assert holds(said, cfg)
 
 
 @pytest.mark.parametrize(

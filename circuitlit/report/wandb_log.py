@@ -59,10 +59,10 @@ def log_run(loggers: list[Any], folder: Path, settings: Any) -> None:
 @rank_zero_only
 def log_trust(loggers: Iterable[Any], result: TrustCard, folder: Path) -> None:
     """Log a trust card to every W&B logger: its rows, and its page."""
-    import wandb
-
     for logger in loggers:
         if isinstance(logger, WandbLogger):
+            import wandb
+
             logger.experiment.summary.update(logged(result.trust.values()))
             page = wandb.Html((folder / "trust.html").read_text(encoding="utf-8"), inject=False)
             logger.experiment.log({"trust/page": page})
