@@ -1,6 +1,7 @@
 #!/usr/bin/env bash
 # bash launch/speed.sh ROW [MORE SETTINGS]: one row of the speed table; `all` runs every row for one GPU but the 13B ones.
 # _small rows take less memory and more time. For two GPUs: ddp_scaling, which prints the ratio; engines.py has the sharded ones.
+# length_gpt2, length_codellama: cost against length, up to prompts of 2,048 tokens, references kept in the host's memory.
 # packed: runs an hour with EACH (1 2 4 8) default runs at a time on each GPU.
 # cpu_default is the whole default run by phase, with the code of OLD (a commit) and with this one; see old_and_new.py.
 set -euo pipefail
@@ -26,6 +27,8 @@ row() {
       python launch/engines.py scaling runs/speed/ddp_scaling-1 runs/speed/ddp_scaling-2
       ;;
     plan) bench plan=true model=codellama_13b data.batch_size=8 tokens=64 mask.recompute=reads mask.panel=2 "$out" "$@" ;;
+    length_gpt2) bench bench=length model=gpt2 data.batch_size=4 tokens=2048 'dtypes=[bfloat16]' repeats=10 examples=16 mask.host_gib=32 mask.cache_gib=0 "$out" "$@" ;;
+    length_codellama) bench bench=length model=codellama_13b data.batch_size=1 tokens=2048 mask.panel=2 mask.capture=false 'dtypes=[bfloat16]' repeats=3 warmup=2 examples=8 mask.host_gib=32 mask.cache_gib=0 "$out" "$@" ;;
     scaling) bench bench=scaling model=gpt2 data.batch_size=32 tokens=20 'dtypes=[float32]' "$out" "$@" ;;
     eap) bench bench=eap method=eap model=gpt2 data.batch_size=8 tokens=15 examples=null "$out" "$@" ;;
     ioi_200) python -m circuitlit bench bench=run experiment=ioi_gpt2 verb=bench random=true model.dtype=bfloat16 mask.schedule.steps=3000 callbacks=headless "$out" "$@" ;;

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import json
+from dataclasses import replace
 from pathlib import Path
 from typing import Any
 
@@ -170,6 +171,32 @@ def test_step_of_micro_batches(tmp_path: Path, capsys: pytest.CaptureFixture[str
     assert rows[0]["traffic_bytes"] == rows[1]["traffic_bytes"]
     assert sum(rows[1]["phases"].values()) == pytest.approx(rows[1]["step"], rel=0.5)
     assert "2 micro-batches of 2 x" in capsys.readouterr().out
+
+
+def test_cost_against_length(tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:
+    """Room for 128 tokens without, for 256 with recomputing, and for no 512; references are at the host."""
+    long = [*SHAPE["gpt2"], "model.architecture.n_positions=64", "data.batch_size=2", "tokens=512", "mask.panel=2"]
+    long += ["bench=length", "examples=4", "mask.cache_gib=0", "mask.host_gib=1", "trainer.accelerator=cpu"]
+    call(*long, "plan=true", f"hydra.run.dir={tmp_path / 'plan'}", verb="bench")
+    planned = json.loads((tmp_path / "plan" / "bench.json").read_text())["measured"]
+    assert [(row["tokens"], row["recompute"]) for row in planned] == [(128, False), (256, False), (512, False)]
+    cfg = config("gpt2", "data.batch_size=2", "mask.panel=2", "model.architecture.n_positions=512")
+
+    def need(tokens: int, **way: Any) -> float:
+        found = memory_parts(meta_subject(cfg), replace(step_shape(cfg, tokens, 1, 4), cache_gib=0, **way))
+        return sum(found.values()) / 2**30
+
+    capsys.readouterr()
+    room = need(256, recompute="reads")
+    assert need(128) < room < min(need(256), need(512, panel=1, recompute=True))
+    call(*long, *QUICK, f"gib={1.01 * room}", f"hydra.run.dir={tmp_path / 'run'}", verb="bench")
+    ran = json.loads((tmp_path / "run" / "bench.json").read_text())["measured"]
+    assert [(row["tokens"], row["recompute"], row["cached"]) for row in ran] == [
+        (128, False, True),
+        (256, "reads", True),
+    ]
+    printed = capsys.readouterr().out
+    assert "512 tokens" in printed and "does not fit" in printed and "Cost against length" in printed
 
 
 def test_attribution_table(tmp_path: Path) -> None:

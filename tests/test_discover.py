@@ -132,7 +132,11 @@ def test_cached_references_equal_fresh_ones() -> None:
     for made, expected in zip((cached(some),), (fresh(some),), strict=True):
         torch.testing.assert_close(made.teacher, expected.teacher)
         torch.testing.assert_close(made.ablated.heads, expected.ablated.heads)
-    assert not References(subject, "interchange", budget=10.0).fill([batch], 4)
+    assert not References(subject, "interchange", budget=10.0, host=10.0).fill([batch], 4)
+    at_host = References(subject, "interchange", budget=10.0, host=1e9)
+    assert at_host.fill([batch], 4) and at_host.cached
+    assert torch.equal(at_host(some).teacher, cached(some).teacher)
+    assert torch.equal(at_host(some).ablated.mlps, cached(some).ablated.mlps)
 
 
 def test_initial_masks() -> None:

@@ -92,6 +92,7 @@ def build_workbench(cfg: DictConfig, subject: Subject, model: MaskedModel | None
         model=model or masked_model(cfg, subject),
         capture=cfg.mask.capture,
         cache_gib=cfg.mask.cache_gib,
+        host_gib=cfg.mask.host_gib,
         seed=cfg.seed,
     )
 

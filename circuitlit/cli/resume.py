@@ -22,7 +22,7 @@ PAIRS = f"pairs in a step ({' x '.join(SPLIT)} x devices)"
 BESIDE = {
     *SPLIT,
     *"task.name task.min_accuracy model.name model.architecture data.eval_batch_size data.num_workers".split(),
-    *"mask.panel mask.recompute mask.kernels mask.capture mask.cache_gib".split(),
+    *"mask.panel mask.recompute mask.kernels mask.capture mask.cache_gib mask.host_gib".split(),
     *"tune.score tune.checkpoints tune.probe_every tune.probe_pairs".split(),
     *"trainer.accelerator trainer.max_steps trainer.max_epochs trainer.log_every_n_steps".split(),
     *"trainer.num_sanity_val_steps trainer.limit_val_batches trainer.use_distributed_sampler".split(),

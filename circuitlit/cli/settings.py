@@ -103,6 +103,7 @@ SETTINGS: dict[str, Kind] = {
     "mask.kernels": choice("auto", "torch", "triton"),
     "mask.capture": flag(),
     "mask.cache_gib": number(0),
+    "mask.host_gib": number(0),
     "objective.name": text(),
     "objective.loss": built(LOSSES),
     "objective.error_weight": share(zero=False, one=False) | None,

@@ -274,7 +274,7 @@ OF_VERBS: dict[str, dict[str, Kind]] = {
         "online": flag(),
     },
     "bench": {
-        "bench": choice("step", "run", "scaling", "eap"),
+        "bench": choice("step", "run", "scaling", "length", "eap"),
         "plan": flag(),
         "tokens": COUNT,
         "answers": COUNT,

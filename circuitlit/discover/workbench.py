@@ -87,6 +87,7 @@ class Workbench:
         model: MaskedModel | None = None,
         capture: bool = True,
         cache_gib: float = 4.0,
+        host_gib: float = 0.0,
         seed: int = 0,
     ) -> Workbench:
         """Prepare a model and a task's pairs.
@@ -101,7 +102,7 @@ class Workbench:
             sites: what masks sit on.
             model: the masked forward, if it is there already.
             capture: True captures training steps as CUDA graphs.
-            cache_gib: memory for the training pairs' references.
+            cache_gib, host_gib: memory of the device, and of the host, for the training pairs' references.
             seed: of optimal ablation.
 
         Raises:
@@ -114,7 +115,7 @@ class Workbench:
         layout = MaskLayout(subject.graph, data.splits.role_names if roles else (), sites)
         capture = capture and model.shards is None
         constants = _constants(model, data, ablation, seed)
-        references = References(subject, ablation.kind, constants, cache_gib * 2**30, capture)
+        references = References(subject, ablation.kind, constants, cache_gib * 2**30, capture, host_gib * 2**30)
         references.fill(data.train.batches(data.batch_size, max(data.train.lengths)), len(data.train))
         count = 0 if sparsity is None else edge_budget(sparsity, layout.n_edges)
         return cls(subject, data, model, layout, references, count, select, capture)

@@ -50,7 +50,9 @@ class References:
         subject: the frozen model.
         kind: how edges are ablated.
         mean: the writers' constants, for mean and optimal ablation.
-        budget: bytes the cache may take; a larger split is computed batch by batch.
+        budget: bytes the cache may take on the device.
+        host: bytes it may take in the host's memory, if the device has no room for it; a batch is then copied in each
+            step. A split that is larger still is computed batch by batch.
         capture: True replays a CUDA graph for each batch shape on a GPU; the weights must stay where they are.
     """
 
@@ -61,8 +63,9 @@ class References:
         mean: Ablated | None = None,
         budget: float = 0,
         capture: bool = False,
+        host: float = 0,
     ) -> None:
-        self.subject, self.mean, self.budget = subject, mean, budget
+        self.subject, self.mean, self.budget, self.host = subject, mean, budget, host
         self.kind: Kind = kind
         eager = subject.model.config._attn_implementation == "eager"  # whose mask no graph can make
         self._capture = capture and subject.captures and not eager
@@ -128,17 +131,17 @@ class References:
             batch = batch.to(self.subject.device)
             part = self.compute(batch)
             need = (part.teacher.nbytes + part.ablated.nbytes) / len(batch) * rows
-            if need > self.budget:
+            at_host = need > self.budget
+            if need > max(self.budget, self.host):
                 log.info("references of %d pairs would take %.1f GiB; computed anew each step", rows, need / 2**30)
                 return False
             if teacher is None or ablated is None:
-                teacher, ablated = (
-                    _room(part.teacher, rows),
-                    Ablated(*(_room(p, rows) for p in vars(part.ablated).values())),
-                )
-            teacher[batch.index] = part.teacher
+                teacher = _room(part.teacher, rows, at_host)
+                ablated = Ablated(*(_room(p, rows, at_host) for p in vars(part.ablated).values()))
+            index = batch.index.to(teacher.device)
+            teacher[index] = part.teacher.to(teacher.device)
             for room, rows_of in zip(vars(ablated).values(), vars(part.ablated).values(), strict=True):
-                room[batch.index] = rows_of
+                room[index] = rows_of.to(room.device)
         self._teacher, self._ablated = teacher, ablated
         return teacher is not None
 
@@ -147,8 +150,10 @@ class References:
         if self._teacher is None or self._ablated is None:
             return self._anew(batch)
         answers, length = batch.positions.shape[1], batch.clean.shape[1]
-        ablated = self._ablated.rows(batch.index, length)
-        return Reference(self._teacher[batch.index, :answers], ablated, self._shared(batch))
+        index, device = batch.index.to(self._teacher.device), batch.index.device
+        parts = vars(self._ablated.rows(index, length)).values()
+        teacher, *ablated = (part.to(device) for part in (self._teacher[index, :answers], *parts))
+        return Reference(teacher, Ablated(*ablated), self._shared(batch))
 
     def _anew(self, batch: Batch) -> Reference:
         graph, config = self.subject.graph, self.subject.model.config
@@ -164,5 +169,6 @@ class References:
         return made.teacher, *vars(made.ablated).values()
 
 
-def _room(like: Tensor, rows: int) -> Tensor:
-    return like.new_zeros(rows, *like.shape[1:])
+def _room(like: Tensor, rows: int, at_host: bool) -> Tensor:
+    """Where a split's references are kept, zero where a pair's prompt ends: on the device of `like`, or at the host."""
+    return torch.zeros(rows, *like.shape[1:], dtype=like.dtype, device="cpu" if at_host else like.device)

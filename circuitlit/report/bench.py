@@ -29,6 +29,8 @@ def print_benchmark(found: Benchmark, console: Console) -> None:
         console.print(_upright(f"Memory of one step: {found.what}", [_plan_row(one) for one in found.measured]))
     elif isinstance(found, StepTimes) and found.bench == "step":
         console.print(_upright(f"One step of {found.what}", [_step_row(one) for one in found.measured]))
+    elif isinstance(found, StepTimes) and found.bench == "length":
+        console.print(_table(f"Cost against length, {found.what}", [_length_row(one) for one in found.measured]))
     elif isinstance(found, StepTimes):
         rows = [{name: _figure(getattr(one, name)) for name in SCALING} for one in found.measured]
         console.print(_table(f"Scaling of {found.what}", rows))
@@ -59,8 +61,22 @@ def _step_row(one: StepTime) -> dict[str, str]:
     return shown | {f"  {name}": f"{seconds * 1e3:.1f} ms" for name, seconds in one.phases.items()}
 
 
+def _length_row(one: StepTime) -> dict[str, str]:
+    return {
+        "pairs x tokens": f"{one.batch} x {one.tokens:,}",
+        "panel": str(one.panel),
+        "recompute": str(one.recompute),
+        "ms a step": f"{one.step * 1e3:.4g}",
+        "us a token": f"{one.step * 1e6 / (one.batch * one.micro_batches * one.tokens):.3g}",
+        "step / stock": f"{one.to_stock:.2f}" if one.to_stock else "-",
+        "step / traffic": f"{one.to_traffic:.1f}",
+        "GiB": f"{one.peak_gib:.2f}",
+        "planned": f"{one.planned_gib:.2f}" if one.planned_gib else "-",
+    }
+
+
 def _plan_row(one: MemoryPlan) -> dict[str, str]:
-    size = f"{one.batch} x {one.tokens} tokens, {one.dtype}, {'with' if one.recompute else 'no'} recompute"
+    size = f"{one.batch} x {one.tokens} tokens, {one.dtype}, panel {one.panel}, recompute {one.recompute}"
     return {
         "batch": size,
         "on": f"{one.devices} x {one.strategy}",

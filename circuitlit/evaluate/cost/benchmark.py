@@ -18,7 +18,7 @@ class Benchmark(Result):
     """Base of all measurements of time and memory.
 
     Attributes:
-        bench: what was measured: "step", "scaling", "eap", "run" or "plan".
+        bench: what was measured: "step", "scaling", "length", "eap", "run" or "plan".
         what: of which model, and on which batch.
         machine: where: device, precision of matrix products, version of Python, and of packages.
         measured: what was found, an entry a setting.
@@ -54,6 +54,7 @@ class StepTime:
         planned_gib: what was expected; None where nothing was.
         cached: True where references were made ahead of the steps.
         phases: seconds of each part of the step; none where the GPU was profiled.
+        panel, recompute: of the masked forward, see `MaskedModel`.
     """
 
     dtype: str
@@ -76,6 +77,8 @@ class StepTime:
     planned_gib: float | None
     cached: bool
     phases: dict[str, float]
+    panel: int | None = None
+    recompute: bool | str | None = None
 
 
 @dataclass(frozen=True, kw_only=True, repr=False)
@@ -140,7 +143,7 @@ class MemoryPlan:
 
     Attributes:
         model, dtype, edges: name, numbers' type and edges of the model.
-        batch, tokens, recompute: the step's, see `StepShape`.
+        batch, tokens, panel, recompute: the step's, see `StepShape`.
         strategy, devices: how many processes share the work, and how.
         gib: of each part.
         total_gib: their sum.
@@ -160,6 +163,7 @@ class MemoryPlan:
     total_gib: float
     room_gib: float
     largest_batch: int
+    panel: int | None = None
 
 
 @dataclass(frozen=True, kw_only=True, repr=False)

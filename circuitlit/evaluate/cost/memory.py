@@ -7,8 +7,13 @@ from __future__ import annotations
 
 from copy import deepcopy
 from dataclasses import dataclass, replace
+from typing import Any
+from unittest.mock import patch
 
 import torch
+import torch.nn.functional as F
+from torch import Tensor
+from torch.autograd import Function
 from transformers import AutoModelForCausalLM
 
 from circuitlit.errors import UserError
@@ -81,9 +86,34 @@ def plan_memory(subject: Subject, shape: StepShape, gib: float | None = None) ->
         total_gib=sum(parts.values()),
         room_gib=room / 2**30,
         largest_batch=largest_batch(subject, shape, room),
+        panel=shape.panel,
     )
     device = torch.device("cuda" if torch.cuda.is_available() else "cpu")
     return MemoryPlans(bench="plan", what=subject.name, machine=machine_of(device), measured=[found])
+
+
+def that_fits(subject: Subject, shape: StepShape, gib: float | None = None) -> tuple[StepShape, float, float]:
+    """The fastest way to run a step that its plan gives room for; the thriftiest where there is none.
+
+    Tried are the step's own settings, then reads made anew, then whole panels, then panels of one block.
+
+    Args:
+        subject: a loaded model, or the shapes of one.
+        shape: of the step.
+        gib: memory that may be filled; None takes the GPU's, or 80.
+
+    Returns:
+        The step's shape, GiB that it is planned to take, and GiB that may be filled.
+    """
+    subject, room = subject if subject.device.type == "meta" else meta_copy(subject), _room(gib)
+    ways = [(shape.panel, shape.recompute), (shape.panel, "reads"), (shape.panel, True), (1, True)]
+    need = 0.0
+    for panel, recompute in dict.fromkeys(ways):
+        shape = replace(shape, panel=panel, recompute=recompute)
+        need = sum(memory_parts(subject, shape).values())
+        if need <= room:
+            break
+    return shape, need / 2**30, room / 2**30
 
 
 def meta_copy(subject: Subject) -> Subject:
@@ -139,12 +169,16 @@ def _room(gib: float | None) -> float:
 def step_bytes(subject: Subject, shape: StepShape) -> int:
     """Most bytes that one forward and backward pass hold at once: counted as they run on shapes alone.
 
-    Weights, masks, references and the batch are left out. Attention is counted with its probabilities stored, which
-    fused attention kernels avoid.
+    Weights, masks, references and the batch are left out. Attention is counted as fused kernels run it, without its
+    probabilities; models that bound their scores (Gemma 2) have none, and theirs are counted.
     """
     graph, config, dtype = subject.graph, subject.model.config, subject.model.dtype
     rows, length = shape.pairs, shape.tokens
-    with torch.device("meta"), Footprint() as footprint:
+    with (
+        torch.device("meta"),
+        patch.object(F, "scaled_dot_product_attention", _fused_attention),
+        Footprint() as footprint,
+    ):
         footprint.ignore(*subject.model.parameters(), *subject.model.buffers())
         ids = torch.zeros(rows, length, dtype=torch.long)
         positions = torch.zeros(rows, shape.answers, dtype=torch.long)
@@ -163,6 +197,26 @@ def step_bytes(subject: Subject, shape: StepShape) -> int:
             loss = model(masks, ids, ablated, positions).float().log_softmax(-1).sum()
             torch.autograd.grad(loss, masks)
     return footprint.peak - before
+
+
+class _FusedAttention(Function):
+    """What a fused kernel keeps of attention: its inputs and its result. It computes nothing."""
+
+    @staticmethod
+    def forward(ctx: Any, q: Tensor, k: Tensor, v: Tensor) -> Tensor:
+        """The result's shape."""
+        made = q.new_empty(*q.shape[:-1], v.shape[-1])
+        ctx.save_for_backward(q, k, v, made)
+        return made
+
+    @staticmethod
+    def backward(ctx: Any, *grads: Tensor) -> Any:
+        """The gradients' shapes."""
+        return tuple(torch.empty_like(part) for part in ctx.saved_tensors[:3])
+
+
+def _fused_attention(q: Tensor, k: Tensor, v: Tensor, **_: Any) -> Tensor:
+    return _FusedAttention.apply(q, k, v)  # type: ignore[return-value]
 
 
 def _shallow(subject: Subject, layers: int) -> Subject:

@@ -93,6 +93,8 @@ def time_training(
         planned_gib=planned_gib,
         cached=bench.references.cached,
         phases={name: median(timer.phases[name]) for name in PHASES if timer.phases[name]},
+        panel=bench.model.panel,
+        recompute=bench.model.recompute,
     )
     what = said(subject, found.batch, found.tokens, micro_batches)
     return StepTimes(bench="step", what=what, machine=machine_of(subject.device), measured=[found])

@@ -12,10 +12,10 @@ from circuitlit.errors import UserError
 from circuitlit.evaluate.cost.benchmark import Benchmark
 from circuitlit.progress import CONSOLE
 from circuitlit.report.bench import print_benchmark
-from circuitlit.run.bench.kinds import attribution, memory, scaling, steps
+from circuitlit.run.bench.kinds import attribution, length, memory, scaling, steps
 from circuitlit.run.bench.whole import whole_run
 
-KINDS = {"step": steps, "run": whole_run, "scaling": scaling, "eap": attribution}
+KINDS = {"step": steps, "run": whole_run, "scaling": scaling, "length": length, "eap": attribution}
 
 
 def run(cfg: DictConfig) -> Benchmark:
@@ -29,7 +29,7 @@ def run(cfg: DictConfig) -> Benchmark:
     if cfg.repeats < 2 or cfg.warmup < 0:
         raise UserError(f"repeats={cfg.repeats} and warmup={cfg.warmup}: at least 2 and 0 are needed")
     prepare(cfg, cfg.matmul_precision if torch.cuda.is_available() else "highest")
-    result = memory(cfg) if cfg.plan else KINDS[cfg.bench](cfg)
+    result = memory(cfg) if cfg.plan and cfg.bench != "length" else KINDS[cfg.bench](cfg)
     print_benchmark(result, CONSOLE)
     if ranks.is_writer():
         result.save(run_dir())

@@ -134,7 +134,7 @@ def random_workbench(cfg: DictConfig, subject: Subject, n_train: int) -> Workben
     layout = MaskLayout(subject.graph)
     model = masked_model(cfg, subject)
     budget, capture = cfg.mask.cache_gib * 2**30, cfg.mask.capture and model.shards is None
-    references = References(subject, cfg.ablation.kind, budget=budget, capture=capture)
+    references = References(subject, cfg.ablation.kind, budget=budget, capture=capture, host=cfg.mask.host_gib * 2**30)
     references.fill(data.train.batches(batch_size, cfg.tokens), n_train)
     count = edge_budget(cfg.sparsity.target, layout.n_edge_masks)
     return Workbench(subject, data, model, layout, references, count, capture=capture)

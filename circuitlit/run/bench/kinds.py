@@ -11,9 +11,10 @@ from omegaconf import DictConfig
 from circuitlit.cli.build import build_method, device_of
 from circuitlit.cli.checks import run_dir
 from circuitlit.cli.learn import learn
+from circuitlit.errors import UserError
 from circuitlit.evaluate.cost.attribution import time_attribution
 from circuitlit.evaluate.cost.benchmark import AttributionTimes, MemoryPlans, StepTimes
-from circuitlit.evaluate.cost.memory import memory_parts, meta_copy, plan_memory
+from circuitlit.evaluate.cost.memory import memory_parts, meta_copy, plan_memory, that_fits
 from circuitlit.evaluate.cost.training import steps_to_take, time_training
 from circuitlit.progress import CONSOLE
 from circuitlit.run.bench.data import meta_subject, random_scores, random_subject, random_workbench, step_shape
@@ -49,6 +50,36 @@ def scaling(cfg: DictConfig) -> StepTimes:
         found.append(_step(given, wanted_dtypes(cfg)[0]))
     unchanged = found[changes.index({})]
     return unchanged.replaced(bench="scaling", measured=[row for one in found for row in one.measured])
+
+
+def length(cfg: DictConfig) -> StepTimes | MemoryPlans:
+    """A step at 128 tokens, twice as many, and so on to `tokens`, each run as fast as its plan gives room for.
+
+    Lengths that do not fit are said and left out. With `plan` nothing is run, and every length has its plan.
+    """
+    found: list[Any] = []
+    room = 0.0
+    longest, dtype = cfg.tokens, cfg.model.dtype if cfg.plan else wanted_dtypes(cfg)[-1]
+    lengths = [tokens for tokens in (128 * 2**power for power in range(12)) if tokens < longest]
+    for tokens in [*lengths, longest]:
+        given = cfg.copy()
+        given.tokens, given.model.dtype = tokens, dtype
+        given.callbacks.probe_every = 0  # its pairs are more than a batch of long ones
+        for name in {"n_positions", "max_position_embeddings"} & set(given.model.architecture):
+            given.model.architecture[name] = max(tokens, given.model.architecture[name])
+        examples = cfg.examples or 0
+        shape, need, room = that_fits(meta_subject(given), step_shape(given, tokens, cfg.answers, examples), cfg.gib)
+        given.mask.panel, given.mask.recompute = shape.panel, shape.recompute
+        way = f"mask.panel={shape.panel} mask.recompute={str(shape.recompute).lower()}"
+        text = f"{tokens:,} tokens: {need:.3g} of {room:.3g} GiB with {way}"
+        CONSOLE.print(text if need <= room else f"{text}: does not fit", highlight=False, soft_wrap=True)
+        if cfg.plan:
+            found.append(memory(given))
+        elif need <= room:
+            found.append(_step(given, dtype))
+    if not found:
+        raise UserError(f"no length fits into {room:.3g} GiB; lower data.batch_size={cfg.data.batch_size} or tokens")
+    return found[-1].replaced(bench="length", measured=[row for one in found for row in one.measured])
 
 
 def _step(cfg: DictConfig, dtype: str) -> StepTimes:
