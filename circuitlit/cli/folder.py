@@ -46,7 +46,8 @@ def new_run_id() -> Iterator[None]:
 def settle_run_id(cfg: DictConfig) -> None:
     """Write the run's id into its settings, for the W&B run that a resumed run goes on with; jobs of a sweep differ."""
     hydra = HydraConfig.get()
-    number = f"-{hydra.job.num}" if hydra.mode is not None and hydra.mode.name == "MULTIRUN" else ""
+    sweep = hydra.mode is not None and hydra.mode.name == "MULTIRUN" and cfg.resume is None
+    number = f"-{hydra.job.num}" if sweep else ""
     cfg.run_id = f"{cfg.run_id}{number}"
 
 

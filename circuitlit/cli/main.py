@@ -78,11 +78,12 @@ def run_verb(verb: str, argv: list[str]) -> None:
     from circuitlit.cli import folder, ranks, resume, stopping
     from circuitlit.cli.arguments import conf_dir, readable
     from circuitlit.cli.mistakes import explain
-    from circuitlit.errors import Stopped
+    from circuitlit.errors import Stopped, UserError
 
     original = list(sys.argv)
     os.environ["HYDRA_FULL_ERROR"] = "1"
     mistakes: list[str] = []
+    here = os.getpid()
     failed: list[bool] = []
 
     def job(cfg) -> None:
@@ -91,6 +92,7 @@ def run_verb(verb: str, argv: list[str]) -> None:
         from circuitlit.progress import CONSOLE, Clock
 
         try:
+            resume.find_begun(cfg)
             if cfg.resume is not None:
                 cfg = resume.as_it_was(cfg)
             folder.settle_run_id(cfg)
@@ -108,11 +110,14 @@ def run_verb(verb: str, argv: list[str]) -> None:
         except Stopped as stop:
             if ranks.is_writer():
                 print(stopping.farewell(stop, cfg, original), file=sys.stderr)
+            stopping.requeue(stop)
             sys.exit(128 + stop.number)
         except Exception as error:
             message = explain(error, verb)
             if message is None:
                 raise
+            if os.getpid() != here:  # a launcher's process; Hydra raises it in ours
+                raise UserError(message) from error
             mistakes.append(message)  # not raised: Hydra would print an error of its own
 
     try:

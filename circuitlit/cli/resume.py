@@ -9,6 +9,7 @@ from typing import Any
 
 from hydra import compose
 from hydra.core.hydra_config import HydraConfig
+from hydra.types import RunMode
 from omegaconf import DictConfig, OmegaConf
 from omegaconf.errors import OmegaConfBaseException
 
@@ -56,6 +57,18 @@ def expanded(verb: str, argv: list[str]) -> list[str]:
         raise UserError(f"resume={folder} writes into that folder; leave hydra.run.dir out, or take ckpt_path=FILE")
     rest = [word for word in rest if word not in elsewhere]
     return [argv[0], *map(str, words), f"resume={quoted(str(folder.resolve()))}", place, *rest]
+
+
+def find_begun(cfg: DictConfig) -> None:
+    """Set `resume` in a job of a sweep whose folder holds this very run: one that a scheduler queued again goes on."""
+    hydra = HydraConfig.get()
+    folder = Path(hydra.runtime.output_dir)
+    words = folder / ".hydra" / "overrides.yaml"
+    asked = cfg.overwrite or cfg.resume is not None
+    if hydra.mode is not RunMode.MULTIRUN or asked or not words.is_file():
+        return
+    if list(map(str, _read(words))) == list(hydra.overrides.task):
+        cfg.resume = str(folder)
 
 
 def quoted(text: str) -> str:

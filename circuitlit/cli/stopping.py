@@ -1,4 +1,8 @@
-"""Ctrl-C and SIGTERM: training saves a checkpoint first, everything else ends at once; a second Ctrl-C always does."""
+"""Ctrl-C and SIGTERM: training saves a checkpoint first, everything else ends at once; a second Ctrl-C always does.
+
+In a job of submitit's, the signal that its scheduler sends ahead of the end (SIGUSR2) takes SIGTERM's place: training
+saves, and submitit queues the job again.
+"""
 
 from __future__ import annotations
 
@@ -19,7 +23,9 @@ from circuitlit.cli.ranks import is_writer
 from circuitlit.errors import Stopped
 
 SAME = 1.0  # seconds within which two signals are one: a terminal, a launcher and our parent may each pass it on
-SIGNALS = (signal.SIGINT, signal.SIGTERM)
+QUEUED = "SUBMITIT_EXECUTOR" in os.environ
+ENDING = getattr(signal, f"SIG{os.environ.get('SUBMITIT_PREEMPT_SIGNAL', 'USR2')}") if QUEUED else signal.SIGTERM
+SIGNALS = (signal.SIGINT, ENDING)
 
 
 class _Told:
@@ -29,11 +35,13 @@ class _Told:
         number: of the first signal; 0 before.
         at: when it came, on the monotonic clock.
         patient: True while somebody looks at `number` step by step.
+        requeue: submitit's answer to ENDING.
     """
 
     number = 0
     at = 0.0
     patient = False
+    requeue: Any = None
 
 
 @contextmanager
@@ -56,6 +64,8 @@ def attend(patient: bool = False) -> None:
     """Put our handlers in place, where Lightning puts its own; `patient` notes a signal instead of ending at once."""
     _Told.patient = patient
     if threading.current_thread() is threading.main_thread():
+        if QUEUED and signal.getsignal(ENDING) is not _heard:
+            _Told.requeue = signal.getsignal(ENDING)
         for number in SIGNALS:
             signal.signal(number, _heard)
 
@@ -84,6 +94,12 @@ def end_of_patience() -> None:
     _Told.patient = False
     if _Told.number:
         raise Stopped(_Told.number)
+
+
+def requeue(stop: Stopped) -> None:
+    """Let submitit queue this job again, if it was ended for that; it then ends this process."""
+    if callable(_Told.requeue) and stop.number == ENDING:
+        _Told.requeue(stop.number, None)
 
 
 def _heard(number: int, _: Any) -> None:
