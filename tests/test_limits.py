@@ -11,7 +11,9 @@ import torch
 from cli import failure, settings
 from conftest import tiny_batch, tiny_model
 
-from circuitlit import UserError
+from circuitlit import Pairs, UserError, load_subject
+from circuitlit.evaluate.begin_token import tell_front
+from circuitlit.evaluate.find import ask, prepare_bench
 from circuitlit.graph import MaskLayout
 from circuitlit.masked import MaskedModel, References
 from circuitlit.model import Subject
@@ -75,3 +77,29 @@ def test_the_console_names_the_pair(local: Path, tmp_path: Path, capsys: pytest.
     file.write_text("\n".join(map(json.dumps, [*rows, rows[0] | long])))
     message = failure(capsys, *settings(local, tmp_path / "out", "logger=none", f"task.build.path={file}"))
     assert "train pair" in message and "tokens are more than the model has positions for" in message
+
+
+def test_a_beginning_token_that_is_left_out_is_tried(local: Path, caplog: pytest.LogCaptureFixture) -> None:
+    subject = load_subject(local / "model")
+    assert subject.tokenizer is not None
+    rows = [json.loads(line) for line in (local / "pairs.jsonl").read_text().splitlines()]
+    for row in rows:
+        ids = torch.tensor([subject.tokenizer(row["clean"])["input_ids"]])
+        said = int(subject.logits(ids, torch.tensor([[ids.shape[1] - 1]])).argmax())
+        row["answer"] = f" {subject.tokenizer.decode([said])}"  # so that all are right without the token
+        row.pop("wrong_answer")
+    led = [row | {key: f"w0 {row[key]}" for key in ("clean", "corrupted")} for row in rows]
+    short, long = (
+        prepare_bench(subject, Pairs.from_list(some).first(None, 0, None), batch_size=5) for some in (rows, led)
+    )
+    caplog.set_level("INFO")
+    for bench in (short, long):
+        tell_front(bench)
+    assert not caplog.messages
+    subject.tokenizer.bos_token = "w0"
+    without, there = (ask(bench, aloud=False)[0].accuracy.value for bench in (short, long))
+    ask(short)
+    ask(long)
+    assert there < without == 1
+    said = f"no beginning token: accuracy {without:.3f}; with w0 in front it would be {there:.3f}"
+    assert [line for line in caplog.messages if "beginning" in line] == [said]

@@ -11,11 +11,12 @@ from pathlib import Path
 import pytest
 from hydra.utils import instantiate
 from omegaconf import OmegaConf
-from tokenizers import processors
+from tokenizers import Tokenizer, normalizers, processors
+from toy_tokenizers import wrap
 from transformers import PreTrainedTokenizerBase
 
 from circuitlit.errors import UserError
-from circuitlit.tasks import Pair, Pairs, encode, jsonl
+from circuitlit.tasks import Pair, Pairs, encode, in_chat, jsonl
 
 HERE = Path(__file__).parent
 CLEAN, CORRUPTED = (
@@ -40,7 +41,7 @@ def words(tokenizer: PreTrainedTokenizerBase, ids) -> list[str]:
 
 
 def test_answers_of_several_tokens_are_forced(tokenizer):
-    long = " Zyx"
+    long = " wyx"
     first = pair(answer=long, wrong=" Mary")
     second = pair(clean=CLEAN.replace("Then, ", ""), corrupted=CORRUPTED.replace("Then, ", ""), answer=" Mary")
     encoded = encode([first, second], tokenizer, ("other", "end"))
@@ -136,8 +137,8 @@ def test_a_space_at_the_end_of_the_prompt_is_the_answers(name, trimmed, request)
     names = ("other", "name", "end")
     assert encode([spaced], tokenizer, names).rows == encode([usual], tokenizer, names).rows
     longer = (
-        replace(usual, answer=" Zyx Mary", wrong_answer=None),
-        replace(spaced, answer="Zyx Mary", wrong_answer=None),
+        replace(usual, answer=" wyx Mary", wrong_answer=None),
+        replace(spaced, answer="wyx Mary", wrong_answer=None),
     )
     assert len({encode([one], tokenizer, names).rows[0] for one in longer}) == 1
 
@@ -394,3 +395,46 @@ def test_configurations_build_splits(name, byte_bpe):
     build = config.task.build
     sizes = [1, 1, 1] if name == "jsonl" else [build.n_train, build.n_val, build.n_test]
     assert [len(s) for s in (splits.train, splits.val, splits.test)] == sizes
+
+
+# --- tokenizers
+
+
+def test_texts_that_do_not_come_back_are_refused(metaspace, byte_bpe):
+    with pytest.raises(UserError, match=r"makes '.*<unk>.*' of '.*Maryçois', so a part is unknown"):
+        encode([pair(answer=" Maryçois")], metaspace, ("other", "end"))
+    assert len(encode([pair(answer=" Maryçois")], byte_bpe, ("other", "end")))
+    quiet = wrap(Tokenizer.from_str(byte_bpe.backend_tokenizer.to_str()))
+    quiet.backend_tokenizer.normalizer = normalizers.Lowercase()
+    with pytest.raises(UserError, match="makes 'when"):
+        encode([pair()], quiet, ("other", "end"))
+
+
+SPACED = "{% for m in messages %}<u>{{ m.content }}</u>{% endfor %}<a>"
+TRIMMED = "<s>{% for m in messages %}[{{ m.content | trim }}]\n{% endfor %}{{ enable_thinking }} "
+
+
+@pytest.mark.parametrize(
+    "template,prompt,answer", [(SPACED, f"<u>{CLEAN}</u><a>", " Mary"), (TRIMMED, f"<s>[{CLEAN}]\nFalse ", "Mary")]
+)
+def test_prompts_become_messages(template, prompt, answer, metaspace, caplog):
+    tokenizer = copy.deepcopy(metaspace)
+    with pytest.raises(UserError, match="no chat template"):
+        in_chat(Pairs("own", [], [], []), tokenizer)
+    tokenizer.chat_template = template
+    start = CLEAN.index("John")
+    spaced = replace(pair(), clean=f"{CLEAN} ", corrupted=f"{CORRUPTED} ", answer="Mary")
+    plain = replace(pair(), roles=(("name", start, start + 4),))
+    made = in_chat(Pairs("own", [plain], [], [spaced], ("other", "name", "end")), tokenizer)
+    framed = made.train[0]
+    assert (framed.clean, framed.answer) == (prompt, answer)
+    ((_, begin, end),) = framed.roles
+    assert framed.clean[begin:end] == "John"
+    assert ("strips the space" in caplog.text) == (template is TRIMMED)
+    assert (made.test[0].clean == prompt) == (template is TRIMMED)
+    assert in_chat(made, tokenizer).train == made.train
+    if template is TRIMMED:
+        assert encode([framed], metaspace, made.role_names).rows[0].clean.count(1) == 1
+    tokenizer.chat_template = "{{ messages[0].content | upper }}"
+    with pytest.raises(UserError, match="does not hold the message"):
+        in_chat(made, tokenizer)

@@ -27,9 +27,10 @@ from circuitlit.model import Subject
 from circuitlit.model.limits import check_rows
 from circuitlit.model.load import load_subject
 from circuitlit.result import PACKAGES, version
-from circuitlit.tasks import Pairs, PairsModule
+from circuitlit.tasks import Pairs, PairsModule, in_chat
 from circuitlit.tasks.faults import BadRows
 from circuitlit.tasks.jsonl import DROP
+from circuitlit.tasks.splits import SPLITS
 
 log = logging.getLogger(__name__)
 
@@ -138,12 +139,14 @@ def encoded(cfg: DictConfig, splits: Pairs, subject: Subject) -> PairsModule:
     """A task's pairs with their loaders; the seed orders the training pairs."""
     assert subject.tokenizer is not None
     splits = replace(splits, name=cfg.task.name)
+    if cfg.data.get("chat"):
+        splits = in_chat(splits, subject.tokenizer)
     size, pad_to, workers = cfg.data.batch_size, cfg.data.pad_to, cfg.data.num_workers
     try:
         data = PairsModule(splits, subject.tokenizer, size, cfg.seed, pad_to, workers, cfg.data.eval_batch_size)
     except BadRows as error:
         raise BadRows(error.faults, error.total, DROP if "drop_bad" in cfg.task.build else "") from None
-    for name in ("train", "val", "test"):
+    for name in SPLITS:
         check_rows(subject.model.config, getattr(data, name).rows, name)
     return data
 
@@ -221,6 +224,7 @@ def provenance(cfg: DictConfig, subject: Subject) -> dict[str, Any]:
         "command": " ".join(sys.argv),
         "model": {"name": subject.name, "d_model": subject.model.config.hidden_size, **subject.provenance},
         "task": plain(cfg.task),
+        **({"chat": True} if cfg.data.get("chat") else {}),
         "adapter": plain(cfg.adapter),
         "ablation": cfg.ablation.kind,
         "mask": plain(cfg.mask),

@@ -64,6 +64,7 @@ SETTINGS: dict[str, Kind] = {
     "data.batch_size": COUNT,
     "data.eval_batch_size": COUNT,
     "data.pad_to": choice("batch", "bucket", "max"),
+    "data.chat": flag(),
     "data.num_workers": SOME,
     "evaluate.controls": COUNT,
     "evaluate.control_pairs": COUNT,

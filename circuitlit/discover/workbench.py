@@ -21,10 +21,12 @@ from circuitlit.graph.select import Select, edge_budget, top_k
 from circuitlit.masked import Ablated, MaskedModel, References, mean_writers
 from circuitlit.masked.ablation import Kind
 from circuitlit.model import Subject
+from circuitlit.model.limits import check_rows
 from circuitlit.objective import Objective, kl_divergence
 from circuitlit.progress import told
 from circuitlit.tasks import PairsModule
 from circuitlit.tasks.pair import Batch
+from circuitlit.tasks.splits import SPLITS
 
 LARGEST = 2 * 2**30  # bytes of all pairs' scores that are kept at once
 
@@ -111,6 +113,8 @@ class Workbench:
         for name in ("train", "test"):
             if not len(getattr(data, name)):
                 raise UserError(f"task {data.splits.name} has no {name} pairs; give it some")
+        for name in SPLITS:
+            check_rows(subject.model.config, getattr(data, name).rows, name)
         ablation, model = ablation or Ablation(), model or MaskedModel(subject)
         layout = MaskLayout(subject.graph, data.splits.role_names if roles else (), sites)
         capture = capture and model.shards is None

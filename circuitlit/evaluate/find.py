@@ -23,6 +23,7 @@ from circuitlit.discover.method import Method
 from circuitlit.discover.workbench import Ablation, Workbench
 from circuitlit.errors import UserError
 from circuitlit.evaluate.baseline import Baseline, against_cut, baselines, best_attribution, validation
+from circuitlit.evaluate.begin_token import tell_front
 from circuitlit.evaluate.behaviour import Behaviour
 from circuitlit.evaluate.found import FAILED, FoundCircuit
 from circuitlit.evaluate.measure import TestBed
@@ -253,6 +254,8 @@ def ask(bench: Workbench, min_accuracy: float = 0.0, aloud: bool = True) -> tupl
         pairs = bench.data.to_choose_on
         batches = pairs.batches(bench.data.eval_batch_size, order=pairs.by_length())
         found = Behaviour.measure(bench.subject, batches)
+        if aloud:
+            tell_front(bench)
     return found, found.verdict(min_accuracy)
 
 

@@ -11,6 +11,7 @@ with one such function, and a file in conf/task/.
 from circuitlit.tasks.apart import apart
 from circuitlit.tasks.arithmetic import arithmetic
 from circuitlit.tasks.boolean import boolean
+from circuitlit.tasks.chat import in_chat
 from circuitlit.tasks.datamodule import PairsModule
 from circuitlit.tasks.docstring import docstring
 from circuitlit.tasks.encode import encode
@@ -41,6 +42,7 @@ __all__ = [
     "factual",
     "gender_pronoun",
     "greater_than",
+    "in_chat",
     "induction",
     "ioi",
     "ioi_hard",

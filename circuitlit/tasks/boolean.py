@@ -18,6 +18,7 @@ from typing import Any
 from transformers import PreTrainedTokenizerBase
 
 from circuitlit.errors import UserError
+from circuitlit.tasks.chat import chat_frame
 from circuitlit.tasks.draw import Recipe, draw_splits
 from circuitlit.tasks.pair import Pair
 from circuitlit.tasks.splits import END, OTHER, Pairs
@@ -113,14 +114,10 @@ def _frame(tokenizer: PreTrainedTokenizerBase, prompt: str, chat: bool) -> tuple
 
 
 def _instruction(tokenizer: PreTrainedTokenizerBase, chat: bool) -> tuple[str, str]:
-    asked = f"{INSTRUCTION}\n\n<expression>"
     if chat and tokenizer.chat_template:
-        message = [{"role": "user", "content": asked}]
-        asked = str(tokenizer.apply_chat_template(message, tokenize=False, add_generation_prompt=True))
-    else:
-        asked += "\nValue:"
-    before, _, after = asked.partition("<expression>")
-    return before, after
+        before, after = chat_frame(tokenizer)
+        return f"{before}{INSTRUCTION}\n\n", after
+    return f"{INSTRUCTION}\n\n", "\nValue:"
 
 
 def _values(before: str, after: str, lead: str, tokenizer: PreTrainedTokenizerBase) -> list[str]:

@@ -9,7 +9,6 @@ import os
 from collections.abc import Iterable, Iterator, Sequence
 from contextlib import contextmanager
 from functools import partial
-from typing import NamedTuple
 
 from transformers import PreTrainedTokenizerBase
 
@@ -18,30 +17,12 @@ from circuitlit.tasks.encoded import EncodedPairs, Row
 from circuitlit.tasks.faults import BadRows, Fault
 from circuitlit.tasks.pair import Pair
 from circuitlit.tasks.splits import END
-from circuitlit.tasks.tokens import (
-    Offsets,
-    front_tokens,
-    part,
-    tokenise,
-    tokenise_lists,
-    tokenise_with_offsets,
-    touched,
-)
+from circuitlit.tasks.texts import Texts, corrupted_of, is_parted, misread, parted, tokenised
+from circuitlit.tasks.tokens import Offsets, front_tokens, touched
 
 log = logging.getLogger(__name__)
 _CHUNK = 1024  # pairs tokenised at once: tokens with their offsets are many small objects
 _MANY = 20_000  # pairs from which on several processes share them
-
-
-class _Texts(NamedTuple):
-    """Tokens of a pair's clean prompt and where they stand, and of its other texts."""
-
-    clean: list[int]
-    offsets: Offsets
-    corrupted: list[int]
-    answered: list[int]  # clean prompt and answer, tokenised as one text
-    contrasted: list[int]  # clean prompt and wrong answer
-    chosen: list[list[int]]  # clean prompt and each right, then each wrong continuation
 
 
 def encode(pairs: Sequence[Pair], tokenizer: PreTrainedTokenizerBase, role_names: Sequence[str]) -> EncodedPairs:
@@ -56,8 +37,9 @@ def encode(pairs: Sequence[Pair], tokenizer: PreTrainedTokenizerBase, role_names
         role_names: every role that the pairs name, between "other" and "end".
 
     Raises:
-        BadRows: pairs that are empty, twice there, without a difference, too long, of unequal token counts, that name
-            an unknown role, or have an answer that is not separate from the prompt or from the wrong answer.
+        BadRows: pairs that are empty, twice there, without a difference, too long, of unequal token counts, that the
+            tokenizer cannot give back, that name an unknown role, or have an answer that is not separate from the
+            prompt or from the wrong answer.
     """
     numbers = {name: number for number, name in enumerate(role_names)}
     faults = dict(_faulty_texts(pairs))
@@ -92,11 +74,15 @@ def _rows(
     """The rows of one chunk of pairs, which begins at place `begin`; in the place of a bad one, what is wrong."""
     chunk = numbered[begin : begin + _CHUNK]
     rows: list[Row | Fault] = []
-    all_texts = _tokenised([pair for _, pair in chunk], tokenizer, front)
-    for (number, pair), texts in zip(chunk, all_texts, strict=True):
+    some = [pair for _, pair in chunk]
+    all_texts = tokenised(some, tokenizer, front)
+    other_words = misread(some, all_texts, tokenizer, front)
+    for place, ((number, pair), texts) in enumerate(zip(chunk, all_texts, strict=True)):
         try:
-            if not (pair.in_place or _is_parted(texts)):
-                texts = _parted(pair, tokenizer, front)
+            if place in other_words:
+                raise UserError(other_words[place])
+            if not (pair.in_place or is_parted(texts)):
+                texts = parted(pair, tokenizer, front)
             row = _row(pair, texts, numbers)
             if len(row.clean) > tokenizer.model_max_length:
                 raise UserError(f"{len(row.clean)} tokens, the model takes {tokenizer.model_max_length}; shorten it")
@@ -146,42 +132,6 @@ def _no_collector() -> Iterator[None]:
             gc.enable()
 
 
-def _tokenised(pairs: Sequence[Pair], tokenizer: PreTrainedTokenizerBase, front: list[int]) -> list[_Texts]:
-    prompts = tokenise_with_offsets([pair.clean for pair in pairs], tokenizer, front)
-    corrupted = tokenise([_corrupted(pair) for pair in pairs], tokenizer, front)
-    before = ["" if pair.in_place else pair.clean for pair in pairs]
-    answered = tokenise([b + pair.answer for b, pair in zip(before, pairs, strict=True)], tokenizer, front)
-    others = [pair.wrong_answer or pair.answer for pair in pairs]
-    contrasted = tokenise([b + other for b, other in zip(before, others, strict=True)], tokenizer, front)
-    chosen = tokenise_lists(
-        [[pair.clean + text for text in (*pair.right, *pair.wrong)] for pair in pairs], tokenizer, front
-    )
-    columns = zip(prompts, corrupted, answered, contrasted, chosen, strict=True)
-    return [_Texts(clean, offsets, b, c, d, e) for (clean, offsets), b, c, d, e in columns]
-
-
-def _is_parted(texts: _Texts) -> bool:
-    """Whether what follows the prompt leaves its tokens as they are."""
-    start = len(texts.clean)
-    following = (texts.answered, texts.contrasted, *texts.chosen)
-    return all(len(whole) > start and whole[:start] == texts.clean for whole in following)
-
-
-def _parted(pair: Pair, tokenizer: PreTrainedTokenizerBase, front: list[int]) -> _Texts:
-    """Tokens of a pair whose prompt has others at its end when something follows."""
-    texts = {"answer": pair.answer, "wrong answer": pair.wrong_answer or pair.answer}
-    texts |= {f"continuation {number}": text for number, text in enumerate((*pair.right, *pair.wrong), 1)}
-    clean, offsets, after = part(pair.clean, texts, tokenizer, front)
-    corrupted, _, _ = part(_corrupted(pair), texts, tokenizer, front)
-    answered, contrasted, *chosen = ([*clean, *tokens] for tokens in after)
-    return _Texts(clean, offsets, corrupted, answered, contrasted, chosen)
-
-
-def _corrupted(pair: Pair) -> str:
-    """The corrupted prompt; the clean one stands in where there is none, so that rows have one form."""
-    return pair.clean if pair.corrupted is None else pair.corrupted
-
-
 def _name(number: int, pair: Pair) -> str:
     origin = pair.source or pair.template
     return f"pair {number} ({origin})" if origin else f"pair {number}"
@@ -196,7 +146,7 @@ def _faulty_texts(pairs: Iterable[Pair]) -> Iterator[tuple[int, Fault]]:
     for number, pair in enumerate(pairs):
         name = _name(number, pair)
         twin, same = first.setdefault((pair.clean, pair.corrupted, pair.answer), (name, pair))
-        if not pair.clean.strip() or not _corrupted(pair).strip():
+        if not pair.clean.strip() or not corrupted_of(pair).strip():
             yield number, Fault(number, name, "a prompt is empty; write one or drop the pair")
         elif not pair.answer.strip():
             yield number, Fault(number, name, "the answer is empty; write one or drop the pair")
@@ -233,7 +183,7 @@ def _has_case(letter: str) -> bool:
     return letter.lower() != letter.upper()
 
 
-def _row(pair: Pair, texts: _Texts, numbers: dict[str, int]) -> Row:
+def _row(pair: Pair, texts: Texts, numbers: dict[str, int]) -> Row:
     clean, offsets, corrupted, answered, contrasted, chosen = texts
     if len(clean) != len(corrupted):
         raise UserError(

@@ -4,7 +4,7 @@ from __future__ import annotations
 
 from collections import Counter
 from collections.abc import Iterator, Sequence
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from functools import cached_property
 from typing import NamedTuple
 
@@ -195,6 +195,16 @@ class EncodedPairs:
             turn[pair] = seen[group]
             seen[group] += 1
         return sorted(scattered, key=turn.__getitem__)[:count]
+
+    def led_by(self, token: int) -> EncodedPairs:
+        """The pairs with one more token in front of both prompts."""
+        rows = [
+            row._replace(
+                clean=(token, *row.clean), corrupted=(token, *row.corrupted), roles=(0, *row.roles), end=row.end + 1
+            )
+            for row in self.rows
+        ]
+        return replace(self, rows=rows)
 
     @property
     def n_groups(self) -> int:
