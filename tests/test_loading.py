@@ -63,7 +63,7 @@ def quantised(folder: Path, **how: Any) -> None:
     settings(folder, quantization_config=how)
 
 
-PACKAGE = "needs a package that is not installed"
+NONE = r"says that weights are packed \(.*\), and none is"
 DAMAGES: dict[str, tuple[Callable[[Path], Any], str]] = {
     "no lm_head": (lambda f: changed(f, lambda w: w.pop("lm_head.weight")), "no weights for lm_head.weight"),
     "renamed MLPs": (lambda f: changed(f, renamed), r"no weights for model.layers.0.mlp.down_proj.weight.* and 6 more"),
@@ -90,9 +90,9 @@ DAMAGES: dict[str, tuple[Callable[[Path], Any], str]] = {
         lambda f: tiny_model("llama", vocab_size=20).save_pretrained(f),
         "token [0-9]+ is beyond the model's embedding of 20 rows",
     ),
-    "GPTQ": (lambda f: quantised(f, quant_method="gptq", bits=4), PACKAGE),
-    "bitsandbytes": (lambda f: quantised(f, quant_method="bitsandbytes", load_in_4bit=True), PACKAGE),
-    "AWQ": (lambda f: quantised(f, quant_method="awq", bits=4), PACKAGE),
+    "GPTQ": (lambda f: quantised(f, quant_method="gptq", bits=4), NONE),
+    "bitsandbytes": (lambda f: quantised(f, quant_method="bitsandbytes", load_in_4bit=True), NONE),
+    "AWQ": (lambda f: quantised(f, quant_method="awq", bits=4), NONE),
 }
 
 
@@ -145,7 +145,8 @@ def test_a_gguf_file_that_is_cut_off_is_refused(size: int, tmp_path: Path) -> No
     writer.write_tensors_to_file()
     writer.close()
     file.write_bytes(file.read_bytes()[:size])
-    with pytest.raises(UserError, match=f"ends too early, at byte {size}, or is no GGUF file"):
+    words = f"ends inside its table of tensors, at byte {size}, or|ends at byte {size} of 9"
+    with pytest.raises(UserError, match=words):
         load_subject(file, cache_dir=str(tmp_path / "cache"))
     assert not list((tmp_path / "cache").glob("*"))
 

@@ -406,16 +406,16 @@ def test_texts_that_do_not_come_back_are_refused(metaspace, byte_bpe):
     assert len(encode([pair(answer=" Maryçois")], byte_bpe, ("other", "end")))
     quiet = wrap(Tokenizer.from_str(byte_bpe.backend_tokenizer.to_str()))
     quiet.backend_tokenizer.normalizer = normalizers.Lowercase()
-    with pytest.raises(UserError, match="makes 'when"):
+    with pytest.raises(UserError, match="makes 'then"):
         encode([pair()], quiet, ("other", "end"))
 
 
 SPACED = "{% for m in messages %}<u>{{ m.content }}</u>{% endfor %}<a>"
-TRIMMED = "<s>{% for m in messages %}[{{ m.content | trim }}]\n{% endfor %}{{ enable_thinking }} "
+TRIMMED = "<s>{% for m in messages %}John {{ m.content | trim }}\n{% endfor %}{{ enable_thinking }} "
 
 
 @pytest.mark.parametrize(
-    "template,prompt,answer", [(SPACED, f"<u>{CLEAN}</u><a>", " Mary"), (TRIMMED, f"<s>[{CLEAN}]\nFalse ", "Mary")]
+    "template,prompt,answer", [(SPACED, f"<u>{CLEAN}</u><a>", " Mary"), (TRIMMED, f"<s>John {CLEAN}\nFalse ", "Mary")]
 )
 def test_prompts_become_messages(template, prompt, answer, metaspace, caplog):
     tokenizer = copy.deepcopy(metaspace)
@@ -423,7 +423,7 @@ def test_prompts_become_messages(template, prompt, answer, metaspace, caplog):
         in_chat(Pairs("own", [], [], []), tokenizer)
     tokenizer.chat_template = template
     start = CLEAN.index("John")
-    spaced = replace(pair(), clean=f"{CLEAN} ", corrupted=f"{CORRUPTED} ", answer="Mary")
+    spaced = replace(pair(), clean=f"{CLEAN[6:]} ", corrupted=f"{CORRUPTED[6:]} ", answer="Mary")
     plain = replace(pair(), roles=(("name", start, start + 4),))
     made = in_chat(Pairs("own", [plain], [], [spaced], ("other", "name", "end")), tokenizer)
     framed = made.train[0]
@@ -431,7 +431,7 @@ def test_prompts_become_messages(template, prompt, answer, metaspace, caplog):
     ((_, begin, end),) = framed.roles
     assert framed.clean[begin:end] == "John"
     assert ("strips the space" in caplog.text) == (template is TRIMMED)
-    assert (made.test[0].clean == prompt) == (template is TRIMMED)
+    assert (made.test[0].clean == prompt.replace("Then, ", "")) == (template is TRIMMED)
     assert in_chat(made, tokenizer).train == made.train
     if template is TRIMMED:
         assert encode([framed], metaspace, made.role_names).rows[0].clean.count(1) == 1

@@ -108,7 +108,7 @@ ENGINES = {"deepspeed": deepspeed_shard, "fsdp": fsdp_shard, "own": shard}
 
 
 def shards(cfg: DictConfig) -> bool:
-    """True where the weights are shared out, over several processes or between a GPU and its host."""
+    """True where the weights are shared out, over several processes or between a GPU and its host, or stay packed."""
     return bool(cfg.strategy.get("shard"))
 
 

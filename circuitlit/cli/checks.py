@@ -87,8 +87,11 @@ def _check_files(cfg: DictConfig, verb: str) -> None:
     if cfg.model.source == "local" and not elsewhere:
         if not cfg.model.path:
             raise UserError("model.path is empty; name a folder or a Hugging Face model: model=local model.path=DIR")
-        if not (Path(cfg.model.path) / "config.json").is_file():
-            raise UserError(f"model.path={cfg.model.path} is not a folder with a config.json; save a model there first")
+        path = Path(cfg.model.path)
+        if not (path / "config.json").is_file() and not (path.suffix == ".gguf" and path.is_file()):
+            raise UserError(
+                f"model.path={path} is neither a folder with a config.json nor a GGUF file; save a model there first"
+            )
     adapter = cfg.adapter.path
     if adapter is not None and not Path(adapter).is_dir() and not re.fullmatch(r"[\w-][\w.-]*/[\w.-]+", adapter):
         raise UserError(

@@ -18,6 +18,8 @@ from torch import Tensor, nn
 from circuitlit.errors import UserError
 from circuitlit.masked.forward import MaskedModel
 from circuitlit.model.logits import final_norm, unembedder
+from circuitlit.model.packed import Packed
+from circuitlit.model.packed_files import PackedSource
 from circuitlit.model.weights import LoadedWeights, WeightSource
 
 Place = tuple[nn.Module, str, nn.Parameter]
@@ -41,9 +43,12 @@ class Piece:
         modules: whose parameters they are; views of one another are kept so.
         names: of the stock model's parameters, by identity.
         source: what they are filled from.
+        packed: True leaves weights packed that the source has so.
 
     Attributes:
-        total: elements.
+        packed: such weights and where they belong: ahead of all others in the vector.
+        unpacked: elements of these.
+        total: elements of the others.
         dtype: of all of them.
         modules: those whose forward needs the weights, the outermost of each.
 
@@ -51,7 +56,9 @@ class Piece:
         UserError: they differ in type, or a masked block's weights are no views of the stock ones.
     """
 
-    def __init__(self, modules: list[nn.Module], names: dict[int, list[str]], source: WeightSource) -> None:
+    def __init__(
+        self, modules: list[nn.Module], names: dict[int, list[str]], source: WeightSource, packed: bool = False
+    ) -> None:
         self.modules = modules
         self._source: WeightSource | None = source
         places = [(m, name, p) for m in inside(modules) for name, p in m._parameters.items() if p is not None]
@@ -61,10 +68,19 @@ class Piece:
         if len(dtypes) != 1:
             raise UserError(f"weights of one block have the types {sorted(map(str, dtypes))}; set model.dtype")
         self.dtype: torch.dtype = dtypes.pop()
-        starts, self.total = {}, 0
-        for key, base in bases.items():
-            starts[key], self.total = self.total, self.total + base.numel()
-        self._bases = [(names.get(key), base, starts[key]) for key, base in bases.items()]
+        self.packed: list[tuple[int, Packed]] = []
+        starts, end = {}, 0
+        for key in names.keys() & bases.keys() if packed and isinstance(source, PackedSource) else ():
+            kept = source.packed(names[key], bases[key].shape)
+            if kept is not None:
+                self.packed.append((end, kept))
+                starts[key], end = end, end + bases[key].numel()
+        self.unpacked = end
+        plain = {key: base for key, base in bases.items() if key not in starts}
+        for key, base in plain.items():
+            starts[key], end = end, end + base.numel()
+        self.total = end - self.unpacked
+        self._bases = [(names.get(key), base, starts[key]) for key, base in plain.items()]
         self._places = [(m, name, _view(p, bases, starts)) for m, name, p in places]
 
     def fill(self, own: Float[Tensor, "part"], begin: int) -> None:
@@ -138,13 +154,16 @@ class Pieces:
         return list({id(piece): piece for piece in self.all}.values())
 
 
-def cut_up(model: MaskedModel, device: torch.device, source: WeightSource | None = None) -> Pieces:
+def cut_up(
+    model: MaskedModel, device: torch.device, source: WeightSource | None = None, packed: bool = False
+) -> Pieces:
     """A model's pieces, not filled yet; its buffers are moved to the device.
 
     Args:
         model: with `recompute=True`; its subject's parameters may be without memory, if there is a source.
         device: this process's.
         source: what the parameters are read from, piece by piece; None takes them from the model.
+        packed: True leaves weights packed that the source has so.
     """
     assert model.recompute is True, "what a block stores for its backward would hold on to gathered weights"
     subject, stock = model.subject, model.subject.model
@@ -160,7 +179,7 @@ def cut_up(model: MaskedModel, device: torch.device, source: WeightSource | None
     tied = {id(p) for m in ahead for p in m.parameters()} & {id(p) for p in head.parameters()}
     groups = [[*ahead, head] if tied else ahead, *blocks, [norm], *([] if tied else [[head]])]
     groups = [group for group in groups if any(list(module.parameters()) for module in group)]  # OLMo's norm has none
-    pieces = [Piece(group, names, source) for group in groups]
+    pieces = [Piece(group, names, source, packed) for group in groups]
     for module in stock.modules():
         for name, buffer in module._buffers.items():
             module._buffers[name] = None if buffer is None else buffer.to(device)

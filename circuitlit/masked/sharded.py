@@ -36,14 +36,16 @@ class Unit:
         self.rank, self.world = rank_and_world()
         self.total = piece.total
         self.part = ceil(piece.total / self.world / ALIGN) * ALIGN
+        place = torch.device("cpu") if offload else device
+        self.packed = [(start, packed.to(place)) for start, packed in piece.packed]  # every process keeps all of them
         self.own = torch.zeros(
             self.part,
             dtype=piece.dtype,
             device="cpu" if offload else device,
             pin_memory=offload and device.type == "cuda",
         )
-        piece.fill(self.own, self.rank * self.part)
-        self.flat = torch.empty(self.part * self.world, dtype=self.own.dtype, device=device)
+        piece.fill(self.own, piece.unpacked + self.rank * self.part)
+        self.flat = torch.empty(piece.unpacked + self.part * self.world, dtype=self.own.dtype, device=device)
         self._room = self.flat.untyped_storage()
         piece.replace(self.flat, device)
         self.release()
@@ -52,11 +54,15 @@ class Unit:
     def gather(self) -> None:
         """Bring all parts together, on the current stream."""
         self._room.resize_(self.flat.numel() * self.flat.element_size())
+        flat = self.flat[len(self.flat) - self.part * self.world :]
         if self.world == 1:
-            self.flat.copy_(self.own, non_blocking=True)
-            return
-        own = self.own.to(self.flat.device, non_blocking=True)
-        dist.all_gather_into_tensor(self.flat.view(torch.uint8), own.view(torch.uint8))
+            flat.copy_(self.own, non_blocking=True)
+        else:
+            own = self.own.to(flat.device, non_blocking=True)
+            dist.all_gather_into_tensor(flat.view(torch.uint8), own.view(torch.uint8))
+        for start, packed in self.packed:
+            matrix = packed.to(flat.device).matrix(flat.dtype).flatten()
+            self.flat[start : start + len(matrix)].copy_(matrix)
 
     def release(self) -> None:
         """Forget the other processes' parts."""
@@ -157,7 +163,7 @@ def shard(model: MaskedModel, device: torch.device, source: WeightSource | None 
         source: what the parameters are read from, piece by piece; None takes them from the model.
         offload: True keeps each process's part in the host's memory.
     """
-    pieces = cut_up(model, device, source)
+    pieces = cut_up(model, device, source, packed=True)
     made = {id(piece): Unit(piece, device, offload) for piece in pieces.each}
     if device.type == "cuda":
         torch.cuda.empty_cache()

@@ -4,7 +4,9 @@ from __future__ import annotations
 
 import json
 import struct
+from math import prod
 from pathlib import Path
+from typing import Any
 
 from circuitlit.errors import UserError
 
@@ -74,15 +76,28 @@ def check_safetensors(file: Path) -> None:
 
 
 def check_gguf(file: Path) -> None:
-    """Read a GGUF file's table of tensors, and see that the last one is inside the file.
+    """Compare a GGUF file's length with what its table of tensors says; no weight is read.
 
     Raises:
         UserError: it is cut off, or no GGUF file.
     """
-    from gguf import GGUFReader
+    from gguf import GGML_QUANT_SIZES, GGMLQuantizationType, GGUFReader
 
+    end = 0
+
+    class Table(GGUFReader):
+        def _build_tensors(self, start_offs: int, fields: list[Any]) -> None:
+            nonlocal end
+            for *_, dims, kind, offset in (field.parts for field in fields):
+                block, size = GGML_QUANT_SIZES[GGMLQuantizationType(int(kind[0]))]
+                end = max(end, start_offs + int(offset[0]) + prod(map(int, dims)) * size // block)
+
+    size = file.stat().st_size
     try:
-        GGUFReader(file)
+        Table(file)
     except Exception as error:  # the reader has no error of its own: it trips over whatever is not there
-        size = file.stat().st_size
-        raise UserError(f"{file} ends too early, at byte {size}, or is no GGUF file; download it again") from error
+        raise UserError(
+            f"{file} ends inside its table of tensors, at byte {size}, or is no GGUF file; download it again"
+        ) from error
+    if size < end:
+        raise UserError(f"{file} ends at byte {size} of {end}; download it again")

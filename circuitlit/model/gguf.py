@@ -14,7 +14,7 @@ from pathlib import Path
 from typing import Any
 
 import torch
-from transformers import AutoTokenizer
+from transformers import AutoTokenizer, GgufConfig
 
 from circuitlit.errors import UserError
 from circuitlit.model.files import check_gguf
@@ -39,6 +39,8 @@ def converted(
         UserError: the file is damaged or its weights do not fill the model, or the cache cannot be written.
     """
     name = name or parts[0].name
+    if len(parts) == 1:
+        check_gguf(parts[0])
     digest = _sha256(*parts)
     if sha256 not in (None, digest):
         raise UserError(f"{name} is not the file that was published (sha256 {digest}); {advice}")
@@ -73,7 +75,8 @@ def _convert(parts: Sequence[Path], name: str, folder: Path) -> None:
         with redirect_stderr(io.StringIO()):  # a progress bar that cannot be turned off
             with translated(str(file)):
                 tokenizer = AutoTokenizer.from_pretrained(file.parent, gguf_file=file.name)
-            model = load_whole(str(file), file.parent, gguf_file=file.name, dtype=torch.float32)
+            whole = {"quantization_config": GgufConfig(dequantize=True)}  # or some stay packed, for kernels of the hub
+            model = load_whole(str(file), file.parent, gguf_file=file.name, dtype=torch.float32, **whole)
         if hasattr(model.config, "quantization_config"):
             delattr(model.config, "quantization_config")
         model.hf_quantizer = None  # type: ignore[assignment]

@@ -23,6 +23,8 @@ from circuitlit.model.limits import check_vocabulary
 from circuitlit.model.linear import unwrap
 from circuitlit.model.packages import PACKAGES, packaged_weights
 from circuitlit.model.refused import REFUSED, UNREAD
+from circuitlit.model.packed import BY_LIBRARY, bits_of, method_of, unpacker
+from circuitlit.model.packed_files import dequantised, load_packed, open_files
 from circuitlit.model.report import load_whole, parameters, refuse_not_finite, translated
 from circuitlit.model.subject import Subject
 from circuitlit.model.trusted import refuse_unchecked
@@ -69,8 +71,10 @@ def load_subject(
         trust_remote_code: run Python code that comes with the model.
         device: where the weights go; None leaves a live model's where they are and is the CPU else.
         in_pieces: leave the weights on the disk, for `shard` to read each process's part of them; where that is not
-            possible (adapters, quantised weights, and see `comes_in_pieces`) they are loaded all the same.
+            possible (adapters, some packed weights, and see `comes_in_pieces`) they are loaded all the same.
         unchecked: take a model that needs a check before one has passed, as `check_model` does.
+
+    Of packed (quantised) weights the subject is the dequantised model, in `dtype`.
 
     Raises:
         Unchecked: the model's code is not the library's own, or its weights are quantised, and no check has passed.
@@ -96,20 +100,18 @@ def load_subject(
                 if REFUSED.get(config.model_type) not in (None, UNREAD) or config.model_type in ANATOMIES:
                     anatomy_of(config)  # ahead of anything that takes long
                 tokenizer = tokenizer or _tokenizer(where, folder, remote)
-            known = config.model_type in ANATOMIES
-            quantised = getattr(config, "quantization_config", None) is not None
-            if (
-                in_pieces
-                and not adapter
-                and not quantised
-                and not trust_remote_code
-                and known
-                and comes_in_pieces(config)
-            ):
-                loaded = empty_model(config, DTYPES[dtype or "float32"])
-                files = CheckpointWeights(_files(folder, facts["source"], revision), loaded)
+            packed, wanted = method_of(config), DTYPES[dtype or "float32"]
+            how = unpacker(config)  # refuses what cannot be unpacked
+            known = config.model_type in ANATOMIES and comes_in_pieces(config)
+            if in_pieces and known and not (adapter or trust_remote_code or packed in BY_LIBRARY):
+                loaded = empty_model(dequantised(config), wanted)
+                files = open_files(_files(folder, facts["source"], revision), loaded, config)
+            elif packed:
+                own = _files(folder, facts["source"], revision) if how else None
+                loaded = load_packed(where, folder, config, wanted, own, use_safetensors=True, **remote)
             else:
-                loaded = load_whole(where, folder, dtype=DTYPES[dtype or "float32"], use_safetensors=True, **remote)
+                loaded = load_whole(where, folder, dtype=wanted, use_safetensors=True, **remote)
+            facts |= {"packed": f"{packed}, dequantised", "packed_bits": bits_of(config)} if packed else {}
             facts["commit"] = getattr(config, "_commit_hash", None)
         if adapter:
             loaded = load_adapter(loaded, adapter)

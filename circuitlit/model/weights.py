@@ -90,15 +90,26 @@ class CheckpointWeights:
         names: dict[int, list[str]] = {}
         for name, parameter in model.named_parameters(remove_duplicate=False):
             names.setdefault(id(parameter), []).append(name)
-        missing, wrong = [], []
+        missing, wrong, parts = [], [], set()
         for parameter in model.parameters():
-            key = self._find(names[id(parameter)])
-            if key is None:
+            key, own = self._find(names[id(parameter)]), self.parts(names[id(parameter)])
+            if own:
+                parts |= set(own.values())
+            elif key is None:
                 missing.append(names[id(parameter)][0])
             elif self._shapes[key] != list(parameter.shape):
                 wrong.append((key, self._shapes[key], parameter.shape))
         known = {key for own in names.values() for name in own for key in self._spellings(name)}
-        refuse_incomplete(self.folder, model, missing, set(self._files) - known, wrong)
+        refuse_incomplete(self.folder, model, missing, set(self._files) - known - parts, wrong)
+
+    def parts(self, names: Sequence[str]) -> dict[str, str]:
+        """Names in the files of what a packed parameter is kept as; plain files have none."""
+        return {}
+
+    def _tensor(self, key: str) -> Tensor:
+        """One tensor, whole."""
+        with safe_open(self.folder / self._files[key], "pt") as opened:
+            return opened.get_tensor(key)
 
     def read(self, names: Sequence[str], shape: Sequence[int], start: int, stop: int) -> Float[Tensor, "_"]:
         """The rows that hold the piece are read, no others.
@@ -145,10 +156,14 @@ class RandomWeights:
         if len(shape) == 1:
             value = 0.0 if names[0].endswith("bias") else 1.0
             return torch.full((stop - start,), value, device=self.device, dtype=self.dtype)
-        digest = hashlib.blake2b(f"{self.seed}/{names[0]}/{start}".encode(), digest_size=8).digest()
-        generator = torch.Generator(self.device).manual_seed(int.from_bytes(digest, "big") >> 1)
-        piece = torch.randn(stop - start, generator=generator, device=self.device, dtype=self.dtype)
+        draw = self.generator(names[0], start)
+        piece = torch.randn(stop - start, generator=draw, device=self.device, dtype=self.dtype)
         return piece.mul_(STANDARD_DEVIATION)
+
+    def generator(self, name: str, start: int) -> torch.Generator:
+        """What a piece is drawn with."""
+        digest = hashlib.blake2b(f"{self.seed}/{name}/{start}".encode(), digest_size=8).digest()
+        return torch.Generator(self.device).manual_seed(int.from_bytes(digest, "big") >> 1)
 
 
 class LoadedWeights:

@@ -25,8 +25,10 @@ from circuitlit.masked.ablation import Kind
 from circuitlit.masked.block import MaskedBlock
 from circuitlit.masked.forward import Recompute
 from circuitlit.model import Subject
+from circuitlit.model.packed import block_matrices
 
 DEFAULT_GIB = 80.0
+UNPACKING = 8  # bytes a number of the matrix that is being unpacked: places, values, result
 MASK_VECTORS = 9  # log-alphas, gradient, two moments, noise, gates, dense masks, their gradient, one temporary
 
 
@@ -43,6 +45,7 @@ class StepShape:
         cache_gib: memory for the training pairs' references.
         strategy, devices: how many processes share the work, and how.
         sharded: True where they share the weights out; `offload` keeps these in the host's memory.
+        packed_bits: that each weight of a block's matrices takes, where these stay packed; None where they do not.
     """
 
     pairs: int
@@ -57,6 +60,7 @@ class StepShape:
     devices: int = 1
     sharded: bool = False
     offload: bool = False
+    packed_bits: float | None = None
 
 
 def plan_memory(subject: Subject, shape: StepShape, gib: float | None = None) -> MemoryPlans:
@@ -266,10 +270,17 @@ def _weights(subject: Subject, shape: StepShape) -> dict[str, float]:
     block = sum(p.nbytes for p in subject.anatomy.blocks(model)[0].parameters())
     part = block / shape.devices  # on its way from the host
     panel = min(shape.panel, subject.graph.n_layers)
-    return {
-        "weights": part if shape.offload else whole / shape.devices,
-        "gathered weights": (panel + 1) * block,  # a panel, and the next block on its way
-    }
+    gathered = (panel + 1) * block  # a panel, and the next block on its way
+    if shape.packed_bits is not None:
+        matrices = [module.weight for module in block_matrices(model, model.config).values()]
+        packed = shape.packed_bits / 8 * sum(own.numel() for own in matrices)  # every device keeps all of them
+        rest = (whole - sum(own.nbytes for own in matrices)) / shape.devices
+        gathered += UNPACKING * max(own.numel() for own in matrices)
+        return {
+            "weights": packed / subject.graph.n_layers if shape.offload else rest + packed,
+            "gathered weights": gathered,
+        }
+    return {"weights": part if shape.offload else whole / shape.devices, "gathered weights": gathered}
 
 
 def _references(subject: Subject, shape: StepShape) -> float:

@@ -10,7 +10,7 @@ from omegaconf import DictConfig
 from torch import Tensor
 from transformers import AutoModelForCausalLM, AutoTokenizer, PretrainedConfig
 
-from circuitlit.cli.build import device_of, masked_model, plain, shards
+from circuitlit.cli.build import device_of, masked_model, plain, shards, shares_out
 from circuitlit.cli.ranks import planned
 from circuitlit.discover.workbench import Workbench
 from circuitlit.errors import UserError
@@ -21,7 +21,9 @@ from circuitlit.masked import References
 from circuitlit.model import Subject
 from circuitlit.model.load import DTYPES, config_from
 from circuitlit.model.packages import packaged_weights
-from circuitlit.model.weights import RandomWeights, empty_model
+from circuitlit.model.packed import bits_of, block_matrices
+from circuitlit.model.packed_files import RandomPacked, dequantised
+from circuitlit.model.weights import RandomWeights, WeightSource, empty_model
 from circuitlit.tasks import Pairs, PairsModule
 from circuitlit.tasks.encoded import EncodedPairs, Row
 
@@ -40,14 +42,15 @@ def shape_of(cfg: DictConfig) -> PretrainedConfig:
 def meta_subject(cfg: DictConfig) -> Subject:
     """The model's shapes without its weights."""
     with torch.device("meta"):
-        model = AutoModelForCausalLM.from_config(shape_of(cfg), dtype=DTYPES[cfg.model.dtype])
+        model = AutoModelForCausalLM.from_config(dequantised(shape_of(cfg)), dtype=DTYPES[cfg.model.dtype])
     return Subject(model, name=cfg.model.name)
 
 
-def step_shape(cfg: DictConfig, tokens: int, answers: int, examples: int) -> StepShape:
+def step_shape(
+    cfg: DictConfig, tokens: int, answers: int, examples: int, packed_bits: float | None = None
+) -> StepShape:
     """A training step as `data`, `mask`, `ablation` and `strategy` have it."""
-    settings, devices = cfg.strategy.get("shard"), planned(cfg)
-    sharded = bool(settings)
+    devices, sharded = planned(cfg), bool(cfg.strategy.get("shard"))
     return StepShape(
         cfg.data.batch_size,
         tokens,
@@ -60,7 +63,8 @@ def step_shape(cfg: DictConfig, tokens: int, answers: int, examples: int) -> Ste
         cfg.strategy.name,
         devices,
         sharded,
-        sharded and settings.offload,
+        sharded and cfg.strategy.shard.offload,
+        packed_bits,
     )
 
 
@@ -73,11 +77,16 @@ def random_subject(cfg: DictConfig, dtype: str) -> Subject:
         raise UserError(f"dtypes={dtype} is not one of {', '.join(DTYPES)}")
     facts, device = {"source": "random weights", "dtype": dtype}, device_of(cfg)
     if shards(cfg):
-        source = RandomWeights(cfg.seed, device, DTYPES[dtype])
-        return Subject(empty_model(shape_of(cfg), DTYPES[dtype]), None, cfg.model.name, facts, source=source)
+        shape = shape_of(cfg)
+        model = empty_model(dequantised(shape), DTYPES[dtype])
+        bits = bits_of(shape)
+        source: WeightSource = RandomWeights(cfg.seed, device, DTYPES[dtype])
+        if bits is not None:
+            source = RandomPacked(cfg.seed, device, DTYPES[dtype], set(block_matrices(model, shape)))
+        return Subject(model, None, cfg.model.name, facts | {"packed_bits": bits}, source=source)
     torch.manual_seed(cfg.seed)
     with torch.device(device):
-        model = AutoModelForCausalLM.from_config(shape_of(cfg), dtype=DTYPES[dtype])
+        model = AutoModelForCausalLM.from_config(dequantised(shape_of(cfg)), dtype=DTYPES[dtype])
     return Subject(model, name=cfg.model.name, provenance=facts)
 
 

@@ -55,7 +55,9 @@ class Foretold(Callback):
 
     def _memory(self, batch: Batch, device: torch.device) -> str:
         """The plan's sum, in words; empty for a model that no plan can be made for."""
-        shape = step_shape(self.cfg, batch.clean.shape[1], batch.answer.shape[1], len(self.bench.data.train))
+        tokens, answers = batch.clean.shape[1], batch.answer.shape[1]
+        bits = self.bench.subject.provenance.get("packed_bits")
+        shape = step_shape(self.cfg, tokens, answers, len(self.bench.data.train), bits)
         try:
             need = sum(memory_parts(meta_copy(self.bench.subject), shape).values()) / 2**30
         except ValueError:  # a compiled model

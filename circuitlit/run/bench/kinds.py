@@ -16,13 +16,22 @@ from circuitlit.evaluate.cost.attribution import time_attribution
 from circuitlit.evaluate.cost.benchmark import AttributionTimes, MemoryPlans, StepTimes
 from circuitlit.evaluate.cost.memory import memory_parts, meta_copy, plan_memory, that_fits
 from circuitlit.evaluate.cost.training import steps_to_take, time_training
+from circuitlit.model.packed import bits_of
 from circuitlit.progress import CONSOLE
-from circuitlit.run.bench.data import meta_subject, random_scores, random_subject, random_workbench, step_shape
+from circuitlit.run.bench.data import (
+    meta_subject,
+    random_scores,
+    random_subject,
+    random_workbench,
+    shape_of,
+    step_shape,
+)
 
 
 def memory(cfg: DictConfig) -> MemoryPlans:
     """Of one step; nothing is loaded."""
-    return plan_memory(meta_subject(cfg), step_shape(cfg, cfg.tokens, cfg.answers, cfg.examples or 0), cfg.gib)
+    shape = step_shape(cfg, cfg.tokens, cfg.answers, cfg.examples or 0, bits_of(shape_of(cfg)))
+    return plan_memory(meta_subject(cfg), shape, cfg.gib)
 
 
 def steps(cfg: DictConfig) -> StepTimes:
@@ -89,7 +98,7 @@ def _step(cfg: DictConfig, dtype: str) -> StepTimes:
     gc.collect()  # what the step before held
     examples = cfg.examples or number * micro_batches * cfg.data.batch_size
     bench = random_workbench(cfg, random_subject(cfg, dtype), examples)
-    shape = step_shape(cfg, cfg.tokens, cfg.answers, examples)
+    shape = step_shape(cfg, cfg.tokens, cfg.answers, examples, bench.subject.provenance.get("packed_bits"))
     return time_training(
         bench,
         repeats=cfg.repeats,
