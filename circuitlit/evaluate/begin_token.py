@@ -2,6 +2,8 @@
 
 from __future__ import annotations
 
+from typing import Any
+
 import torch
 
 from circuitlit.discover.workbench import Workbench
@@ -21,11 +23,11 @@ def tell_front(bench: Workbench) -> None:
         return
     if front := front_tokens(tokenizer):
         say(f"in front of every prompt stands {tokenizer.decode(front)}")
-    begin = tokenizer.bos_token_id
+    begin: Any = tokenizer.bos_token_id
     if begin is None or begin in front or any(row.clean[0] == begin for row in pairs.rows):
         return
     if max(pairs.lengths) < longest_prompt(bench.subject.model.config)[0]:
-        without, led = (_accuracy(bench, some) for some in (pairs, pairs.led_by(int(begin))))
+        without, led = (_accuracy(bench, some) for some in (pairs, pairs.led_by(begin)))
         say(f"no beginning token: accuracy {without:.3f}; with {tokenizer.bos_token} in front it would be {led:.3f}")
 
 

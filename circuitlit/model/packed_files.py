@@ -114,7 +114,7 @@ def dequantised(config: PretrainedConfig) -> PretrainedConfig:
     """The configuration of the dequantised model."""
     own = deepcopy(config)
     if hasattr(own, "quantization_config"):
-        del own.quantization_config
+        delattr(own, "quantization_config")
     return own
 
 

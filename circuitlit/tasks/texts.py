@@ -5,6 +5,7 @@ from __future__ import annotations
 from collections.abc import Sequence
 from typing import NamedTuple
 
+from tokenizers import Tokenizer
 from transformers import PreTrainedTokenizerBase
 
 from circuitlit.tasks.pair import Pair
@@ -76,7 +77,8 @@ def misread(
             [texts.contrasted for texts in tokenised],
         ),
     ]
-    backend, found = tokenizer.backend_tokenizer, {}  # type: ignore[attr-defined]
+    backend: Tokenizer = tokenizer.backend_tokenizer  # type: ignore[attr-defined]
+    found: dict[int, str] = {}
     led = "".join(backend.decode(front, skip_special_tokens=False).split())
     for texts, rows in columns:
         decoded = backend.decode_batch([row[len(front) :] for row in rows], skip_special_tokens=False)
