@@ -2,7 +2,8 @@
 
 from __future__ import annotations
 
-from contextlib import ExitStack
+from collections.abc import Iterator
+from contextlib import ExitStack, contextmanager
 from typing import Any
 
 import torch
@@ -43,7 +44,7 @@ def masked_logits(
         attn_norm, mlp_norm = anatomy.ahead(block, anatomy.attn_norm), anatomy.ahead(block, anatomy.mlp_norm)
         first = graph.reader_rows(layer).start
         inputs = [attn_norm(seen(first + reader)) for reader in range(graph.n_heads + 2 * graph.n_kv_heads)]
-        mlp_reader = first + graph.readers_per_layer - 1
+        mlp_reader = first + graph.n_heads + 2 * graph.n_kv_heads
         if graph.parallel:
             mlp_input = seen(mlp_reader)
         results = _all_heads(subject, layer, told, inputs)
@@ -57,7 +58,8 @@ def masked_logits(
         constants = constants + out(torch.zeros_like(results)) * gain
         if not graph.parallel:
             mlp_input = seen(mlp_reader)
-        own.append(_mlp(block, mlp_norm(mlp_input)))
+        with _routed(block, mlp_norm(seen(mlp_reader + 1)) if graph.routers else None):
+            own.append(_mlp(block, mlp_norm(mlp_input)))
         cut.append(cut_run.mlps[:, layer])
     norm = model.get_submodule(anatomy.final_norm)
     return torch.take_along_dim(subject.unembed(norm(seen(-1))), batch.positions[..., None], 1)
@@ -100,6 +102,20 @@ def _gain(subject: Subject, block: Any) -> Tensor | float:
         return factor
     norm = getattr(block, post)
     return factor * (norm.weight + ("Gemma" in type(norm).__name__))
+
+
+@contextmanager
+def _routed(block: Any, x: Tensor | None) -> Iterator[None]:
+    """Experts chosen and weighed for another stream than the one they read, by what the router says of that alone."""
+    if x is None:
+        yield
+        return
+    mlp = getattr(block, "mlp", None) or block.block_sparse_moe
+    router = mlp.gate if hasattr(mlp, "gate") else mlp.router
+    said = router(x.flatten(0, 1))
+    hook = router.register_forward_hook(lambda module, args, output: said)
+    yield
+    hook.remove()
 
 
 def _mlp(block: Any, x: Tensor) -> Tensor:

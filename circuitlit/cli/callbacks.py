@@ -6,7 +6,6 @@ import json
 import os
 import shutil
 from collections.abc import Callable
-from dataclasses import asdict
 from pathlib import Path
 from typing import Any
 
@@ -91,7 +90,7 @@ class MaskSnapshots(Callback):
         assert isinstance(learner, MaskLearner)
         self.folder.mkdir(parents=True, exist_ok=True)
         layout = learner.loss.layout
-        facts = {"graph": asdict(layout.graph), "roles": list(layout.roles), "sites": layout.sites}
+        facts = {"graph": layout.graph.to_dict(), "roles": list(layout.roles), "sites": layout.sites}
         facts["count"] = self.count
         tensors = {"log_alpha": learner.log_alpha.detach().float()}
         header = {"step": str(step), "circuitlit": json.dumps(facts)}

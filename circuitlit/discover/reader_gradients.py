@@ -78,10 +78,11 @@ def trace(
                 "each pair, else set method.objective.path=circuitlit.objective.answer_cross_entropy"
             )
         projected = [output for outputs in reads.projected for output in outputs]
-        wanted = [*projected, *reads.mlp_normed, *reads.final_normed]
-        grads = torch.autograd.grad(value, wanted)
-    layers = len(reads.mlp)
-    gradients = _at_inputs(loss, reads, grads[: len(projected)], grads[-layers - 1 : -1], grads[-1], real_tokens(batch))
+        kinds = [part for part in (reads.mlp_normed, reads.routed) if part]
+        inputs = [seen for of_layer in zip(*kinds, strict=True) for seen in of_layer]
+        grads = torch.autograd.grad(value, [*projected, *inputs, *reads.final_normed])
+    count = len(projected)
+    gradients = _at_inputs(loss, reads, grads[:count], grads[count:-1], grads[-1], real_tokens(batch))
     parts = [writers.embed[0], torch.stack(writers.heads, 1), torch.stack(writers.mlps, 1)]
     return Trace(gradients, Ablated(*(part.detach() for part in parts)))
 
@@ -133,9 +134,10 @@ def _at_inputs(
         weights = (block.q_weight, block.k_weight, block.v_weight)
         normed = [torch.einsum("tho,hdo->htd", g, w) for g, w in zip((q, k, v), weights, strict=True)]
         attention = through_norm(block.attn_norm, pick(reads.attention[layer]), torch.cat(normed))
-        gradients[rows.start : rows.stop - 1] = attention
-        mlp = pick(mlp_normed[layer])[None]
-        gradients[rows.stop - 1] = through_norm(block.mlp_norm, pick(reads.mlp[layer]), mlp)[0]
+        split, count = graph.mlp_row(layer), graph.mlp_readers
+        gradients[rows.start : split] = attention
+        mlp = torch.stack([pick(grad) for grad in mlp_normed[count * layer : count * (layer + 1)]])
+        gradients[split : rows.stop] = through_norm(block.mlp_norm, pick(reads.mlp[layer]), mlp)
     gradients[-1] = through_norm(loss.model.final_norm, pick(reads.final[0]), pick(final_normed)[None])[0]
     return gradients
 
@@ -210,7 +212,7 @@ def writer_chunks(
         mlp = outputs.mlps[:, layer].flatten(0, 1)[tokens]
         start = graph.writers_before(layer)
         columns = slice(start, start + graph.writers_per_layer)
-        yield columns, graph.reader_rows(layer).stop - 1, torch.cat([heads, mlp[None]])
+        yield columns, graph.mlp_row(layer), torch.cat([heads, mlp[None]])
 
 
 def _blocks(loss: MaskedLoss) -> list[MaskedBlock]:

@@ -110,6 +110,7 @@ class FoundCircuit(Compared, Result):
         ground_truth: against a published circuit.
         completeness, minimality, curve, smallest: of `evaluate_circuit`.
         trust: rows of the trust card that cost little, by their names.
+        experts: of a mixture of experts, what each expert has in the kept edges; see `ExpertShares`.
     """
 
     schema: ClassVar[str] = "circuit"
@@ -145,6 +146,7 @@ class FoundCircuit(Compared, Result):
     curve: dict[str, Any] | None = None
     smallest: dict[str, Any] | None = None
     trust: dict[str, TrustRow] | None = None
+    experts: list[dict[str, Any]] | None = None
 
     __repr__ = Result.__repr__
 

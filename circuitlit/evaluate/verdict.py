@@ -10,6 +10,7 @@ from circuitlit.discover.workbench import Workbench
 from circuitlit.evaluate.agreement import Agreements
 from circuitlit.evaluate.baseline import Baseline, cut_to_reachable
 from circuitlit.evaluate.controls import random_circuit, shuffled_circuit
+from circuitlit.evaluate.experts import expert_shares
 from circuitlit.evaluate.found import (
     FAILED,
     OK,
@@ -32,6 +33,8 @@ from circuitlit.graph import Circuit, EdgeScores, reachable_edges
 from circuitlit.model import Subject
 from circuitlit.objective import Outcome
 from circuitlit.progress import told
+
+EXPERT_BATCHES = 2  # test batches on which experts' shares are measured
 
 
 @dataclass(frozen=True)
@@ -110,6 +113,7 @@ def measure_circuit(
         attributions_tried=[one.to_dict() for one in tried],
         new_words=_new_words(bench, circuit, equal),
         **_against_truth(bench.subject, circuit),
+        experts=expert_shares(bench.subject, bed.batches[:EXPERT_BATCHES], circuit),
     )
     status, reason = verdict(result, bars, bench.data.splits.exhaustive)
     assert result.subset and result.random and result.shuffled

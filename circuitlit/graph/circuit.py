@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import json
-from dataclasses import asdict, dataclass, field
+from dataclasses import dataclass, field
 from pathlib import Path
 
 import torch
@@ -123,7 +123,7 @@ class Circuit:
         tensors = {"scores": scores.values, "kept": self.kept, "reachable": self.reachable}
         header = {
             "format": FORMAT,
-            "graph": asdict(self.graph),
+            "graph": self.graph.to_dict(),
             "method": scores.method,
             "roles": list(scores.roles),
             "ranks_by_magnitude": scores.ranks_by_magnitude,

@@ -67,6 +67,7 @@ def export_circuit(circuit: Circuit, path: Path, format: str, d_model: int) -> N
             "n_kv_heads": graph.n_kv_heads,
             "coupled": graph.coupled,
             "inputs": graph.inputs,
+            **({"routers": True} if graph.routers else {}),
             "method": circuit.scores.method,
             "ranks_by_magnitude": circuit.scores.ranks_by_magnitude,
             **_written_kind(circuit.scores),
@@ -116,8 +117,8 @@ def _written_kind(scores: EdgeScores) -> dict[str, Any]:
 def _shape(graph: Graph) -> str:
     kind = "parallel blocks" if graph.parallel else "layers"
     coupled = ", coupled by a norm" if graph.coupled else ""
-    inputs = ", two inputs" if graph.inputs > 1 else ""
-    return f"{graph.n_layers} {kind} x {graph.n_heads} heads ({graph.n_kv_heads} key/value{coupled}{inputs})"
+    more = (", two inputs" if graph.inputs > 1 else "") + (", routers" if graph.routers else "")
+    return f"{graph.n_layers} {kind} x {graph.n_heads} heads ({graph.n_kv_heads} key/value{coupled}{more})"
 
 
 def _ungrouped(graph: Graph) -> tuple[Graph, Int[Tensor, "edge"]]:
@@ -129,7 +130,8 @@ def _ungrouped(graph: Graph) -> tuple[Graph, Int[Tensor, "edge"]]:
         first = graph.reader_rows(layer).start
         queries = range(first, first + graph.n_heads)
         keys = [queries.stop + head // group for head in range(graph.n_heads)]
-        readers += [*queries, *keys, *(key + graph.n_kv_heads for key in keys), graph.reader_rows(layer).stop - 1]
+        readers += [*queries, *keys, *(key + graph.n_kv_heads for key in keys)]
+        readers += range(graph.mlp_row(layer), graph.reader_rows(layer).stop)
     ours = torch.tensor([*readers, graph.n_readers - 1])
     return wide, graph.offsets[ours[wide.reader_of]] + wide.writer_of
 
@@ -176,7 +178,7 @@ def _read(path: Path, graph: Graph | None) -> Circuit:
         layers, heads = int(cfg["n_layers"]), int(cfg["n_heads"])
         groups = ours.get("n_kv_heads") or (graph.n_kv_heads if graph and graph.n_heads == heads else heads)
         parallel, coupled, inputs = cfg.get("parallel_attn_mlp"), ours.get("coupled"), ours.get("inputs", 1)
-        own = Graph(layers, heads, int(groups), bool(parallel), bool(coupled), int(inputs))
+        own = Graph(layers, heads, int(groups), bool(parallel), bool(coupled), int(inputs), bool(ours.get("routers")))
         wide, home = _ungrouped(own)
         scores, there = _from_matrices(wide, content) if "edges_scores" in content else _from_names(wide, content)
         kind: dict[str, Any] = kind_of(ours) if ours else {"kind": "effect"}

@@ -1,14 +1,16 @@
 """Topology of a decoder-only transformer: who writes to the residual stream, who reads it, and every edge between.
 
 Names are those of EAP-IG and MIB. Writers: `input` (and `pos`), `a{l}.h{h}`, `m{l}`. Readers: `a{l}.h{h}<q|k|v>`,
-`m{l}`, `logits`. With grouped-query attention the k and v readers are per key/value head.
+`m{l}`, `logits`. With grouped-query attention the k and v readers are per key/value head. Of a mixture of experts the
+router is a reader of its own, `m{l}<router>`; experts write together, as `m{l}`.
 """
 
 from __future__ import annotations
 
 import re
-from dataclasses import dataclass
+from dataclasses import asdict, dataclass
 from functools import cached_property
+from typing import Any
 
 import torch
 from jaxtyping import Int, Shaped
@@ -22,8 +24,9 @@ class Graph:
     """All edges of one architecture, in a fixed order.
 
     Writers are ordered by depth: the inputs, then for each layer its heads and its MLP. Readers too: for each layer the
-    q readers of all heads, the k readers, the v readers, the MLP; last the logits. A reader sees a prefix of the
-    writers, so the edges of one reader are consecutive, and reader after reader they make up the flat edge order.
+    q readers of all heads, the k readers, the v readers, the MLP and its router, if it has one; last the logits. A
+    reader sees a prefix of the writers, so the edges of one reader are consecutive, and reader after reader they make
+    up the flat edge order.
 
     Attributes:
         n_layers: transformer blocks.
@@ -34,6 +37,7 @@ class Graph:
         coupled: True where a norm behind the attention scales the writes of all heads of a block by one factor
             (Gemma 2 and 3), so that whatever a head reads shapes what all of them write.
         inputs: 1 for the token embeddings alone; 2 where position embeddings are a writer too (Tracr).
+        routers: True where every MLP is a mixture of experts, whose router is a reader beside it.
     """
 
     n_layers: int
@@ -42,6 +46,7 @@ class Graph:
     parallel: bool = False
     coupled: bool = False
     inputs: int = 1
+    routers: bool = False
 
     def __post_init__(self) -> None:
         numbers = (self.n_layers, self.n_heads, self.n_kv_heads)
@@ -50,8 +55,18 @@ class Graph:
 
     @property
     def readers_per_layer(self) -> int:
-        """Readers in a block: q heads, k heads, v heads and one MLP."""
-        return self.n_heads + 2 * self.n_kv_heads + 1
+        """Readers in a block: q heads, k heads, v heads, one MLP and its router, if it has one."""
+        return self.attention_readers + self.mlp_readers
+
+    @property
+    def attention_readers(self) -> int:
+        """Readers of a block's attention: q heads, k heads, v heads."""
+        return self.n_heads + 2 * self.n_kv_heads
+
+    @property
+    def mlp_readers(self) -> int:
+        """Readers of a block's MLP: 1, or with a router 2."""
+        return 1 + self.routers
 
     @property
     def writers_per_layer(self) -> int:
@@ -68,14 +83,19 @@ class Graph:
         """Readers in the model, the logits included."""
         return self.n_layers * self.readers_per_layer + 1
 
+    def to_dict(self) -> dict[str, Any]:
+        """Plain numbers, for files; `routers` only where there are some, so that other files stay as they were."""
+        content = asdict(self)
+        return content if self.routers else {key: value for key, value in content.items() if key != "routers"}
+
     @cached_property
     def visible(self) -> Int[Tensor, "reader"]:
         """How many writers each reader sees: always the first ones."""
         counts = []
         for layer in range(self.n_layers):
             before = self.writers_before(layer)
-            counts += [before] * (self.readers_per_layer - 1)
-            counts.append(before if self.parallel else before + self.n_heads)
+            counts += [before] * self.attention_readers
+            counts += [before if self.parallel else before + self.n_heads] * self.mlp_readers
         return torch.tensor([*counts, self.n_writers])
 
     @cached_property
@@ -119,9 +139,13 @@ class Graph:
         return self.inputs + layer * self.writers_per_layer
 
     def reader_rows(self, layer: int) -> slice:
-        """The readers of one block, MLP last."""
+        """The readers of one block, those of the MLP last."""
         start = layer * self.readers_per_layer
         return slice(start, start + self.readers_per_layer)
+
+    def mlp_row(self, layer: int) -> int:
+        """The place of a block's MLP among the readers."""
+        return layer * self.readers_per_layer + self.attention_readers
 
     @cached_property
     def writers(self) -> list[str]:
@@ -154,7 +178,7 @@ class Graph:
         for layer in range(self.n_layers):
             for kind, heads in (("q", self.n_heads), ("k", self.n_kv_heads), ("v", self.n_kv_heads)):
                 names += [f"a{layer}.h{head}<{kind}>" for head in range(heads)]
-            names.append(f"m{layer}")
+            names += [f"m{layer}", f"m{layer}<router>"][: self.mlp_readers]
         return [*names, "logits"]
 
     @cached_property
@@ -168,12 +192,12 @@ class Graph:
         for layer in range(self.n_layers):
             first = self.writers_before(layer)
             if self.coupled:
-                fed += [range(first, first + self.n_heads)] * (self.readers_per_layer - 1)
+                fed += [range(first, first + self.n_heads)] * self.attention_readers
             else:
                 fed += [range(first + head, first + head + 1) for head in range(self.n_heads)]
                 for _kind in "kv":
                     fed += [range(first + head * group, first + (head + 1) * group) for head in range(self.n_kv_heads)]
-            fed.append(range(first + self.n_heads, first + self.n_heads + 1))
+            fed += [range(first + self.n_heads, first + self.n_heads + 1)] * self.mlp_readers
         return [*fed, range(0)]
 
     def edge_name(self, edge: int) -> str:

@@ -49,7 +49,7 @@ def mlps_to_logits(circuit: Circuit) -> list[int]:
 def heads_into_mlps(circuit: Circuit, layers: Sequence[int]) -> list[Head]:
     """Heads with a reachable edge into one of these MLPs."""
     graph, kept = circuit.graph, circuit.reachable.any(0)
-    rows = torch.tensor([graph.reader_rows(layer).stop - 1 for layer in layers], dtype=torch.long)
+    rows = torch.tensor([graph.mlp_row(layer) for layer in layers], dtype=torch.long)
     into = kept & torch.isin(graph.reader_of, rows)
     return heads_of(graph.by_head(writers_of(graph, into[None])))
 

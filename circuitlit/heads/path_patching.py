@@ -137,13 +137,13 @@ def _seen(bed: PatchBed, number: int, deltas: Deltas, receivers: Sequence[int]) 
         by_layer.setdefault(layer, []).append(place)
     seen = {}
     for layer, places in by_layer.items():
-        ends = [*list(starts.values())[1:], graph.readers_per_layer - 1]
+        ends = [*list(starts.values())[1:], graph.attention_readers]
         kinds = {
             kind: [place - start for place in places if start <= place < end]
             for (kind, start), end in zip(starts.items(), ends, strict=True)
         }
         kinds = {kind: own for kind, own in kinds.items() if own}
-        mlp = _seen_by_mlp(bed, number, deltas, layer) if graph.readers_per_layer - 1 in places else None
+        mlp = _seen_by_mlp(bed, number, deltas, layer) if graph.attention_readers in places else None
         seen[layer] = Seen(kinds, seen_by_layer(bed, number, deltas, layer) if kinds else None, mlp)
     return seen
 

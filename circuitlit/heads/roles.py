@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import json
 from collections.abc import Mapping
-from dataclasses import asdict, dataclass, field
+from dataclasses import dataclass, field
 from pathlib import Path
 from typing import TYPE_CHECKING
 
@@ -71,7 +71,7 @@ class HeadScores:
 
     def save(self, folder: Path) -> None:
         """Write `heads.safetensors` (the scores) and `heads.json` (the same by head name, and the details)."""
-        header = {"format": FORMAT, "graph": asdict(self.graph), "details": self.details}
+        header = {"format": FORMAT, "graph": self.graph.to_dict(), "details": self.details}
         tensors = {name: values.float() for name, values in self.scores.items()}
         save_tensors(folder / "heads.safetensors", tensors, {"circuitlit": json.dumps(header)})
         named = {name: by_name(values) for name, values in self.scores.items()}

@@ -18,6 +18,7 @@ from circuitlit.masked.projection import Again, Projection, Room
 from circuitlit.masked.short_attention import LONGEST, Rotary, kernel_attention, rotates_by_halves
 from circuitlit.masked.tokens import Tokens, picked
 from circuitlit.model.anatomy import BlockParts, HeadMap
+from circuitlit.model.experts import reading
 from circuitlit.model.norms import recognise
 from circuitlit.products import fast_products, frozen_product
 
@@ -64,6 +65,8 @@ class MaskedBlock(nn.Module):
         self.n_heads, self.n_kv_heads, self.parallel = graph.n_heads, graph.n_kv_heads, graph.parallel
         self.first_writer = graph.writers_before(layer)
         self.own = None if parts.own is None else OwnAttention(*parts.own, graph)
+        self.tail = graph.mlp_readers
+        self.router = parts.router if graph.routers else None
 
     def _own(self, name: str, value: Tensor | None) -> None:
         self.register_parameter(name, None if value is None else nn.Parameter(value, requires_grad=False))
@@ -103,7 +106,7 @@ class MaskedBlock(nn.Module):
         """
         heads, split, first = self.n_heads, self.attention_readers, self.first_writer
         here = picked(ablated, tokens)
-        token, seen, mlp_seen = ledger.read(token, here, row, split + 1, first, self.parallel)
+        token, seen, mlp_seen = ledger.read(token, here, row, split + self.tail, first, self.parallel, self.tail)
         room = partial(ledger.room, row, split)
         again = ledger.read_again(here, row, split, first) if self.reread else None
         projected = self._project(seen, room, again)
@@ -114,7 +117,9 @@ class MaskedBlock(nn.Module):
         added = self._put_out(ablated_heads)
         if not self.parallel:
             token, mlp_seen = ledger.read_on(token, mlp_seen, picked(added, tokens), row + split, first, heads)
-        token = ledger.write(token, first + heads, self.write_mlp(mlp_seen), picked(ablated_mlp, tokens)[None])
+        token = ledger.write(
+            token, first + heads, self.write_mlp(mlp_seen[:1], mlp_seen[1:]), picked(ablated_mlp, tokens)[None]
+        )
         return token, ablated + added + ablated_mlp
 
     def _write_heads(self, ledger: Ledger, token: Token, results: Float[Tensor, "head token width"]) -> Token:
@@ -126,9 +131,20 @@ class MaskedBlock(nn.Module):
         flat, weight = results.reshape(-1, results.shape[-1]), self.out_weight.detach().flatten(0, 1)
         return frozen_product(flat, weight, self.out_bias)
 
-    def write_mlp(self, x: Float[Tensor, "row token d"]) -> Float[Tensor, "row token d"]:
-        """What the MLP writes. On a GPU torch's own norms and activations stand in for the library's many launches."""
+    def write_mlp(
+        self, x: Float[Tensor, "row token d"], routed: Float[Tensor, "routed token d"] | None = None
+    ) -> Float[Tensor, "row token d"]:
+        """What the MLP writes. On a GPU torch's own norms and activations stand in for the library's many launches.
+
+        Args:
+            x: what it reads.
+            routed: what its router reads; None or no rows where it has none.
+        """
         norm = self._mlp_affine
+        if self.router is not None:
+            assert routed is not None and routed.shape == x.shape
+            with reading(self.router, self.mlp_norm(routed)):
+                return self.mlp(self.mlp_norm(x))
         if not fused(x):
             with fast_products(x):
                 return self.mlp(self.mlp_norm(x))

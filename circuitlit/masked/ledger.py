@@ -127,19 +127,27 @@ class Ledger:
         return OpenPanel.apply(token, self)  # type: ignore[return-value]
 
     def read(
-        self, token: Token, ablated: Float[Tensor, "token d"], row: int, readers: int, writers: int, together: bool
-    ) -> tuple[Token, Float[Tensor, "attention token d"], Float[Tensor, "one token d"]]:
-        """What a block's readers see: those of the attention, and its MLP.
+        self,
+        token: Token,
+        ablated: Float[Tensor, "token d"],
+        row: int,
+        readers: int,
+        writers: int,
+        together: bool,
+        tail: int = 1,
+    ) -> tuple[Token, Float[Tensor, "attention token d"], Float[Tensor, "mlp token d"]]:
+        """What a block's readers see: those of the attention, and those of its MLP.
 
         Args:
             token: the last call's.
             ablated: the ablated run's residual stream at this depth.
             row: place of the first of these readers in the open panel.
             readers: how many, the MLP's included.
+            tail: how many of them are the MLP's.
             writers: of the whole model that they see.
             together: True where the MLP sees no more than the attention; else `read_on` adds the block's heads.
         """
-        return Read.apply(token, ablated, self, row, readers, writers, together)  # type: ignore[return-value]
+        return Read.apply(token, ablated, self, row, readers, writers, together, tail)  # type: ignore[return-value]
 
     def read_again(
         self, ablated: Float[Tensor, "token d"], row: int, readers: int, writers: int
@@ -175,13 +183,13 @@ class Ledger:
     def read_on(
         self,
         token: Token,
-        seen: Float[Tensor, "one token d"],
+        seen: Float[Tensor, "mlp token d"],
         ablated: Float[Tensor, "token d"],
         row: int,
         first: int,
         writers: int,
-    ) -> tuple[Token, Float[Tensor, "one token d"]]:
-        """What an MLP sees once its own block's heads have written.
+    ) -> tuple[Token, Float[Tensor, "mlp token d"]]:
+        """What an MLP and its router see once its own block's heads have written.
 
         Args:
             token: the last call's.

@@ -86,15 +86,23 @@ class Read(Function):
 
     @staticmethod
     def forward(
-        ctx: Any, token: Tensor, ablated: Tensor, ledger: Ledger, row: int, readers: int, writers: int, together: bool
+        ctx: Any,
+        token: Tensor,
+        ablated: Tensor,
+        ledger: Ledger,
+        row: int,
+        readers: int,
+        writers: int,
+        together: bool,
+        tail: int,
     ) -> tuple[Tensor, Tensor, Tensor]:
-        ctx.ledger, ctx.row, ctx.together = ledger, row, together
+        ctx.ledger, ctx.row, ctx.together, ctx.tail = ledger, row, together, tail
         ctx.readers = slice(ledger.panel.reader + row, ledger.panel.reader + row + readers)
         ctx.writers = slice(ledger.panel.writers, writers)
         partial = ledger.partial[row : row + readers]
         seen = torch.empty_like(partial)
         ledger.mix(seen, ctx.readers, ctx.writers, partial, ablated)
-        attention, mlp = seen[:-1], seen[-1:]
+        attention, mlp = seen[:-tail], seen[-tail:]
         if together:
             mlp = mlp.clone()  # kept by the MLP's norm, as a view it would keep all of `seen`
         else:
@@ -106,12 +114,12 @@ class Read(Function):
         ledger: Ledger = ctx.ledger
         room = ledger.room(ctx.row, ctx.readers.stop - ctx.readers.start)
         if grads[1].data_ptr() != room.data_ptr() or not grads[1].is_contiguous():
-            room[:-1] = grads[1]
+            room[: -ctx.tail] = grads[1]
         if ctx.together:
-            room[-1:] = grads[2]
+            room[-ctx.tail :] = grads[2]
         ledger.mix_backward(room, ctx.readers, ctx.writers)
         grad_ablated = room.sum(0) if ctx.needs_input_grad[1] else None
-        return grads[0], grad_ablated, None, None, None, None, None
+        return grads[0], grad_ablated, None, None, None, None, None, None
 
 
 class ReadOn(Function):
@@ -122,17 +130,17 @@ class ReadOn(Function):
         ctx: Any, token: Tensor, seen: Tensor, ablated: Tensor, ledger: Ledger, row: int, writers: slice
     ) -> tuple[Tensor, Tensor]:
         ctx.ledger, ctx.row, ctx.writers = ledger, row, writers
-        ctx.readers = slice(ledger.panel.reader + row, ledger.panel.reader + row + 1)
+        ctx.readers = slice(ledger.panel.reader + row, ledger.panel.reader + row + len(seen))
         out = torch.empty_like(seen)
         ledger.mix(out, ctx.readers, writers, seen, ablated)
         return token.view_as(token), out
 
     @staticmethod
     def backward(ctx: Any, *grads: Tensor) -> Any:
-        room = ctx.ledger.room(ctx.row, 1)
+        room = ctx.ledger.room(ctx.row, len(grads[1]))
         room.copy_(grads[1])
         ctx.ledger.mix_backward(room, ctx.readers, ctx.writers)
-        return grads[0], None, grads[1][0] if ctx.needs_input_grad[2] else None, None, None, None
+        return grads[0], None, grads[1].sum(0) if ctx.needs_input_grad[2] else None, None, None, None
 
 
 class ReadAt(Function):

@@ -35,14 +35,14 @@ class _Layer:
 
     Attributes:
         seen: input of every attention reader; a view of one stream as long as all readers see the same.
-        mlp_seen: input of the MLP.
+        mlp_seen: input of the MLP, and of its router.
         vectors: queries, keys (both rotated) and values of all heads, by kind.
         results: the heads' results ahead of the output projection, in the scale in which they are written.
         mlp: output of the MLP.
     """
 
     seen: Float[Tensor, "reader token d"]
-    mlp_seen: Float[Tensor, "token d"]
+    mlp_seen: Float[Tensor, "mlp token d"]
     vectors: dict[str, Float[Tensor, "head batch pos width"]]
     results: Float[Tensor, "head batch pos width"]
     mlp: Float[Tensor, "token d"]
@@ -121,13 +121,14 @@ class HeldRun:
             results = block.scaled(block.attention(vectors["q"], key, value, self._real))
             without = ablated.heads[:, layer].unflatten(-1, (heads, -1)).permute(2, 0, 1, 3)
             self.deltas[first : first + heads] = torch.bmm((results - without).flatten(1, 2), block.out_weight)
-            mlp_seen = hears(rows[split:], first)[0] if block.parallel else None
+            mlp_seen = hears(rows[split:], first) if block.parallel else None
             stream = stream + torch.bmm((without if cut else results).flatten(1, 2), block.out_weight).sum(0)
             if block.out_bias is not None:
                 stream = stream + block.out_bias
             if mlp_seen is None:
-                mlp_seen = hears(rows[split:], first + heads)[0]
-            mlp = block.write_mlp(mlp_seen[None])[0]
+                mlp_seen = hears(rows[split:], first + heads)
+            mlp_seen = mlp_seen.expand(self.graph.mlp_readers, -1, -1)
+            mlp = block.write_mlp(mlp_seen[:1], mlp_seen[1:])[0]
             self.deltas[first + heads] = mlp - ablated.mlps[:, layer].flatten(0, 1)
             self._layers.append(_Layer(seen.expand(split, -1, -1), mlp_seen, vectors, results, mlp))
             stream = stream + (ablated.mlps[:, layer].flatten(0, 1) if cut else mlp)
@@ -185,16 +186,19 @@ class HeldRun:
                 readers, unique, shift = changes.reach(self.masks, range(first, first + split))
             if readers:
                 self._attend(layer, readers, unique, shift, changes, keep)
-            if layer == start and place == split:
-                readers, shift = [0], moved[None]
+            if layer == start and place >= split:
+                readers, unique, shift = [place - split], [0], moved[None]
             else:
-                readers, _, shift = changes.reach(self.masks, range(first + split, first + split + 1))
+                readers, unique, shift = changes.reach(
+                    self.masks, range(first + split, first + graph.readers_per_layer)
+                )
             if readers:
-                seen = held.mlp_seen + shift[0]
-                output = block.write_mlp(seen)
+                seen = held.mlp_seen[:, None].expand(-1, variants, -1, -1).clone()
+                seen[readers] += shift[unique]
+                output = block.write_mlp(seen[0], seen[1] if graph.routers else None)
                 changes.add([graph.writers_before(layer) + graph.n_heads], (output - held.mlp)[None])
                 if keep:
-                    held.mlp_seen, held.mlp = seen[0], output[0]
+                    held.mlp_seen, held.mlp = seen[:, 0], output[0]
         if keep:
             self.deltas[changes.writers] += changes.all()[:, 0]
         return changes.at(self.masks[-1], self.answer_tokens)

@@ -16,6 +16,7 @@ from torch import Tensor, nn
 
 from circuitlit.errors import UserError
 from circuitlit.graph import Graph
+from circuitlit.model.experts import router_of
 from circuitlit.model.layouts import Place, Rotate, Split, place
 from circuitlit.model.linear import Read, affine
 
@@ -44,6 +45,7 @@ class BlockParts:
         softcap: bound on the scores of the attention, None without.
         norms_last: True where `q_norm` and `k_norm` come behind the rotation.
         own: anatomy, attention module and widths of its projections, where it is borrowed.
+        router: what chooses among the MLP's experts, if it has some.
     """
 
     q: HeadMap
@@ -61,6 +63,7 @@ class BlockParts:
     softcap: float | None = None
     norms_last: bool = False
     own: tuple[Anatomy, nn.Module, list[int]] | None = None
+    router: nn.Module | None = None
 
 
 class First(nn.Module):
@@ -148,6 +151,7 @@ class Anatomy:
         borrowed: True where the model's own attention runs between the projections (`masked.borrowed`), which need not
             be known then: no rotation, scale or norm of heads is read here.
         joint: True where a norm inside the attention is over all heads together.
+        routers: True where every MLP is a mixture of experts.
     """
 
     layers: str
@@ -186,6 +190,7 @@ class Anatomy:
     causal: bool = True
     borrowed: bool = False
     joint: bool = False
+    routers: bool = False
 
     def blocks(self, model: nn.Module) -> list[nn.Module]:
         """The blocks, first to last."""
@@ -243,6 +248,7 @@ class Anatomy:
             softcap=None if self.softcap is None else getattr(attention, self.softcap),
             norms_last=self.head_norms_last,
             own=(self, attention, [weight.shape[1] for weight, _ in maps]) if self.borrowed else None,
+            router=router_of(block.get_submodule(self.mlp)),
         )
 
     def whole_mlp(self, block: nn.Module) -> nn.Module:

@@ -21,6 +21,7 @@ LLAMA = Anatomy(
     rotary="model.rotary_emb",
     rotate=rotation("llama"),
 )
+EXPERTS = replace(LLAMA, routers=True)
 GPT2 = Anatomy(
     layers="transformer.h",
     positions="transformer.wpe",

@@ -18,6 +18,7 @@ from circuitlit.model.anatomy import Anatomy
 from circuitlit.model.bases import (
     BEHIND,
     BLOOM,
+    EXPERTS,
     FUSED,
     GEMMA2,
     GEMMA3,
@@ -92,7 +93,12 @@ def _exaone_moe(config: PretrainedConfig) -> Anatomy:
 
 def _granite(config: PretrainedConfig) -> Anatomy:
     factors = {"embed_factor": config.embedding_multiplier, "write_factor": config.residual_multiplier}
-    return replace(LLAMA, **factors, mlp="block_sparse_moe" if config.model_type == "granitemoe" else "mlp")
+    experts = config.model_type == "granitemoe"
+    return replace(LLAMA, **factors, mlp="block_sparse_moe" if experts else "mlp", routers=experts)
+
+
+def _qwen_moe(config: PretrainedConfig) -> Anatomy:
+    return replace(LLAMA, routers=config.decoder_sparse_step == 1 and not config.mlp_only_layers)
 
 
 def _hyperclovax(config: PretrainedConfig) -> Anatomy:
@@ -187,7 +193,7 @@ ANATOMIES: dict[str, Row] = {
         scale=1.0,
     ),
     "gpt_neox": _neox,
-    "gpt_oss": replace(OWN, mlp_first=True),
+    "gpt_oss": replace(OWN, mlp_first=True, routers=True),
     "gptj": GPTJ,
     "granite": _granite,
     "granite_swa": _granite_swa,
@@ -207,13 +213,13 @@ ANATOMIES: dict[str, Row] = {
     "ministral": LLAMA,
     "ministral3": LLAMA,
     "mistral": LLAMA,
-    "mixtral": LLAMA,
+    "mixtral": EXPERTS,
     "mpt": MPT,
     "nemotron": replace(PLAIN, rotate=rotation("gpt_neox")),
     "olmo": _olmo,
     "olmo2": OLMO2,
     "olmo3": OLMO2,
-    "olmoe": replace(OWN, joint=True),
+    "olmoe": replace(OWN, joint=True, routers=True),
     "opt": _opt,
     "persimmon": replace(
         NEOX,
@@ -235,11 +241,11 @@ ANATOMIES: dict[str, Row] = {
         rotate=rotation("gpt_neox"),
     ),
     "phi3": replace(FUSED, projections=("qkv_proj",), split=in_turn, rotate=rotation("phi3")),
-    "phimoe": LLAMA,
+    "phimoe": EXPERTS,
     "qwen2": LLAMA,
-    "qwen2_moe": LLAMA,
+    "qwen2_moe": _qwen_moe,
     "qwen3": LLAMA,
-    "qwen3_moe": LLAMA,
+    "qwen3_moe": _qwen_moe,
     "seed_oss": LLAMA,
     "smollm3": _smollm3,
     "stablelm": _stablelm,
@@ -333,4 +339,5 @@ def graph_of(config: PretrainedConfig) -> Graph:
         parallel=anatomy.parallel,
         coupled=anatomy.post_norm is not None or anatomy.joint,
         inputs=1 if anatomy.position_writer is None else 2,
+        routers=anatomy.routers,
     )

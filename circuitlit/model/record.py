@@ -11,6 +11,7 @@ from jaxtyping import Float
 from torch import Tensor, nn
 
 from circuitlit.model.anatomy import PostScale
+from circuitlit.model.experts import router_of
 from circuitlit.model.logits import final_norm
 from circuitlit.model.subject import Subject
 
@@ -73,6 +74,7 @@ class Reads:
         mlp: per layer, the residual stream ahead of the MLP's norm.
         mlp_normed: per layer, the MLP's normed input; its gradient is the MLP's alone, even if the attention reads the
             same norm.
+        routed: per layer, the router's normed input, where that is a reader of its own; likewise.
         final: the residual stream ahead of the final norm (one entry).
         final_normed: what is unembedded (one entry).
     """
@@ -81,6 +83,7 @@ class Reads:
     projected: list[list[Float[Tensor, "batch pos _"]]] = field(default_factory=list)
     mlp: list[Float[Tensor, "batch pos d"]] = field(default_factory=list)
     mlp_normed: list[Float[Tensor, "batch pos d"]] = field(default_factory=list)
+    routed: list[Float[Tensor, "batch pos d"]] = field(default_factory=list)
     final: list[Float[Tensor, "batch pos d"]] = field(default_factory=list)
     final_normed: list[Float[Tensor, "batch pos d"]] = field(default_factory=list)
 
@@ -105,10 +108,15 @@ def record_reads(subject: Subject) -> Iterator[Reads]:
         def own_input(_module: nn.Module, args: tuple) -> tuple:
             normed = args[0].view(reads.attention[-1].shape)  # another tensor than the attention's; OPT's has no batch
             reads.mlp_normed.append(normed)
+            if subject.graph.routers:
+                reads.routed.append(args[0].view(normed.shape))
             return (normed.view(args[0].shape), *args[1:])
 
         def look(module: nn.Module, seen: list[Tensor]) -> None:
             hooks.callback(module.register_forward_pre_hook(lambda _module, args: seen.append(args[0])).remove)
+
+        def own_route(_module: nn.Module, args: tuple) -> tuple:
+            return (reads.routed[-1].reshape(args[0].shape), *args[1:])
 
         for block in anatomy.blocks(subject.model):
             look(anatomy.sees_stream(block), reads.attention)
@@ -117,7 +125,12 @@ def record_reads(subject: Subject) -> Iterator[Reads]:
                 projection = getattr(block.get_submodule(anatomy.attention), name)
                 watch(projection, None, reads.projected[-1], first=True)  # ahead of hooks that change its gradient
             look(anatomy.sees_stream(block, mlp=True), reads.mlp)
-            hooks.callback(anatomy.first_mlp(block).register_forward_pre_hook(own_input).remove)
+            mlp = anatomy.first_mlp(block)
+            hooks.callback(mlp.register_forward_pre_hook(own_input).remove)
+            if subject.graph.routers:
+                router = router_of(mlp)
+                assert router is not None
+                hooks.callback(router.register_forward_pre_hook(own_route).remove)
         watch(final_norm(subject.model), reads.final, reads.final_normed)
         yield reads
 

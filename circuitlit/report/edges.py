@@ -102,6 +102,8 @@ def _target(graph: Graph, reader: int) -> tuple[str, str]:
     name = graph.readers[reader]
     if not name.endswith(">"):
         return name, "logits" if name == "logits" else "mlp"
-    node, kind = name[:-3], name[-2]
+    node, kind = name.rstrip(">").split("<")
+    if kind == "router":
+        return node, kind
     grouped = kind != "q" and graph.n_kv_heads < graph.n_heads
     return node.replace(".h", ".kv") if grouped else node, kind

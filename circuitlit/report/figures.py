@@ -154,7 +154,7 @@ def possible_edges(graph: Graph, source: int, target: int) -> int:
     if target == graph.n_layers:
         return writers
     if source == target:
-        return 0 if graph.parallel else graph.n_heads
+        return 0 if graph.parallel else graph.n_heads * graph.mlp_readers
     return writers * graph.readers_per_layer if source < target else 0
 
 

@@ -203,6 +203,7 @@ def notes(result: dict) -> list[str]:
         said.append(f"With words that training never saw, KL {kl.text()} {kl.interval()}{beyond}.")
     said += _agreement_notes(result)
     said += _gates_note(result.get("gates"))
+    said += _expert_notes(result.get("experts"))
     tried = result.get("attributions_tried") or []
     if tried:
         best = tried[0]
@@ -235,6 +236,16 @@ def _with_sentences(raw: object) -> str:
     """A value with its interval for other pairs, then for new sentences where there is one."""
     metric = Metric.of(raw)
     return f"{metric} {metric.sentences()}".rstrip()
+
+
+def _expert_notes(experts: object) -> list[str]:
+    """Which experts the kept edges out of each MLP come from, and how many edges its router keeps."""
+    said = []
+    for row in experts if isinstance(experts, list) else []:
+        first = ", ".join(f"{name} {percent(share)}" for name, share in list(row["shares"].items())[:4])
+        more = f" and {len(row['shares']) - 4} more" if len(row["shares"]) > 4 else ""
+        said.append(f"{row['node']}: {row['edges']} edges out, {row['router_edges']} into its router; {first}{more}.")
+    return said
 
 
 def _gates_note(gates: object) -> list[str]:

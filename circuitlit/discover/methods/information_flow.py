@@ -84,7 +84,7 @@ def _stream_of_reader(loss: MaskedLoss) -> Tensor:
     graph = loss.layout.graph
     streams = []
     for layer in range(graph.n_layers):
-        streams += [2 * layer] * (graph.readers_per_layer - 1) + [2 * layer + 1]
+        streams += [2 * layer] * graph.attention_readers + [2 * layer + 1] * graph.mlp_readers
     return torch.tensor([*streams, 2 * graph.n_layers])
 
 

@@ -144,11 +144,11 @@ def traffic(graph: Graph, panel: int, tokens: int, width: int) -> int:
         rows += first + (stop - start) * graph.readers_per_layer
         for layer in range(start, stop):
             own = graph.writers_before(layer) - first
-            attention = graph.readers_per_layer - 1
+            attention, tail = graph.attention_readers, graph.mlp_readers
             if graph.parallel:
-                rows += own + attention + 1 if own else 0
+                rows += own + attention + tail if own else 0
             else:
-                rows += (own + attention if own else 0) + own + graph.n_heads + 1
+                rows += (own + attention if own else 0) + own + graph.n_heads + tail
     return 3 * rows * tokens * width
 
 

@@ -4,7 +4,7 @@ from __future__ import annotations
 
 from collections.abc import Iterator, Mapping, Sequence
 from contextlib import ExitStack
-from dataclasses import asdict, replace
+from dataclasses import replace
 from functools import partial
 from pathlib import Path
 from tempfile import TemporaryDirectory
@@ -99,7 +99,7 @@ def find_rivals(
         fits = circuit.graph.n_layers >= 3 and circuit.graph.n_kv_heads >= 2  # two copies of three heads
         if control and fits and result.u_low >= MOST and result.free.state != REJECTED:
             with phase("control", "Searching a planted second copy in a random model"):
-                key = {"graph": asdict(circuit.graph), **search.identity}
+                key = {"graph": circuit.graph.to_dict(), **search.identity}
                 work = partial(search_planted, circuit.graph, circuit.n_edges, bench.subject.device, settings)
                 result = result.replaced(control=store.made("control", key, PlantedSearch, work))
     return result
