@@ -174,7 +174,7 @@ COMPOSED: list[Case] = [
     ("train", "logger.wandb.offline=maybe", "true or false"),
     ("train", "hydra.rnu.dir=x", "hydra.rnu.dir"),
     ("train", "trainer.precision=bf16-true", "would round the masks"),
-    ("train", "model=local model.path=missing", "not a folder with a config.json"),
+    ("train", "model=local model.path=missing", "neither a folder with a config.json"),
     ("train", "task=jsonl task.build.path=~/nowhere.jsonl", f"{Path.home()}/nowhere.jsonl does not exist"),
     ("train", "task=jsonl", "task.build.path has no value"),
     ("train", "adapter=peft adapter.path=missing", "neither a folder nor a hub name"),

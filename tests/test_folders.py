@@ -46,7 +46,7 @@ def test_a_second_start_in_a_live_folder_is_refused_and_changes_nothing(
             (["seed=1", "overwrite=true"], f"is in use by process {first.pid} on "),
             ([f"resume={out}"], f"is in use by process {first.pid} on "),
             (["sparsity.target=95"], "did you mean 0.95"),
-            (["model.path=missing"], "not a folder with a config.json"),
+            (["model.path=missing"], "neither a folder with a config.json"),
             (["task.name=other"], "in use by"),
         ):
             given = more if more[0].startswith("resume") else settings(local, out, "logger=none", *more)

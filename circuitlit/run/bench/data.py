@@ -10,7 +10,7 @@ from omegaconf import DictConfig
 from torch import Tensor
 from transformers import AutoModelForCausalLM, AutoTokenizer, PretrainedConfig
 
-from circuitlit.cli.build import device_of, masked_model, plain, shards, shares_out
+from circuitlit.cli.build import device_of, masked_model, plain, shards
 from circuitlit.cli.ranks import planned
 from circuitlit.discover.workbench import Workbench
 from circuitlit.errors import UserError
