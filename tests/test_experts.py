@@ -6,6 +6,7 @@ import copy
 from collections.abc import Iterator
 from contextlib import ExitStack
 from dataclasses import replace
+from pathlib import Path
 
 import pytest
 import torch
@@ -14,6 +15,7 @@ from families import KeepsFloat64, tiny_family
 from torch import Tensor
 from transformers import AutoConfig
 
+from circuitlit import check_model
 from circuitlit.evaluate.experts import expert_shares
 from circuitlit.graph import Circuit, EdgeScores, Graph, MaskLayout
 from circuitlit.masked import MaskedModel, ablated_run
@@ -112,3 +114,8 @@ def test_shares_of_experts_are_those_of_what_they_write(name: str) -> None:
         assert sum(row["shares"].values()) == pytest.approx(1)
         for key, norm in norms.items():
             assert row["shares"].get(key, 0.0) == pytest.approx(norm / routed * (1 - beside), rel=1e-6)
+
+
+def test_a_check_gives_the_router_a_stream_of_its_own(tmp_path: Path) -> None:
+    found = check_model(tiny_family("mixtral").float(), cache_dir=str(tmp_path))
+    assert found.status == "PASSED", found.reasons

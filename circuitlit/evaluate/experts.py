@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections import Counter
+from collections import defaultdict
 from collections.abc import Iterable
 from contextlib import ExitStack
 from dataclasses import asdict, dataclass, field
@@ -59,14 +59,15 @@ def expert_shares(subject: Subject, batches: Iterable[Batch], circuit: Circuit) 
     found = []
     for layer in asked:
         whole = sum(norms[layer].values())
-        shares = {name: norm / whole for name, norm in norms[layer].most_common() if norm}
+        shares = {name: norm / whole for name, norm in sorted(norms[layer].items(), key=lambda one: -one[1]) if norm}
         found.append(asdict(ExpertShares(f"m{layer}", *edges[layer], shares)))
     return found
 
 
-def _norms(subject: Subject, batches: Iterable[Batch], layers: list[int]) -> dict[int, Counter[str]]:
+def _norms(subject: Subject, batches: Iterable[Batch], layers: list[int]) -> dict[int, dict[str, float]]:
     """Of every expert of some layers, the norms of what it writes, summed over tokens."""
-    anatomy, norms = subject.anatomy, {layer: Counter[str]() for layer in layers}
+    anatomy = subject.anatomy
+    norms: dict[int, dict[str, float]] = {layer: defaultdict(float) for layer in layers}
     blocks = anatomy.blocks(subject.model)
     real: list[Tensor] = []
 

@@ -153,12 +153,12 @@ def few_masks(subject: Subject, seed: int = 0) -> tuple[Float[Tensor, "reader wr
     """Random masks at a few readers of every kind, all others 1; and which readers these are."""
     graph, draw = subject.graph, torch.Generator().manual_seed(seed)
     masks, readers = dense(subject), [graph.n_readers - 1]
-    kinds = [0, graph.n_heads, graph.n_heads + graph.n_kv_heads, graph.readers_per_layer - 1]
+    counts = [graph.n_heads, graph.n_kv_heads, graph.n_kv_heads, *[1] * graph.mlp_readers]
     for number in range(READERS - 1):
         layer = int(torch.randint(graph.n_layers, (), generator=draw))
-        count = (graph.n_heads, graph.n_kv_heads, graph.n_kv_heads, 1)[number % 4]
-        within = int(torch.randint(count, (), generator=draw))
-        readers.append(graph.reader_rows(layer).start + kinds[number % 4] + within)
+        kind = number % len(counts)
+        within = int(torch.randint(counts[kind], (), generator=draw))
+        readers.append(graph.reader_rows(layer).start + sum(counts[:kind]) + within)
     for reader in readers:
         masks[reader] *= torch.rand(graph.n_writers, generator=draw).to(masks)
     return masks, sorted(set(readers))

@@ -11,6 +11,7 @@ from torch import Tensor, nn
 
 from circuitlit.masked import Ablated, MaskedModel
 from circuitlit.model import Subject
+from circuitlit.model.experts import router_of
 from circuitlit.model.layouts import columns
 from circuitlit.model.linear import affine
 from circuitlit.model.logits import final_norm
@@ -32,12 +33,16 @@ def readers_moved(
     with ExitStack() as hooks:
         for layer, block in enumerate(anatomy.blocks(subject.model)):
             here = [reader for reader in readers if reader // graph.readers_per_layer == layer]
-            split = graph.reader_rows(layer).stop - 1
+            split = graph.mlp_row(layer)
             if any(reader < split for reader in here):
                 _move_heads(hooks, subject, layer, [reader for reader in here if reader < split], moved)
+            norm, sees = anatomy.ahead(block, anatomy.mlp_norm), anatomy.sees_stream(block, True)
+            mlp = anatomy.first_mlp(block)
+            router = router_of(mlp) if graph.routers else None
             if split in here:
-                norm, mlp, sees = anatomy.ahead(block, anatomy.mlp_norm), anatomy.first_mlp(block), anatomy.sees_stream
-                _move_input(hooks, norm, sees(block, True), mlp, lambda reader=split: moved(reader))
+                _move_input(hooks, norm, sees, mlp, lambda reader=split: moved(reader))
+            if router is not None and any(reader >= split for reader in here):  # it gets no other input's move
+                _move_input(hooks, norm, sees, router, lambda reader=split + 1: moved(reader))
         last = final_norm(subject.model)
         hook = last.register_forward_pre_hook(lambda _module, args: (args[0] + moved(graph.n_readers - 1), *args[1:]))
         hooks.callback(hook.remove)
