@@ -64,7 +64,7 @@ def step_shape(
         devices,
         sharded,
         sharded and cfg.strategy.shard.offload,
-        packed_bits,
+        packed_bits if sharded and cfg.strategy.shard.engine == "own" else None,
     )
 
 
