@@ -51,6 +51,22 @@ WITH = {
     "randlora": lambda: peft.RandLoraConfig(r=2, **Q),
     "vblora": lambda: peft.VBLoRAConfig(r=2, num_vectors=8, vector_length=4, topk=2, **Q),
     "shira": lambda: peft.ShiraConfig(r=2, **SOME),
+    "boft": lambda: peft.BOFTConfig(boft_block_size=4, boft_n_butterfly_factor=1, **Q),
+    "fourierft": lambda: peft.FourierFTConfig(n_frequency=20, **SOME),
+    "waveft": lambda: peft.WaveFTConfig(n_frequency=20, **Q),
+    "delora": lambda: peft.DeloraConfig(r=2, **SOME),
+    "gralora": lambda: peft.GraloraConfig(r=2, gralora_k=2, **Q),
+    "osf": lambda: peft.OSFConfig(**Q),
+    "hira": lambda: peft.HiraConfig(r=2, **SOME),
+    "tinylora": lambda: peft.TinyLoraConfig(r=2, **Q),
+    "unilora": lambda: peft.UniLoraConfig(r=2, **Q),
+    "glora": lambda: peft.GloraConfig(r=2, **Q),
+    "beft": lambda: peft.BeftConfig(**SOME),
+    "peanut": lambda: peft.PeanutConfig(r=2, **Q),
+    "supertuning": lambda: peft.SupertuningConfig(**Q),
+    "pvera": lambda: peft.PveraConfig(r=2, **Q),
+    "lora with kasa": lambda: LoraConfig(r=2, kasa_config=peft.KasaConfig(), **SOME),
+    "lora with velora": lambda: LoraConfig(r=2, velora_config=peft.VeloraConfig(), **SOME),
     "road": lambda: peft.RoadConfig(variant="road_1", group_size=2, **SOME),
 }
 OUTSIDE = {
@@ -63,6 +79,10 @@ OUTSIDE = {
     ),
     "ADAPTION_PROMPT": lambda: peft.AdaptionPromptConfig(adapter_len=3, adapter_layers=2),
     "LORA": lambda: LoraConfig(r=2, alora_invocation_tokens=[3, 4], **SOME),
+    "CARTRIDGE": lambda: peft.CartridgeConfig(num_virtual_tokens=3),
+    "C3A": lambda: peft.C3AConfig(block_size=4, **Q),
+    "DEFT": lambda: peft.DeftConfig(**Q),
+    "SHADOW": lambda: peft.ShadowConfig(**Q),
     "LILY": lambda: peft.LilyConfig(r=2, stride_A=1, num_B=2, target_modules=["q_proj", "v_proj"]),
     "POLY": lambda: peft.PolyConfig(r=2, n_tasks=2, **SOME),
 }
@@ -136,7 +156,7 @@ def test_what_changes_weights_is_analysed_as_peft_runs_it(kind: str, base: Path,
 @pytest.mark.filterwarnings("ignore")
 @pytest.mark.parametrize("kind", OUTSIDE)
 def test_what_acts_outside_the_weights_is_refused_by_type(kind: str, base: Path, tmp_path: Path) -> None:
-    words = "no affine map" if kind == "LILY" else f"the adapter \\({kind}\\)"
+    words = "no affine map" if kind in ("LILY", "C3A", "DEFT") else f"the adapter \\({kind}\\)"
     wrapped = trained(OUTSIDE[kind]())
     with pytest.raises(UserError, match=words):
         load_subject(wrapped)

@@ -50,6 +50,7 @@ def frozen_view(model: nn.Module, patched: bool = False) -> nn.Module:
                 known[id(buffer)] = buffer.detach().clone() if own else buffer.detach()
         known |= {id(value): value.detach() for value in module.__dict__.values() if isinstance(value, Tensor)}
         known |= {id(getattr(module, hooks)): OrderedDict() for hooks in HOOKS}
+    _refuse_hooked_adapters(model)
     hooked = [name or "the model" for name, m in model.named_modules() if m._forward_hooks or m._forward_pre_hooks]
     if hooked:
         log.warning("the forward hooks on %s are left out of what is analysed", ", ".join(hooked[:3]))
@@ -73,3 +74,13 @@ def _refuse_others(model: nn.Module, patched: bool) -> None:
     changed = [] if patched else list(patches(base))
     if changed:
         raise UserError(f"{changed[0]} has a forward of its own, not its class's; load the model anew, or check_model")
+
+
+def _refuse_hooked_adapters(model: nn.Module) -> None:
+    """Refuse an adapter that acts by hooks, which are left out of a view, and out of a masked forward, too."""
+    for module in model.modules():
+        for hook in (*module._forward_hooks.values(), *module._forward_pre_hooks.values()):
+            inner = getattr(hook, "func", hook)
+            if (getattr(inner, "__module__", None) or type(inner).__module__).startswith("peft."):
+                kinds = ", ".join(str(one.peft_type.value) for one in getattr(model, "peft_config", {}).values())
+                raise UserError(f"the adapter ({kinds}) acts by hooks, where masks do not reach; take LoRA or IA3")
