@@ -81,6 +81,6 @@ def _refuse_hooked_adapters(model: nn.Module) -> None:
     for module in model.modules():
         for hook in (*module._forward_hooks.values(), *module._forward_pre_hooks.values()):
             inner = getattr(hook, "func", hook)
-            if (getattr(inner, "__module__", None) or type(inner).__module__).startswith("peft."):
+            if (getattr(inner, "__module__", None) or type(inner).__module__).startswith("peft.tuners."):
                 kinds = ", ".join(str(one.peft_type.value) for one in getattr(model, "peft_config", {}).values())
                 raise UserError(f"the adapter ({kinds}) acts by hooks, where masks do not reach; take LoRA or IA3")
