@@ -97,7 +97,7 @@ def say(text: str, aloud: bool = True) -> None:
     """Write a line into the run's log, and print it if `aloud` and a clock runs."""
     log.info(text)
     if aloud and _CLOCK.get():
-        CONSOLE.print(f"  {text}", style="dim", highlight=False, soft_wrap=True)
+        CONSOLE.print(f"  {text}", style="dim", highlight=False, markup=False, soft_wrap=True)
 
 
 def duration(seconds: float) -> str:
