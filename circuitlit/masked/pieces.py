@@ -70,8 +70,9 @@ class Piece:
         self.dtype: torch.dtype = dtypes.pop()
         self.packed: list[tuple[int, Packed]] = []
         starts, end = {}, 0
-        for key in names.keys() & bases.keys() if packed and isinstance(source, PackedSource) else ():
-            kept = source.packed(names[key], bases[key].shape)
+        keeps = source.packed if packed and isinstance(source, PackedSource) else None
+        for key in names.keys() & bases.keys() if keeps else ():
+            kept = keeps(names[key], bases[key].shape) if keeps else None
             if kept is not None:
                 self.packed.append((end, kept))
                 starts[key], end = end, end + bases[key].numel()
