@@ -66,7 +66,7 @@ packed() { # SETTINGS: at least four runs, and three for each that runs at once;
 packed_7b() { # SETTINGS: Llama-2-7B's shape with 4-bit weights that stay packed, a block unpacked at a time
   bench model=codellama_13b model.name=llama_7b model.architecture.hidden_size=4096 model.architecture.intermediate_size=11008 \
     model.architecture.num_hidden_layers=32 model.architecture.num_attention_heads=32 model.architecture.num_key_value_heads=32 \
-    '+model.architecture.quantization_config={quant_method: bitsandbytes, load_in_4bit: true}' strategy=blockwise \
+    '+model.architecture.quantization_config={quant_method: bitsandbytes, load_in_4bit: true}' strategy=packed \
     data.batch_size=8 tokens=20 'dtypes=[bfloat16]' mask.panel=2 mask.cache_gib=0 callbacks.probe_every=0 \
     callbacks.checkpoint_every=0 callbacks.snapshot_every=1000 logger=none repeats=10 "$@"
 }
