@@ -99,13 +99,13 @@ def main() -> None:
     words.add_argument("family")
     words.add_argument("out", type=Path)
     words.add_argument("--steps", type=int, default=2000)
-    words.add_argument("--layers", type=int, default=4)
-    words.add_argument("--hidden", type=int, default=128)
+    words.add_argument("--layers", type=int, default=6)
+    words.add_argument("--hidden", type=int, default=256)
     words.add_argument("--seed", type=int, default=0)
     words.add_argument("--sparsity", type=float, default=0.9)
     given = words.parse_args()
     numbers = {"lr": 0.002, "warmup": 0.05, "weight_decay": 0.01, "shares": SHARES, "per_doubling": 1}
-    size = {"hidden_size": given.hidden, "layers": given.layers, "heads": 4, "batch_size": 64, "length": 128}
+    size = {"hidden_size": given.hidden, "layers": given.layers, "heads": 8, "batch_size": 64, "length": 128}
     recipe = Experts(**size, **numbers, steps=given.steps, seed=given.seed, family=given.family)
     series = given.out / "series"
     pretrain(recipe, series, lambda **more: Trainer(accelerator="auto", devices=1, **more))

@@ -22,7 +22,16 @@ from circuitlit.masked import MaskedModel, ablated_run
 from circuitlit.model import Subject, record
 from circuitlit.model.families import graph_of
 
-NAMES = ["mixtral", "phimoe", "granitemoe", "qwen2_moe:all experts", "qwen3_moe:all experts"]
+NAMES = [
+    "mixtral",
+    "phimoe",
+    "granitemoe",
+    "granitemoe_swa",
+    "olmoe",
+    "gpt_oss",
+    "qwen2_moe:all experts",
+    "qwen3_moe:all experts",
+]
 
 
 @pytest.fixture(autouse=True)

@@ -93,7 +93,7 @@ def _exaone_moe(config: PretrainedConfig) -> Anatomy:
 
 def _granite(config: PretrainedConfig) -> Anatomy:
     factors = {"embed_factor": config.embedding_multiplier, "write_factor": config.residual_multiplier}
-    experts = config.model_type == "granitemoe"
+    experts = config.model_type in ("granitemoe", "granitemoe_swa")
     return replace(LLAMA, **factors, mlp="block_sparse_moe" if experts else "mlp", routers=experts)
 
 

@@ -22,9 +22,9 @@ from circuitlit.model.guess import take_guess
 from circuitlit.model.limits import check_vocabulary
 from circuitlit.model.linear import unwrap
 from circuitlit.model.packages import PACKAGES, packaged_weights
-from circuitlit.model.refused import REFUSED, UNREAD
 from circuitlit.model.packed import BY_LIBRARY, bits_of, method_of, unpacker
 from circuitlit.model.packed_files import dequantised, load_packed, open_files
+from circuitlit.model.refused import REFUSED, UNREAD
 from circuitlit.model.report import load_whole, parameters, refuse_not_finite, translated
 from circuitlit.model.subject import Subject
 from circuitlit.model.trusted import refuse_unchecked
