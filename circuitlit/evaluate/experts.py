@@ -82,9 +82,10 @@ def _norms(subject: Subject, batches: Iterable[Batch], layers: list[int]) -> dic
                 alone = index[rows, places][:, None], weights[rows, places][:, None]
                 norms[layer][f"e{expert}"] += float(module.forward(x[rows], *alone).float().norm(dim=-1).sum())
 
-        def of_all(_module: nn.Module, _args: tuple, output: Tensor) -> None:
-            beside = (output.flatten(0, -2) - routed.pop().flatten(0, -2))[real[-1]].float()
-            if float(beside.norm()) > 1e-3 * float(output.float().norm()):  # more than rounding
+        def of_all(_module: nn.Module, _args: tuple, output: Tensor | tuple[Tensor, ...]) -> None:
+            whole = (output[0] if isinstance(output, tuple) else output).flatten(0, -2)
+            beside = (whole - routed.pop().flatten(0, -2))[real[-1]].float()
+            if float(beside.norm()) > 1e-3 * float(whole.float().norm()):  # more than rounding
                 norms[layer][SHARED] += float(beside.norm(dim=-1).sum())
 
         hooks.callback(mlp.get_submodule("experts").register_forward_hook(of_experts).remove)
