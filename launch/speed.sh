@@ -20,7 +20,7 @@ row() {
     gpt2_20) bench model=gpt2 data.batch_size=32 tokens=20 mask.panel=6 "$out" "$@" ;;
     smollm2_20) bench model=smollm2 data.batch_size=32 tokens=20 mask.panel=4 "$out" "$@" ;;
     codellama) bench model=codellama_13b data.batch_size=8 tokens=64 'dtypes=[bfloat16]' mask.recompute=reads mask.panel=2 "$out" "$@" ;;
-    packed_7b) packed_7b "$out" "$@" ;;
+    four_bit_7b) four_bit_7b "$out" "$@" ;;
     ddp_scaling)
       bench model=gpt2 data.batch_size=256 tokens=20 mask.cache_gib=0 'dtypes=[float32]' repeats=10 "$out-1" "$@"
       bench model=gpt2 data.batch_size=256 tokens=20 mask.cache_gib=0 'dtypes=[float32]' repeats=10 strategy=ddp \
@@ -63,10 +63,10 @@ packed() { # SETTINGS: at least four runs, and three for each that runs at once;
   done
 }
 
-packed_7b() { # SETTINGS: Llama-2-7B's shape with 4-bit weights that stay packed, a block unpacked at a time
+four_bit_7b() { # SETTINGS: Llama-2-7B's shape with 4-bit weights that stay packed, a block unpacked at a time
   bench model=codellama_13b model.name=llama_7b model.architecture.hidden_size=4096 model.architecture.intermediate_size=11008 \
     model.architecture.num_hidden_layers=32 model.architecture.num_attention_heads=32 model.architecture.num_key_value_heads=32 \
-    '+model.architecture.quantization_config={quant_method: bitsandbytes, load_in_4bit: true}' strategy=packed \
+    '+model.architecture.quantization_config={quant_method: bitsandbytes, load_in_4bit: true}' strategy=one_block \
     data.batch_size=8 tokens=20 'dtypes=[bfloat16]' mask.panel=2 mask.cache_gib=0 callbacks.probe_every=0 \
     callbacks.checkpoint_every=0 callbacks.snapshot_every=1000 logger=none repeats=10 "$@"
 }

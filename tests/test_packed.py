@@ -242,7 +242,7 @@ def test_the_plan_knows_packed_sizes_and_a_step_runs(tmp_path: Path, capsys: pyt
     shape = "{model_type: llama, hidden_size: 64, intermediate_size: 128, num_hidden_layers: 4, num_attention_heads: 4,"
     shape += " num_key_value_heads: 4, vocab_size: 64}"
     packed = "+model.architecture.quantization_config={quant_method: bitsandbytes, load_in_4bit: true}"
-    common = ["strategy=packed", "trainer.accelerator=cpu", "data.batch_size=2", "logger=none", "examples=4"]
+    common = ["strategy=one_block", "trainer.accelerator=cpu", "data.batch_size=2", "logger=none", "examples=4"]
     common += ["mask.panel=1", "dtypes=[float32]", "callbacks=headless", "repeats=2", "warmup=0"]
     found: dict[str, dict[str, float]] = {}
     words, out = [], tmp_path

@@ -1,4 +1,4 @@
-"""uv run --group packed python launch/packed.py OUT [TASK]: SmolLM2 in bfloat16 beside its NF4 copy.
+"""uv run --group packed python launch/nf4.py OUT [TASK]: SmolLM2 in bfloat16 beside its NF4 copy.
 
 Packs the packaged weights with bitsandbytes (NF4, double quantisation), then compares the two subjects on a task's test
 pairs: KL between them, and the edges that their circuits share beyond chance, beside those of two seeds of the first.
@@ -46,7 +46,7 @@ def kl_between(one: Subject, other: Subject, data: PairsModule) -> float:
 
 
 def main(out: Path, task: str = "ioi") -> None:
-    """Pack, search three circuits, print and write `packed.json`."""
+    """Pack, search three circuits, print and write `nf4.json`."""
     plain = load_subject("smollm2", dtype="bfloat16", device=DEVICE, name="bf16")
     small = load_subject(packed(plain, out / "nf4"), dtype="bfloat16", device=DEVICE, name="nf4")
     pairs = TASKS[task](plain.tokenizer, n_train=200, n_val=64, n_test=100, seed=0)
@@ -64,7 +64,7 @@ def main(out: Path, task: str = "ioi") -> None:
         kept = {key: edges[key] for key in ("sizes", "jaccard", "expected", "corrected", "rank_p")}
         result.setdefault("shared edges", {})[f"{one} | {other}"] = kept
     print(json.dumps(result, indent=1, default=str))
-    (out / "packed.json").write_text(json.dumps(result, indent=1, default=str))
+    (out / "nf4.json").write_text(json.dumps(result, indent=1, default=str))
 
 
 if __name__ == "__main__":
