@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import os
+import warnings
 from collections.abc import Callable, Iterable
 from pathlib import Path
 
@@ -93,6 +94,30 @@ def test_a_process_reads_its_part_alone(engine: str, tmp_path: Path) -> None:
     whole = tiny_model("llama", num_hidden_layers=4)
     whole.save_pretrained(tmp_path / "model")
     together(lambda rank: load_parts(ENGINES[engine], tmp_path / "model", whole), tmp_path)
+
+
+def gathers_of_a_step(shard: Shard) -> int:
+    """The third time, when what comes next is known."""
+    model = MaskedModel(Subject(tiny_model("llama", num_hidden_layers=6)), 2, True)
+    shard(model, CPU)
+    for _ in range(2):
+        loss_and_gradient(model)  # of two batches
+    with torch.profiler.profile(activities=[torch.profiler.ProfilerActivity.CPU]) as seen:
+        loss_and_gradient(model)
+    return sum(event.name.startswith(("gloo:all_gather", "gloo:_all_gather")) for event in seen.events()) // 2
+
+
+def three_times(shard: Shard) -> None:
+    """For the references, the forward and the backward, where a recomputed panel stays; DeepSpeed keeps more of a few."""
+    pieces = 1 + 6 + 2
+    with warnings.catch_warnings():
+        warnings.filterwarnings("error", message=".*returned a view")
+        assert pieces < gathers_of_a_step(shard) <= 3 * pieces
+
+
+@every_engine
+def test_a_piece_is_gathered_at_most_three_times_in_a_step(engine: str, tmp_path: Path) -> None:
+    together(lambda _: three_times(ENGINES[engine]), tmp_path)
 
 
 @pytest.mark.gpu

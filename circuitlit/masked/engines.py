@@ -76,7 +76,7 @@ class _Enter(Function):
     @staticmethod
     def forward(ctx: Any, value: Tensor, room: Room) -> Tensor:
         ctx.room = room
-        return value.detach()
+        return value.clone()  # no view, on which an engine's hook could be lost; what blocks hand on is a scalar
 
     @staticmethod
     def backward(ctx: Any, *grads: Tensor) -> Any:
