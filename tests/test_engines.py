@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 import os
-import warnings
 from collections.abc import Callable, Iterable
 from pathlib import Path
 
@@ -108,11 +107,9 @@ def gathers_of_a_step(shard: Shard) -> int:
 
 
 def three_times(shard: Shard) -> None:
-    """For the references, the forward and the backward, where a recomputed panel stays; DeepSpeed keeps more of a few."""
+    """For the references, the forward and the backward, where a recomputed panel stays; or less often."""
     pieces = 1 + 6 + 2
-    with warnings.catch_warnings():
-        warnings.filterwarnings("error", message=".*returned a view")
-        assert pieces < gathers_of_a_step(shard) <= 3 * pieces
+    assert pieces < gathers_of_a_step(shard) <= 3 * pieces
 
 
 @every_engine
