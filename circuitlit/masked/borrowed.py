@@ -91,6 +91,7 @@ class OwnAttention:
         raise AssertionError("the attention did not call its output projection")
 
 
+@torch.inference_mode(False)  # what is told in a validation is used in training, too
 @torch.no_grad()
 def tell(subject: Subject, ids: Int[Tensor, "batch pos"]) -> list[Told]:
     """What each layer's attention is called with; it depends on the shape of the prompts alone."""
