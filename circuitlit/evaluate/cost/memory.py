@@ -175,7 +175,12 @@ def step_bytes(subject: Subject, shape: StepShape) -> int:
 
     Weights, masks, references and the batch are left out. Attention is counted as fused kernels run it, without its
     probabilities; models that bound their scores (Gemma 2) have none, and theirs are counted.
+
+    Raises:
+        UserError: the model's attention is borrowed.
     """
+    if subject.anatomy.borrowed:
+        raise UserError("no plan can be made of attention that runs as its own code, which needs more than shapes")
     graph, config, dtype = subject.graph, subject.model.config, subject.model.dtype
     rows, length = shape.pairs, shape.tokens
     with (

@@ -10,6 +10,7 @@ from omegaconf import DictConfig
 
 from circuitlit.discover import MaskLearner
 from circuitlit.discover.workbench import Workbench
+from circuitlit.errors import UserError
 from circuitlit.evaluate.cost.memory import memory_parts, meta_copy
 from circuitlit.evaluate.cost.timer import now
 from circuitlit.graph.layout import scatter_edges
@@ -60,7 +61,7 @@ class Foretold(Callback):
         shape = step_shape(self.cfg, tokens, answers, len(self.bench.data.train), bits)
         try:
             need = sum(memory_parts(meta_copy(self.bench.subject), shape).values()) / 2**30
-        except ValueError:  # a compiled model
+        except (ValueError, UserError):  # a compiled model, or borrowed attention
             return ""
         there = room(device) / 2**30
         text = f"{need:.2g} of {there:.3g} GiB of {'the GPU' if device.type == 'cuda' else 'memory'}"
