@@ -303,7 +303,7 @@ def layer_kinds(config: PretrainedConfig) -> list[str]:
 
 def attention_window(config: PretrainedConfig) -> int | None:
     """Longest prompt for which attention is plainly causal; None without windows, and for borrowed attention."""
-    if anatomy_of(config).borrowed:
+    if config.model_type in ANATOMIES and anatomy_of(config).borrowed:
         return None
     if config.model_type == "gpt_neo":
         return config.window_size if "local" in config.attention_layers else None
