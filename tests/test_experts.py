@@ -10,10 +10,11 @@ from pathlib import Path
 
 import pytest
 import torch
+from cli import call, settings, write_local
 from conftest import tiny_batch
 from families import KeepsFloat64, tiny_family
 from torch import Tensor
-from transformers import AutoConfig
+from transformers import AutoConfig, AutoModelForCausalLM
 
 from circuitlit import check_model
 from circuitlit.evaluate.experts import expert_shares
@@ -124,3 +125,14 @@ def test_shares_of_experts_are_those_of_what_they_write(name: str) -> None:
 def test_a_check_gives_the_router_a_stream_of_its_own(tmp_path: Path) -> None:
     found = check_model(tiny_family("mixtral").float(), cache_dir=str(tmp_path))
     assert found.status == "PASSED", found.reasons
+
+
+def test_the_page_of_a_circuit_with_routers_says_what_they_read(tmp_path: Path) -> None:
+    folder = write_local(tmp_path / "local")
+    numbers = {"hidden_size": 16, "intermediate_size": 24, "num_hidden_layers": 2, "num_attention_heads": 2}
+    numbers |= {"num_key_value_heads": 1, "num_local_experts": 3, "vocab_size": 41}
+    torch.manual_seed(0)
+    AutoModelForCausalLM.from_config(AutoConfig.for_model("mixtral", **numbers)).save_pretrained(folder / "model")
+    call(*settings(folder, tmp_path / "run", "logger=none", "sparsity.target=0.2"), verb="attribute")
+    page = (tmp_path / "run" / "report.html").read_text()
+    assert '<input type="checkbox" data-kind="router" checked>' in page

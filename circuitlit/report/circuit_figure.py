@@ -10,10 +10,10 @@ import plotly.graph_objects as go
 
 from circuitlit.graph import INPUTS, Graph
 from circuitlit.report.edges import KINDS, RankedEdge
-from circuitlit.report.figures import BLUE, GREEN, GREY, ORANGE, PINK, RED, finish, labelled_layers
+from circuitlit.report.figures import BLUE, GREEN, GREY, ORANGE, PINK, RED, SKY, finish, labelled_layers
 
 DRAWN = 400
-COLOURS: dict[str, str] = dict(zip(KINDS, (BLUE, ORANGE, GREEN, PINK, RED), strict=True))
+COLOURS: dict[str, str] = dict(zip(KINDS, (BLUE, ORANGE, GREEN, PINK, RED, SKY), strict=True))
 # Share of the drawn edges at which a bin of strength ends, its opacity and its line width; weakest last.
 _BINS = ((0.1, 0.95, 2.0), (0.4, 0.55, 1.2), (1.0, 0.28, 0.9))
 _CURVE = tuple(step / 12 for step in range(13))
@@ -21,6 +21,11 @@ _SYMBOLS = {"head": "circle", "kv": "triangle-up", "mlp": "square", "end": "diam
 _LISTED = 3
 
 Place = tuple[float, float]
+
+
+def colours_of(graph: Graph) -> dict[str, str]:
+    """Colours of the kinds of edges that a graph has."""
+    return {kind: colour for kind, colour in COLOURS.items() if kind != "router" or graph.routers}
 
 
 def circuit_figure(graph: Graph, edges: list[RankedEdge], drawn: int = DRAWN) -> go.Figure:

@@ -8,7 +8,7 @@ from dataclasses import dataclass, field
 from typing import Any
 
 from circuitlit.graph import Graph
-from circuitlit.report.circuit_figure import COLOURS, node_places
+from circuitlit.report.circuit_figure import colours_of, node_places
 from circuitlit.report.edges import KINDS, RankedEdge
 
 DRAWN = 100  # lines at first
@@ -97,8 +97,8 @@ def drawing(
             {"name": layer.name, "has": [int(edge.name in held) for edge in shown]}
             for layer, held in zip(beside.layers, sets, strict=True)
         ],
-        "kinds": list(KINDS),
-        "colours": list(COLOURS.values()),
+        "kinds": list(colours_of(graph)),
+        "colours": list(colours_of(graph).values()),
         "roles": roles,
         "value_name": value,
         "note": beside.note,

@@ -8,7 +8,7 @@ from dataclasses import dataclass, replace
 from circuitlit.graph import Circuit, EdgeScores, Graph
 from circuitlit.heads.explain.explanation import EdgeEffects
 
-KINDS: tuple[str, ...] = ("q", "k", "v", "mlp", "logits")
+KINDS: tuple[str, ...] = ("q", "k", "v", "mlp", "logits", "router")
 
 
 @dataclass(frozen=True)

@@ -16,7 +16,7 @@ from circuitlit.report.table import Metric
 
 # The colour-blind-safe palette of seaborn, without the greys.
 BLUE, ORANGE, GREEN, RED, PINK = "#0173b2", "#de8f05", "#029e73", "#d55e00", "#cc78bc"
-GREY = "#8a909c"
+GREY, SKY = "#8a909c", "#56b4e9"
 # Viridis without its darkest and lightest ends, which vanish on a dark or a light page.
 SCALE = ["#3b6aa0", "#21918c", "#5ec962", "#e3d91c"]
 _SMOOTHED_OVER = 20  # the running mean spans a twentieth of the steps

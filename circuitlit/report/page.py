@@ -17,7 +17,7 @@ from circuitlit.errors import UserError
 from circuitlit.heads.explain.explanation import Explanation
 from circuitlit.report.artefacts import Run, read_run
 from circuitlit.report.beside import read_beside
-from circuitlit.report.circuit_figure import COLOURS, circuit_figure
+from circuitlit.report.circuit_figure import circuit_figure, colours_of
 from circuitlit.report.drawing import DRAWABLE, DRAWN, Beside, drawing
 from circuitlit.report.edges import RankedEdge, edges_by_effect, effects_note, ranked_edges, ranking_note
 from circuitlit.report.evolution_figure import flow_figure, kept_figure, timeline_figure
@@ -182,7 +182,7 @@ def _render(run: Run, beside: Beside) -> str:
         **_explained(run.explanation),
         "trust": trust_table(rows_of(run.result["trust"])) if run.result.get("trust") else None,
         "folder": run.folder.name,
-        "colours": COLOURS,
+        "colours": colours_of(graph),
         "grouped": graph.n_kv_heads < graph.n_heads,
         "n_reachable": count(len(edges)),
         "drawn": f"the top {DRAWN} of {count(len(edges))}" if len(edges) > DRAWN else f"all {count(len(edges))}",

@@ -9,7 +9,7 @@ from collections.abc import Mapping, Sequence
 from matplotlib.figure import Figure
 
 from circuitlit.graph import Graph
-from circuitlit.report.circuit_figure import COLOURS
+from circuitlit.report.circuit_figure import COLOURS, colours_of
 from circuitlit.report.drawing import DRAWN, followers, level_of
 from circuitlit.report.edges import RankedEdge
 from circuitlit.report.figures import GREY
@@ -40,9 +40,9 @@ def circuit(graph: Graph, edges: Sequence[RankedEdge], drawn: int = DRAWN) -> Fi
     for name, (x, y) in places.items():
         axis.plot(x, y, _MARKERS.get(name[0], "D") if ".kv" not in name else "^", color=GREY, ms=4)
         axis.annotate(name, (x, y), (3, 0), textcoords="offset points", va="center", fontsize=6)
-    for kind, colour in COLOURS.items():
+    for kind, colour in colours_of(graph).items():
         axis.plot([], [], color=colour, label=kind)
-    axis.legend(title="into", ncols=len(COLOURS), loc="upper center", bbox_to_anchor=(0.5, -0.01))
+    axis.legend(title="into", ncols=len(colours_of(graph)), loc="upper center", bbox_to_anchor=(0.5, -0.01))
     return figure
 
 
