@@ -53,7 +53,7 @@ def planted(local: Path, pairs: int = 160) -> Workbench:
         split, word = ("test", "test", "val", "train")[number % 4], number // 4 % RULED
         front = draw.sample(WORDS, 3)
         texts = [" ".join([*front, f"w{last}"]) for last in (word, EXCEPTIONS + (word + 1) % (RULED - EXCEPTIONS))]
-        answers = {"answer": f" w{word + RULED}", "wrong_answer": f" w{word + 1 + RULED}"}
+        answers = {"answer": f" w{word + RULED}", "wrong_answer": f" w{(word + 1) % RULED + RULED}"}
         roles = {"last": [texts[0].rindex("w"), len(texts[0])]}
         rows.append({"clean": texts[0], "corrupted": texts[1], **answers, "split": split, "roles": roles})
     subject = Subject(model.double(), tokenizer=AutoTokenizer.from_pretrained(local / "model"))

@@ -66,7 +66,7 @@ def test_parts_are_joined_in_order_before_they_are_read(
         ({"sizes": (12, 99)}, "ends at byte 25 of 99; run: pip install --force-reinstall halves"),
         ({"sha256": "0" * 64}, "not the file that was published"),
         ({"modules": ("half1", "half0"), "sizes": ()}, "not the file that was published"),
-        ({}, "ends too early"),
+        ({}, "is no GGUF file"),
     ],
 )
 def test_what_is_not_as_published_is_refused(

@@ -280,10 +280,10 @@ def test_weights_that_are_not_numbers_are_named(
 def test_unsupported_architecture_is_refused_by_name(
     local: Path, tmp_path: Path, capsys: pytest.CaptureFixture[str]
 ) -> None:
-    config = AutoConfig.for_model("bloom", hidden_size=16, n_layer=1, n_head=2, vocab_size=41)
-    config.save_pretrained(tmp_path / "bloom")
-    message = failure(capsys, *settings(local, tmp_path / "out", "logger=none", f"model.path={tmp_path}/bloom"))
-    assert "'bloom'" in message and "model/README.md" in message
+    config = AutoConfig.for_model("rwkv", hidden_size=16, num_hidden_layers=1, vocab_size=41)
+    config.save_pretrained(tmp_path / "rwkv")
+    message = failure(capsys, *settings(local, tmp_path / "out", "logger=none", f"model.path={tmp_path}/rwkv"))
+    assert "'rwkv'" in message and "model/README.md" in message
 
 
 def test_checkpoint_of_another_run_is_refused(local: Path, tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:

@@ -32,7 +32,7 @@ ROOT = Path(__file__).parent.parent
 CONF = ROOT / "conf"
 GIVEN = {  # what the code gives to each kind of target, beside the settings
     "TASKS": {"tokenizer"},
-    "METHODS": {"loss", "references", "batches", "each", "numbers", "absent"},
+    "METHODS": {"loss", "references", "batches", "each", "each_batch", "numbers", "absent"},
     "GATES": set(),
     "LEARNERS": {*"args kwargs loss references initial target schedule gates seed constraint_gradient".split()},
     "SCHEDULES": set(),
