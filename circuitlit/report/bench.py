@@ -61,11 +61,15 @@ def _step_row(one: StepTime) -> dict[str, str]:
     return shown | {f"  {name}": f"{seconds * 1e3:.1f} ms" for name, seconds in one.phases.items()}
 
 
+def _recomputed(what: bool | str | None) -> str:
+    return what if isinstance(what, str) else "all" if what else "nothing"
+
+
 def _length_row(one: StepTime) -> dict[str, str]:
     return {
         "pairs x tokens": f"{one.batch} x {one.tokens:,}",
         "panel": str(one.panel),
-        "recompute": str(one.recompute),
+        "recompute": _recomputed(one.recompute),
         "ms a step": f"{one.step * 1e3:.4g}",
         "us a token": f"{one.step * 1e6 / (one.batch * one.micro_batches * one.tokens):.3g}",
         "step / stock": f"{one.to_stock:.2f}" if one.to_stock else "-",
@@ -76,7 +80,7 @@ def _length_row(one: StepTime) -> dict[str, str]:
 
 
 def _plan_row(one: MemoryPlan) -> dict[str, str]:
-    size = f"{one.batch} x {one.tokens} tokens, {one.dtype}, panel {one.panel}, recompute {one.recompute}"
+    size = f"{one.batch} x {one.tokens} tokens, {one.dtype}, panel {one.panel}, recompute: {_recomputed(one.recompute)}"
     return {
         "batch": size,
         "on": f"{one.devices} x {one.strategy}",

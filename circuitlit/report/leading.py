@@ -78,7 +78,7 @@ def _sentence(node: LeadingNode, nodes: Nodes) -> str:
     if node.look and looks:
         key, share = looks[0]
         said += (
-            f", from where it attends most to {key} ({share:.2f}; {node.look.uniform[key]:.2f} if it did not choose)"
+            f", from where it attends most to {key} ({share:.2f}; {node.look.uniform[key]:.2f} if it attended evenly)"
         )
         if node.look.attends.get(FIRST, 0.0) > share:
             said += f", the {FIRST} aside"

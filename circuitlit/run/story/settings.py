@@ -97,6 +97,7 @@ def verb_settings(cfg: DictConfig, verb: str, changes: dict[str, Any]) -> DictCo
     own.trainer.accelerator = cfg.trainer.accelerator
     own.task = story_task(cfg)
     if verb == "evolve":
+        own.evolve.part = 0  # of 1: this process measures all
         own.evolve.draws = most_draws(cfg)
         own.evolve.heads.run = False
         own.evolve.smallest = cfg.story.smallest
