@@ -55,9 +55,10 @@ def loss_and_gradient(model: MaskedModel) -> list[torch.Tensor]:
     loss = MaskedLoss(model, MaskLayout(subject.graph), kl_divergence)
     references = References(subject, "interchange")
     for number in range(2):
-        batch = tiny_batch(seed=number)
+        batch = tiny_batch(seed=number).to(subject.device)
         draw = torch.Generator().manual_seed(number)
-        masks = torch.rand(subject.graph.n_edges, generator=draw, dtype=torch.float64).requires_grad_()
+        masks = torch.rand(subject.graph.n_edges, generator=draw, dtype=torch.float64).to(subject.device)
+        masks.requires_grad_()
         value = loss(masks, batch, references(batch))
         found += [value.detach(), *torch.autograd.grad(value, masks)]
     return found

@@ -125,8 +125,8 @@ class Rooms(nn.Module):
         super().__init__()
         self.rooms = nn.ModuleList(rooms)
 
-    def forward(self) -> None:
-        """Nothing: rooms are entered one by one."""
+    def forward(self, _here: Tensor) -> None:
+        """Nothing: rooms are entered one by one. On a GPU, `fully_shard` needs an argument that it can move there."""
 
 
 class Engine:
@@ -255,7 +255,7 @@ def fsdp_shard(
     order: list[Any] = [made[id(piece)] for piece in pieces.all]
     for here, coming in itertools.pairwise(order):
         here.set_modules_to_forward_prefetch([coming])
-    rooms()  # the first forward tells the engine which module is the outermost
+    rooms(torch.zeros((), device=device))  # the first forward tells the engine which module is the outermost
     _furnish(model, pieces, made)
     model.shards = Engine(kept / sum(piece.total for piece in pieces.each), rooms)
 
