@@ -32,7 +32,7 @@ row() {
     length_codellama) bench bench=length model=codellama_13b data.batch_size=1 tokens=2048 mask.panel=2 mask.capture=false 'dtypes=[bfloat16]' repeats=3 warmup=2 examples=8 mask.host_gib=32 mask.cache_gib=0 "$out" "$@" ;;
     scaling) bench bench=scaling model=gpt2 data.batch_size=32 tokens=20 'dtypes=[float32]' "$out" "$@" ;;
     eap) bench bench=eap method=eap model=gpt2 data.batch_size=8 tokens=15 examples=null "$out" "$@" ;;
-    ioi_200) python -m circuitlit bench bench=run experiment=ioi_gpt2 verb=bench random=true model.dtype=bfloat16 mask.schedule.steps=3000 callbacks=headless "$out" "$@" ;;
+    ioi_200) python -m circuitlit bench bench=run experiment=ioi_gpt2 verb=bench model.source=random model.path=null task.min_accuracy=0 model.dtype=bfloat16 mask.schedule.steps=3000 callbacks=headless "$out" "$@" ;;
     ioi_100000) row_large "$out" "$@" ;;
     cpu_eap) CUDA_VISIBLE_DEVICES='' bench bench=eap method=eap model=gpt2 data.batch_size=8 tokens=15 'dtypes=[float32]' repeats=5 examples=null "$out" "$@" ;;
     cpu_smollm2) CUDA_VISIBLE_DEVICES='' bench data.batch_size=16 tokens=16 'dtypes=[float32]' repeats=5 examples=null "$out" "$@" ;;
@@ -72,7 +72,7 @@ four_bit_7b() { # SETTINGS: Llama-2-7B's shape with 4-bit weights that stay pack
 }
 
 row_large() {
-  python -m circuitlit bench bench=run experiment=ioi_gpt2 verb=bench random=true model.dtype=bfloat16 mask.schedule.steps=3000 callbacks=headless \
+  python -m circuitlit bench bench=run experiment=ioi_gpt2 verb=bench model.source=random model.path=null task.min_accuracy=0 model.dtype=bfloat16 mask.schedule.steps=3000 callbacks=headless \
     task.build.n_train=100000 mask.cache_gib=0 "$@"
 }
 

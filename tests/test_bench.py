@@ -13,6 +13,7 @@ from cli import call, failure, settings
 from hydra import compose, initialize_config_dir
 from omegaconf import DictConfig
 
+from circuitlit.cli.random_model import meta_subject, random_subject
 from circuitlit.discover import MaskedLoss
 from circuitlit.evaluate.cost.memory import StepShape, largest_batch, memory_parts, step_bytes
 from circuitlit.evaluate.cost.training import traffic
@@ -21,7 +22,7 @@ from circuitlit.masked import MaskedModel, References
 from circuitlit.masked.short_attention import rotates_by_halves
 from circuitlit.objective import kl_divergence
 from circuitlit.run.bench import kinds
-from circuitlit.run.bench.data import RandomPairs, meta_subject, random_subject, step_shape
+from circuitlit.run.bench.data import RandomPairs, step_shape
 from circuitlit.run.bench.whole import Stopwatch
 from circuitlit.tasks.encoded import EncodedPairs, Row
 

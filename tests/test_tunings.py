@@ -2,7 +2,9 @@
 
 from __future__ import annotations
 
+import itertools
 import json
+import random
 from pathlib import Path
 
 import pytest
@@ -16,6 +18,7 @@ from circuitlit.compare import weight_changes
 from circuitlit.compare.likeness import attention_change, likenesses
 from circuitlit.compare.matched_checkpoints import common_level, nearest_step
 from circuitlit.compare.tunings import ScoreFigures, TuningComparison, compare_tunings
+from circuitlit.compare.ways import way_overlap
 from circuitlit.compare.weight_figures import Reach, fewest, node_changes
 from circuitlit.discover import eap
 from circuitlit.discover.method import Method
@@ -114,3 +117,21 @@ def test_the_verb_compares_ways_to_tune(local: Path, tmp_path: Path, capsys: pyt
     assert "tune.freeze needs adapter=none" in words
     words = failure(capsys, *settings(local, tmp_path / "bad", *fast, f"runs=[{local},{local}]"), verb="compare")
     assert "has no checkpoints with validation metric" in words
+
+
+def test_two_ways_are_told_from_seeds_where_they_differ_and_only_there() -> None:
+    ways = ["sft"] * 3 + ["dpo"] * 3 + ["grpo"] * 3
+    pairs = list(itertools.combinations(range(9), 2))
+    apart = way_overlap(ways, {(a, b): 0.9 if ways[a] == ways[b] else 0.5 for a, b in pairs})
+    assert apart is not None and apart.groupings == 280 and apart.rank_p == 1 / 280  # 9! / (3!^3 3!)
+    assert apart.within == pytest.approx({"sft": 0.9, "dpo": 0.9, "grpo": 0.9}) and len(apart.between) == 3
+    assert apart.difference == pytest.approx(0.4)
+    draw, found = random.Random(0), []
+    for _ in range(60):
+        alike = way_overlap(ways, {pair: draw.random() for pair in pairs})
+        assert alike is not None and alike.rank_p is not None
+        found.append(alike.rank_p)
+    assert sum(p <= 0.05 for p in found) <= 8  # binomial: more than 8 of 60 has a chance below .005
+    assert way_overlap(["sft", "sft", "dpo"], dict.fromkeys(itertools.combinations(range(3), 2), 0.5)) is None
+    few = way_overlap(["sft", "sft", "dpo", "dpo"], {pair: 0.5 for pair in itertools.combinations(range(4), 2)})
+    assert few is not None and few.groupings == 3 and few.rank_p is None

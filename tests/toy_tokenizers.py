@@ -43,8 +43,7 @@ def wrap(tokenizer: Tokenizer, **special: str) -> PreTrainedTokenizerFast:
     return PreTrainedTokenizerFast(tokenizer_object=tokenizer, **special)
 
 
-@pytest.fixture(scope="session")
-def byte_bpe() -> PreTrainedTokenizerFast:
+def like_gpt2() -> PreTrainedTokenizerFast:
     """As GPT-2's: the space belongs to the word after it, two digits are one token, no special token is added."""
     tokenizer = Tokenizer(models.BPE())
     in_twos = pre_tokenizers.Split(Regex(r" ?\d\d"), "isolated")
@@ -55,8 +54,7 @@ def byte_bpe() -> PreTrainedTokenizerFast:
     return wrap(tokenizer)
 
 
-@pytest.fixture(scope="session")
-def metaspace() -> PreTrainedTokenizerFast:
+def like_llama() -> PreTrainedTokenizerFast:
     """As Llama's: a space before the first word, single digits; it adds an end token as well as a beginning."""
     tokenizer = Tokenizer(models.BPE(unk_token="<unk>"))
     spaces = pre_tokenizers.Metaspace(prepend_scheme="first")
@@ -68,6 +66,16 @@ def metaspace() -> PreTrainedTokenizerFast:
     tokenizer.train_from_iterator(corpus(), trainers.BpeTrainer(vocab_size=8000, special_tokens=special))
     tokenizer.post_processor = processors.TemplateProcessing("<s> $A </s>", special_tokens=[("<s>", 1), ("</s>", 2)])
     return wrap(tokenizer, unk_token="<unk>", bos_token="<s>", eos_token="</s>")
+
+
+@pytest.fixture(scope="session")
+def byte_bpe() -> PreTrainedTokenizerFast:
+    return like_gpt2()
+
+
+@pytest.fixture(scope="session")
+def metaspace() -> PreTrainedTokenizerFast:
+    return like_llama()
 
 
 @pytest.fixture(params=["byte_bpe", "metaspace"])

@@ -58,6 +58,10 @@ def build_subject(cfg: DictConfig, unchecked: bool = False) -> Subject:
         from circuitlit.model.tracr import load_tracr
 
         return load_tracr(model.program, model.name)
+    if model.source == "random":
+        from circuitlit.cli.random_model import random_reader
+
+        return random_reader(cfg)
     return load_subject(
         model.path or model.name,
         source=model.source,

@@ -78,7 +78,7 @@ SETTINGS: dict[str, Kind] = {
     "task.min_accuracy": share(),
     "task.build": built(TASKS),
     "model.name": text(),
-    "model.source": choice("hub", "local", "package", "tracr"),
+    "model.source": choice("hub", "local", "package", "tracr", "random"),
     "model.path": path() | None,
     "model.program": choice("reverse", "proportion"),
     "model.revision": text() | None,

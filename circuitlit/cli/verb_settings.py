@@ -280,7 +280,6 @@ OF_VERBS: dict[str, dict[str, Kind]] = {
         "answers": COUNT,
         "repeats": whole(2),
         "warmup": SOME,
-        "random": flag(),
         "profile": flag(),
         "examples": COUNT | None,
         "dtypes": listed(choice("float32", "bfloat16", "float16", "float64"), 1) | None,

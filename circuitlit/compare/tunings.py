@@ -3,8 +3,9 @@
 from __future__ import annotations
 
 import math
+import re
 from collections.abc import Callable, Iterator, Mapping
-from dataclasses import dataclass
+from dataclasses import dataclass, field
 from itertools import combinations
 from pathlib import Path
 from typing import Any, ClassVar
@@ -19,6 +20,7 @@ from circuitlit.compare.likeness import attention_change
 from circuitlit.compare.matched_checkpoints import Score, checkpoint_scores, common_level, nearest_step
 from circuitlit.compare.scored import facts_of, resampled_scores
 from circuitlit.compare.turnover import Circuits, Turnover, turnover
+from circuitlit.compare.ways import WayOverlap, way_overlap
 from circuitlit.compare.weight_figures import Reach
 from circuitlit.compare.weights import check_same_graph, weight_changes
 from circuitlit.discover.method import Method
@@ -133,6 +135,8 @@ class TuningComparison(Result):
         runs: by name.
         pairs: every two runs.
         shared: edges of all runs' circuits.
+        ways: of "nodes" and of "edges", whether two ways share less than two seeds of one; empty where not two ways
+            have several seeds. A run's way is its name without the number at its end.
     """
 
     schema: ClassVar[str] = "tunings"
@@ -152,6 +156,7 @@ class TuningComparison(Result):
     runs: dict[str, TunedRun]
     pairs: list[RunPair]
     shared: SharedEdges
+    ways: dict[str, WayOverlap] = field(default_factory=dict)
 
     def rows(self) -> Iterator[dict[str, Any]]:
         """A row a run."""
@@ -217,6 +222,9 @@ def compare_tunings(
                 from_base=turnover(before, circuits[name], seed),
                 **_changes(subject, own, text),
             )
+    between = [
+        RunPair(**vars(turnover(circuits[a], circuits[b], seed)), of=[a, b]) for a, b in combinations(circuits, 2)
+    ]
     result = TuningComparison(
         **facts_of(base, method, seed),
         match=match,
@@ -225,12 +233,21 @@ def compare_tunings(
         resamples=resamples,
         base_scores=ScoreFigures.of(before.model.scores),
         runs=found,
-        pairs=[
-            RunPair(**vars(turnover(circuits[a], circuits[b], seed)), of=[a, b]) for a, b in combinations(circuits, 2)
-        ],
+        pairs=between,
         shared=_shared({name: side.model for name, side in circuits.items()}),
+        ways=_ways(list(runs), between),
     )
     return with_holm(result)
+
+
+def _ways(names: list[str], pairs: list[RunPair]) -> dict[str, WayOverlap]:
+    ways = [re.sub(r" \d+$", "", name) for name in names]
+    found = {}
+    for part in ("nodes", "edges"):
+        overlaps = {tuple(map(names.index, pair.of)): getattr(pair, part).corrected for pair in pairs}
+        if (overlap := way_overlap(ways, overlaps)) is not None:  # pyright: ignore[reportArgumentType]
+            found[part] = overlap
+    return found
 
 
 def _changes(base: Subject, own: Workbench, text: Int[Tensor, "passage pos"]) -> dict[str, Any]:

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+from collections.abc import Iterator
 from html import escape
 from pathlib import Path
 
@@ -22,6 +23,7 @@ CHANGE = ("run", "|dW|/|W|", "unchanged", "matrices", "effective rank", "layers 
 CIRCUIT = ("run", "edges kept", "nodes kept", "edge overlap", "node overlap", "score strength", "score entropy")
 PAIR = ("runs", "edge overlap", "between", "within a model", "edges kept", "nodes kept")
 OVERLAP = ("circuits", *OVERLAP_HEADINGS)
+WAY = ("of", "runs", "mean overlap beyond chance", "runs of")
 
 
 def print_tunings(result: TuningComparison, console: Console) -> None:
@@ -31,7 +33,7 @@ def print_tunings(result: TuningComparison, console: Console) -> None:
         for row in rows:
             table.add_row(*row)
         console.print(table)
-    for sentence in (lead(result), *overlap_sentences(result)):
+    for sentence in (lead(result), *way_sentences(result), *overlap_sentences(result)):
         console.print(sentence, highlight=False)
 
 
@@ -39,8 +41,8 @@ def lead(result: TuningComparison) -> str:
     """What was compared, and how it is to be read."""
     shared = result.shared
     return (
-        f"Each run at its checkpoint whose validation {result.match} is nearest to {result.level:.3f}, one run "
-        f"each: differences between runs hold the seed's, too. Circuits of {result.n_edges:,} of "
+        f"Each run at its checkpoint whose validation {result.match} is nearest to {result.level:.3f}. "
+        f"{'' if result.ways else 'Differences between ways hold the seed, too. '} Circuits of {result.n_edges:,} of "
         f"{result.n_edges_total:,} edges; {shared.all:,} edges are in all, {shared.any:,} in any. Overlaps "
         "are corrected for chance; kept is the overlap over that of two resamples of one model."
     )
@@ -49,7 +51,7 @@ def lead(result: TuningComparison) -> str:
 def tunings_tables(result: TuningComparison) -> dict[str, tuple[tuple[str, ...], list[tuple[str, ...]]]]:
     """Headings and rows by title."""
     runs = result.runs
-    return {
+    tables = {
         f"{result.task}: ways to tune {result.base['name']}, matched on {result.match}": (
             SCORE,
             [_score_row(name, run) for name, run in runs.items()],
@@ -62,6 +64,29 @@ def tunings_tables(result: TuningComparison) -> dict[str, tuple[tuple[str, ...],
             [(name, *row) for name, shared in _overlaps(result).items() for row in overlap_rows(shared)],
         ),
     }
+    if result.ways:
+        tables["seeds of one way beside two ways"] = (WAY, list(_way_rows(result)))
+    return tables
+
+
+def _way_rows(result: TuningComparison) -> Iterator[tuple[str, ...]]:
+    for part, own in result.ways.items():
+        for runs, values in (("one way", own.within), ("two ways", own.between)):
+            yield from ((part, name, f"{value:.3f}", runs) for name, value in values.items())
+
+
+def way_sentences(result: TuningComparison) -> list[str]:
+    """Whether ways to tune differ by more than seeds do."""
+    found = []
+    for part, own in result.ways.items():
+        beside = "too few runs to test it" if own.p_holm is None else f"p = {own.p_holm:.3f}"
+        verdict = own.p_holm is not None and own.p_holm < 0.05
+        text = "share more than runs of two ways" if verdict else "do not share more than runs of two ways beyond doubt"
+        found.append(
+            f"{part.capitalize()}: two seeds of one way {text}: {own.difference:+.3f} of the overlap beyond chance, "
+            f"{beside} among all {own.groupings:,} dealings of the runs to groups of these sizes, corrected for all claims."
+        )
+    return found
 
 
 def _overlaps(result: TuningComparison) -> dict[str, Turnover]:
@@ -122,7 +147,12 @@ def write_tunings(result: TuningComparison, folder: Path) -> Path:
     sections: list[tuple[str, go.Figure | str]] = []
     for title, (headings, rows) in tunings_tables(result).items():
         sections.append((title, html_table(headings, rows)))
-    sections.append(("What circuits share", "".join(f"<p>{escape(text)}</p>" for text in overlap_sentences(result))))
+    sections.append(
+        (
+            "What circuits share",
+            "".join(f"<p>{escape(text)}</p>" for text in [*way_sentences(result), *overlap_sentences(result)]),
+        )
+    )
     sections.insert(2, ("Edges kept, and weights moved", reach_figure(result)))
     title = f"{result.task}: ways to tune {result.base['name']}"
     return write_simple_page(folder / "tunings.html", title, lead(result), sections)

@@ -1,16 +1,13 @@
-"""What `bench` runs on: a model of the configured shape with random weights, and pairs of random tokens."""
+"""What `bench` runs on beside a model with random weights: pairs of random tokens."""
 
 from __future__ import annotations
-
-from pathlib import Path
 
 import torch
 from lightning import LightningDataModule
 from omegaconf import DictConfig
 from torch import Tensor
-from transformers import AutoModelForCausalLM, AutoTokenizer, PretrainedConfig
 
-from circuitlit.cli.build import device_of, masked_model, plain, shards
+from circuitlit.cli.build import masked_model
 from circuitlit.cli.ranks import planned
 from circuitlit.discover.workbench import Workbench
 from circuitlit.errors import UserError
@@ -19,31 +16,8 @@ from circuitlit.graph import EdgeScores, MaskLayout
 from circuitlit.graph.select import edge_budget
 from circuitlit.masked import References
 from circuitlit.model import Subject
-from circuitlit.model.load import DTYPES, config_from
-from circuitlit.model.packages import packaged_weights
-from circuitlit.model.packed import bits_of, block_matrices
-from circuitlit.model.packed_files import RandomPacked, dequantised
-from circuitlit.model.weights import RandomWeights, WeightSource, empty_model
 from circuitlit.tasks import Pairs, PairsModule
 from circuitlit.tasks.encoded import EncodedPairs, Row
-
-
-def shape_of(cfg: DictConfig) -> PretrainedConfig:
-    """The model's configuration from conf/model alone.
-
-    Raises:
-        UserError: the preset has no architecture numbers.
-    """
-    if cfg.model.architecture is None:
-        raise UserError(f"model={cfg.model.name} has no model.architecture, the numbers that bench builds a model from")
-    return config_from(plain(cfg.model.architecture))
-
-
-def meta_subject(cfg: DictConfig) -> Subject:
-    """The model's shapes without its weights."""
-    with torch.device("meta"):
-        model = AutoModelForCausalLM.from_config(dequantised(shape_of(cfg)), dtype=DTYPES[cfg.model.dtype])
-    return Subject(model, name=cfg.model.name)
 
 
 def step_shape(
@@ -66,36 +40,6 @@ def step_shape(
         sharded and cfg.strategy.shard.offload,
         packed_bits if sharded and cfg.strategy.shard.engine == "own" else None,
     )
-
-
-def random_subject(cfg: DictConfig, dtype: str) -> Subject:
-    """A model of the configured shape with random weights on the Trainer's device; no hub, no files.
-
-    Where the strategy shares weights out, they are drawn later: by each process what it keeps.
-    """
-    if dtype not in DTYPES:
-        raise UserError(f"dtypes={dtype} is not one of {', '.join(DTYPES)}")
-    facts, device = {"source": "random weights", "dtype": dtype}, device_of(cfg)
-    if shards(cfg):
-        shape = shape_of(cfg)
-        model = empty_model(dequantised(shape), DTYPES[dtype])
-        bits = bits_of(shape)
-        source: WeightSource = RandomWeights(cfg.seed, device, DTYPES[dtype])
-        if bits is not None:
-            source = RandomPacked(cfg.seed, device, DTYPES[dtype], set(block_matrices(model, shape)))
-        return Subject(model, None, cfg.model.name, facts | {"packed_bits": bits}, source=source)
-    torch.manual_seed(cfg.seed)
-    with torch.device(device):
-        model = AutoModelForCausalLM.from_config(dequantised(shape_of(cfg)), dtype=DTYPES[dtype])
-    return Subject(model, name=cfg.model.name, provenance=facts)
-
-
-def random_reader(cfg: DictConfig) -> Subject:
-    """The same with the packaged model's tokenizer, so that it can read a task; its vocabulary must be as large."""
-    subject = random_subject(cfg, cfg.model.dtype)
-    folder, _ = packaged_weights("smollm2", Path(cfg.paths.cache_dir).expanduser())
-    subject.tokenizer = AutoTokenizer.from_pretrained(folder)
-    return subject
 
 
 class RandomPairs(PairsModule):

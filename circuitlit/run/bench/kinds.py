@@ -11,6 +11,7 @@ from omegaconf import DictConfig
 from circuitlit.cli.build import build_method, device_of
 from circuitlit.cli.checks import run_dir
 from circuitlit.cli.learn import learn
+from circuitlit.cli.random_model import meta_subject, random_subject, shape_of
 from circuitlit.errors import UserError
 from circuitlit.evaluate.cost.attribution import time_attribution
 from circuitlit.evaluate.cost.benchmark import AttributionTimes, MemoryPlans, StepTimes
@@ -18,14 +19,7 @@ from circuitlit.evaluate.cost.memory import memory_parts, meta_copy, plan_memory
 from circuitlit.evaluate.cost.training import steps_to_take, time_training
 from circuitlit.model.packed import bits_of
 from circuitlit.progress import CONSOLE
-from circuitlit.run.bench.data import (
-    meta_subject,
-    random_scores,
-    random_subject,
-    random_workbench,
-    shape_of,
-    step_shape,
-)
+from circuitlit.run.bench.data import random_scores, random_workbench, step_shape
 
 
 def memory(cfg: DictConfig) -> MemoryPlans:

@@ -17,7 +17,6 @@ from circuitlit.evaluate.cost.benchmark import RunTime, RunTimes, machine_of
 from circuitlit.graph import Circuit
 from circuitlit.masked import References
 from circuitlit.run import train
-from circuitlit.run.bench.data import random_reader
 from circuitlit.tasks import PairsModule
 
 WATCHED: tuple[tuple[Any, str, str], ...] = (
@@ -72,15 +71,10 @@ class Stopwatch:
 
 
 def whole_run(cfg: DictConfig) -> RunTimes:
-    """One run of `train` with the configured task and the model's real weights (or random ones), by phase."""
+    """One run of `train` with the configured task and model, by phase."""
     watch = Stopwatch()
     begun = time.perf_counter()
     with ExitStack() as stack:
-        if cfg.random:
-            held = train.build_subject
-            stack.callback(setattr, train, "build_subject", held)
-            train.build_subject = random_reader
-            cfg.task.min_accuracy = 0.0
         for place in WATCHED:
             stack.enter_context(watch.watch(*place))
         result = train.run(cfg)
