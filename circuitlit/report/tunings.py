@@ -84,7 +84,7 @@ def way_sentences(result: TuningComparison) -> list[str]:
         text = "share more than runs of two ways" if verdict else "do not share more than runs of two ways beyond doubt"
         found.append(
             f"{part.capitalize()}: two seeds of one way {text}: {own.difference:+.3f} of the overlap beyond chance, "
-            f"{beside} among all {own.groupings:,} dealings of the runs to groups of these sizes, corrected for all claims."
+            f"{beside} among all {own.groupings:,} dealings of the runs to such groups, corrected for all claims."
         )
     return found
 
