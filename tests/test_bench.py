@@ -13,8 +13,10 @@ from cli import call, failure, settings
 from hydra import compose, initialize_config_dir
 from omegaconf import DictConfig
 
+from circuitlit.cli.build import build_subject
 from circuitlit.cli.random_model import meta_subject, random_subject
 from circuitlit.discover import MaskedLoss
+from circuitlit.errors import UserError
 from circuitlit.evaluate.cost.memory import StepShape, largest_batch, memory_parts, step_bytes
 from circuitlit.evaluate.cost.training import traffic
 from circuitlit.graph import Graph, MaskLayout
@@ -258,3 +260,19 @@ def test_random_pairs_are_never_zero() -> None:
     batch = pairs.train.collate(range(8))
     assert int(batch.clean.min()) > 0 and int(batch.corrupted.min()) > 0
     assert batch.positions[0].tolist() == [9, 10, 11] and not torch.equal(batch.clean, batch.corrupted)
+
+
+def test_a_model_of_random_weights_reads_a_task(local: Path) -> None:
+    tokenizer = f"model.path={local / 'model'}"
+    random = ["model.source=random", "model.dtype=float32", "trainer.accelerator=cpu"]
+    subject = build_subject(config("llama", *random, tokenizer))
+    assert subject.tokenizer is not None and subject.provenance["source"] == "random weights"
+    assert subject.graph.n_edges == meta_subject(config("llama")).graph.n_edges
+    for more, words in {
+        "model.path=nowhere": "no folder",
+        "model.architecture.vocab_size=3": "3; raise model.architecture.vocab_size",
+        "model.architecture=null": "has no model.architecture",
+        "+adapter.path=nowhere": "no trained adapter",
+    }.items():
+        with pytest.raises(UserError, match=words):
+            build_subject(config("llama", *random, tokenizer, more))
