@@ -16,7 +16,7 @@ from lightning.pytorch.callbacks import RichProgressBar
 from circuitlit.cli import ranks, stopping
 from circuitlit.cli.evolution import Evolution
 from circuitlit.discover import MaskLearner
-from circuitlit.discover.fit import History
+from circuitlit.discover.fit import History, noted
 from circuitlit.errors import UserError
 from circuitlit.evaluate import TestBed
 from circuitlit.files import save_tensors
@@ -197,7 +197,7 @@ class Progress(RichProgressBar):
     def get_metrics(self, trainer: Trainer, pl_module: LightningModule) -> Any:
         """What stands behind the bar."""
         if trainer.global_step % self.refresh_rate == 0 or not self._known:  # reading a number waits for the GPU
-            logged = {name: float(value) for name, value in trainer.callback_metrics.items()}
+            logged = {name: float(value) for name, value in noted(trainer).items()}
             self._known = {name.removeprefix("train/"): value for name, value in logged.items()}
         shown: dict[str, Any] = dict(self._known)
         for callback in trainer.callbacks:  # type: ignore[attr-defined]

@@ -7,6 +7,7 @@ from typing import Any
 
 from lightning import Callback, LightningModule, Trainer
 
+from circuitlit.discover.fit import noted
 from circuitlit.progress import duration, say
 
 PARTS = 20  # of a run; a line after each
@@ -36,7 +37,7 @@ class ProgressLines(Callback):
         if not trainer.is_global_zero or step * PARTS // steps == before * PARTS // steps:
             return
         left = (time.monotonic() - self._began) / (step - self._first) * (steps - step)
-        logged = {name: float(v) for name, v in trainer.callback_metrics.items() if name.startswith("train/")}
+        logged = {name: float(v) for name, v in noted(trainer).items() if name.startswith("train/")}
         figures = [f"{name.removeprefix('train/')} {value:.4g}" for name, value in logged.items()]
         words = [f"{100 * step // steps} %: step {step} of {steps}", *figures, f"{duration(left)} left"]
         say(", ".join(words), self.aloud)

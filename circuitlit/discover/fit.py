@@ -15,6 +15,11 @@ Curves = list[dict[str, float]]  # rows of what was logged, each with its step
 Fit = Callable[[LightningModule, PairsModule], Curves]  # trains a learner on pairs
 
 
+def noted(trainer: Trainer) -> dict[str, Any]:
+    """What a learner noted of its last step, if it notes anything; else what it has logged."""
+    return getattr(trainer.lightning_module, "noted", None) or dict(trainer.callback_metrics)
+
+
 class History(Callback):
     """Keeps the curves, in checkpoints too, so that a resumed run's page shows the whole run.
 
@@ -53,7 +58,7 @@ class History(Callback):
         step = trainer.global_step - 1
         if step > self._noted and step % self.every == 0:
             self._noted = step
-            metrics = trainer.callback_metrics
+            metrics = noted(trainer)
             self._rows.append({"step": step, **{name: metrics[f"train/{name}"] for name in self.names}})
 
     def state_dict(self) -> dict[str, Any]:

@@ -41,6 +41,7 @@ class MaskLearner(LightningModule):
     Attributes:
         masters: gives the copies of the log-alphas that a strategy trains in their place (DeepSpeed's partitions); the
             constraint's shift must reach these, too.
+        noted: the last step's loss and sparsity, under the names by which loggers know them.
     """
 
     log_alpha: Tensor
@@ -64,6 +65,7 @@ class MaskLearner(LightningModule):
         self.constraint_gradient = constraint_gradient
         self.masters: Callable[[], Iterable[Tensor]] = tuple
         self.beside, self._beside_lr = nn.ParameterList(), 0.0
+        self.noted: dict[str, Tensor] = {}
         self._micro_batch = (-1, 0)
         self._shifted = -1
 
@@ -97,10 +99,15 @@ class MaskLearner(LightningModule):
         """One micro-batch: sample the gates, run the masked model, compare."""
         step = self.global_step
         loss = self.masked_loss(batch, step, self._position(step))
-        self.log("train/loss", self._over_ranks(loss.detach()), batch_size=len(batch))
         sparsity = 1 - self.schedule.open_share(step, self.target, self.seed)
-        self.log("train/sparsity", torch.tensor(sparsity), batch_size=len(batch))
+        self.noted = {"train/loss": self._over_ranks(loss.detach()), "train/sparsity": torch.tensor(sparsity)}
         return loss
+
+    def on_train_batch_end(self, outputs: Any, batch: Batch, batch_idx: int) -> None:
+        """Log what was noted in steps that loggers write: Lightning takes a third of a small step for it."""
+        if self.trainer._logger_connector.should_update_logs:
+            for name, value in self.noted.items():
+                self.log(name, value, batch_size=len(batch))
 
     def _over_ranks(self, value: Float[Tensor, ""]) -> Float[Tensor, ""]:
         """The mean over all processes. `sync_dist=True` would make every step wait for the GPU, in a barrier."""

@@ -117,9 +117,9 @@ class MaskedBlock(nn.Module):
         added = self._put_out(ablated_heads)
         if not self.parallel:
             token, mlp_seen = ledger.read_on(token, mlp_seen, picked(added, tokens), row + split, first, heads)
-        token = ledger.write(
-            token, first + heads, self.write_mlp(mlp_seen[:1], mlp_seen[1:]), picked(ablated_mlp, tokens)[None]
-        )
+        routed = self.tail > 1  # else no slice, whose backward is two more launches
+        written = self.write_mlp(mlp_seen[:1], mlp_seen[1:]) if routed else self.write_mlp(mlp_seen)
+        token = ledger.write(token, first + heads, written, picked(ablated_mlp, tokens)[None])
         return token, ablated + added + ablated_mlp
 
     def _write_heads(self, ledger: Ledger, token: Token, results: Float[Tensor, "head token width"]) -> Token:

@@ -107,6 +107,7 @@ class Read(Function):
             mlp = mlp.clone()  # kept by the MLP's norm, as a view it would keep all of `seen`
         else:
             ctx.mark_non_differentiable(mlp)
+            ctx.set_materialize_grads(False)  # of zeros, which nobody reads
         return token.view_as(token), attention, mlp
 
     @staticmethod
