@@ -153,3 +153,17 @@ def test_the_table_of_engines_compares_equal_steps() -> None:
         with initialize_config_dir(str(ROOT / "conf"), version_base="1.3"):
             cfg = compose("bench", row[row.index("bench") + 1 :])
         assert cfg.strategy.shard.engine and cfg.strategy.options.devices == 2 and cfg.repeats == 5
+
+
+@pytest.mark.parametrize("acdc", [{}, {"ACDC": "1"}])
+def test_the_pruning_table_is_of_studies_that_compose(acdc: dict[str, str], tmp_path: Path) -> None:
+    done = dry("pruning_table.sh", str(tmp_path), SEEDS="0,1", **acdc)
+    *studies, table = done.stdout.splitlines()
+    assert shlex.split(table)[1:] == ["launch/pruning_table.py", str(tmp_path)]
+    folders = set()
+    for words in map(shlex.split, studies):
+        with initialize_config_dir(str(ROOT / "conf"), version_base="1.3"):
+            cfg = compose("study", [word for word in words[4:] if not word.startswith("hydra.run.dir")])
+        folders.add(words[-1])
+        assert list(cfg.study.seeds) == [0, 1] and bool(cfg.study.learners) == (not acdc)
+    assert folders == {f"hydra.run.dir={tmp_path}/{m}{'-acdc' if acdc else ''}" for m in ("smollm2", "gemma3_270m")}

@@ -155,7 +155,7 @@ def encoded(cfg: DictConfig, splits: Pairs, subject: Subject) -> PairsModule:
     return data
 
 
-BARS = ("controls", "control_pairs", "probe_pairs", "max_kl_share", "least_pairs", "smoke")
+BARS = ("controls", "control_pairs", "probe_pairs", "max_kl_share", "least_pairs", "smoke", "published_pairs")
 
 
 def build_bars(cfg: DictConfig) -> Bars:

@@ -19,6 +19,7 @@ from circuitlit.heads.explain.explain_circuit import explain_circuit
 from circuitlit.model import Subject
 from circuitlit.progress import CONSOLE, part, times
 from circuitlit.report import print_table, write_page
+from circuitlit.report.published import print_published
 from circuitlit.result import Result
 
 Found = TypeVar("Found", bound=Result)
@@ -50,7 +51,10 @@ def finish_circuit(cfg: DictConfig, result: FoundCircuit, facts: dict[str, Any])
     _explain(cfg, result, facts, folder)
     result = result.replaced(**times())
     written = [result.save(folder), write_page(folder)]
-    print_table(result.to_dict(), CONSOLE)
+    content = result.to_dict()
+    print_table(content, CONSOLE)
+    if result.published is not None:
+        print_published(content["published"], CONSOLE)
     for path in written:
         CONSOLE.print(f"{path}", highlight=False, soft_wrap=True)
     return result

@@ -17,7 +17,7 @@ _NUMBERS = {"n_train": COUNT, "n_val": whole(), "n_test": COUNT, "seed": SEED}
 _MOST = {"n_train": COUNT | None, "n_val": whole() | None, "n_test": COUNT | None, "seed": SEED}
 _RELATIONS = "capital continent language currency symbol kind country profession author origin".split()
 _PLAIN = "antonym docstring past_tense two_hop".split()
-_NEW_WORDS = "gender_pronoun greater_than ioi ioi_hard ioi_single sva".split()
+_NEW_WORDS = "gender_pronoun ioi ioi_hard ioi_single sva".split()
 TASKS: Targets = {
     **{f"circuitlit.tasks.{name}": _NUMBERS for name in _PLAIN},
     **{f"circuitlit.tasks.{name}": {**_NUMBERS, "n_new_words": whole()} for name in _NEW_WORDS},
@@ -34,6 +34,7 @@ TASKS: Targets = {
         "chat": flag(),
     },
     "circuitlit.tasks.factual": {**_NUMBERS, "relations": listed(choice(*_RELATIONS), 1) | None},
+    "circuitlit.tasks.greater_than": {**_NUMBERS, "n_new_words": whole(), "both_digits": flag()},
     "circuitlit.tasks.induction": {**_NUMBERS, "length": whole(2)},
     "circuitlit.tasks.jsonl": {
         **_MOST,

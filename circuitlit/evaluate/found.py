@@ -8,6 +8,7 @@ from typing import TYPE_CHECKING, Any, ClassVar, Self
 
 from circuitlit.errors import UserError
 from circuitlit.evaluate.agreement import Agreement, Agreements
+from circuitlit.evaluate.published import Published, PublishedFigure
 from circuitlit.evaluate.statistics import Estimate
 from circuitlit.evaluate.trust.row import TrustRow
 from circuitlit.result import Result
@@ -52,7 +53,7 @@ class Measured:
 
 def _plain(value: Any) -> Any:
     """Plain types; of measured circuits without the fields that do not exist."""
-    if isinstance(value, Measured | Agreements | Agreement | TrustRow):
+    if isinstance(value, Measured | Agreements | Agreement | TrustRow | Published | PublishedFigure):
         own = {field.name: getattr(value, field.name) for field in fields(value)}
         return {key: _plain(part) for key, part in own.items() if part is not None}
     if isinstance(value, dict):
@@ -110,6 +111,7 @@ class FoundCircuit(Compared, Result):
         ground_truth: against a published circuit.
         completeness, minimality, curve, smallest: of `evaluate_circuit`.
         trust: rows of the trust card that cost little, by their names.
+        published: the task's published measures.
         experts: of a mixture of experts, what each expert has in the kept edges; see `ExpertShares`.
     """
 
@@ -147,6 +149,7 @@ class FoundCircuit(Compared, Result):
     smallest: dict[str, Any] | None = None
     trust: dict[str, TrustRow] | None = None
     experts: list[dict[str, Any]] | None = None
+    published: Published | None = None
 
     __repr__ = Result.__repr__
 

@@ -67,18 +67,24 @@ class TestBed:
         self, kept: Bool[Tensor, "copies edge"] | Float[Tensor, "copies edge"], pairs: int | None = None
     ) -> Outcome:
         """Outcome of a set of edges, or of masks between 0 and 1, on all pairs or on the first few alone."""
-        graph = self.model.graph
-        device = self.model.subject.device
-        masks = scatter_edges(graph, kept.to(device, torch.float32))
         parts, seen = [], 0
         for batch, reference in zip(self.batches, self.references, strict=True):
             if pairs is not None and seen >= pairs:
                 break
             if pairs is not None and pairs - seen < len(batch):
                 batch, reference = batch.head(pairs - seen), reference.head(pairs - seen)
-            logits = self.model(
-                masks, batch.clean, reference.ablated, batch.positions, batch.roles, shared=reference.shared
-            )
-            parts.append(Outcome.of(logits, reference.teacher, batch))
+            parts.append(Outcome.of(masked_logits(self.model, kept, batch, reference), reference.teacher, batch))
             seen += len(batch)
         return Outcome.join(parts)
+
+
+@torch.no_grad()
+def masked_logits(
+    model: MaskedModel,
+    kept: Bool[Tensor, "copies edge"] | Float[Tensor, "copies edge"],
+    batch: Batch,
+    reference: Reference,
+) -> Float[Tensor, "batch answer vocab"]:
+    """Logits of a set of edges, or of masks between 0 and 1, on one batch."""
+    masks = scatter_edges(model.graph, kept.to(model.subject.device, torch.float32))
+    return model(masks, batch.clean, reference.ablated, batch.positions, batch.roles, shared=reference.shared)

@@ -24,6 +24,7 @@ from circuitlit.evaluate.found import (
 from circuitlit.evaluate.ground_truth import edge_auc
 from circuitlit.evaluate.live import Live
 from circuitlit.evaluate.measure import TestBed
+from circuitlit.evaluate.published import measure_published, published_rows
 from circuitlit.evaluate.statistics import paired_difference
 from circuitlit.evaluate.summary import Summary, summarise
 from circuitlit.evaluate.testing import LEVEL, enough_draws, holm, rank_p
@@ -48,6 +49,7 @@ class Bars:
         max_kl_share: a circuit with more than this share of the corrupted run's KL has FAILED.
         least_pairs: fewer test pairs than these are not judged by, unless they are all inputs there are.
         smoke: True says that nothing is concluded.
+        published_pairs: test pairs for the task's published measures; 0 leaves them out.
     """
 
     controls: int = 40
@@ -56,6 +58,7 @@ class Bars:
     max_kl_share: float = 0.5
     least_pairs: int = 10
     smoke: bool = False
+    published_pairs: int = 56
 
 
 def held_out(bench: Workbench, split: str = "test") -> TestBed:
@@ -70,7 +73,8 @@ def evaluated_pairs(bench: Workbench, bars: Bars, tried: int) -> int:
     baselines = (2 * len(data.test) + len(data.new_words)) * bool(tried)
     probes = 2 * tried * min(bars.probe_pairs, len(data.val))
     controls = 2 * bars.controls * min(max(bars.control_pairs, data.test.n_groups), len(data.test))
-    return len(data.test) + len(data.new_words) + baselines + probes + controls
+    published = (2 + bool(tried)) * published_rows(bench, bars.published_pairs)
+    return len(data.test) + len(data.new_words) + baselines + probes + controls + published
 
 
 def measure_circuit(
@@ -114,6 +118,7 @@ def measure_circuit(
         new_words=_new_words(bench, circuit, equal),
         **_against_truth(bench.subject, circuit),
         experts=expert_shares(bench.subject, bed.batches[:EXPERT_BATCHES], circuit),
+        published=measure_published(bench, circuit, equal, bars.published_pairs),
     )
     status, reason = verdict(result, bars, bench.data.splits.exhaustive)
     assert result.subset and result.random and result.shuffled

@@ -23,6 +23,7 @@ from circuitlit.report.edges import RankedEdge, edges_by_effect, effects_note, r
 from circuitlit.report.evolution_figure import flow_figure, kept_figure, timeline_figure
 from circuitlit.report.figures import layer_figure, training_figure
 from circuitlit.report.leading import known_nodes, leading_sentences, random_note, role_words, shares_text
+from circuitlit.report.published import COLUMNS, published_columns, published_note, published_rows
 from circuitlit.report.stages import doubtful_text, stage_rows
 from circuitlit.report.table import Metric, columns, count, notes, percent, result_rows
 from circuitlit.report.trust import rows_of, trust_table
@@ -179,6 +180,7 @@ def _render(run: Run, beside: Beside) -> str:
         "rows": result_rows(run.result),
         "paired_note": paired_note(run.result),
         "notes": notes(run.result),
+        "published": _published(run.result.get("published")),
         **_explained(run.explanation),
         "trust": trust_table(rows_of(run.result["trust"])) if run.result.get("trust") else None,
         "folder": run.folder.name,
@@ -208,6 +210,14 @@ def _render(run: Run, beside: Beside) -> str:
     figures = run_figures(run, edges)
     elsewhere = {"circuit", "layers"} if evolution else {"circuit"}  # the last snapshot's map shows layers, too
     return render(_TEMPLATE, values, {name: figure for name, figure in figures.items() if name not in elsewhere})
+
+
+def _published(found: dict[str, Any] | None) -> dict[str, Any] | None:
+    """The task's published measures as the page lists them."""
+    if found is None:
+        return None
+    headings = [COLUMNS[key] for key in published_columns(found)]
+    return {"note": published_note(found), "headings": headings, "rows": published_rows(found)}
 
 
 def _explained(found: Explanation | None) -> dict[str, Any]:

@@ -15,6 +15,7 @@ from rich.text import Text
 from circuitlit.evaluate.study.results import FewestEdges, MethodRow, MethodStudy, StudiedTask
 from circuitlit.report.figures import BLUE, GREEN, GREY, ORANGE, PINK, RED, finish
 from circuitlit.report.grid import grid
+from circuitlit.report.published import print_study_published
 from circuitlit.report.table import Metric, count, percent
 
 _COLOURS = (BLUE, ORANGE, GREEN, RED, PINK)
@@ -31,6 +32,7 @@ def print_study(study: MethodStudy, console: Console) -> None:
     """Print a table a task with a row for each sparsity and method, then the paired differences and what failed."""
     for task in study.tasks:
         console.print(_table(task, [row for row in study.methods if row.task == task.task], console.width))
+    print_study_published(study, console)
     for item in study.learned_minus_attribution_kl:
         names = f"{item.task}, {percent(item.sparsity)}: KL of {item.learner} minus {item.attribution}"
         console.print(Text(f"{names}: {Metric.of(item)} nats"), soft_wrap=True)

@@ -50,7 +50,8 @@ def in_chat(pairs: Pairs, tokenizer: PreTrainedTokenizerBase) -> Pairs:
     """
     before, after = chat_frame(tokenizer)
     strips = not chat_frame(tokenizer, f"{MARK} ")[1].startswith(" ")
-    made = {split: [_framed(pair, before, after, strips) for pair in getattr(pairs, split)] for split in SPLITS}
+    lists = (*SPLITS, "panel")
+    made = {name: [_framed(pair, before, after, strips) for pair in getattr(pairs, name)] for name in lists}
     spaced = sum(pair.clean[-1:].isspace() for split in SPLITS for pair in getattr(pairs, split))
     if strips and spaced:
         log.warning("the chat template strips the space at the end of %d prompts, so it is left out", spaced)

@@ -9,6 +9,7 @@ GPT-2 small"; names and wording are our own.
 from __future__ import annotations
 
 import random
+from dataclasses import replace
 
 from transformers import PreTrainedTokenizerBase
 
@@ -99,4 +100,4 @@ def gender_pronoun(
         return len(keys[split]) * fewest * len(qualities[split]) * len(nouns[split])
 
     recipe = Recipe("gender_pronoun", ROLES, keys, make, capacity)
-    return draw_splits(recipe, (n_train, n_val, n_test, n_new_words), seed)
+    return replace(draw_splits(recipe, (n_train, n_val, n_test, n_new_words), seed), published="two")

@@ -5,7 +5,10 @@ is right, so the start year itself is wrong). Where a tokenizer splits digits, t
 "... to the year 173", and the next digit is to be predicted: digits above 2 are right, 0, 1 and 2 are wrong. (If it
 stopped at "17", the digit 3 would be neither, because 1735 is later than 1732 and 1730 is not.)
 A corrupted prompt starts in the year 01 of the century, or in the year 0 of the decade, after which nearly every
-continuation is right.
+continuation is right. With `both_digits` prompts ask for the decade as often ("... to the year 17": digits above 3 are
+right, those below are wrong, 3 is neither), and all corrupted prompts start in the year 01, as published.
+
+`Pairs.panel` has the published question: prompts that stop at the century, and all its hundred years.
 
 Source: task, corruption and metric are those of Hanna et al. 2023, "How does GPT-2 compute greater-than?", section 2.
 """
@@ -14,6 +17,7 @@ from __future__ import annotations
 
 import random
 from collections.abc import Sequence
+from dataclasses import replace
 from typing import NamedTuple
 
 from transformers import PreTrainedTokenizerBase
@@ -75,7 +79,13 @@ class _Start(NamedTuple):
 
 
 def greater_than(
-    tokenizer: PreTrainedTokenizerBase, n_train: int, n_val: int, n_test: int, seed: int, n_new_words: int = 0
+    tokenizer: PreTrainedTokenizerBase,
+    n_train: int,
+    n_val: int,
+    n_test: int,
+    seed: int,
+    n_new_words: int = 0,
+    both_digits: bool = False,
 ) -> Pairs:
     """Pairs of several sentences; training, validation and test share none.
 
@@ -89,13 +99,15 @@ def greater_than(
         n_test: pairs to report on.
         seed: equal seeds give equal pairs.
         n_new_words: pairs of the test split's sentences with new nouns and centuries.
+        both_digits: where the tokenizer splits years into digits, half of the pairs ask for the decade; no change
+            elsewhere.
 
     Raises:
         UserError: the tokenizer has no usable nouns or years, or too few different pairs exist.
     """
     nouns = deal_words("greater_than", "nouns", NOUNS.split(), tokenizer, 4)
     starts = {
-        split: [start for century in own for start in _starts(century, tokenizer)]
+        split: [start for century in own for start in _starts(century, tokenizer, both_digits)]
         for split, own in deal(CENTURIES).items()
     }
     fewest = min(map(len, starts.values()))
@@ -113,7 +125,13 @@ def greater_than(
         return len(keys[split]) * len(nouns[split]) * len(starts[split])
 
     recipe = Recipe("greater_than", ROLES, keys, make, capacity)
-    return draw_splits(recipe, (n_train, n_val, n_test, n_new_words), seed)
+    pairs = draw_splits(recipe, (n_train, n_val, n_test, n_new_words), seed)
+    rng, years = random.Random(f"greater_than/years/{seed}"), _years(deal(CENTURIES)["test"], tokenizer)
+    panel = [
+        _pair(keys["test"][number % len(keys["test"])], rng.choice(nouns["test"]), rng.choice(years), rng)
+        for number in range(n_test if years else 0)
+    ]
+    return replace(pairs, panel=panel, published="years" if panel else "")
 
 
 def sides(start: str, continuations: Sequence[str]) -> tuple[list[str], list[str]]:
@@ -126,7 +144,7 @@ def sides(start: str, continuations: Sequence[str]) -> tuple[list[str], list[str
     return [n for n in continuations if n > start], [n for n in continuations if n <= start]
 
 
-def _starts(century: str, tokenizer: PreTrainedTokenizerBase) -> list[_Start]:
+def _starts(century: str, tokenizer: PreTrainedTokenizerBase, both_digits: bool) -> list[_Start]:
     """Usable start years of a century: with tokens for two digits all but the first, else decade by decade."""
     lead = f"year {century}"
     whole = follows(lead, NUMBERS, tokenizer)
@@ -136,13 +154,35 @@ def _starts(century: str, tokenizer: PreTrainedTokenizerBase) -> list[_Start]:
     else:
         for decade in DIGITS:
             if len(follows(lead + decade, DIGITS, tokenizer)) == len(DIGITS):
+                first = FIRST if both_digits else decade + DIGITS[0]
                 made += [
-                    _Start(century, decade + year, decade + DIGITS[0], century + decade, *sides(year, DIGITS))
+                    _Start(century, decade + year, first, century + decade, *sides(year, DIGITS))
                     for year in DIGITS[1:-1]
+                    if decade + year > first
                 ]
-    lengths = {first: count_tokens(lead + first, tokenizer) for first in {start.corrupted for start in made}}
-    even = (start for start in made if count_tokens(lead + start.yy, tokenizer) == lengths[start.corrupted])
-    return [start for start in even if start.right and start.wrong]
+                if both_digits:
+                    later, earlier = sides(decade, DIGITS)
+                    made += [
+                        _Start(century, decade + year, FIRST, century, later, earlier[:-1])
+                        for year in DIGITS
+                        if decade + year > FIRST
+                    ]
+    return [start for start in _even(made, lead, tokenizer) if start.right and start.wrong]
+
+
+def _years(centuries: Sequence[str], tokenizer: PreTrainedTokenizerBase) -> list[_Start]:
+    """Start years from 02 to 98 with prompts that stop at the century, and all its years as continuations."""
+    found: list[_Start] = []
+    for century in centuries:
+        starts = [_Start(century, yy, FIRST, century, *sides(yy, NUMBERS)) for yy in NUMBERS[2:-1]]
+        found += _even(starts, f"year {century}", tokenizer)
+    return found
+
+
+def _even(starts: Sequence[_Start], lead: str, tokenizer: PreTrainedTokenizerBase) -> list[_Start]:
+    """The starts whose corrupted prompts have as many tokens."""
+    lengths = {first: count_tokens(lead + first, tokenizer) for first in {start.corrupted for start in starts}}
+    return [start for start in starts if count_tokens(lead + start.yy, tokenizer) == lengths[start.corrupted]]
 
 
 def _pair(key: str, noun: str, year: _Start, rng: random.Random) -> Pair:

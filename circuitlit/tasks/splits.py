@@ -28,6 +28,10 @@ class Pairs:
         overlapping: True where a pair may be in several splits, as where each holds all inputs.
         new_words: held-out pairs in the test split's sentences, with words that training and validation lack; empty for
             tasks that do not tell sentences from words.
+        published: what the literature measures the task by, beside what every task is measured by: "years" (all years
+            of a century), "forms" (verbs in both numbers) or "two" (answer and wrong answer); empty for nothing else.
+        panel: held-out pairs that this is asked on, whose continuations may have several tokens; empty takes the test
+            pairs.
 
     Raises:
         UserError: a pair is in two splits, or only some pairs have corrupted prompts.
@@ -42,6 +46,8 @@ class Pairs:
     exhaustive: bool = False
     overlapping: bool = False
     new_words: list[Pair] = field(default_factory=list)
+    published: str = ""
+    panel: list[Pair] = field(default_factory=list)
 
     @classmethod
     def from_list(

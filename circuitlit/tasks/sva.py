@@ -9,6 +9,7 @@ probabilities of verbs are the metric of Newman et al. 2021, "Refining targeted 
 from __future__ import annotations
 
 import random
+from dataclasses import replace
 from itertools import product
 
 from transformers import PreTrainedTokenizerBase
@@ -123,4 +124,5 @@ def sva(
     def capacity(split: str) -> int:
         return len(keys[split]) * len(nouns[split]) * len(things[split])
 
-    return draw_splits(Recipe("sva", ROLES, keys, make, capacity), (n_train, n_val, n_test, n_new_words), seed)
+    recipe = Recipe("sva", ROLES, keys, make, capacity)
+    return replace(draw_splits(recipe, (n_train, n_val, n_test, n_new_words), seed), published="forms")

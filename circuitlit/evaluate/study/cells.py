@@ -3,11 +3,12 @@
 from __future__ import annotations
 
 import math
-from collections.abc import Collection, Sequence
+from collections.abc import Collection, Mapping, Sequence
 from dataclasses import dataclass, field
 from typing import Any, Literal
 
 import torch
+from torch import Tensor
 
 from circuitlit.errors import UserError
 from circuitlit.evaluate.similarity import Spread
@@ -47,6 +48,7 @@ class StudySettings:
         consensus: share of a learner's circuits that an edge of their consensus is in.
         seed: of attributions.
         match: the attribution for whose KL the fewest edges are counted; None counts none.
+        published_pairs: test pairs for a task's published measures; 0 leaves them out.
     """
 
     sparsities: Sequence[float] = (0.9, 0.95, 0.98)
@@ -60,6 +62,7 @@ class StudySettings:
     consensus: float = 0.5
     seed: int = 0
     match: Match | None = None
+    published_pairs: int = 56
 
     def __post_init__(self) -> None:
         """Refuse what no study can be made with.
@@ -119,6 +122,7 @@ class TaskEnds:
         n_pairs, n_train: held-out pairs and training pairs.
         n_edges_total: edges of the graph.
         full, corrupted: pair by pair.
+        published: its published measures of both, pair by pair, and the pairs' sentences (`groups`).
     """
 
     behaviour: dict[str, Any]
@@ -127,6 +131,7 @@ class TaskEnds:
     n_edges_total: int
     full: ByPair
     corrupted: ByPair
+    published: dict[str, ByPair] | None = None
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -140,6 +145,7 @@ class Cut:
         val_kl: mean KL on validation pairs, nats; None where the task has none.
         by_pair: what it does on held-out pairs.
         noise: likeness of circuits from bootstrap samples of the training pairs.
+        published: the task's published measures, pair by pair; None where they were not measured.
     """
 
     sparsity: float
@@ -150,6 +156,7 @@ class Cut:
     val_kl: float | None = None
     by_pair: ByPair
     noise: Spread | None = None
+    published: ByPair | None = None
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -185,7 +192,12 @@ class Circuits:
 
 def by_pair(outcome: Outcome) -> ByPair:
     """An outcome as plain lists."""
-    return {name: values.tolist() for name, values in vars(outcome).items()}
+    return lists(vars(outcome))
+
+
+def lists(columns: Mapping[str, Tensor]) -> ByPair:
+    """Numbers of each pair as plain lists."""
+    return {name: values.tolist() for name, values in columns.items()}
 
 
 def outcome_of(lists: ByPair) -> Outcome:

@@ -151,7 +151,7 @@ def compare_methods(
     with ExitStack() as stack:
         where = Path(stack.enter_context(TemporaryDirectory()) if folder is None else folder)
         for name, bench in benches.items():
-            build = cache(partial(StudyTask.build, bench, settings.probe_pairs))
+            build = cache(partial(StudyTask.build, bench, settings.probe_pairs, settings.published_pairs))
             jobs = [
                 *(_scored(name, label, method, settings) for label, method in attributions.items()),
                 *(

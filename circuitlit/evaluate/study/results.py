@@ -22,6 +22,7 @@ class StudiedTask:
         n_pairs, n_train: held-out pairs and training pairs.
         n_edges_total: edges of the graph.
         full, corrupted: the full model and the corrupted run on the held-out pairs.
+        published: the task's published measures of both; None without any.
     """
 
     task: str
@@ -30,6 +31,7 @@ class StudiedTask:
     n_edges_total: int
     full: Summary
     corrupted: Summary
+    published: dict[str, dict[str, Estimate]] | None = None
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -65,6 +67,7 @@ class MethodRow(Summary):
         seeds_overlap: likeness of a learner's circuits over seeds.
         consensus: edges that these share.
         agreement: with what the model says, apart where it is right and where it is wrong; None of controls.
+        published: the task's published measures; None without any.
     """
 
     task: str
@@ -85,6 +88,7 @@ class MethodRow(Summary):
     seeds_overlap: Spread | None = None
     consensus: Consensus | None = None
     agreement: Agreements | None = None
+    published: dict[str, Estimate] | None = None
 
     @property
     def label(self) -> str:

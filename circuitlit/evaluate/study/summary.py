@@ -10,6 +10,7 @@ from pathlib import Path
 from typing import Any
 
 import torch
+from torch import Tensor
 
 from circuitlit.errors import UserError
 from circuitlit.evaluate.agreement import LEAST_ERRORS, Agreements
@@ -93,6 +94,7 @@ def _ends(name: str, content: TaskEnds) -> StudiedTask:
         n_edges_total=content.n_edges_total,
         full=summarise([full], full, corrupted),
         corrupted=summarise([corrupted], full, corrupted),
+        published=_published_ends(content),
     )
 
 
@@ -116,9 +118,39 @@ def _row(cell: Cell, sparsity: float, group: Group, task: TaskEnds, share: float
         **vars(summarise(outcomes, outcome_of(task.full), outcome_of(task.corrupted))),
         **{name: _envelope([getattr(curve, name) for curve in curves]) for name in AREAS if curves},
         noise=first.noise,
+        published=_published(group, task),
         agreement=None if cell.kind == "control" else _agreement(outcomes, outcome_of(task.full)),
         **(_overlap([circuits / cell.name for cell, _, _ in group], first, share) if alike else {}),
     )
+
+
+def _published_ends(content: TaskEnds) -> dict[str, dict[str, Estimate]] | None:
+    found = content.published
+    if found is None:
+        return None
+    groups = torch.tensor(found["groups"]["group"])
+    ends = {side: found[side] for side in ("full", "corrupted")}
+    return {
+        side: {name: mean_estimate(_tensor(values), groups) for name, values in own.items()}
+        for side, own in ends.items()
+    }
+
+
+def _published(group: Group, task: TaskEnds) -> dict[str, Estimate] | None:
+    """Of one circuit, or means over those of several seeds."""
+    measured = [row.published for _, _, row in group if row.published is not None]
+    if not measured or task.published is None:
+        return None
+    groups = torch.tensor(task.published["groups"]["group"])
+    columns = {name: [_tensor(one[name]) for one in measured] for name in measured[0]}
+    return {
+        name: mean_estimate(torch.stack(values) if len(values) > 1 else values[0], groups)
+        for name, values in columns.items()
+    }
+
+
+def _tensor(values: Sequence[float | None]) -> Tensor:
+    return torch.tensor([math.nan if value is None else value for value in values], dtype=torch.float64)
 
 
 def _agreement(outcomes: list[Outcome], full: Outcome) -> Agreements:

@@ -16,8 +16,19 @@ from circuitlit.evaluate.controls import random_circuit
 from circuitlit.evaluate.curves import size_curve
 from circuitlit.evaluate.find import ask
 from circuitlit.evaluate.measure import TestBed
+from circuitlit.evaluate.published import PanelBed
 from circuitlit.evaluate.similarity import Spread, noise_floor
-from circuitlit.evaluate.study.cells import Areas, BySize, Circuits, Cut, StudySettings, TaskEnds, by_pair
+from circuitlit.evaluate.study.cells import (
+    Areas,
+    ByPair,
+    BySize,
+    Circuits,
+    Cut,
+    StudySettings,
+    TaskEnds,
+    by_pair,
+    lists,
+)
 from circuitlit.evaluate.verdict import held_out
 from circuitlit.graph import Circuit, EdgeScores
 
@@ -34,18 +45,20 @@ class StudyTask:
         bench: subject, pairs and masked model.
         test: the pairs that are reported on.
         val: the pairs that rankings are chosen by; None where the task has none.
+        panel: the pairs of its published measures; None without any.
         known: scores of attributions that are done, by their settings.
     """
 
     bench: Workbench
     test: TestBed
     val: TestBed | None
+    panel: PanelBed | None = None
     known: dict[str, Scored] = field(default_factory=dict)
 
     @classmethod
-    def build(cls, bench: Workbench, probe_pairs: int) -> StudyTask:
+    def build(cls, bench: Workbench, probe_pairs: int, published_pairs: int = 0) -> StudyTask:
         """Run full model and ablated one on the held-out pairs and on the first validation pairs."""
-        return cls(bench, held_out(bench), validation(bench, probe_pairs))
+        return cls(bench, held_out(bench), validation(bench, probe_pairs), PanelBed.build(bench, published_pairs))
 
     def attribution(self, method: Method, bench: Workbench, key: str) -> Scored:
         """Scores of a method, made once for each key."""
@@ -72,7 +85,14 @@ def ends(task: StudyTask, min_accuracy: float) -> TaskEnds:
         n_edges_total=task.bench.layout.n_edges,
         full=by_pair(task.test.full),
         corrupted=by_pair(task.test.corrupted),
+        published=_published_ends(task.panel) if task.panel else None,
     )
+
+
+def _published_ends(panel: PanelBed) -> dict[str, ByPair]:
+    ends = {"full": panel.full, "corrupted": panel.corrupted}
+    measured = {side: lists(panel.measured(values)) for side, values in ends.items()}
+    return measured | {"groups": {"group": panel.groups.tolist()}}
 
 
 def random_circuits(task: StudyTask, benches: BySparsity, settings: StudySettings) -> Circuits:
@@ -82,7 +102,9 @@ def random_circuits(task: StudyTask, benches: BySparsity, settings: StudySetting
         graph, copies = bench.subject.graph, bench.layout.copies
         for seed in range(settings.controls):
             outcome = task.test.run(random_circuit(graph, bench.count, seed, copies), settings.control_pairs)
-            rows.append(Cut(sparsity=sparsity, n_edges=bench.count, by_pair=by_pair(outcome)))
+            once = task.panel and seed == 0  # each of its batches has a circuit of its own
+            found = lists(task.panel.random(bench.count, copies)) if once else None  # type: ignore[union-attr]
+            rows.append(Cut(sparsity=sparsity, n_edges=bench.count, by_pair=by_pair(outcome), published=found))
     return Circuits(rows=rows, seconds=time.perf_counter() - started)
 
 
@@ -142,6 +164,9 @@ def learned(
     scores, seconds = train()
     rows = [_row(task, bench, scores, sparsity) for sparsity, bench in benches.items()]
     first = next(iter(benches.values()))
+    count = scores.details.get("published_count")  # of a recipe that binarises its masks in its own way
+    if isinstance(count, int) and count and all(count != row.n_edges for row in rows):
+        rows.append(_row(task, replace(first, count=count), scores, 1 - count / scores.size))
     _save(first.cut(scores, facts), folder)
     return Circuits(rows=rows, seconds=seconds, **_curves(task, scores, rows, first.select, settings.curve_pairs))
 
@@ -167,6 +192,7 @@ def _row(task: StudyTask, bench: Workbench, scores: EdgeScores, sparsity: float)
         select=bench.select,
         val_kl=float(task.val.run(circuit.kept).kl.mean()) if task.val else None,
         by_pair=by_pair(task.test.run(circuit.kept)),
+        published=lists(task.panel.of(circuit)) if task.panel else None,
     )
 
 

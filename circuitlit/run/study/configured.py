@@ -37,7 +37,7 @@ def settings_from(cfg: DictConfig) -> StudySettings:
     own = plain(cfg.study)
     return StudySettings(
         **{name: own[name] for name in ("sparsities", "seeds", "resamples", "curve_pairs", "consensus")},
-        **{name: cfg.evaluate[name] for name in ("controls", "control_pairs", "probe_pairs")},
+        **{name: cfg.evaluate[name] for name in ("controls", "control_pairs", "probe_pairs", "published_pairs")},
         min_accuracy=cfg.task.get("min_accuracy", 0),
         seed=cfg.seed,
         match=Match(**own["match"]) if own["match"] else None,
@@ -64,7 +64,8 @@ class ConfiguredTask:
     @cached_property
     def built(self) -> StudyTask:
         """What its cells share."""
-        return StudyTask.build(build_workbench(self.cfg, self.subject), self.cfg.evaluate.probe_pairs)
+        own = self.cfg.evaluate
+        return StudyTask.build(build_workbench(self.cfg, self.subject), own.probe_pairs, own.published_pairs)
 
     def jobs(self, planned: Sequence[Planned], store: Store, which: str) -> tuple[Job, list[Job]]:
         """The task's own cell, and of the planned ones all, those that are "finished", or those that are "open"."""
