@@ -45,6 +45,21 @@ def loss_and_grad(name: str, device: str, capture: bool, seed: int) -> tuple[tor
     return value.detach().cpu(), grad.cpu()
 
 
+def test_graphs_of_all_lengths_share_the_memory_of_the_longest() -> None:
+    call = CapturedCall(lambda rows: (torch.stack([rows * number for number in range(64)]).square().sum(0),))
+    factor = float(sum(number**2 for number in range(64)))
+    torch.cuda.empty_cache()
+    held = []
+    for length in (8, 16, 4, 32, 8, 16, 4, 32, 16, 8):  # in megabytes of input; a replay needs 128 times as much
+        rows = torch.randn(length << 18, device="cuda")
+        (found,) = call(rows)
+        torch.testing.assert_close(found, rows.square() * factor)
+        del found, rows
+        torch.cuda.empty_cache()
+        held.append(torch.cuda.memory_reserved() >> 20)
+    assert held[-1] <= 1.2 * held[3], f"{held} MiB: what is held grows with the number of lengths"
+
+
 @pytest.mark.parametrize("name", NAMES)
 def test_captured_step_equals_the_cpu(name: str) -> None:
     with KeepsFloat64():

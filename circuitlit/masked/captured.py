@@ -21,7 +21,7 @@ class CapturedCall:
     """Calls `function(*inputs)`; on a GPU it replays a graph captured for these shapes, elsewhere it just calls.
 
     `function` must not synchronise with the host, takes and returns tensors alone, and must need the same memory each
-    time.
+    time. All shapes share the memory of the largest: what a replay computes is copied out before the next one.
 
     Args:
         function: what to call.
@@ -32,6 +32,8 @@ class CapturedCall:
         self.function = function
         self.shapes = shapes
         self._graphs: dict[tuple, _Graph] = {}
+        self._pool: Any = None
+        self._largest = 0
 
     def __call__(self, *inputs: Tensor) -> Outputs:
         """The function's value, in tensors that no later call changes."""
@@ -39,8 +41,16 @@ class CapturedCall:
         if key not in self._graphs:
             if len(self._graphs) >= self.shapes or not inputs[0].is_cuda:
                 return self.function(*inputs)
-            self._graphs[key] = _Graph(self.function, inputs)
+            self._make_room(sum(t.numel() for t in inputs))
+            self._graphs[key] = _Graph(self.function, inputs, self._pool)
         return self._graphs[key].replay(inputs)
+
+    def _make_room(self, size: int) -> None:
+        """Let go of smaller graphs, which are captured again in the memory of a larger one; they cannot grow."""
+        if size > self._largest:
+            torch.cuda.synchronize()  # none of them is still running
+            self._graphs.clear()
+            self._pool, self._largest = torch.cuda.graph_pool_handle(), size
 
 
 class CapturedLoss:
@@ -73,7 +83,7 @@ def _value_and_grad(loss: Loss, masks: Tensor, *inputs: Tensor) -> Outputs:
 
 
 class _Graph:
-    def __init__(self, function: Callable[..., Outputs], inputs: tuple[Tensor, ...]) -> None:
+    def __init__(self, function: Callable[..., Outputs], inputs: tuple[Tensor, ...], pool: Any) -> None:
         self.inputs = [t.detach().clone() for t in inputs]
         filled = [place for place, value in enumerate(inputs) if value.numel()]
         kinds = {(inputs[place].dtype, inputs[place].device) for place in filled}
@@ -87,7 +97,7 @@ class _Graph:
         torch.cuda.synchronize()
         torch.cuda.empty_cache()  # the graph has memory of its own, as much again
         self.graph = torch.cuda.CUDAGraph()
-        with _own_workspaces(), torch.cuda.graph(self.graph):
+        with _own_workspaces(), torch.cuda.graph(self.graph, pool=pool):
             self.outputs = function(*self.inputs)
 
     def replay(self, inputs: tuple[Tensor, ...]) -> Outputs:

@@ -161,7 +161,8 @@ def deepspeed_shard(
     for piece in pieces.each:
         room = made[id(piece)] = Room(piece, device)
         where = "cpu" if offload and device.type != "cpu" else None
-        deepspeed.zero.Init(module=room, config_dict_or_path=config, dtype=piece.dtype, remote_device=where)
+        named = torch.float32 if piece.dtype == torch.float64 else piece.dtype  # it refuses the name, not the weights
+        deepspeed.zero.Init(module=room, config_dict_or_path=config, dtype=named, remote_device=where)
         part = room.flat.ds_tensor  # type: ignore[attr-defined]
         part.zero_()
         piece.fill(part, rank_and_world()[0] * part.numel())
