@@ -1,13 +1,13 @@
 #!/usr/bin/env bash
 # bash launch/speed.sh ROW [MORE SETTINGS]: one row of the speed table; `all` runs every row for one GPU but the 13B ones.
-# _small rows take less memory and more time. For two GPUs: ddp_scaling, which prints the ratio; engines.py has the sharded ones.
+# _small rows take less memory and more time. For two GPUs (CARDS=4: for four): ddp_scaling, which prints the ratio; engines.py has the sharded ones.
 # length_gpt2, length_codellama: cost against length, up to prompts of 2,048 tokens, references kept in the host's memory.
 # packed: runs an hour with EACH (1 2 4 8) default runs at a time on each GPU.
 # cpu_default is the whole default run by phase, with the code of OLD (a commit) and with this one; see old_and_new.py.
 set -euo pipefail
 cd "$(dirname "$0")/.."
 
-bench() { python -m circuitlit bench callbacks=headless trainer.log_every_n_steps=25 repeats=30 warmup=5 examples=320 "$@"; }
+bench() { ${DRY:+echo} python -m circuitlit bench callbacks=headless trainer.log_every_n_steps=25 repeats=30 warmup=5 examples=320 "$@"; }
 
 row() {
   local name=$1
@@ -24,15 +24,15 @@ row() {
     ddp_scaling)
       bench model=gpt2 data.batch_size=256 tokens=20 mask.cache_gib=0 'dtypes=[float32]' repeats=10 "$out-1" "$@"
       bench model=gpt2 data.batch_size=256 tokens=20 mask.cache_gib=0 'dtypes=[float32]' repeats=10 strategy=ddp \
-        strategy.options.devices=2 "$out-2" "$@"
-      python launch/engines.py scaling runs/speed/ddp_scaling-1 runs/speed/ddp_scaling-2
+        strategy.options.devices="${CARDS:-2}" "$out-${CARDS:-2}" "$@"
+      ${DRY:+echo} python launch/engines.py scaling runs/speed/ddp_scaling-1 "runs/speed/ddp_scaling-${CARDS:-2}"
       ;;
     plan) bench plan=true model=codellama_13b data.batch_size=8 tokens=64 mask.recompute=reads mask.panel=2 "$out" "$@" ;;
     length_gpt2) bench bench=length model=gpt2 data.batch_size=4 tokens=2048 'dtypes=[bfloat16]' repeats=10 examples=16 mask.host_gib=32 mask.cache_gib=0 "$out" "$@" ;;
     length_codellama) bench bench=length model=codellama_13b data.batch_size=1 tokens=2048 mask.panel=2 mask.capture=false 'dtypes=[bfloat16]' repeats=3 warmup=2 examples=8 mask.host_gib=32 mask.cache_gib=0 "$out" "$@" ;;
     scaling) bench bench=scaling model=gpt2 data.batch_size=32 tokens=20 'dtypes=[float32]' "$out" "$@" ;;
     eap) bench bench=eap method=eap model=gpt2 data.batch_size=8 tokens=15 examples=null "$out" "$@" ;;
-    ioi_200) python -m circuitlit bench bench=run experiment=ioi_gpt2 verb=bench model.source=random model.path=null task.min_accuracy=0 model.dtype=bfloat16 mask.schedule.steps=3000 callbacks=headless "$out" "$@" ;;
+    ioi_200) ${DRY:+echo} python -m circuitlit bench bench=run experiment=ioi_gpt2 verb=bench model.source=random model.path=null task.min_accuracy=0 model.dtype=bfloat16 mask.schedule.steps=3000 callbacks=headless "$out" "$@" ;;
     ioi_100000) row_large "$out" "$@" ;;
     cpu_eap) CUDA_VISIBLE_DEVICES='' bench bench=eap method=eap model=gpt2 data.batch_size=8 tokens=15 'dtypes=[float32]' repeats=5 examples=null "$out" "$@" ;;
     cpu_smollm2) CUDA_VISIBLE_DEVICES='' bench data.batch_size=16 tokens=16 'dtypes=[float32]' repeats=5 examples=null "$out" "$@" ;;
@@ -45,14 +45,6 @@ row() {
 small() { # SETTINGS: 32 pairs of 200 as two micro-batches, what readers see summed anew in the backward pass
   bench model=gpt2 data.batch_size=16 trainer.accumulate_grad_batches=2 examples=200 mask.panel=3 mask.recompute=reads \
     'dtypes=[bfloat16]' "$@"
-}
-
-two() { # MODEL PAIRS SETTINGS: a step of a sharded model, so many pairs of 64 tokens on each of two GPUs
-  local model=$1 pairs=$2
-  shift 2
-  bench model="$model" data.batch_size="$pairs" tokens=64 'dtypes=[bfloat16]' strategy=deepspeed_3 \
-    strategy.options.devices=2 mask.panel=2 mask.cache_gib=0 callbacks.probe_every=0 callbacks.checkpoint_every=0 \
-    callbacks.snapshot_every=1000 logger=none repeats=10 "$@"
 }
 
 packed() { # SETTINGS: at least four runs, and three for each that runs at once; the rate is printed at the end of each sweep
@@ -72,7 +64,7 @@ four_bit_7b() { # SETTINGS: Llama-2-7B's shape with 4-bit weights that stay pack
 }
 
 row_large() {
-  python -m circuitlit bench bench=run experiment=ioi_gpt2 verb=bench model.source=random model.path=null task.min_accuracy=0 model.dtype=bfloat16 mask.schedule.steps=3000 callbacks=headless \
+  ${DRY:+echo} python -m circuitlit bench bench=run experiment=ioi_gpt2 verb=bench model.source=random model.path=null task.min_accuracy=0 model.dtype=bfloat16 mask.schedule.steps=3000 callbacks=headless \
     task.build.n_train=100000 mask.cache_gib=0 "$@"
 }
 

@@ -160,6 +160,7 @@ def test_what_an_experiment_says_holds_for_its_verb(file: Path) -> None:
         ("pythia_1.4b", 231_493),
         ("codellama_13b", 3_877_661),
         ("codellama_34b", 5_949_001),
+        ("llama3_70b", 16_654_201),
     ],
 )
 def test_edge_counts_from_config_alone(option: str, edges: int) -> None:
