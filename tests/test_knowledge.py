@@ -25,7 +25,7 @@ from circuitlit.errors import UserError
 from circuitlit.evaluate import Estimate
 from circuitlit.heads import PatchBed
 from circuitlit.heads.attention import Heads
-from circuitlit.heads.knowledge import ROLES, attention_blocked, attention_mass, role_effects
+from circuitlit.heads.knowledge import READ, RETRIEVAL, attention_blocked, attention_mass, role_effects
 from circuitlit.model import Subject
 from circuitlit.model.load import load_subject
 from circuitlit.report.injection import sentence
@@ -41,7 +41,7 @@ def test_roles_of_a_planted_lookup_are_exact() -> None:
     assert torch.equal(said, batch.answer[:, 0])
     bed = PatchBed.build(subject, [batch])
     shares = {"entity": 0.5, "relation": 0.5, "retrieval": 1.0}  # blocked: no object; from the other prompt: its object
-    for role in ROLES:
+    for role in (*READ, RETRIEVAL):
         found = role_effects(bed, ROLE_NAMES, role, candidates=6)
         assert found[0].name == FOUND[role] and found[0].share == pytest.approx(shares[role], abs=1e-6)
         assert all(abs(other.share) < 1e-6 for other in found[1:]) and len(found) == 6

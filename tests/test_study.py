@@ -62,6 +62,24 @@ def cell_of(folder: Path, name: str) -> dict:
     return json.loads((folder / "cells" / f"{name}.json").read_text())["content"]
 
 
+def test_the_published_recipe_is_a_learner_with_a_size_of_its_own(local: Path, tmp_path: Path) -> None:
+    """Its masks sit on nodes, too, and its own binarisation is one more row."""
+    own = ["compat=edge_pruning_2024", "mask.schedule.steps=6", "mask.schedule.lr_warmup=2", "mask.schedule.lr=5"]
+    own += ["data.batch_size=4", "mask.learner.edge_target=0.7", "study.sparsities=[0.7]", "study.seeds=[0]"]
+    recipe = f"study.learners=[{{name: recipe, with: {own}}}]"
+    call(*small(local, tmp_path, "study.attributions=[]", recipe), verb="study")
+    study = study_of(tmp_path)
+    assert study["status"] == "OK", study["failed"]
+    cell = cell_of(tmp_path, "jsonl--learner--recipe--0.7--seed0")
+    scores = Circuit.load(tmp_path / "circuits" / "jsonl--learner--recipe--0.7--seed0").scores
+    assert scores.details["edge_target"] == 0.7
+    count, total = scores.details["published_count"], study["tasks"][0]["n_edges_total"]
+    assert isinstance(count, int)
+    asked = round(0.3 * total)
+    rows = [(row["n_edges"], row["sparsity"]) for row in cell["rows"]]
+    assert rows == [(asked, 0.7)] + ([(count, 1 - count / total)] if count not in (0, asked) else [])
+
+
 def test_every_cell_is_there(done: Path) -> None:
     study = study_of(done)
     assert study["status"] == "OK" and study["failed"] == []

@@ -34,7 +34,7 @@ VERBS = {
     "capabilities": "what tuning gained and lost over several tasks, and the smallest set of nodes that carries a gain",
     "generality": "circuits of several tasks on each other's pairs, and why a tuned model got worse at some",
     "prompts": "circuits of one behaviour under several prompts, each of them under every prompt",
-    "knowledge": "what the model knows, and which heads look it up; experiment=inject_facts tunes new facts in",
+    "knowledge": "what the model knows, its circuits and their carriers; experiment=inject_facts tunes new facts in",
     "heads": "what single heads do: scores, their parts in the IOI algorithm, causal checks",
     "evolve": "circuits over the checkpoints of a training run: behaviour, size, likeness, head scores, stages",
     "report": "the page of a run again, a page that compares runs, figures for papers, a W&B workspace",

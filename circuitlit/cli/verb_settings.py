@@ -183,6 +183,12 @@ OF_VERBS: dict[str, dict[str, Kind]] = {
         "knowledge.least": share(),
         "knowledge.alpha": share(zero=False, one=False),
         "knowledge.draws": COUNT | None,
+        "knowledge.answered": choice("says", "prefers"),
+        "knowledge.least_pairs": COUNT,
+        "knowledge.least_groups": COUNT,
+        "knowledge.heads": flag(),
+        "knowledge.circuits": flag(),
+        "knowledge.resamples": SOME,
         "knowledge.inject": mapping(
             {"new": COUNT, "revised": COUNT, "only_known": flag(), "nodes": COUNT, "draws": DRAWS}
         )
@@ -280,6 +286,7 @@ OF_VERBS: dict[str, dict[str, Kind]] = {
         "answers": COUNT,
         "repeats": whole(2),
         "warmup": SOME,
+        "random": flag(),
         "profile": flag(),
         "examples": COUNT | None,
         "dtypes": listed(choice("float32", "bfloat16", "float16", "float64"), 1) | None,

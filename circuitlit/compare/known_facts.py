@@ -1,28 +1,40 @@
-"""What a model knows (facts, language, reasoning), and which heads look facts up, beside random heads."""
+"""What a model knows (facts, language, reasoning): the circuits, and the nodes that carry it, beside random ones."""
 
 from __future__ import annotations
 
+import random
 from collections.abc import Iterator, Mapping, Sequence
-from dataclasses import asdict, dataclass
-from typing import Any, ClassVar
+from dataclasses import asdict, dataclass, field, replace
+from itertools import combinations
+from math import comb
+from typing import Any, ClassVar, Literal
 
 import torch
 
 from circuitlit.compare.effects import PairBed
+from circuitlit.compare.knowledge_circuits import (
+    Drawn,
+    KnowledgeCircuit,
+    KnowledgeOverlap,
+    knowledge_circuit,
+    knowledge_overlaps,
+)
+from circuitlit.discover import eap_ig
+from circuitlit.discover.method import Method
+from circuitlit.discover.workbench import Workbench
 from circuitlit.errors import UserError
 from circuitlit.evaluate import Estimate
 from circuitlit.evaluate.statistics import mean_estimate
 from circuitlit.evaluate.testing import benjamini_hochberg, enough_draws, paired_p, with_holm
-from circuitlit.graph.nodes import node_name
+from circuitlit.graph import Graph
 from circuitlit.heads.causal import Behaviour, causal_check, metric_of_pairs
-from circuitlit.heads.knowledge import READ, ROLES, blocking, role_effects
+from circuitlit.heads.knowledge import MLPS, blocking, role_effects, roles_of, writing
 from circuitlit.heads.path_patching import PatchBed
+from circuitlit.heads.roles import Head
 from circuitlit.model import Subject
 from circuitlit.progress import phase
 from circuitlit.result import Result
 from circuitlit.tasks import EncodedPairs, PairsModule
-
-LEAST_PAIRS = 4
 
 
 @dataclass(frozen=True)
@@ -38,7 +50,7 @@ class LookupHead:
 
 @dataclass(frozen=True)
 class LookupHeads:
-    """The heads of a role, how many were tried, and their check on test pairs beside random heads (None: no head)."""
+    """The nodes of a role, how many were tried, and their check on test pairs beside random ones (None: no node)."""
 
     heads: list[LookupHead]
     tried: int
@@ -47,7 +59,10 @@ class LookupHeads:
 
 @dataclass(frozen=True)
 class KnownTask:
-    """One task: its pack, share of pairs answered, answered pairs by split and by group, and its heads by role."""
+    """One task: its pack, share of pairs answered, answered pairs by split and group, nodes by role, circuit.
+
+    `reason` says why there are neither: the model does not do the task, or answers too few pairs.
+    """
 
     pack: str
     n_pairs: int
@@ -55,6 +70,8 @@ class KnownTask:
     answered: dict[str, int]
     groups: dict[str, dict[str, int]]
     roles: dict[str, LookupHeads] | None
+    reason: str | None = None
+    circuit: KnowledgeCircuit | None = None
 
 
 @dataclass(frozen=True, kw_only=True, repr=False)
@@ -64,6 +81,7 @@ class Knowledge(Result):
     Attributes:
         model, seed, settings: what was tested, and how heads were chosen.
         tasks: by name, those of all packs.
+        overlaps: of the circuits of every two tasks, and of every two packs.
     """
 
     schema: ClassVar[str] = "knowledge"
@@ -73,6 +91,7 @@ class Knowledge(Result):
     seed: int
     settings: dict[str, Any]
     tasks: dict[str, KnownTask]
+    overlaps: list[KnowledgeOverlap] = field(default_factory=list)
 
     def rows(self) -> Iterator[dict[str, Any]]:
         """A row a task."""
@@ -84,15 +103,24 @@ def measure_knowledge(
     subject: Subject,
     packs: Mapping[str, Mapping[str, PairsModule]],
     *,
-    pairs: int = 32,
+    pairs: int = 56,
     candidates: int = 40,
     top: int = 5,
     least: float = 0.02,
     alpha: float = 0.05,
     draws: int | None = None,
+    answered: Literal["says", "prefers"] = "says",
+    least_pairs: int = 50,
+    least_groups: int = 8,
+    heads: bool = True,
+    circuits: bool = True,
+    resamples: int = 100,
+    method: Method | None = None,
+    sparsity: float = 0.95,
+    min_accuracy: Mapping[str, float] | None = None,
     seed: int = 0,
 ) -> Knowledge:
-    """Test a model on packs of tasks, and look for the heads that look facts up.
+    """Test a model on packs of tasks; of those that it does, find the circuits and the nodes that carry them.
 
     Args:
         subject: the model.
@@ -102,7 +130,14 @@ def measure_knowledge(
         top: most heads of a role.
         alpha: false discovery rate.
         least: smallest share of the metric that a head takes away.
-        draws: random sets of heads; None takes as many as significance needs.
+        draws: random sets of heads; None takes as many as significance needs, corrected for a task's roles.
+        answered: pairs count whose answer the model "says", or "prefers" to the wrong answer.
+        least_pairs, least_groups: answered pairs, and sentences or facts among them, that training and test each need.
+        heads, circuits: what is sought.
+        resamples: of the training sentences, for the intervals of what circuits share.
+        method: how edges are scored; None takes EAP-IG.
+        sparsity: share of edges that a circuit lacks.
+        min_accuracy: share of right answers that each task asks for; 0 where none is given.
         seed: of the pairs, for the result.
 
     Raises:
@@ -111,46 +146,77 @@ def measure_knowledge(
     if not any(packs.values()):
         raise UserError("packs hold no task; give some")
     settings = {"pairs": pairs, "candidates": candidates, "top": top, "alpha": alpha, "least": least, "draws": draws}
-    found = {}
+    method = method or Method.of(eap_ig, steps=5)
+    bars = {"answered": answered, "least_pairs": least_pairs, "least_groups": least_groups}
+    found: dict[str, KnownTask] = {}
+    drawn: dict[str, Drawn] = {}
     for pack, tasks in packs.items():
         for name, data in tasks.items():
             with phase(f"task_{name}", f"{pack}: {name}"):
-                found[name] = _task(pack, data, subject, settings)
-    return Knowledge(model=subject.name, seed=seed, settings=settings, tasks=with_holm(found))
+                task, kept = _asked(pack, data, subject, bars, (min_accuracy or {}).get(name, 0.0))
+                if task.reason is None and circuits:
+                    bench = Workbench.build(subject, data, sparsity, seed=seed)
+                    circuit, drawn[name] = knowledge_circuit(
+                        bench, method, kept["train"], kept["test"], resamples, seed
+                    )
+                    task = replace(task, circuit=circuit)
+                if task.reason is None and heads:
+                    task = with_holm(replace(task, roles=_roles(data, subject, kept, settings)))
+                found[name] = task
+    with phase("overlaps", "Comparing the circuits"):
+        overlaps = with_holm(knowledge_overlaps(drawn, packs, seed)) if len(drawn) > 1 else []  # type: ignore[arg-type]
+    more = {"method": method.name, "sparsity": sparsity, **bars}
+    return Knowledge(model=subject.name, seed=seed, settings=settings | more, tasks=found, overlaps=overlaps)
 
 
-def _task(pack: str, data: PairsModule, subject: Subject, settings: dict[str, Any]) -> KnownTask:
-    """How well the model does a task, by group of pairs; and the heads, where the task has subjects and relations."""
+def _asked(
+    pack: str, data: PairsModule, subject: Subject, bars: Mapping[str, Any], min_accuracy: float
+) -> tuple[KnownTask, dict[str, list[int]]]:
+    """How well the model does a task, by group of pairs; and the pairs that it answers, by split."""
     splits = data.splits
     accuracy, shared, kept, groups = [], [], {}, {}
     for name in ("train", "test"):
         pairs: EncodedPairs = getattr(data, name)
         outcome = PairBed(subject, pairs.batches(data.eval_batch_size)).full
-        right = outcome.accuracy.bool().tolist()
+        right = (outcome.accuracy if bars["answered"] == "says" else outcome.margin > 0).bool().tolist()
         kept[name] = [place for place, good in enumerate(right) if good]
         accuracy.append(outcome.accuracy)
         shared.append(outcome.group + sum(map(len, shared)))
         for pair, good in zip(getattr(splits, name), right, strict=True):
             groups.setdefault(pair.template.split("/")[0] or "all", []).append(good)
-    roles, enough = None, min(len(rows) for rows in kept.values()) >= LEAST_PAIRS
-    if {"subject", "relation"} <= set(splits.role_names) and enough:
-        train, test = (_bed(data, subject, getattr(data, name), rows, settings["pairs"]) for name, rows in kept.items())
-        wanted = {key: value for key, value in settings.items() if key != "pairs"}
-        roles = lookup_heads(train, test, splits.role_names, **wanted)
-    return KnownTask(
-        pack,
-        sum(map(len, accuracy)),
-        mean_estimate(torch.cat(accuracy), torch.cat(shared)),
-        {name: len(rows) for name, rows in kept.items()},
-        {name: {"n": len(own), "answered": sum(own)} for name, own in sorted(groups.items())},
-        roles,
-    )
+    share = mean_estimate(torch.cat(accuracy), torch.cat(shared))
+    few = None if splits.exhaustive else _too_few(data, kept, bars)
+    if share.value is not None and share.value < min_accuracy:
+        few = f"the model does not do the task: accuracy {share}, {min_accuracy:g} is asked for"
+    counts = {name: {"n": len(own), "answered": sum(own)} for name, own in sorted(groups.items())}
+    answered = {name: len(rows) for name, rows in kept.items()}
+    return KnownTask(pack, sum(map(len, accuracy)), share, answered, counts, None, few), kept
+
+
+def _too_few(data: PairsModule, kept: Mapping[str, Sequence[int]], bars: Mapping[str, Any]) -> str | None:
+    """Why nothing may rest on the answered pairs, or None."""
+    pairs, groups = bars["least_pairs"], bars["least_groups"]
+    for name, rows in kept.items():
+        known = getattr(data, name).groups
+        there = len({known[row] for row in rows}) if known else len(rows)
+        if len(rows) < pairs or there < groups:
+            said = f"{len(rows)} answered {name} pairs of {there} sentences or facts"
+            return f"not measurable: {said}, {pairs} of {groups} are needed"
+    return None
+
+
+def _roles(
+    data: PairsModule, subject: Subject, kept: Mapping[str, Sequence[int]], settings: Mapping[str, Any]
+) -> dict[str, LookupHeads]:
+    beds = (_bed(data, subject, getattr(data, name), rows, settings["pairs"]) for name, rows in kept.items())
+    wanted = {key: value for key, value in settings.items() if key != "pairs"}
+    return lookup_heads(*beds, data.splits.role_names, **wanted)  # type: ignore[arg-type]
 
 
 def _bed(data: PairsModule, subject: Subject, pairs: EncodedPairs, rows: Sequence[int], most: int) -> PatchBed:
-    """Answered pairs, spread evenly over the split."""
-    step = max(1, len(rows) // most)
-    chosen = list(rows)[::step][:most]
+    """Answered pairs of as many sentences as possible."""
+    answered = set(rows)
+    chosen = [row for row in pairs.spread() if row in answered][:most]
     return PatchBed.build(subject, pairs.batches(data.eval_batch_size, order=chosen))
 
 
@@ -165,9 +231,10 @@ def lookup_heads(
     alpha: float = 0.05,
     draws: int | None = None,
 ) -> dict[str, LookupHeads]:
-    """Heads of each role, chosen on training pairs and checked on test pairs against random heads of their layers."""
-    found, draws = {}, draws or enough_draws(len(ROLES))
-    for role in ROLES:
+    """Nodes of each role, chosen on training pairs and checked on test pairs against random ones of their layers."""
+    roles = roles_of(role_names)
+    found, draws = {}, draws or enough_draws(len(roles))
+    for role in roles:
         tried = role_effects(bed, role_names, role, candidates)
         q = benjamini_hochberg([paired_p(entry.drop, entry.groups) for entry in tried])
         real = [
@@ -176,16 +243,27 @@ def lookup_heads(
         check = None
         if real:
             heads = [entry.head for entry, _ in real]
-            check = asdict(
-                causal_check(_behaviour(test, role_names, role), test.graph, heads, draws, groups=test.groups)
-            )
-            check["heads"] = [node_name(*head) for head in heads]
+            behaviour, graph = _behaviour(test, role_names, role), test.graph
+            sets = None if role != MLPS else _other_mlps(graph, heads, draws)
+            check = asdict(causal_check(behaviour, graph, heads, draws, groups=test.groups, sets=sets))
+            check["heads"] = [entry.name for entry, _ in real]
         listed = [LookupHead(e.name, e.estimate, e.share, e.attention, value) for e, value in real]
         found[role] = LookupHeads(listed, len(tried), check)
     return found
 
 
 def _behaviour(bed: PatchBed, role_names: Sequence[str], role: str) -> Behaviour:
-    if role == "retrieval":
-        return metric_of_pairs(bed, "interchange")
-    return blocking(bed.heads, bed.batches, role_names, READ[role])
+    read = roles_of(role_names)[role]
+    if read is not None:
+        return blocking(bed.heads, bed.batches, role_names, read)
+    return writing(bed) if role == MLPS else metric_of_pairs(bed, "interchange")
+
+
+def _other_mlps(graph: Graph, mlps: Sequence[Head], draws: int) -> list[list[Head]]:
+    """Random sets of as many other MLPs; all of them where there are fewer than `draws`."""
+    free = [(layer, -1) for layer in range(graph.n_layers) if (layer, -1) not in mlps]
+    count = min(len(mlps), len(free))
+    if comb(len(free), count) <= draws:
+        return [list(one) for one in combinations(free, count)]
+    rng = random.Random(0)
+    return [rng.sample(free, count) for _ in range(draws)]

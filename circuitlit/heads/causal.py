@@ -63,6 +63,7 @@ def causal_check(
     spared: Sequence[Head] = (),
     watch: Watch = unwatched,
     groups: Groups = None,
+    sets: Sequence[Sequence[Head]] | None = None,
 ) -> CausalCheck:
     """Ablate some heads, and layer-matched random ones up to `draws` times.
 
@@ -75,13 +76,14 @@ def causal_check(
         spared: heads that no random set may hold either, such as further ones of the role.
         watch: sees the sets go by.
         groups: which examples share a sentence; None where each stands alone.
+        sets: random sets, where they are no heads; None draws layer-matched heads.
 
     Raises:
         UserError: fewer other heads in the model than random sets need.
     """
     intact = behaviour(())
     changed = behaviour(heads) - intact
-    sets = matched_heads(graph, heads, draws, seed, spared)
+    sets = matched_heads(graph, heads, draws, seed, spared) if sets is None else sets
     direction = float(torch.sign(changed.mean()))
     found = until_clear(
         [float(changed.mean()) * direction],

@@ -1,8 +1,10 @@
-"""Which heads look a fact up: entity heads read the subject, relation heads the relation, retrieval heads the answer.
+"""Which nodes carry what a task knows: heads that read a part of the prompt, heads and MLPs that write the answer.
 
-All three are found by what the task's metric loses. Entity and relation heads are those whose attention from the last
-prompt token to the subject's, or the relation's, tokens is needed; retrieval heads those whose direct write to the
-logits is. What a head attends to or writes is reported beside it, but does not decide.
+All are found by what the task's metric loses. Reading heads are those whose attention from the last prompt token to the
+tokens of a part is needed: of facts entity heads read the subject and relation heads the relation; of other tasks there
+is a role for every named part, such as the noun that a verb agrees with, or the year that another is compared with.
+Retrieval heads, and writing MLPs, are those whose direct write to the logits is needed. What a head attends to or
+writes is reported beside it, but does not decide.
 """
 
 from __future__ import annotations
@@ -18,16 +20,28 @@ from torch import Tensor, nn
 from circuitlit.errors import UserError
 from circuitlit.evaluate import Estimate
 from circuitlit.evaluate.statistics import mean_estimate
+from circuitlit.graph import Graph
 from circuitlit.heads.attention import Heads
 from circuitlit.heads.causal import Behaviour
 from circuitlit.heads.effects import head_writers, path_effects
-from circuitlit.heads.path_patching import PatchBed
+from circuitlit.heads.path_patching import PatchBed, path_patch
 from circuitlit.heads.roles import Head, head_name
 from circuitlit.objective import task_metric
 from circuitlit.tasks import Batch
 
-ROLES = ("entity", "relation", "retrieval")
 READ = {"entity": "subject", "relation": "relation"}  # role of the tokens that a head of each role reads
+RETRIEVAL, MLPS = "retrieval", "mlps"
+
+
+def roles_of(role_names: Sequence[str]) -> dict[str, str | None]:
+    """The roles that nodes can have in a task, with the token role that a reading head reads; None of those that write.
+
+    Args:
+        role_names: of the task's tokens, from "other" to "end".
+    """
+    named = role_names[1:-1]
+    reading = READ if set(READ.values()) <= set(named) else {f"reads {name}": name for name in named}
+    return {**reading, RETRIEVAL: None, MLPS: None}
 
 
 @contextmanager
@@ -125,12 +139,28 @@ def attention_mass(
     return total / sum(map(len, batches))
 
 
+def mlp_writers(graph: Graph) -> list[int]:
+    """All MLPs, as writers."""
+    return [graph.writers_before(layer) + graph.n_heads for layer in range(graph.n_layers)]
+
+
+def writing(bed: PatchBed) -> Behaviour:
+    """The task's metric with the direct writes of some MLPs (head -1) to the logits from the corrupted prompts."""
+    graph = bed.graph
+    mlps = mlp_writers(graph)
+
+    def metric(chosen: Sequence[Head]) -> Tensor:
+        return path_patch(bed, [mlps[layer] for layer, _ in chosen], [graph.n_readers - 1]) if chosen else bed.metric
+
+    return metric
+
+
 @dataclass(frozen=True)
 class RoleHead:
     """A head and what the metric loses with its part in a role.
 
     Attributes:
-        head: layer and number.
+        head: layer and number; -1 is the layer's MLP.
         drop: of the metric, over pairs; positive is needed.
         groups: which pairs share a fact.
         share: mean drop over the mean of the metric on clean less corrupted prompts.
@@ -146,7 +176,8 @@ class RoleHead:
     @property
     def name(self) -> str:
         """`a3.h5`."""
-        return head_name(self.head)
+        layer, head = self.head
+        return f"m{layer}" if head < 0 else head_name(self.head)
 
     @property
     def estimate(self) -> Estimate:
@@ -160,23 +191,24 @@ def role_effects(bed: PatchBed, role_names: Sequence[str], role: str, candidates
     Args:
         bed: pairs; their corrupted prompts have another subject.
         role_names: of the task.
-        role: of `ROLES`.
+        role: of `roles_of`.
         candidates: for entity and relation heads, only so many with the most attention on the role's tokens are
             blocked; a head that hardly looks there cannot lose by not looking.
     """
     scale = float(bed.scale.double().mean())
-    if role == "retrieval":
-        graph = bed.graph
-        found = path_effects(bed, head_writers(graph), [graph.n_readers - 1])
-        heads = [divmod(place, graph.n_heads) for place in range(len(found.writers))]
+    graph, read = bed.graph, roles_of(role_names)[role]
+    if read is None:
+        senders = head_writers(graph) if role == RETRIEVAL else mlp_writers(graph)
+        found = path_effects(bed, senders, [graph.n_readers - 1])
+        heads = [(layer, -1 if head is None else head) for layer, head in map(graph.place, found.writers)]  # type: ignore[misc]
         made = [
             RoleHead(h, -d, bed.groups, -float(d.double().mean()) / scale, None)
             for h, d in zip(heads, found.deltas, strict=True)
         ]
     else:
-        mass = attention_mass(bed.heads, bed.batches, role_names, READ[role])
+        mass = attention_mass(bed.heads, bed.batches, role_names, read)
         order = mass.flatten().argsort(descending=True, stable=True)[:candidates].tolist()
-        metric = blocking(bed.heads, bed.batches, role_names, READ[role])
+        metric = blocking(bed.heads, bed.batches, role_names, read)
         made = []
         for place in order:
             head = divmod(place, bed.graph.n_heads)

@@ -6,6 +6,7 @@ from pathlib import Path
 
 import plotly.graph_objects as go
 from rich.console import Console
+from rich.text import Text
 
 from circuitlit.compare.known_facts import Knowledge
 from circuitlit.report.figures import BLUE, GREY, finish
@@ -14,17 +15,34 @@ from circuitlit.report.simple_page import html_table, write_simple_page
 from circuitlit.report.table import Metric
 
 TASKS = ("pack", "task", "pairs", "accuracy", "answered (training, test)")
-ROLES = ("task", "role", "heads (share of the effect)", "their loss on test pairs", "random heads'", "rank p")
+ROLES = ("task", "role", "nodes (share of the effect)", "their loss on test pairs", "random nodes'", "rank p")
+CIRCUITS = (
+    "task",
+    "edges",
+    "pairs of sentences",
+    "KL",
+    "without edges",
+    "shuffled",
+    "shuffled minus circuit",
+    "J* of halves",
+)
+SHARED = ("circuits of", "pairs of tasks", "Jaccard", "by chance", "J*", "over resampled sentences", "p")
 
 
 def print_knowledge(result: Knowledge, console: Console) -> None:
     """Print what the model knows and which heads look it up."""
-    tables = {f"what {result.model} knows": (TASKS, task_rows(result)), "heads": (ROLES, role_rows(result))}
+    tables = {f"what {result.model} knows": (TASKS, task_rows(result)), "carriers": (ROLES, role_rows(result))}
+    tables |= {"circuits": (CIRCUITS, circuit_rows(result)), "shared edges": (SHARED, shared_rows(result))}
     for title, (headings, rows) in tables.items():
+        if not rows:
+            continue
         table = grid(title, headings)
         for row in rows:
             table.add_row(*row)
         console.print(table)
+    for name, task in result.tasks.items():
+        if task.reason:
+            console.print(Text(f"{name}: {task.reason}"), soft_wrap=True)
 
 
 def task_rows(result: Knowledge) -> list[tuple[str, ...]]:
@@ -55,17 +73,50 @@ def role_rows(result: Knowledge) -> list[tuple[str, ...]]:
     return rows
 
 
+def circuit_rows(result: Knowledge) -> list[tuple[str, ...]]:
+    """One row a circuit; brackets are for other pairs, then for new sentences."""
+    rows = []
+    for name, task in result.tasks.items():
+        own = task.circuit
+        if own is None:
+            continue
+        estimates = (own.kl, own.corrupted_kl, own.shuffled_kl, own.shuffled_minus_circuit_kl)
+        measured = [f"{metric} {metric.sentences()}".strip() for metric in map(Metric.of, estimates)]
+        pairs = f"{own.n_pairs} of {own.n_groups}"
+        rows.append((name, f"{own.n_edges:,}", pairs, *measured, str(Metric.of(own.halves))))
+    return rows
+
+
+def shared_rows(result: Knowledge) -> list[tuple[str, ...]]:
+    """One row for every two circuits, then for every two kinds; J* is 0 by chance and 1 for the same edges."""
+    rows = []
+    for one in result.overlaps:
+        edges = one.edges
+        interval = "-" if one.low is None else f"[{one.low:.3f}, {one.high:.3f}]"
+        p = "-" if edges.p_holm is None else f"{edges.p_holm:.2g}"
+        values = (f"{edges.jaccard:.3f}", f"{edges.expected:.3f}", f"{edges.corrected:.3f}")
+        rows.append((" and ".join(one.of), str(one.pairs), *values, interval, p))
+    return rows
+
+
 def write_knowledge(result: Knowledge, folder: Path) -> Path:
     """Write `knowledge.html` into a folder: one file that needs nothing else."""
     sections: list[tuple[str, go.Figure | str]] = [
         ("Tasks", html_table(TASKS, task_rows(result))),
         ("Pairs answered, by relation or sentence", group_figure(result)),
-        ("Heads", html_table(ROLES, role_rows(result))),
+        ("Carriers", html_table(ROLES, role_rows(result))),
+        ("Circuits", html_table(CIRCUITS, circuit_rows(result))),
+        ("Edges that circuits share", html_table(SHARED, shared_rows(result))),
     ]
+    reasons = [(name, task.reason) for name, task in result.tasks.items() if task.reason]
+    if reasons:
+        sections.append(("Not sought", html_table(("task", "why"), reasons)))
     lead = (
-        "Heads are sought on training pairs that the model answers and checked on such test pairs, whose sentences are "
-        "others, beside random heads of the same layers. Entity and relation heads: attention from the last token to "
-        "subject or relation is blocked. Retrieval heads: their write to the logits is taken from the corrupted prompt."
+        "Nodes are sought on training pairs that the model answers and checked on such test pairs, whose sentences are "
+        "others, beside random nodes of the same layers. Heads that read: attention from the last token to a part of "
+        "the prompt (of facts: entity, the subject; relation) is blocked. Retrieval heads and writing MLPs: their "
+        "write to the logits is taken from the corrupted prompt. Circuits are compared with shuffled ones, and their "
+        "overlap with circuits in which every node has as many edges (J*: 0 chance, 1 the same edges)."
     )
     return write_simple_page(folder / "knowledge.html", f"What {result.model} knows", lead, sections)
 

@@ -1,10 +1,10 @@
-"""What a model knows (facts, language, reasoning), and which heads look facts up, beside random heads."""
+"""What a model knows (facts, language, reasoning): the circuits, and the nodes that carry it, beside random ones."""
 
 from __future__ import annotations
 
 from omegaconf import DictConfig
 
-from circuitlit.cli.build import build_pairs
+from circuitlit.cli.build import build_method, build_pairs
 from circuitlit.cli.checks import run_dir
 from circuitlit.cli.finish import finish, own_settings, prepare
 from circuitlit.cli.sides import load_base, load_side, task_settings
@@ -29,7 +29,15 @@ def run(cfg: DictConfig) -> Knowledge | FactInjection:
     with phase("load", "Loading the model"):
         subject = load_base(cfg)
     made = {pack: {name: build_pairs(own, subject) for name, own in tasks.items()} for pack, tasks in packs.items()}
-    result = measure_knowledge(subject, made, seed=cfg.seed, **own_settings(cfg.knowledge, "packs", "inject"))
+    result = measure_knowledge(
+        subject,
+        made,
+        method=build_method(cfg),
+        sparsity=cfg.sparsity.target,
+        min_accuracy={name: own.task.get("min_accuracy", 0) for tasks in packs.values() for name, own in tasks.items()},
+        seed=cfg.seed,
+        **own_settings(cfg.knowledge, "packs", "inject"),
+    )
     return finish(cfg, result, subject, write_knowledge, print_knowledge)
 
 

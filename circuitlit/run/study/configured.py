@@ -139,7 +139,8 @@ class ConfiguredTask:
         if changed:
             raise UserError(f"study: a method cannot change {changed}; change it for the task or for the study")
         bench = self.built.bench
-        layout = MaskLayout(self.subject.graph, bench.data.splits.role_names if cfg.mask.roles else ())
+        roles = bench.data.splits.role_names if cfg.mask.roles else ()
+        layout = MaskLayout(self.subject.graph, roles, cfg.mask.sites)
         return replace(bench, layout=layout, data=data, count=edge_budget(sparsity, layout.n_edges))
 
 

