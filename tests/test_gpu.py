@@ -13,6 +13,10 @@ import torch
 from cli import settings
 from conftest import CONFIGS, tiny_batch, tiny_model
 from families import FAMILIES, KeepsFloat64, tiny_family
+from golden_cases import CASES, Case
+from test_evolve import series  # noqa: F401
+from test_intervene import tuned  # noqa: F401
+from test_knowledge import reader  # noqa: F401
 
 from circuitlit.cli.ranks import free_port
 from circuitlit.discover import MaskedLoss
@@ -140,3 +144,10 @@ def test_every_kernel() -> None:
 
 if __name__ == "__main__":
     against_twins(sys.argv[1])
+
+
+@pytest.mark.parametrize("case", CASES, ids=lambda case: case.__name__)
+def test_every_verb_runs(case: Case, request: pytest.FixtureRequest, local: Path, tmp_path: Path) -> None:
+    """What they write is compared on a CPU; here nothing may be left behind on one."""
+    case(request, local, tmp_path)
+    assert list(tmp_path.rglob("*.json"))

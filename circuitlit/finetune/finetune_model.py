@@ -134,7 +134,7 @@ def finetune_model(
     """
     if make is None and objective not in TUNERS:
         raise UserError(f"objective={objective} is none of {', '.join(TUNERS)}; choose one")
-    data = TuningData(dict(examples), batch_size, seed)
+    data, device = TuningData(dict(examples), batch_size, seed), subject.device
     with phase("before", f"Testing on {len(data.test)} held-out pairs"):
         held_out = HeldOut(subject.model, data.test.chosen, eval_batch_size, subject.device)
         watched = _watched(subject, data, min(probe_pairs, len(data.val)), eval_batch_size)
@@ -146,7 +146,7 @@ def finetune_model(
             curves = fit_quietly(tuner, data, steps=steps, names=WATCHED.get(objective, ("loss",)))
         else:
             curves = fit(tuner, data, watched)
-        tuner.to(subject.device)  # Lightning leaves it on the CPU
+        tuner.to(device)  # Lightning leaves it on the CPU, and with it the subject
     with phase("after", "Testing the tuned model"):
         outcome = held_out.measure(tuner.model)
         change = behaviour_change(held_out.base, outcome)

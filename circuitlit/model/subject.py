@@ -75,10 +75,10 @@ class Subject:
     def captures(self) -> bool:
         """Whether a CUDA graph can hold the model: which experts run, and on how many tokens, differs by the batch.
 
-        Borrowed attention may do what no graph holds.
+        Borrowed attention may do what no graph holds; Falcon's own picks heads by a list, which is copied to the GPU.
         """
         experts = any(name.endswith(".experts") for name, _ in self.model.named_modules())
-        return not (experts or self.anatomy.borrowed)
+        return not (experts or self.anatomy.borrowed or self.model.config.model_type == "falcon")
 
     def positions(self, length: int) -> Float[Tensor, "pos d"]:
         """Position embeddings, where they are a writer of the graph."""
