@@ -80,6 +80,16 @@ def projection_errors(
     wide_room = torch.empty_like(wide[0])
     plain_project_backward(wide[3], expected, wide[0], weight.double(), wide[2], wide_mean, wide_factor, wide_room)
     yield "project_backward", off(room, wide_room)
+    if not centred:  # the gain on the way, and weights as a linear module has them
+        gain = (torch.rand(width, device=DEVICE) + 0.5).to(dtype)
+        lying = [part.transpose(1, 2).contiguous().transpose(1, 2) for part in weight.split([2, readers - 2])]
+        found, mean, factor = projection.project(x, lying, constant, 1e-5, False, gain)
+        folded = gain.double()[:, None] * weight.double()
+        expected, _, wide_factor = plain_project(wide[0], folded, wide[2], 1e-5, False)
+        yield "project, gain apart", off(found, expected)
+        projection.project_backward(grad, found, x, lying, constant, mean, factor, room, gain)
+        plain_project_backward(wide[3], expected, wide[0], folded, wide[2], None, wide_factor, wide_room)
+        yield "project_backward, gain apart", off(room, wide_room)
 
 
 def plain_attention(

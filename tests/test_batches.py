@@ -76,6 +76,15 @@ def test_the_module_serves_all_splits(byte_bpe):
     assert next(iter(data.train_dataloader())).clean.shape[1] == data.train.lengths[0]  # as cached references are
 
 
+def test_a_batch_moves_in_one_copy(byte_bpe):
+    batch = next(iter(module(byte_bpe).train_dataloader()))
+    moved = batch.moved_at_once("cpu")
+    for name, part in vars(batch).items():
+        other = getattr(moved, name)
+        assert torch.equal(part, other) and part.dtype == other.dtype and other.is_contiguous(), name
+    assert not torch.equal(batch.clean, batch.corrupted)
+
+
 def test_the_module_goes_on_at_the_trainers_step(byte_bpe):
     data = module(byte_bpe)
     whole = [batch.index.tolist() for batch in islice(data.train_dataloader(), 10)]

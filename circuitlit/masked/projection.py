@@ -22,7 +22,7 @@ from circuitlit.masked.kernels import fused
 from circuitlit.model.norms import Affine, statistics
 from circuitlit.products import batched_product
 
-LARGEST = 2**26  # bytes of folded weights that are kept; larger ones are folded anew each time
+LARGEST = 2**26  # bytes of folded weights that are kept; larger ones are folded anew each time, or in the kernel
 
 
 Room = Callable[[], Float[Tensor, "reader token d"]]
@@ -72,6 +72,17 @@ class Projection:
             self._known = (key, *self._fold())
         return self._known[1:]
 
+    def for_kernels(
+        self,
+    ) -> tuple[Tensor | list[Tensor], Float[Tensor, "reader one out"] | None, Float[Tensor, "d"] | None]:
+        """Weights, what every token gets, and the gain, None where it is in the weights.
+
+        A gain need not be folded into weights that are not kept: the kernels apply it to narrower tensors on the way.
+        """
+        if self.keep or self.norm.centred:
+            return *self.folded(), None
+        return self.weights, self.constant(), self.norm.gain
+
     @torch.no_grad()
     def _fold(self) -> tuple[Tensor, Tensor | None]:
         norm, weights = self.norm, self.weights
@@ -82,15 +93,21 @@ class Projection:
             row += len(weight)
         if norm.centred:
             folded.sub_(folded.mean(1, keepdim=True))
+        return folded, self.constant()
+
+    @torch.no_grad()
+    def constant(self) -> Float[Tensor, "reader one out"] | None:
+        """What every token gets: b W + c."""
+        norm, weights = self.norm, self.weights
         if norm.shift is None and all(bias is None for bias in self.biases):
-            return folded, None
+            return None
         parts = []
         for weight, bias in zip(weights, self.biases, strict=True):
             part = weight.new_zeros(len(weight), weight.shape[2]) if bias is None else bias
             if norm.shift is not None:
                 part = part + torch.bmm(norm.shift.expand(len(weight), 1, -1), weight)[:, 0]
             parts.append(part)
-        return folded, torch.cat(parts)[:, None]
+        return torch.cat(parts)[:, None]
 
 
 def plain_project(
@@ -133,13 +150,14 @@ def plain_project_backward(
 class _NormedProjection(Function):
     @staticmethod
     def forward(ctx: Any, x: Tensor, projection: Projection, room: Room | None, again: Again | None) -> Tensor:
-        weight, constant = projection.folded()
         norm = projection.norm
         if fused(x):
             from circuitlit.masked.gpu.projection import project
+
+            weight, constant, gain = projection.for_kernels()
+            out, mean, factor = project(x, weight, constant, norm.eps, norm.centred, gain)
         else:
-            project = plain_project
-        out, mean, factor = project(x, weight, constant, norm.eps, norm.centred)
+            out, mean, factor = plain_project(x, *projection.folded(), norm.eps, norm.centred)
         ctx.projection, ctx.norm = projection if projection.keep else None, norm
         ctx.room, ctx.again = room, again
         lent = [] if projection.keep else [*projection.weights, *projection.biases]
@@ -151,11 +169,13 @@ class _NormedProjection(Function):
         x, out, mean, factor, *lent = ctx.saved_tensors
         x = ctx.again() if x is None else x
         half = len(lent) // 2
-        weight, constant = (ctx.projection or Projection(ctx.norm, lent[:half], lent[half:], keep=False)).folded()
-        room = torch.empty_like(x) if ctx.room is None else ctx.room()
+        projection = ctx.projection or Projection(ctx.norm, lent[:half], lent[half:], keep=False)
+        room, grad = torch.empty_like(x) if ctx.room is None else ctx.room(), grads[0].contiguous()
         if fused(x):
             from circuitlit.masked.gpu.projection import project_backward
+
+            weight, constant, gain = projection.for_kernels()
+            project_backward(grad, out, x, weight, constant, mean, factor, room, gain)
         else:
-            project_backward = plain_project_backward
-        project_backward(grads[0].contiguous(), out, x, weight, constant, mean, factor, room)
+            plain_project_backward(grad, out, x, *projection.folded(), mean, factor, room)
         return room, None, None, None

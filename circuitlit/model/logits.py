@@ -6,13 +6,15 @@ else calls the unembedding; `tests/test_logits.py` compares every user with the 
 
 from __future__ import annotations
 
+from collections.abc import Iterator
+from contextlib import contextmanager
 from operator import attrgetter
 
 import torch
 import torch.nn.functional as F
 from jaxtyping import Float, Int
 from torch import Tensor, nn
-from transformers import PreTrainedModel
+from transformers import PreTrainedModel, masking_utils
 
 from circuitlit.errors import UserError
 from circuitlit.model.families import anatomy_of, final_softcap, logit_factor
@@ -80,8 +82,19 @@ def final_hidden(model: PreTrainedModel, ids: Int[Tensor, "batch pos"]) -> Float
         UserError: rows that the model does not take; see `longest_prompt`.
     """
     check_ids(model, ids)
-    with fast_products(ids):
+    with fast_products(ids), _one_prompt_a_row():
         return model.base_model(input_ids=ids, use_cache=False).last_hidden_state
+
+
+@contextmanager
+def _one_prompt_a_row() -> Iterator[None]:
+    """Keep the library from asking a GPU, and waiting for it, whether rows hold several prompts."""
+    asks = masking_utils.find_packed_sequence_indices
+    masking_utils.find_packed_sequence_indices = lambda position_ids: None
+    try:
+        yield
+    finally:
+        masking_utils.find_packed_sequence_indices = asks
 
 
 def logits_at(

@@ -23,6 +23,8 @@ from circuitlit.masked.gpu.launch import cdiv, precision, processors
 MOST_READERS = 256  # in one launch of `mix_backward`
 ALIGNED = 8  # masks: a slice of writers is read from such a multiple on
 MARGIN = 128  # writers in the largest block
+LIBRARY = 200  # readers and writers from which on their sums alone are bound by arithmetic, of which cuBLAS has more
+SUMMED = (32, 32)  # parts and masks' gradients in one step of `_sum_parts`
 WAVES = 4  # blocks of `mix_backward` that follow each other on a multiprocessor, about
 # by readers in a block: writers and numbers in a block, warps, stages of the pipeline
 FORWARD = {16: (16, 512, 4, 3), 32: (32, 128, 4, 3), 64: (32, 128, 8, 3), 128: (32, 128, 4, 4), 256: (64, 128, 8, 4)}
@@ -108,6 +110,9 @@ def mix(
         base: may be `out` itself.
         shared: the same for all readers.
     """
+    if base is None and shared is None and min(len(out), writers.stop - writers.start) >= LIBRARY:
+        torch.mm(masks[readers, writers], deltas[writers].flatten(1), out=out.view(len(out), -1))
+        return
     masks, first, skip = _from_aligned(masks, readers, writers)
     size, count = out[0].numel(), len(out)
     stop = writers.stop - first if writers.stop > writers.start else 0
@@ -242,4 +247,22 @@ def _backward_of_some(
         num_warps=warps,
         num_stages=stages,
     )
-    torch.sum(parts[..., skip:], 0, dtype=grad_masks.dtype, out=grad_masks)
+    _sum_parts[(cdiv(readers * stop, SUMMED[1]),)](
+        parts, grad_masks, splits, skip, stop, readers * stop, *grad_masks.stride(), S=SUMMED[0], N=SUMMED[1]
+    )
+
+
+@triton.jit(do_not_specialize=["splits", "skip", "stop", "size", "row_stride"])
+def _sum_parts(
+    parts, out, splits, skip, stop, size, row_stride, column_stride, S: tl.constexpr, N: tl.constexpr
+):  # `torch.sum` over the first axis of so few numbers takes several times as long
+    places, some = tl.program_id(0) * N + tl.arange(0, N), tl.arange(0, S)
+    inside = places < size
+    sums = tl.zeros((S, N), tl.float32)
+    for first in range(0, splits, S):
+        rows = first + some
+        taken = (rows < splits)[:, None] & inside[None, :]
+        sums += tl.load(parts + rows.to(tl.int64)[:, None] * size + places[None, :], mask=taken, other=0.0)
+    reader, writer = places // stop, places % stop
+    place = out + reader.to(tl.int64) * row_stride + (writer - skip) * column_stride
+    tl.store(place, tl.sum(sums, 0).to(out.dtype.element_ty), mask=inside & (writer >= skip))
