@@ -23,7 +23,6 @@ from circuitlit.masked.gpu.launch import cdiv, precision, processors
 MOST_READERS = 256  # in one launch of `mix_backward`
 ALIGNED = 8  # masks: a slice of writers is read from such a multiple on
 MARGIN = 128  # writers in the largest block
-LIBRARY = 200  # readers and writers from which on their sums alone are bound by arithmetic, of which cuBLAS has more
 SUMMED = (32, 32)  # parts and masks' gradients in one step of `_sum_parts`
 WAVES = 4  # blocks of `mix_backward` that follow each other on a multiprocessor, about
 # by readers in a block: writers and numbers in a block, warps, stages of the pipeline
@@ -110,9 +109,6 @@ def mix(
         base: may be `out` itself.
         shared: the same for all readers.
     """
-    if base is None and shared is None and min(len(out), writers.stop - writers.start) >= LIBRARY:
-        torch.mm(masks[readers, writers], deltas[writers].flatten(1), out=out.view(len(out), -1))
-        return
     masks, first, skip = _from_aligned(masks, readers, writers)
     size, count = out[0].numel(), len(out)
     stop = writers.stop - first if writers.stop > writers.start else 0
