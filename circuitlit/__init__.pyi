@@ -109,6 +109,11 @@ from .timeline.follow import follow_checkpoints
 from .timeline.measured_heads import FollowSettings, HeadsFollowed
 from .timeline.story import TuningStory
 from .timeline.telling import Makers, tell_story
+from .timeline.watch_checkpoints import watch_checkpoints
+from .timeline.watched import Limits, WatchedCircuit
+from .timeline.watcher import WatchSettings
+from .watch.hugging_face import CircuitWatch
+from .watch.lightning import LightningCircuitWatch
 
 __all__ = [
     "Ablation",
@@ -117,6 +122,7 @@ __all__ = [
     "Behaviour",
     "Capabilities",
     "Circuit",
+    "CircuitWatch",
     "Comparison",
     "EdgeScores",
     "Evolution",
@@ -135,6 +141,8 @@ __all__ = [
     "Interventions",
     "Knowledge",
     "LearnedDifference",
+    "LightningCircuitWatch",
+    "Limits",
     "Makers",
     "MaskLayout",
     "MaskLearner",
@@ -175,6 +183,8 @@ __all__ = [
     "TuningStory",
     "UniformGradient",
     "UserError",
+    "WatchSettings",
+    "WatchedCircuit",
     "Workbench",
     "acdc",
     "arithmetic",
@@ -257,6 +267,7 @@ __all__ = [
     "time_training",
     "top_k",
     "tracr",
+    "watch_checkpoints",
     "write_page",
     "write_runs",
 ]

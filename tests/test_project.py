@@ -42,6 +42,7 @@ ORDER = [
     "compare",
     "timeline",
     "report",
+    "watch",
     "cli",
     "run",
 ]

@@ -83,7 +83,7 @@ def _check_files(cfg: DictConfig, verb: str) -> None:
     if pairs is not None and not Path(pairs).is_file():
         what = "is a folder" if Path(pairs).is_dir() else "does not exist"
         raise UserError(f"task.build.path={pairs} {what}; name a file with one pair a line")
-    elsewhere = made or cfg.get("base") or verb in ("bench", "evolve", "export", "report", "timeline")
+    elsewhere = made or cfg.get("base") or verb in ("bench", "evolve", "export", "report", "timeline", "watch")
     if cfg.model.source == "local" and not elsewhere:
         if not cfg.model.path:
             raise UserError("model.path is empty; name a folder or a Hugging Face model: model=local model.path=DIR")

@@ -37,6 +37,7 @@ VERBS = {
     "knowledge": "what the model knows, its circuits and their carriers; experiment=inject_facts tunes new facts in",
     "heads": "what single heads do: scores, their parts in the IOI algorithm, causal checks",
     "evolve": "circuits over the checkpoints of a training run: behaviour, size, likeness, head scores, stages",
+    "watch": "a circuit over somebody's fine-tuning: faithfulness, overlap, turnover, behaviour, drift, stages",
     "report": "the page of a run again, a page that compares runs, figures for papers, a W&B workspace",
     "bench": "time steps, runs and attribution, and reckon the memory that they need",
 }

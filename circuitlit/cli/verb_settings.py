@@ -23,6 +23,7 @@ from circuitlit.cli.trust_settings import RIVALS, TRUST
 DRAWS = whole(20) | None  # random sets; fewer say nothing about chance
 SIDE = path("a model folder, an adapter folder or a finished run", "folder")
 RUN = path("the folder of a run", "folder")
+FIGURES = ("overlap", "faithfulness", "accuracy", "metric", "text_kl")  # that can drift
 _PASSAGES = {"count": whole(2), "length": whole(2)}
 _SIDES = {"base": SIDE | None, "tuned": SIDE | None}
 OF_VERBS: dict[str, dict[str, Kind]] = {
@@ -267,6 +268,19 @@ OF_VERBS: dict[str, dict[str, Kind]] = {
         "evolve.heads.algorithm": choice("B", "C", "D") | None,
         "evolve.heads.algorithm_pairs": COUNT,
         "evolve.heads.draws": SOME | None,
+    },
+    "watch": {
+        "checkpoints": path("a folder of checkpoints: checkpoint-10 ..., or step1 ...", "folder"),
+        "base": SIDE | None,
+        "circuit": CIRCUIT | None,
+        "text": TEXT | None,
+        "watch.schedule": listed(SOME, 1) | None,
+        "watch.pairs": whole(2),
+        "watch.resamples": SOME,
+        "watch.passages": SOME,
+        "watch.length": whole(2),
+        "watch.without": listed(choice(*FIGURES)),
+        **{f"watch.limits.{name}": number() | None for name in FIGURES},
     },
     "report": {
         "run": RUN | None,

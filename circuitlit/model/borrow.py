@@ -51,7 +51,7 @@ def frozen_view(model: nn.Module, patched: bool = False) -> nn.Module:
         known |= {id(value): value.detach() for value in module.__dict__.values() if isinstance(value, Tensor)}
         known |= {id(getattr(module, hooks)): OrderedDict() for hooks in HOOKS}
     _refuse_hooked_adapters(model)
-    hooked = [name or "the model" for name, m in model.named_modules() if m._forward_hooks or m._forward_pre_hooks]
+    hooked = [name or "the model" for name, module in model.named_modules() if _hooks_of(module)]
     if hooked:
         log.warning("the forward hooks on %s are left out of what is analysed", ", ".join(hooked[:3]))
     try:
@@ -59,6 +59,12 @@ def frozen_view(model: nn.Module, patched: bool = False) -> nn.Module:
     except (TypeError, RuntimeError) as error:
         reason = str(error).strip().splitlines()[0]
         raise UserError(f"this {type(model).__name__} cannot be borrowed ({reason}); load it anew") from error
+
+
+def _hooks_of(module: nn.Module) -> list[object]:
+    """Hooks on a forward, but for that by which training asks embeddings for a gradient; it changes no value."""
+    hooks = [*module._forward_hooks.values(), *module._forward_pre_hooks.values()]
+    return [hook for hook in hooks if not getattr(hook, "__name__", "").startswith("make_inputs_require_grad")]
 
 
 def _refuse_others(model: nn.Module, patched: bool) -> None:

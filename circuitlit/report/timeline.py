@@ -9,6 +9,7 @@ from rich.console import Console
 from circuitlit.report.grid import grid
 from circuitlit.timeline.agreement import TimelineAgreement
 from circuitlit.timeline.chance import BEYOND
+from circuitlit.timeline.evolution import Evolution
 from circuitlit.timeline.mask_timeline import MaskTimeline
 from circuitlit.timeline.stages import Boundary
 
@@ -42,6 +43,30 @@ def _text(at: Boundary) -> str:
 
 def _p(at: Boundary) -> str:
     return "-" if at.p is None else f"{at.p:.3f}"
+
+
+def print_evolution_stages(found: Evolution, console: Console) -> None:
+    """Print the four stages of every training run and task, with what the circuits did in each."""
+    for series in found.series:
+        for task, entry in series.tasks.items():
+            rows, stages = {row.step: row for row in entry.rows}, entry.stages
+            title = f"{series.name}, {task}: {stages.verdict}, {len(rows)} checkpoints to step {max(rows, default=0)}"
+            table = grid(title, ("stage",), ("start", "p", "end", "accuracy", "overlap with the end"))
+            for stage in stages.stages:
+                if stage.start is None or stage.end is None:
+                    table.add_row(stage.name, "not observed")
+                    continue
+                first, last = rows[stage.start.step], rows[stage.end.step]
+                accuracies = [row.behaviour.accuracy.value for row in (first, last)]
+                said = " to ".join("-" if value is None else f"{value:.3f}" for value in accuracies)
+                overlaps = [row.likeness.last.corrected_jaccard for row in (first, last)]
+                alike = f"{overlaps[0]:.3f} to {overlaps[1]:.3f}"
+                table.add_row(stage.name, _text(stage.start), _p(stage.start), _text(stage.end), said, alike)
+            console.print(table)
+            for point in stages.change_points:
+                if point.status != BEYOND:
+                    text = f"  no stage begins at step {_text(point)}: {point.status}, p {_p(point)}"
+                    console.print(text, highlight=False)
 
 
 def print_agreement(result: TimelineAgreement, console: Console) -> None:

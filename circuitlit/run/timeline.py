@@ -1,4 +1,4 @@
-"""How the masks of saved runs evolved: `evolution.json`, the stages, and whether runs agree about them."""
+"""How masks evolved, or the circuits of a model in training: the stages, and whether runs of masks agree on them."""
 
 from __future__ import annotations
 
@@ -10,16 +10,18 @@ from circuitlit.cli.checks import run_dir
 from circuitlit.errors import UserError
 from circuitlit.files import write_json
 from circuitlit.progress import CONSOLE
-from circuitlit.report.timeline import print_agreement, print_timeline
+from circuitlit.report.timeline import print_agreement, print_evolution_stages, print_timeline
 from circuitlit.result import read_json
 from circuitlit.timeline.agreement import TimelineAgreement, compare_timelines
+from circuitlit.timeline.evolution import Evolution
 from circuitlit.timeline.mask_timeline import MaskTimeline, follow_masks
 
 
-def run(cfg: DictConfig) -> MaskTimeline | TimelineAgreement:
+def run(cfg: DictConfig) -> MaskTimeline | TimelineAgreement | Evolution:
     """Follow one run, or compare several.
 
-    Each run's `evolution.json`, and `stages` in its `result.json`, are written anew; a comparison goes into
+    One run may also be of `evolve` or `watch`, or the folder of a watch callback: its `evolve.json` is read. Each other
+    run's `evolution.json`, and `stages` in its `result.json`, are written anew; a comparison goes into
     `agreement.json` of this verb's own directory.
 
     Raises:
@@ -28,6 +30,13 @@ def run(cfg: DictConfig) -> MaskTimeline | TimelineAgreement:
     folders = [Path(folder) for folder in (cfg.runs or ([cfg.run] if cfg.run else []))]
     if not folders or (cfg.run and cfg.runs):
         raise UserError("name one run (run=DIR) or several to compare (runs=[A,B,C])")
+    watched = [folder for folder in folders if (folder / Evolution.file).is_file()]
+    if watched and len(folders) > 1:
+        raise UserError(f"{watched[0]} holds circuits of a model over its training; runs= compares runs of train alone")
+    if watched:
+        evolution = Evolution.load(watched[0])
+        print_evolution_stages(evolution, CONSOLE)
+        return evolution
     found = {str(folder): _follow(folder) for folder in folders}
     for name, timeline in found.items():
         print_timeline(timeline, name, CONSOLE)

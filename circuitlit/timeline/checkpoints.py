@@ -32,7 +32,7 @@ SCHEDULES: dict[str, list[int]] = {
         *(100_000, 120_000, 140_000, _LAST),
     ],
 }
-_FOLDER = re.compile(r"step_?(\d+)")
+_FOLDER = re.compile(r"(?:step_?|checkpoint-)(\d+)")  # ours and Pythia's; those of Hugging Face's Trainer
 
 
 @dataclass(frozen=True)
@@ -88,34 +88,39 @@ def hub_checkpoints(
 
 
 def local_checkpoints(
-    folder: Path, schedule: str | Sequence[int] | None, base: str | None = None, tokens_per_step: float | None = None
+    folder: Path,
+    schedule: str | Sequence[int] | None,
+    base: str | None = None,
+    tokens_per_step: float | None = None,
+    key: str = "evolve.folder",
 ) -> list[Checkpoint]:
-    """Checkpoints in a folder: those of its `checkpoints.json`, else its subfolders `step{N}`.
+    """Checkpoints in a folder: those of its `checkpoints.json`, else its subfolders `step{N}` or `checkpoint-{N}`.
 
     Args:
         folder: the series, or a run of `finetune`, whose `checkpoints/` is meant.
         schedule: those of these steps that are there; a step that is listed by number must be there; None takes all.
         base: the model that adapters belong to.
         tokens_per_step: for series that do not say it themselves.
+        key: what the folder is called in an error.
 
     Raises:
         UserError: no such folder, nothing in it, or a step that is not there.
     """
     if not folder.is_dir():
-        raise UserError(f"evolve.folder={folder} is not a folder; name one that holds step1, step2 ...")
+        raise UserError(f"{key}={folder} is not a folder; name one that holds step1, step2 ...")
     if not (folder / "checkpoints.json").is_file() and (folder / "checkpoints").is_dir():
         folder = folder / "checkpoints"
     index = folder / "checkpoints.json"
-    found = _indexed(index, base) if index.is_file() else _named(folder)
+    found = _indexed(index, base) if index.is_file() else _named(folder, base)
     if not found:
-        raise UserError(f"evolve.folder={folder} holds no folder step1, step2 ... with a model")
+        raise UserError(f"{key}={folder} holds no folder step1, step2 ... or checkpoint-1 ... with a model")
     there = {checkpoint.step: _with_tokens(checkpoint, tokens_per_step) for checkpoint in found}
     if schedule is None:
         return [there[step] for step in sorted(there)]
     steps = scheduled_steps(schedule)
     missing = [step for step in steps if step not in there]
     if missing and (not isinstance(schedule, str) or len(missing) == len(steps)):
-        raise UserError(f"evolve.folder={folder} has no step {missing[0]}; it has {', '.join(map(str, sorted(there)))}")
+        raise UserError(f"{key}={folder} has no step {missing[0]}; it has {', '.join(map(str, sorted(there)))}")
     return [there[step] for step in steps if step in there]
 
 
@@ -133,9 +138,13 @@ def _indexed(index: Path, base: str | None) -> list[Checkpoint]:
     return [Checkpoint(step, folder, tokens=tokens) for step, folder, tokens in rows]
 
 
-def _named(folder: Path) -> list[Checkpoint]:
-    matches = [(path, _FOLDER.fullmatch(path.name)) for path in folder.iterdir() if (path / "config.json").is_file()]
-    return [Checkpoint(int(match[1]), str(path)) for path, match in matches if match]
+def _named(folder: Path, base: str | None) -> list[Checkpoint]:
+    """Subfolders by their names; those that hold an adapter alone belong to `base`."""
+    matches = [(path, _FOLDER.fullmatch(path.name)) for path in folder.iterdir()]
+    steps = {path: int(match[1]) for path, match in matches if match}
+    adapters = {path for path in steps if (path / "adapter_config.json").is_file()}
+    whole = [Checkpoint(step, str(path)) for path, step in steps.items() if (path / "config.json").is_file()]
+    return whole or [Checkpoint(steps[path], base or "", None, str(path)) for path in adapters]
 
 
 def _with_tokens(checkpoint: Checkpoint, tokens_per_step: float | None) -> Checkpoint:

@@ -164,7 +164,7 @@ def follow_checkpoints(
     with ExitStack() as stack:
         where = Path(stack.enter_context(TemporaryDirectory()) if folder is None else folder)
         with phase(name, f"{name}: {len(checkpoints)} checkpoints x {len(tasks)} tasks"):
-            loaded = partial(one_at_a_time, load or _load)
+            loaded = partial(one_at_a_time, load or loaded_subject)
             cells = {name: measure_series(Store(where / "cells"), where / "circuits", one, jobs, loaded)}
         draws = settings.draws or max(DRAWS, most)
         return summarise_evolution(cells, list(tasks), name, where / "circuits", settings, draws)
@@ -180,7 +180,8 @@ def head_jobs(settings: FollowSettings, known: object, final: bool, draws: int) 
     return jobs
 
 
-def _load(checkpoint: Checkpoint) -> Subject:
+def loaded_subject(checkpoint: Checkpoint) -> Subject:
+    """A checkpoint's model, with its adapter."""
     from circuitlit.model.load import load_subject
 
     return load_subject(checkpoint.path, revision=checkpoint.revision, adapter=checkpoint.adapter)

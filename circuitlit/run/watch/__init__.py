@@ -1,0 +1,43 @@
+"""A circuit watched over somebody's fine-tuning, after the fact: drift, turnover, behaviour and stages."""
+
+from __future__ import annotations
+
+from dataclasses import replace
+from functools import partial
+
+from hydra.utils import instantiate
+from omegaconf import DictConfig
+
+from circuitlit.cli.build import PACKAGES, plain, version
+from circuitlit.cli.checks import run_dir
+from circuitlit.cli.finish import finish, prepare
+from circuitlit.report.evolution_page import write_evolution_page
+from circuitlit.report.watch import print_watch, write_watch_page
+from circuitlit.run.watch.configured import checkpoints_of, load, settings_from
+from circuitlit.timeline.follow import one_at_a_time
+from circuitlit.timeline.watch_checkpoints import watch_series
+from circuitlit.timeline.watched import WatchedCircuit
+
+
+def run(cfg: DictConfig) -> WatchedCircuit:
+    """Read the circuit at every checkpoint, then write `watch.json`, `evolve.json` and their pages.
+
+    Raises:
+        UserError: fewer than two checkpoints, or a start that cannot be read.
+    """
+    prepare(cfg)
+    checkpoints, build = checkpoints_of(cfg), instantiate(cfg.task.build)
+    loaded = partial(one_at_a_time, partial(load, cfg))
+    found, evolution = watch_series(
+        checkpoints,
+        lambda tokenizer: replace(build(tokenizer=tokenizer), name=cfg.task.name),
+        cfg.circuit,
+        settings_from(cfg),
+        loaded,
+        run_dir(),
+    )
+    evolution.save(run_dir())
+    page = write_evolution_page(evolution, run_dir())
+    facts = {"checkpoints": str(cfg.checkpoints), "seed": cfg.seed, "method": plain(cfg.method)}
+    facts["versions"] = {name: version(name) for name in PACKAGES}
+    return finish(cfg, found, facts, write_watch_page, print_watch, page)
