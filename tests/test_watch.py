@@ -228,16 +228,21 @@ def test_readings_are_what_following_the_checkpoints_finds(local: Path, tmp_path
 
 def test_limits_are_those_of_resampled_pairs_at_the_start(local: Path, tmp_path: Path) -> None:
     subject = subject_of(tiny(local), tokenizer_of(local))
-    watcher = Watcher("run", pairs_of(local), replace(SETTINGS, limits=Limits(metric=-5.0, text_kl=2.0)), tmp_path)
+    watcher = Watcher(
+        "run", pairs_of(local), replace(SETTINGS, limits=Limits(faithfulness=-5.0, text_kl=0.05)), tmp_path
+    )
     first = watcher.read(subject, 0)
     assert not first.alarms  # a start is never its own drift
     bench = watcher._bench(subject)
     spread, _ = noise_floor(Resampler(bench, SETTINGS.method), bench.cut, len(bench.data.train), SETTINGS.resamples, 0)
     assert watcher.limits.overlap == min(spread.values) < 1
-    assert (watcher.limits.metric, watcher.limits.text_kl) == (-5.0, 2.0)
-    value, low = first.start.faithfulness.value, first.start.faithfulness.low
-    assert value is not None and low is not None and watcher.limits.faithfulness is not None
-    assert watcher.limits.faithfulness < low < value  # two resamples differ by more than one from the whole
+    assert (watcher.limits.faithfulness, watcher.limits.text_kl) == (-5.0, 0.05)
+    metric, least = first.cell.behaviour.metric, watcher.limits.metric
+    assert metric.value is not None and metric.low is not None and least is not None
+    apart = (
+        2.576 * 2**0.5 * (metric.value - metric.low) / 1.96
+    )  # 99 % of the distances of two resamples, were they normal
+    assert metric.value - least == pytest.approx(apart, rel=0.25)
     assert alarms_of(watcher.read(subject, 1), watcher.limits) == []  # weights that stand still do not drift
     noisy = tiny(local)
     for one in noisy.parameters():
@@ -409,6 +414,28 @@ def test_settings_and_models_that_cannot_be_watched(local: Path, tmp_path: Path)
     assert whole_model(wrapped) is two["policy"]
     with pytest.raises(UserError, match="two checkpoints or more"):
         watch_checkpoints([Checkpoint(0, "a")], pairs)
+
+
+def _in_a_process(rank: int, local: Path, folder: Path) -> None:
+    torch.set_num_threads(1)
+    torch.distributed.init_process_group("gloo", init_method=f"file://{folder}/meet", rank=rank, world_size=2)
+    own = replace(SETTINGS, limits=Limits(text_kl=0.01), without=("overlap", "faithfulness", "accuracy", "metric"))
+    session = WatchSession(pairs=pairs_of(local), every=2, on_drift="stop", settings=own)
+    model = nn.parallel.DistributedDataParallel(tiny(local))
+    told = [session.begin(model, 0, 9, tokenizer_of(local), folder, lambda _: None)]
+    for step in range(1, 5):
+        with torch.no_grad():
+            for parameter in model.parameters():
+                parameter.add_(0.1 * (step == 3) * torch.sin(torch.arange(parameter.numel()).view_as(parameter)))
+        told.append(session.after(model, step, False, lambda _: None))
+    (folder / f"told{rank}").write_text(f"{told} {[one.step for one in session.readings]}")
+
+
+@pytest.mark.slow  # two processes import everything
+def test_all_processes_stop_together_and_the_first_one_reads(local: Path, tmp_path: Path) -> None:
+    torch.multiprocessing.spawn(_in_a_process, (local, tmp_path), 2)
+    said = [(tmp_path / f"told{rank}").read_text() for rank in (0, 1)]
+    assert said == [f"{[False] * 4 + [True]} [0, 2, 4]", f"{[False] * 4 + [True]} []"]
 
 
 def test_fully_sharded_weights_are_refused(local: Path, tmp_path: Path) -> None:

@@ -83,5 +83,8 @@ def state_of(model: torch.nn.Module) -> dict[str, Any]:
         "gradients": [
             None if one.grad is None else (id(one.grad), one.grad.sum().item()) for one in model.parameters()
         ],
-        "checkpointing": [getattr(module, "gradient_checkpointing", None) for module in model.modules()],
+        "checkpointing": [
+            [getattr(module, f"{name}_checkpointing", None) for name in ("gradient", "activation")]
+            for module in model.modules()
+        ],
     }

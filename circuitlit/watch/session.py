@@ -63,6 +63,7 @@ class WatchSession:
     _pace: Pace = field(default_factory=Pace)
     _trained: float = 0.0
     _stopped: bool = False
+    _versions: dict[str, str] = field(default_factory=lambda: {name: version(name) for name in PACKAGES})
 
     def __post_init__(self) -> None:
         if self.on_drift not in ("warn", "stop"):
@@ -120,11 +121,14 @@ class WatchSession:
             return
         seconds = self._pace.step_seconds(step)
         self._trained = 0.0 if seconds is None else seconds * max(1, step - self.readings[0].step)
+        begun = time.perf_counter()
         self._save()
         assert self.result is not None and isinstance(self.folder, Path)
         self.result, evolution = with_stages(self.result, self.folder)
-        self.result.save(self.folder)
         evolution.save(self.folder)
+        self._pace.spent += time.perf_counter() - begun
+        self.result = self.result.replaced(seconds=self._pace.spent, cost=self._cost())
+        self.result.save(self.folder)
         (self.folder / TEXT).unlink(missing_ok=True)  # nobody goes on from here
         page, cost = write_watch_page(self.result, self.folder), self.result.cost
         more = "" if cost is None else f", {cost:.1%} of the training's time"
@@ -159,12 +163,10 @@ class WatchSession:
             self._fail(model, step, error)
             self._pace.read(time.perf_counter() - begun)
             return
-        seconds = time.perf_counter() - begun
-        reading = replace(reading, seconds=seconds)
-        self.readings.append(reading)
-        self._pace.read(seconds)
+        self.readings.append(replace(reading, seconds=time.perf_counter() - begun))
         self._save()
-        log_to({f"circuit/{name}": value for name, value in reading.figures().items()})
+        log_to({f"circuit/{name}": value for name, value in self.readings[-1].figures().items()})
+        self._pace.read(time.perf_counter() - begun)
         if strict:
             limits = [f"{name} {value:.3f}" for name, value in asdict(watcher.limits).items() if value is not None]
             size = f"{watcher.start.n_edges:,} edges, method {watcher.settings.method.name}"
@@ -196,11 +198,14 @@ class WatchSession:
         self.result = found.replaced(
             stopped=self._stopped,
             training_seconds=self._trained or None,
-            cost=pace.spent / self._trained if self._trained else None,
+            cost=self._cost(),
             seconds=pace.spent,
-            provenance={"versions": {name: version(name) for name in PACKAGES}},
+            provenance={"versions": self._versions},
         )
         self.result.save(self.folder)
+
+    def _cost(self) -> float | None:
+        return self._pace.spent / self._trained if self._trained else None
 
     def _agree(self, step: int) -> bool:
         """Every process takes over when the first one reads next, and whether it stops."""
