@@ -135,7 +135,8 @@ def _lines(found: WatchedCircuit) -> list[str]:
         f"equal size, by {found.method} on {train} training pairs.",
         "Dashed lines are limits: drift is what lies further off than resampled pairs would have lain at the start.",
     ]
-    lines += [f"drift at step {step}: {alarm}" for step, alarm in found.alarms]
+    drifted = [one for one in found.readings if one.alarms]
+    lines += [f"drift at step {one.step:,}: {', '.join(map(str, one.alarms))}" for one in drifted]
     lines += [f"step {one.step} could not be read: {one.reason}" for one in found.unread]
     if found.cost is not None:
         lines.append(f"All readings took {found.seconds:.1f} s, {found.cost:.1%} of the training's time.")
