@@ -38,6 +38,7 @@ def model_of(arguments: argparse.Namespace) -> tuple[Any, Any]:
     """SmolLM2, ready to be trained, and its tokenizer."""
     subject = load_subject("smollm2")
     tokenizer, model = subject.tokenizer, subject.model.requires_grad_(True).train()
+    assert tokenizer is not None
     tokenizer.pad_token = tokenizer.pad_token or tokenizer.eos_token
     if arguments.lora:
         from peft import LoraConfig, get_peft_model

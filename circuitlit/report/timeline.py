@@ -9,7 +9,6 @@ from rich.console import Console
 from circuitlit.report.grid import grid
 from circuitlit.timeline.agreement import TimelineAgreement
 from circuitlit.timeline.chance import BEYOND
-from circuitlit.timeline.evolution import Evolution
 from circuitlit.timeline.mask_timeline import MaskTimeline
 from circuitlit.timeline.stages import Boundary
 
@@ -26,47 +25,35 @@ def print_timeline(found: MaskTimeline, name: str, console: Console) -> None:
         first, last = steps.index(stage.start.step), steps.index(stage.end.step)
         changed = sum(number or 0 for number in found.churn[first + 1 : last + 1])
         overlaps = f"{final[first]:.3f} to {final[last]:.3f}"
-        table.add_row(stage.name, _text(stage.start), _p(stage.start), _text(stage.end), overlaps, str(changed))
+        table.add_row(
+            stage.name,
+            boundary_step(stage.start),
+            boundary_p(stage.start),
+            boundary_step(stage.end),
+            overlaps,
+            str(changed),
+        )
     console.print(table)
     known = found.schedule.knots.items()
     knots = [f"{knot.replace('_', ' ')} at step {at:.0f}" for knot, at in known if at is not None]
     console.print(f"  schedule: {', '.join(knots) or 'no knots'}; * within one snapshot of one", highlight=False)
     for point in timeline.change_points:
         if point.status != BEYOND:
-            console.print(f"  no stage begins at step {_text(point)}: {point.status}, p {_p(point)}", highlight=False)
+            console.print(
+                f"  no stage begins at step {boundary_step(point)}: {point.status}, p {boundary_p(point)}",
+                highlight=False,
+            )
 
 
-def _text(at: Boundary) -> str:
+def boundary_step(at: Boundary) -> str:
+    """`780 [765, 795]*`: the star for a knot of the schedule."""
     interval = f" [{at.low}, {at.high}]" if at.high > at.low else ""
     return f"{at.step}{interval}{'*' if at.mark else ''}"
 
 
-def _p(at: Boundary) -> str:
+def boundary_p(at: Boundary) -> str:
+    """Its p, or a dash."""
     return "-" if at.p is None else f"{at.p:.3f}"
-
-
-def print_evolution_stages(found: Evolution, console: Console) -> None:
-    """Print the four stages of every training run and task, with what the circuits did in each."""
-    for series in found.series:
-        for task, entry in series.tasks.items():
-            rows, stages = {row.step: row for row in entry.rows}, entry.stages
-            title = f"{series.name}, {task}: {stages.verdict}, {len(rows)} checkpoints to step {max(rows, default=0)}"
-            table = grid(title, ("stage",), ("start", "p", "end", "accuracy", "overlap with the end"))
-            for stage in stages.stages:
-                if stage.start is None or stage.end is None:
-                    table.add_row(stage.name, "not observed")
-                    continue
-                first, last = rows[stage.start.step], rows[stage.end.step]
-                accuracies = [row.behaviour.accuracy.value for row in (first, last)]
-                said = " to ".join("-" if value is None else f"{value:.3f}" for value in accuracies)
-                overlaps = [row.likeness.last.corrected_jaccard for row in (first, last)]
-                alike = f"{overlaps[0]:.3f} to {overlaps[1]:.3f}"
-                table.add_row(stage.name, _text(stage.start), _p(stage.start), _text(stage.end), said, alike)
-            console.print(table)
-            for point in stages.change_points:
-                if point.status != BEYOND:
-                    text = f"  no stage begins at step {_text(point)}: {point.status}, p {_p(point)}"
-                    console.print(text, highlight=False)
 
 
 def print_agreement(result: TimelineAgreement, console: Console) -> None:

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 from pathlib import Path
+from typing import TYPE_CHECKING
 
 from omegaconf import DictConfig
 
@@ -10,11 +11,13 @@ from circuitlit.cli.checks import run_dir
 from circuitlit.errors import UserError
 from circuitlit.files import write_json
 from circuitlit.progress import CONSOLE
-from circuitlit.report.timeline import print_agreement, print_evolution_stages, print_timeline
+from circuitlit.report.timeline import print_agreement, print_timeline
 from circuitlit.result import read_json
 from circuitlit.timeline.agreement import TimelineAgreement, compare_timelines
-from circuitlit.timeline.evolution import Evolution
 from circuitlit.timeline.mask_timeline import MaskTimeline, follow_masks
+
+if TYPE_CHECKING:
+    from circuitlit.timeline.evolution import Evolution
 
 
 def run(cfg: DictConfig) -> MaskTimeline | TimelineAgreement | Evolution:
@@ -30,13 +33,11 @@ def run(cfg: DictConfig) -> MaskTimeline | TimelineAgreement | Evolution:
     folders = [Path(folder) for folder in (cfg.runs or ([cfg.run] if cfg.run else []))]
     if not folders or (cfg.run and cfg.runs):
         raise UserError("name one run (run=DIR) or several to compare (runs=[A,B,C])")
-    watched = [folder for folder in folders if (folder / Evolution.file).is_file()]
+    watched = [folder for folder in folders if (folder / "evolve.json").is_file()]
     if watched and len(folders) > 1:
         raise UserError(f"{watched[0]} holds circuits of a model over its training; runs= compares runs of train alone")
     if watched:
-        evolution = Evolution.load(watched[0])
-        print_evolution_stages(evolution, CONSOLE)
-        return evolution
+        return _evolution(watched[0])
     found = {str(folder): _follow(folder) for folder in folders}
     for name, timeline in found.items():
         print_timeline(timeline, name, CONSOLE)
@@ -47,6 +48,15 @@ def run(cfg: DictConfig) -> MaskTimeline | TimelineAgreement | Evolution:
     print_agreement(result, CONSOLE)
     CONSOLE.print(f"{path}", highlight=False, soft_wrap=True)
     return result
+
+
+def _evolution(folder: Path) -> Evolution:
+    from circuitlit.report.evolution_stages import print_evolution_stages  # which a run of masks can do without
+    from circuitlit.timeline.evolution import Evolution
+
+    found = Evolution.load(folder)
+    print_evolution_stages(found, CONSOLE)
+    return found
 
 
 def _follow(folder: Path) -> MaskTimeline:
