@@ -61,6 +61,7 @@ class WatchSession:
     unread: list[Unread] = field(default_factory=list)
     _watcher: Watcher | None = None
     _pace: Pace = field(default_factory=Pace)
+    _begun: int = 0  # step at which this process began
     _trained: float = 0.0
     _stopped: bool = False
     _versions: dict[str, str] = field(default_factory=lambda: {name: version(name) for name in PACKAGES})
@@ -90,7 +91,7 @@ class WatchSession:
         whole_model(model)  # in every process: what is refused is refused by all
         self.tokenizer = self.tokenizer or tokenizer
         self.folder = Path(self.folder or place / "watch")
-        self._pace = Pace(last, self.every, self.share)
+        self._pace, self._begun = Pace(last, self.every, self.share), step
         self.readings, self.unread, self._stopped = [], [], False
         if _writes():
             self._open(model, step)
@@ -120,7 +121,7 @@ class WatchSession:
         if not _writes() or self._watcher is None or not self.readings:
             return
         seconds = self._pace.step_seconds(step)
-        self._trained = 0.0 if seconds is None else seconds * max(1, step - self.readings[0].step)
+        self._trained = 0.0 if seconds is None else seconds * max(1, step - self._begun)
         begun = time.perf_counter()
         self._save()
         assert self.result is not None and isinstance(self.folder, Path)
