@@ -101,16 +101,17 @@ def shared_rows(result: Knowledge) -> list[tuple[str, ...]]:
 
 def write_knowledge(result: Knowledge, folder: Path) -> Path:
     """Write `knowledge.html` into a folder: one file that needs nothing else."""
+    tables = {
+        "Tasks": (TASKS, task_rows(result)),
+        "Carriers": (ROLES, role_rows(result)),
+        "Circuits": (CIRCUITS, circuit_rows(result)),
+        "Edges that circuits share": (SHARED, shared_rows(result)),
+        "Not sought": (("task", "why"), [(name, task.reason) for name, task in result.tasks.items() if task.reason]),
+    }
     sections: list[tuple[str, go.Figure | str]] = [
-        ("Tasks", html_table(TASKS, task_rows(result))),
-        ("Pairs answered, by relation or sentence", group_figure(result)),
-        ("Carriers", html_table(ROLES, role_rows(result))),
-        ("Circuits", html_table(CIRCUITS, circuit_rows(result))),
-        ("Edges that circuits share", html_table(SHARED, shared_rows(result))),
+        (title, html_table(headings, rows)) for title, (headings, rows) in tables.items() if rows
     ]
-    reasons = [(name, task.reason) for name, task in result.tasks.items() if task.reason]
-    if reasons:
-        sections.append(("Not sought", html_table(("task", "why"), reasons)))
+    sections.append(("Pairs answered, by relation or sentence", group_figure(result)))
     lead = (
         "Nodes are sought on training pairs that the model answers and checked on such test pairs, whose sentences are "
         "others, beside random nodes of the same layers. Heads that read: attention from the last token to a part of "
