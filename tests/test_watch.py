@@ -380,7 +380,7 @@ def test_the_pace_keeps_all_readings_within_their_share(monkeypatch: pytest.Monk
 
     read_at, cost = train(1000, 1000)
     gaps = np.diff(read_at)[1:]
-    assert cost <= 0.05 and len(read_at) == 1 + 22 and read_at[-1] == 1000 and gaps.max() - gaps.min() <= 2
+    assert cost <= 0.04 and len(read_at) == 1 + 17 and read_at[-1] == 1000 and gaps.max() - gaps.min() <= 2
     assert train(1000, None)[1] <= 0.05  # nobody knows the end
     assert train(100, 100)[0] == [0, 100]  # too short: start and end alone
     assert len(train(5000, 5000, 0.9)[0]) <= pace.MOST + 2

@@ -8,6 +8,7 @@ from dataclasses import dataclass, field
 
 SHARE = 0.05
 FIRST = 5  # steps from the start until a step's seconds are known
+READING = 0.8  # of the share; the rest is for the evolution and the page at the end
 MOST = 200  # readings of a run, on average over its steps
 
 
@@ -76,7 +77,7 @@ class Pace:
         if seconds is None:
             self.due, self.plans = step + 1, True
             return
-        allowed = self.share * seconds  # of reading, a step
+        allowed = READING * self.share * seconds  # of reading, a step
         if self.last is None:
             due = math.ceil((self.spent + self.reading) / allowed)
             self.due = max(due, step + math.ceil(self.reading / allowed))
@@ -91,7 +92,7 @@ class Pace:
             return f"a reading every {self.every} steps"
         seconds = self.step_seconds(step)
         if seconds is None or not self.readings:
-            return "no reading yet"
+            return "the next reading is planned once the seconds of a step are known"
         about = f"a reading takes {self.reading:.2f} s, a step {seconds:.3f} s"
         gap = self.due - step
         if self.last is not None and self.due >= self.last:
