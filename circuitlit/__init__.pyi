@@ -82,7 +82,7 @@ from .masked import MaskedModel, References
 from .model import Subject
 from .model.load import load_subject
 from .objective import Outcome, kl_divergence
-from .report import write_page, write_runs
+from .report import plot_circuit, write_page, write_runs
 from .result import Result
 from .tasks import (
     Pair,
@@ -250,6 +250,7 @@ __all__ = [
     "noise_floor",
     "paired_difference",
     "plan_memory",
+    "plot_circuit",
     "prune_model",
     "random_circuit",
     "random_scores",

@@ -283,7 +283,7 @@ def test_two_circuits_are_told_apart_in_one_graph(page: webdriver.Chrome, folder
     other.save(tmp_path / "other")
     visit(page, write_page(tmp_path / "run", [tmp_path / "other"]))
     draw(page, "view.n = 1000; document.getElementById('layer').dispatchEvent(new Event('change'))")
-    one, two = (set(circuit.edge_names()) for circuit in (first, other))
+    one, two = (set(circuit.edges()) for circuit in (first, other))
     sides = {"both": one & two, "a": one - two, "b": two - one}
     found = page.execute_script(
         "return cy.edges().not('.link').map(edge => [edge.data('side'), edge.data('source'), edge.data('target')])"

@@ -141,7 +141,7 @@ def test_a_file_of_theirs(tmp_path: Path, bare_nodes: bool) -> None:
     file = foreign(tmp_path, edges, {"input->a0.h1<k>", "a0.h1->logits"}, bare_nodes)
     plain = load_circuit(file)
     assert plain.graph == Graph(1, 2, 2) and plain.scores.ranks_by_magnitude and plain.scores.method == "theirs"
-    assert set(plain.edge_names()) == {"input->a0.h1<k>", "a0.h1->logits"}
+    assert set(plain.edges()) == {"input->a0.h1<k>", "a0.h1->logits"}
     assert float(plain.scores.values[0, plain.graph.edge_index("input->a0.h0<k>")]) == -2
     grouped = load_circuit(file, Graph(1, 2, 1))
     assert float(grouped.scores.values[0, grouped.graph.edge_index("input->a0.h0<k>")]) == -1.5

@@ -181,7 +181,7 @@ def test_planted_heads_are_named_with_what_they_attend_to_and_write(by_hand: Exp
 
 
 def test_random_nodes_are_of_the_circuit_and_are_none_of_the_chosen(circuit: Circuit) -> None:
-    names = circuit.node_names
+    names = circuit.nodes()
     drawn = random_nodes(circuit, names[:1], 0)
     assert drawn and set(drawn) <= set(names[1:])
     assert random_nodes(circuit, names, 0) == []

@@ -106,7 +106,7 @@ def test_circuit_survives_its_file(tmp_path: Path) -> None:
     for name in ("kept", "reachable"):
         assert torch.equal(getattr(loaded, name), getattr(circuit, name))
     assert torch.equal(loaded.scores.values, scores.values)
-    assert Circuit.cut(loaded.scores, 40).edge_names() == circuit.edge_names()
+    assert Circuit.cut(loaded.scores, 40).edges() == circuit.edges()
     assert sorted(p.name for p in tmp_path.iterdir()) == ["circuit.json", "circuit.safetensors"]
 
 

@@ -3,12 +3,17 @@
 from __future__ import annotations
 
 import importlib.util
+from typing import Any
 
 import pytest
 import torch
 
-from circuitlit.graph import MaskLayout
+from circuitlit.evaluate import TestBed
+from circuitlit.evaluate.find import prepare_bench
+from circuitlit.evaluate.live import Live
+from circuitlit.graph import Circuit, EdgeScores, MaskLayout
 from circuitlit.masked import MaskedModel, References
+from circuitlit.model import Subject
 from circuitlit.model.load import load_subject
 from circuitlit.objective import kl_divergence, says_answer
 from circuitlit.tasks import PairsModule, ioi
@@ -18,8 +23,12 @@ pytestmark = pytest.mark.skipif(
 )
 
 
-def test_real_model_keeps_the_identities() -> None:
-    subject = load_subject("smollm2")
+@pytest.fixture(scope="module")
+def subject() -> Subject:
+    return load_subject("smollm2")
+
+
+def test_real_model_keeps_the_identities(subject: Subject) -> None:
     assert subject.graph.n_edges == 70_651
     assert not hasattr(subject.model.config, "quantization_config")
     assert subject.tokenizer is not None
@@ -39,3 +48,22 @@ def test_real_model_keeps_the_identities() -> None:
     assert float(kl_divergence(ends[0], reference.teacher, batch).max()) < 1e-6
     assert float(kl_divergence(ends[1], reference.teacher, batch).mean()) > 3
     assert float(says_answer(ends[0], batch).float().mean()) >= 0.85
+
+
+def test_a_notebooks_questions_have_the_models_own_answers(subject: Subject) -> None:
+    assert subject.tokenizer is not None
+    splits = ioi(subject.tokenizer, n_train=2, n_val=2, n_test=2, seed=0)
+    bench = prepare_bench(subject, splits)
+    scores = EdgeScores(subject.graph, torch.arange(70_651.0)[None], "test")
+    prompt, live = splits.test[0].clean, Live(Circuit.of(scores, torch.ones(1, 70_651, dtype=torch.bool)), bench)
+    ids = torch.tensor([subject.tokenizer(prompt)["input_ids"]])
+    settings = {"attention_mask": torch.ones_like(ids), "do_sample": False, "max_new_tokens": 3}
+    made: Any = subject.model.generate(ids, **settings)  # type: ignore[operator]
+    assert live.generate(prompt, max_new_tokens=3) == subject.tokenizer.decode(made[0, ids.shape[1] :])
+    kept = bench.cut(scores).kept
+    few, texts = Live(Circuit.of(scores, kept), bench), [pair.clean for pair in splits.test]
+    expected = torch.cat([logits[:, 0] for logits, _, _ in TestBed.of(bench, bench.data.test).logits(kept)])
+    torch.testing.assert_close(few.logits(texts), expected, rtol=0, atol=1e-3)
+    assert float((few.logits(texts) - live.logits(texts)).abs().max()) > 1
+    frame = few.circuit.to_frame()
+    assert sorted(frame["edge"]) == sorted(few.circuit.edges()) and frame["score"].is_monotonic_decreasing

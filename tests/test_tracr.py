@@ -112,7 +112,7 @@ def test_masks_find_the_program_exactly(name: str, more: list[str], tmp_path: Pa
     result = json.loads((tmp_path / "result.json").read_text())
     assert result["edge_roc_auc"] == 1.0
     assert result["true_edges_found"] == result["true_edges"] == result["n_edges"] == len(TRUE[name])
-    assert set(Circuit.load(tmp_path).edge_names()) == TRUE[name]
+    assert set(Circuit.load(tmp_path).edges()) == TRUE[name]
     assert result["full"]["accuracy"]["value"] == result["accuracy"]["value"] == 1.0
 
 
@@ -122,7 +122,7 @@ def test_acdc_finds_the_program_exactly(name: str, tmp_path: Path) -> None:
     call(f"experiment=tracr_{name}", "method=acdc", "sparsity=own", *out, verb="attribute")
     result = json.loads((tmp_path / "result.json").read_text())
     assert result["edge_roc_auc"] == 1.0
-    assert set(Circuit.load(tmp_path).edge_names()) == TRUE[name]
+    assert set(Circuit.load(tmp_path).edges()) == TRUE[name]
     assert result["n_edges"] == len(TRUE[name])
 
 

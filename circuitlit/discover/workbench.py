@@ -67,13 +67,13 @@ class Workbench:
 
     subject: Subject
     data: PairsModule
-    model: MaskedModel
+    model: MaskedModel = field(repr=False)
     layout: MaskLayout
-    references: References
+    references: References = field(repr=False)
     count: int
     select: Select = "top_k"
     capture: bool = True
-    losses: dict[tuple, MaskedLoss] = field(default_factory=dict, compare=False)
+    losses: dict[tuple, MaskedLoss] = field(default_factory=dict, compare=False, repr=False)
 
     @classmethod
     def build(

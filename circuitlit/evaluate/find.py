@@ -31,7 +31,7 @@ from circuitlit.evaluate.trust.batch_scores import BatchScores
 from circuitlit.evaluate.verdict import Bars, measure_circuit
 from circuitlit.graph import EdgeScores
 from circuitlit.model import Subject
-from circuitlit.objective import kl_divergence
+from circuitlit.objective import Objective, kl_divergence
 from circuitlit.progress import phase, say
 from circuitlit.tasks import Pairs, PairsModule
 
@@ -76,6 +76,7 @@ def find_circuit(
     ablation: Ablation | None = None,
     schedule: Schedule | None = None,
     gates: Gates | None = None,
+    objective: Objective = kl_divergence,
     error_weight: float | None = None,
     others: Sequence[Method] = (),
     bars: Bars | None = None,
@@ -95,6 +96,8 @@ def find_circuit(
         ablation: what stands in for cut edges; None takes the corrupted prompts' values.
         schedule: of the training; None takes the default of 150 steps.
         gates: the masks' family; None takes hard concrete gates.
+        objective: that masks are trained on, a function of `circuitlit.objective` or yours: each pair's loss, least
+            where the circuit matches the model.
         error_weight: share of the loss that the model's errors have together; None weighs all pairs alike.
         others: more attributions; the best ranking on validation pairs is the baseline.
         bars: what the circuit is compared with, and has to clear.
@@ -103,14 +106,14 @@ def find_circuit(
         seed: of gate noise and of the pairs' order.
 
     Returns:
-        The result, bound to its model: `result.live.circuit` are the edges, `result.live.logits(prompts, corrupted)`
-        what the circuit says.
+        The result, bound to its model: `result.live.circuit` are the edges; `result.plot()`, `result.logits(prompts)`,
+        `result.generate(prompt)` and `result.measure(metric)` show what they do.
 
     Raises:
         UserError: a model, pairs or a setting that cannot be used.
     """
     bench = prepare_bench(model, pairs, sparsity, ablation, tokenizer, batch_size, eval_batch_size, seed)
-    more = {"sparsity": sparsity, "error_weight": error_weight, "seed": seed}
+    more = {"sparsity": sparsity, "objective": objective, "error_weight": error_weight, "seed": seed}
     learn = partial(train_masks, schedule=schedule, gates=gates, **more)
     method = method or Method.of(mask_gradients, steps=5, draws=1)
     seed_everything(seed, verbose=False)
@@ -281,6 +284,7 @@ def train_masks(
     schedule: Schedule | None = None,
     gates: Gates | None = None,
     sparsity: float | None = None,
+    objective: Objective = kl_divergence,
     error_weight: float | None = None,
     seed: int = 0,
 ) -> Trained:
@@ -292,11 +296,13 @@ def train_masks(
         schedule: None takes that of the command line.
         gates: None takes those of the command line, hard concrete ones.
         sparsity: share of edges to be cut at the end; None takes the workbench's.
+        objective: each pair's loss.
         error_weight: share of the loss that the model's errors have together; None weighs all pairs alike.
         seed: of gate noise.
     """
     schedule, gates = schedule or SCHEDULE, gates or GATES
-    own = {"schedule": schedule, "gates": gates, "sparsity": sparsity, "error_weight": error_weight, "seed": seed}
+    own = {"schedule": schedule, "gates": gates, "sparsity": sparsity, "seed": seed}
+    own |= {"objective": objective, "error_weight": error_weight}
     with phase("training", f"Training masks for {schedule.steps} steps"):
         learner, curves = fitted_masks(bench, tried[0].scores, **own)
     return Trained(learner.scores(), learner.trained_masks(), curves, schedule.steps, bench)
@@ -309,6 +315,7 @@ def fitted_masks(
     schedule: Schedule,
     gates: Gates,
     sparsity: float | None = None,
+    objective: Objective = kl_divergence,
     error_weight: float | None = None,
     seed: int = 0,
 ) -> tuple[MaskLearner, Curves]:
@@ -322,7 +329,7 @@ def fitted_masks(
     how = "confident" if start is not None else "equal"
     schedule = schedule if start is not None else replace(schedule, start_sparsity=0.0)
     initial = initial_log_alpha(bench.layout, how, start, bench.count, SCALE)
-    loss = bench.loss(for_errors(bench, kl_divergence, error_weight))
+    loss = bench.loss(for_errors(bench, objective, error_weight))
     learner = MaskLearner(loss, bench.references, initial, target, schedule, gates, seed, True)
     learner = learner.to(bench.subject.device)
     return learner, fit(learner, bench.data, steps=schedule.steps, names=("loss", "sparsity"))

@@ -2,18 +2,25 @@
 
 from __future__ import annotations
 
-from collections.abc import Iterator
+from collections.abc import Iterator, Sequence
 from dataclasses import dataclass, field, fields
 from typing import TYPE_CHECKING, Any, ClassVar, Self
+
+from jaxtyping import Float
+from torch import Tensor
 
 from circuitlit.errors import UserError
 from circuitlit.evaluate.agreement import Agreement, Agreements
 from circuitlit.evaluate.published import Published, PublishedFigure
 from circuitlit.evaluate.statistics import Estimate
 from circuitlit.evaluate.trust.row import TrustRow
+from circuitlit.objective import Objective
 from circuitlit.result import Result
 
 if TYPE_CHECKING:
+    import pandas as pd
+    from plotly.graph_objects import Figure
+
     from circuitlit.evaluate.live import Live
 
 OK, FAILED, UNMEASURABLE, SMOKE = "OK", "FAILED", "NOT MEASURABLE", "SMOKE TEST"
@@ -177,7 +184,7 @@ class FoundCircuit(Compared, Result):
 
     @property
     def live(self) -> Live:
-        """The circuit bound to its model, for its edges and its logits.
+        """The circuit bound to its model: `live.circuit` has the edges.
 
         Raises:
             UserError: this result was loaded from a file, and knows no model.
@@ -186,6 +193,26 @@ class FoundCircuit(Compared, Result):
         if live is None:
             raise UserError("this result is not bound to a model; its edges are read by Circuit.load(folder)")
         return live
+
+    def plot(self, drawn: int = 100) -> Figure:
+        """The circuit as a graph, as `plot_circuit` draws it."""
+        import circuitlit  # drawing comes after this part, and is asked for by its public name
+
+        return circuitlit.plot_circuit(self.live.circuit, drawn)
+
+    def logits(
+        self, clean: str | Sequence[str], corrupted: str | Sequence[str] | None = None
+    ) -> Float[Tensor, "prompt vocab"]:
+        """Logits of the next token under the circuit; see `Live.logits`."""
+        return self.live.logits(clean, corrupted)
+
+    def generate(self, prompt: str, corrupted: str | None = None, max_new_tokens: int = 8) -> str:
+        """What the circuit goes on with, the likeliest token each time; see `Live.generate`."""
+        return self.live.generate(prompt, corrupted, max_new_tokens)
+
+    def measure(self, metric: Objective, split: str = "test") -> pd.DataFrame:
+        """A metric of your own on held-out pairs, of circuit, full model and no edge; see `Live.measure`."""
+        return self.live.measure(metric, split)
 
     def bind(self, live: Live) -> Self:
         """The same result, bound to a circuit and its model."""

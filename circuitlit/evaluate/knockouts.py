@@ -85,7 +85,7 @@ def completeness(
     complement = summarise([outcome], bed.full, bed.corrupted, seed)
     top, bottom = (side.metric[: len(outcome.kl)].double() for side in (bed.full, bed.corrupted))
     complete = ratio_estimate(top - outcome.metric, top - bottom, outcome.group, seed)
-    nodes = circuit.node_names
+    nodes = circuit.nodes()
     draw = random.Random(seed)
     gaps = []
     for _ in range(knockouts if nodes else 0):
@@ -105,7 +105,7 @@ def node_minimality(
 
     Source: Wang et al. (arXiv 2211.00593) section 4, minimality, with K empty: |F(C \\ {v}) - F(C)|, signed here.
     """
-    nodes = circuit.node_names
+    nodes = circuit.nodes()
     removed = {node: edges_from(circuit.graph, [node]) for node in _drawn(nodes, parts, seed)}
     return _minimality(bed, circuit, removed, len(nodes), pairs, seed)
 

@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Iterable, Sequence
+from collections.abc import Iterable, Iterator, Sequence
 from dataclasses import dataclass
 
 import torch
@@ -67,15 +67,22 @@ class TestBed:
         self, kept: Bool[Tensor, "copies edge"] | Float[Tensor, "copies edge"], pairs: int | None = None
     ) -> Outcome:
         """Outcome of a set of edges, or of masks between 0 and 1, on all pairs or on the first few alone."""
-        parts, seen = [], 0
+        runs = self.logits(kept, pairs)
+        return Outcome.join([Outcome.of(logits, teacher, batch) for logits, teacher, batch in runs])
+
+    @torch.no_grad()
+    def logits(
+        self, kept: Bool[Tensor, "copies edge"] | Float[Tensor, "copies edge"], pairs: int | None = None
+    ) -> Iterator[tuple[Float[Tensor, "batch answer vocab"], Float[Tensor, "batch answer vocab"], Batch]]:
+        """As `run`, of each batch its logits, the full model's log-probabilities, and the pairs: what metrics take."""
+        seen = 0
         for batch, reference in zip(self.batches, self.references, strict=True):
             if pairs is not None and seen >= pairs:
                 break
             if pairs is not None and pairs - seen < len(batch):
                 batch, reference = batch.head(pairs - seen), reference.head(pairs - seen)
-            parts.append(Outcome.of(masked_logits(self.model, kept, batch, reference), reference.teacher, batch))
+            yield masked_logits(self.model, kept, batch, reference), reference.teacher, batch
             seen += len(batch)
-        return Outcome.join(parts)
 
 
 @torch.no_grad()

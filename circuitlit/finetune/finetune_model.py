@@ -210,7 +210,7 @@ def _tuner(
         return make(subject.model, optimisation, seed=seed, **reference)
     if optimisation.weight_decay:
         raise UserError("tune.circuit needs tune.weight_decay=0, which would move the other weights")
-    nodes = circuit.node_names
+    nodes = circuit.nodes()
     if not nodes or len(withheld(subject.graph, nodes)) == len(nodes):
         raise UserError("tune.circuit has no head and no MLP to train")
     train_only(subject, nodes)

@@ -5,6 +5,7 @@ from __future__ import annotations
 import json
 from dataclasses import dataclass, field
 from pathlib import Path
+from typing import TYPE_CHECKING
 
 import torch
 from jaxtyping import Bool, Float
@@ -18,6 +19,9 @@ from circuitlit.graph.layout import sum_by_writer
 from circuitlit.graph.scores import EdgeScores, normalised
 from circuitlit.graph.select import SELECTIONS, Select, greedy, nodes_of, reachable_edges, top_k
 from circuitlit.graph.topology import Graph
+
+if TYPE_CHECKING:
+    import pandas as pd
 
 FORMAT = 2  # 1 did not say of what kind the scores are
 
@@ -103,19 +107,41 @@ class Circuit:
         """Weight of the reachable edges out of each writer; for gates nearly their number."""
         return sum_by_writer(self.graph, (self.weight * self.reachable).sum(0, keepdim=True))[0]
 
-    @property
-    def nodes(self) -> Bool[Tensor, "node"]:
-        """Heads and MLPs on a path from the input to the logits, in the order of `graph.nodes`."""
-        return nodes_of(self.graph, self.reachable)
+    def nodes(self) -> list[str]:
+        """Names of the heads and MLPs on a path from the input to the logits, in graph order."""
+        there = nodes_of(self.graph, self.reachable)
+        return [name for name, own in zip(self.graph.nodes, there.tolist(), strict=True) if own]
 
-    @property
-    def node_names(self) -> list[str]:
-        """Their names."""
-        return [name for name, there in zip(self.graph.nodes, self.nodes.tolist(), strict=True) if there]
-
-    def edge_names(self) -> list[str]:
+    def edges(self) -> list[str]:
         """Names of the reachable edges, in graph order."""
         return [self.graph.edge_name(int(edge)) for edge in self.reachable.any(0).nonzero()]
+
+    def to_frame(self) -> pd.DataFrame:
+        """The reachable edges, those first that selection takes first; with token roles, a row for each that keeps one.
+
+        Columns: edge, writer, reader; `score`, an effect with its sign and else the weight; `weight`; `role`, if there
+        are roles. `EdgeScores` says what a weight is.
+        """
+        import pandas as pd
+
+        graph, scores = self.graph, self.scores
+        place = self.reachable.flatten().nonzero()[:, 0].cpu()
+        place = place[scores.order.flatten().cpu()[place].argsort(descending=True, stable=True)]
+        edge = place % graph.n_edges
+        columns = {
+            "edge": [graph.edge_name(number) for number in edge.tolist()],
+            "writer": [graph.writers[number] for number in graph.writer_of[edge].tolist()],
+            "reader": [graph.readers[number] for number in graph.reader_of[edge].tolist()],
+            "score": scores.signed.flatten().cpu()[place].numpy(),
+            "weight": scores.weight.flatten().cpu()[place].numpy(),
+        }
+        if scores.roles:
+            columns["role"] = [scores.roles[number] for number in (place // graph.n_edges).tolist()]
+        return pd.DataFrame(columns)
+
+    def __repr__(self) -> str:
+        sizes = f"n_edges={self.n_edges}, n_edges_total={self.kept.numel()}, n_edges_reachable={self.n_reachable}"
+        return f"Circuit(method={self.scores.method!r}, {sizes})"
 
     def save(self, folder: Path) -> None:
         """Write `circuit.safetensors` (scores, kept, reachable) and `circuit.json` (names, provenance)."""
@@ -139,7 +165,7 @@ class Circuit:
             "provenance": self.provenance,
         }
         save_tensors(folder / "circuit.safetensors", tensors, {"circuitlit": json.dumps(header)})
-        write_json(folder / "circuit.json", {**header, "edges": self.edge_names()})
+        write_json(folder / "circuit.json", {**header, "edges": self.edges()})
 
     @classmethod
     def load(cls, path: Path | str) -> Circuit:

@@ -49,7 +49,7 @@ class EdgeScores:
     """
 
     graph: Graph
-    values: Float[Tensor, "copies edge"]
+    values: Float[Tensor, "copies edge"] = field(repr=False)
     method: str
     roles: tuple[str, ...] = ()
     ranks_by_magnitude: bool = False

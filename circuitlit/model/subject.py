@@ -39,12 +39,12 @@ class Subject:
         checked: True lets in modules whose `forward` was replaced; `load_subject` sees to it that a check has passed.
     """
 
-    model: PreTrainedModel
-    tokenizer: PreTrainedTokenizerBase | None = None
+    model: PreTrainedModel = field(repr=False)
+    tokenizer: PreTrainedTokenizerBase | None = field(default=None, repr=False)
     name: str = "model"
     provenance: dict[str, Any] = field(default_factory=dict)
-    true_edges: Bool[Tensor, "edge"] | None = None
-    source: WeightSource | None = None
+    true_edges: Bool[Tensor, "edge"] | None = field(default=None, repr=False)
+    source: WeightSource | None = field(default=None, repr=False)
     checked: bool = False
 
     def __post_init__(self) -> None:

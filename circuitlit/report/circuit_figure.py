@@ -39,14 +39,10 @@ def circuit_figure(graph: Graph, edges: list[RankedEdge], drawn: int = DRAWN) ->
     places = node_places(graph)
     figure = go.Figure()
     shown = edges[:drawn]
-    for opacity, width, part in reversed(list(_strength_bins(shown))):
-        for kind in KINDS:
-            lines = [edge for edge in part if edge.kind == kind]
-            if lines:
-                figure.add_trace(_edge_trace(lines, places, opacity, width))
+    figure.add_traces(edge_traces(shown, places))
     if graph.n_kv_heads < graph.n_heads:
         figure.add_trace(_group_trace(graph, {edge.target for edge in edges}))
-    figure.add_trace(_node_trace(edges, places))
+    figure.add_trace(node_trace(edges, places))
     layers = labelled_layers(graph)
     heads = list(range(0, graph.n_heads, max(1, graph.n_heads // 12)))
     figure.update_yaxes(
@@ -82,6 +78,17 @@ def _mlp_column(graph: Graph) -> float:
     return graph.n_heads - 1 + max(1.5, 0.12 * graph.n_heads)
 
 
+def edge_traces(edges: list[RankedEdge], places: dict[str, Place]) -> list[go.Scatter]:
+    """Lines of the edges, top first; the weakest are drawn first and faintest."""
+    traces = []
+    for opacity, width, part in reversed(list(_strength_bins(edges))):
+        for kind in KINDS:
+            lines = [edge for edge in part if edge.kind == kind]
+            if lines:
+                traces.append(_edge_trace(lines, places, opacity, width))
+    return traces
+
+
 def _strength_bins(edges: list[RankedEdge]) -> Iterable[tuple[float, float, list[RankedEdge]]]:
     start = 0
     for end, opacity, width in _BINS:
@@ -105,7 +112,9 @@ def _edge_trace(edges: list[RankedEdge], places: dict[str, Place], opacity: floa
         ys.append(None)
     kind = edges[0].kind
     line = {"color": COLOURS[kind], "width": width}
-    return go.Scatter(x=xs, y=ys, mode="lines", line=line, opacity=opacity, hoverinfo="skip", meta=kind, name=kind)
+    return go.Scatter(
+        x=xs, y=ys, mode="lines", line=line, opacity=opacity, hoverinfo="skip", meta=kind, name=kind, showlegend=False
+    )
 
 
 def _group_trace(graph: Graph, targets: set[str]) -> go.Scatter:
@@ -121,7 +130,8 @@ def _group_trace(graph: Graph, targets: set[str]) -> go.Scatter:
     return go.Scatter(x=xs, y=ys, mode="lines", line={"color": GREY, "width": 1}, opacity=0.45, hoverinfo="skip")
 
 
-def _node_trace(edges: list[RankedEdge], places: dict[str, Place]) -> go.Scatter:
+def node_trace(edges: list[RankedEdge], places: dict[str, Place]) -> go.Scatter:
+    """Nodes, sized by the number of all their edges; their text names the strongest ones."""
     incoming, outgoing = Counter(edge.target for edge in edges), Counter(edge.source for edge in edges)
     kinds = Counter((edge.target, edge.kind) for edge in edges)
     strongest: dict[tuple[str, str], list[RankedEdge]] = defaultdict(list)

@@ -22,7 +22,7 @@ _MARKERS = {"a": "o", "m": "s"}
 def circuit(graph: Graph, edges: Sequence[RankedEdge], drawn: int = DRAWN) -> Figure:
     """The top edges, layers upwards; the wider a line, the larger its score, dashed where that is negative."""
     shown = edges[:drawn]
-    places = _places(graph, shown)
+    places = ordered_places(graph, shown)
     rows = len({y for _, y in places.values()})
     wide = max(x for x, _ in places.values()) - min(x for x, _ in places.values()) + 2
     figure = Figure(figsize=(max(5.5, 0.62 * wide), max(3.0, 0.3 * rows)), layout="constrained")
@@ -34,7 +34,7 @@ def circuit(graph: Graph, edges: Sequence[RankedEdge], drawn: int = DRAWN) -> Fi
         size, style = abs(edge.score) / largest, "--" if edge.score < 0 else "-"
         line = {"lw": 0.4 + 2.6 * size**0.5, "alpha": 0.3 + 0.6 * size**0.5, "ls": style}
         axis.plot([x0, x1], [y0, y1], color=COLOURS[edge.kind], solid_capstyle="round", **line)
-    for source, target in _links(graph, places):
+    for source, target in linked_nodes(graph, places):
         (x0, y0), (x1, y1) = places[source], places[target]
         axis.plot([x0, x1], [y0, y1], color=GREY, lw=0.6, ls=":")
     for name, (x, y) in places.items():
@@ -63,7 +63,7 @@ def dot(
         lines.append(f"  subgraph cluster_{number} {{ label={json.dumps(title)}; {inside} }}")
     for row in _rows(graph, [name for name in names if name not in taken]).values():
         lines.append("  { rank=same; " + " ".join(f"{json.dumps(name)};" for name in row) + " }")
-    for source, target in _links(graph, names):
+    for source, target in linked_nodes(graph, names):
         lines.append(f'  {json.dumps(source)} -> {json.dumps(target)} [style=dotted, arrowhead=none, color="{GREY}"];')
     for edge in shown:
         width, style = 0.4 + 3.6 * (abs(edge.score) / largest) ** 0.5, "dashed" if edge.score < 0 else "solid"
@@ -76,7 +76,7 @@ def _names(edges: Sequence[RankedEdge]) -> list[str]:
     return list(dict.fromkeys(name for edge in edges for name in (edge.source, edge.target)))
 
 
-def _links(graph: Graph, there: Mapping[str, object] | Sequence[str]) -> list[tuple[str, str]]:
+def linked_nodes(graph: Graph, there: Mapping[str, object] | Sequence[str]) -> list[tuple[str, str]]:
     """Key/value heads and the heads that share them, where both are drawn."""
     return [
         (name, head)
@@ -93,14 +93,14 @@ def _rows(graph: Graph, names: Sequence[str]) -> dict[int, list[str]]:
     return dict(sorted(rows.items()))
 
 
-def _places(graph: Graph, edges: Sequence[RankedEdge]) -> dict[str, tuple[float, float]]:
+def ordered_places(graph: Graph, edges: Sequence[RankedEdge]) -> dict[str, tuple[float, float]]:
     """Layers upwards; within a layer, nodes stand in the order of the means of those that they are joined with.
 
     Source: Sugiyama, Tagawa and Toda, IEEE Transactions on Systems, Man and Cybernetics 11 (1981), barycentres.
     """
     names = _names(edges)
     near: dict[str, list[str]] = {name: [] for name in names}
-    for source, target in [*((e.source, e.target) for e in edges), *_links(graph, names)]:
+    for source, target in [*((e.source, e.target) for e in edges), *linked_nodes(graph, names)]:
         near[source].append(target)
         near[target].append(source)
     rows = list(_rows(graph, names).values())

@@ -104,6 +104,9 @@ class PairsModule(LightningDataModule):
         self.pads_to_longest = pad_to == "max"
         self._multiple = BUCKET if pad_to == "bucket" else 1
 
+    def __repr__(self) -> str:
+        return f"PairsModule({self.splits!r})"
+
     def transfer_batch_to_device(self, batch: Batch, device: torch.device, dataloader_idx: int) -> Batch:
         """Copy without waiting for the GPU."""
         return batch.to(device, non_blocking=device.type == "cuda")

@@ -81,6 +81,10 @@ class Pairs:
         all_there = self.exhaustive and len(test) == len(self.test)
         return replace(self, train=train, val=val, test=test, new_words=words, exhaustive=all_there)
 
+    def __repr__(self) -> str:
+        sizes = ", ".join(f"{split}={len(getattr(self, split))}" for split in SPLITS)
+        return f"Pairs(name={self.name!r}, {sizes})"
+
     def __post_init__(self) -> None:
         names = self.role_names
         if len(set(names)) != len(names) or len(names) < 2 or names[0] != OTHER or names[-1] != END:

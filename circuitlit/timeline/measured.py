@@ -108,7 +108,7 @@ def _described(bed: TestBed, circuit: Circuit) -> dict[str, Any]:
     return {
         "n_edges": circuit.n_edges,
         "n_edges_reachable": circuit.n_reachable,
-        "n_nodes": int(circuit.nodes.sum()),
+        "n_nodes": len(circuit.nodes()),
         "heads": [head_name(head) for head in heads_of(heads_in_circuit(circuit))],
         **vars(summarise([bed.run(circuit.kept)], bed.full, bed.corrupted)),
     }

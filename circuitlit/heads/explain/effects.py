@@ -19,7 +19,7 @@ from circuitlit.evaluate.statistics import mean_estimate
 from circuitlit.graph import Circuit, Graph, MaskLayout
 from circuitlit.graph.layout import sum_by_writer
 from circuitlit.graph.nodes import place_of
-from circuitlit.graph.select import edges_from
+from circuitlit.graph.select import edges_from, nodes_of
 from circuitlit.heads.causal import metric_of_pairs
 from circuitlit.heads.explain.explanation import EdgeEffects, NodeEffect
 from circuitlit.heads.path_patching import PatchBed
@@ -62,7 +62,7 @@ def leading_nodes(
     """The circuit's heads and MLPs with the largest estimated effects, by role; largest first."""
     graph = circuit.graph
     by_node = sum_by_writer(graph, effects)[:, graph.inputs :]
-    size = by_node.sum(0).abs() * circuit.nodes
+    size = by_node.sum(0).abs() * nodes_of(graph, circuit.reachable)
     order = [graph.nodes[place] for place in size.argsort(descending=True, stable=True).tolist() if size[place] > 0]
     chosen = [name for kind, count in (("a", heads), ("m", mlps)) for name in _of_kind(order, kind)[:count]]
     place = {name: number for number, name in enumerate(graph.nodes)}
@@ -86,7 +86,7 @@ def largest(bed: TestBed, circuit: Circuit, candidates: Sequence[str], heads: in
 
 def random_nodes(circuit: Circuit, chosen: Sequence[str], seed: int) -> list[str]:
     """Half as many other nodes of the circuit, of the same kinds and, as far as there are any, layers; none twice."""
-    drawn = matched_nodes(circuit.graph, chosen, 1, seed, circuit.node_names)[0]
+    drawn = matched_nodes(circuit.graph, chosen, 1, seed, circuit.nodes())[0]
     others = [name for name in drawn if name not in chosen]
     return [name for kind in "am" for name in _half(_of_kind(others, kind), seed)]
 
