@@ -31,12 +31,14 @@ LEFT = (
 def new_run_id() -> Iterator[None]:
     """Give the run an id, and with it a folder, of its own: the time and six random characters.
 
-    Processes of one run, and a job that is queued again, share the id that is in the environment already.
+    Processes of one run, and a job that is queued again, share the id that is in the environment already. A run of
+    `wandb agent` has the id that it has at W&B.
     """
     if "CIRCUITLIT_RUN_ID" in os.environ or ranks.started_by_launcher():
         yield
         return
-    os.environ["CIRCUITLIT_RUN_ID"] = f"{datetime.now():%Y%m%d-%H%M%S}-{secrets.token_hex(3)}"
+    agents = os.environ.get("WANDB_RUN_ID") if "WANDB_SWEEP_ID" in os.environ else None
+    os.environ["CIRCUITLIT_RUN_ID"] = agents or f"{datetime.now():%Y%m%d-%H%M%S}-{secrets.token_hex(3)}"
     try:
         yield
     finally:

@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Iterator
+from collections.abc import Iterator, Sequence
 from contextlib import contextmanager
 from pathlib import Path
 from typing import Any
@@ -11,7 +11,7 @@ from hydra.core.hydra_config import HydraConfig
 from hydra.utils import instantiate
 from lightning.pytorch.loggers import WandbLogger
 from lightning.pytorch.utilities import rank_zero_only
-from omegaconf import DictConfig
+from omegaconf import DictConfig, OmegaConf
 
 from circuitlit.progress import CONSOLE
 
@@ -19,33 +19,54 @@ STEP = "trainer/global_step"
 
 
 def build_loggers(cfg: DictConfig) -> list[Any]:
-    """The loggers that the `logger` group names; every mapping in it is one."""
-    return [instantiate(node) for node in cfg.logger.values() if isinstance(node, DictConfig)]
+    """The loggers that the `logger` group names, every mapping in it is one; they are told all settings first."""
+    loggers = [instantiate(node) for node in cfg.logger.values() if isinstance(node, DictConfig)]
+    settings: Any = OmegaConf.to_container(cfg, resolve=True) if loggers else None
+    for logger in loggers:
+        logger.log_hyperparams(settings)
+    return loggers
 
 
-def wandb_logger(project: str, name: str, folder: str, run_id: str, offline: bool) -> WandbLogger:
-    """A W&B run as Lightning's logger.
+def wandb_logger(
+    project: str,
+    name: str,
+    folder: str,
+    run_id: str,
+    offline: bool,
+    entity: str | None = None,
+    group: str | None = None,
+    tags: Sequence[str] = (),
+    job_type: str | None = None,
+    notes: str | None = None,
+) -> WandbLogger:
+    """A W&B run as Lightning's logger. What is None is as the environment (`WANDB_ENTITY`, `WANDB_TAGS` ...) says.
 
     Args:
-        project: W&B project.
+        project, entity: W&B project, and whose it is.
         name: shown name of the run.
         folder: where W&B writes.
-        run_id: W&B id; the folder of a sweep is the group of its jobs.
+        run_id: W&B id; one that exists is gone on with. A run of `wandb agent` has the id that the agent gave it.
         offline: write files only; `wandb sync` uploads them later.
+        group: of runs; None puts the jobs of a sweep into one that is called as its folder.
+        tags, job_type, notes: of the run.
     """
     import wandb
 
-    hydra, group = HydraConfig.get(), None
-    if hydra.mode is not None and hydra.mode.name == "MULTIRUN":
+    hydra = HydraConfig.get()
+    if group is None and hydra.mode is not None and hydra.mode.name == "MULTIRUN":
         group = hydra.sweep.dir.rsplit("/", 1)[-1]
     if rank_zero_only.rank != 0:
         return WandbLogger(project=project, offline=True)
     Path(folder).mkdir(parents=True, exist_ok=True)
     run = wandb.init(
         project=project,
+        entity=entity,
         name=name,
         id=run_id,
         group=group,
+        tags=list(tags) or None,
+        job_type=job_type,
+        notes=notes,
         dir=folder,
         resume="allow",
         mode="offline" if offline else "online",
@@ -55,7 +76,7 @@ def wandb_logger(project: str, name: str, folder: str, run_id: str, offline: boo
     run.define_metric(STEP, hidden=True)
     for prefix in ("train", "val", "masks"):
         run.define_metric(f"{prefix}/*", step_metric=STEP)
-    return WandbLogger(experiment=run)
+    return WandbLogger(experiment=run, save_dir=folder)
 
 
 @contextmanager

@@ -54,6 +54,7 @@ SETTINGS: dict[str, Kind] = {
     "verb": text(),
     "seed": SEED,
     "run_id": word(),
+    "run_name": text(),
     "resume": path("the folder of a run that was stopped", "folder") | None,
     "fail": flag(),
     "overwrite": flag(),

@@ -138,6 +138,11 @@ LOGGERS: Targets = {
         "folder": path(),
         "run_id": word(),
         "offline": flag(),
+        "entity": word() | None,
+        "group": text() | None,
+        "tags": listed(text()),
+        "job_type": text() | None,
+        "notes": text() | None,
     },
     "lightning.pytorch.loggers.CSVLogger": {"save_dir": path(), "name": text()},
 }

@@ -130,6 +130,29 @@ def flow_figure(evolution: MaskTimeline, snapshot: int = -1) -> go.Figure:
     return finish(figure, min(520, max(320, 16 * layers + 80)))
 
 
+def layers_over_steps(evolution: MaskTimeline) -> go.Figure:
+    """Heat map of the circuit's edges into each layer over the steps, the logits on top."""
+    layers, kept = evolution.graph.n_layers, evolution.kept
+    rows = [
+        [*(sum(parts) for parts in zip(*kinds, strict=True)), logits]
+        for *kinds, logits in zip(kept.q, kept.k, kept.v, kept.mlp, kept.logits, strict=True)
+    ]
+    heat = go.Heatmap(
+        z=[list(row) for row in zip(*rows, strict=True)],
+        x=evolution.steps,
+        y=list(range(layers + 1)),
+        zmin=0,
+        colorscale=SCALE,
+        hovertemplate="step %{x}, layer %{y} reads %{z} edges<extra></extra>",
+        colorbar={"title": {"text": "edges"}, "thickness": 12, "outlinewidth": 0},
+    )
+    figure = go.Figure(heat)
+    shown = thinned(layers)
+    figure.update_xaxes(title_text="step", showgrid=False)
+    figure.update_yaxes(title_text="reading layer", tickvals=[*shown, layers], ticktext=[*map(str, shown), "logits"])
+    return finish(figure, min(520, max(320, 16 * layers + 80)))
+
+
 def _most(evolution: MaskTimeline) -> int:
     """Most edges that any layer ever reads."""
     kept = evolution.kept

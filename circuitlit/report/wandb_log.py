@@ -1,10 +1,11 @@
-"""What W&B gets of a finished run: settings, final numbers, tables, figures and the files as artifacts.
+"""What W&B gets of a finished run: final numbers, tables, figures and the files as artifacts.
 
 All of it is read from the run's directory, works without a network and reaches the server by `wandb sync`.
 """
 
 from __future__ import annotations
 
+import re
 from collections.abc import Iterable
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
@@ -15,6 +16,7 @@ from lightning.pytorch.utilities import rank_zero_only
 from circuitlit.evaluate.statistics import INTERVALS
 from circuitlit.report.artefacts import Run, read_run
 from circuitlit.report.edges import ranked_edges
+from circuitlit.report.evolution_figure import layers_over_steps
 from circuitlit.report.page import run_figures
 from circuitlit.report.stages import doubtful, stage_rows
 from circuitlit.report.table import columns, entry_of, result_rows
@@ -38,18 +40,16 @@ _PLAIN = (
 
 
 @rank_zero_only
-def log_run(loggers: list[Any], folder: Path, settings: Any) -> None:
+def log_run(loggers: list[Any], folder: Path) -> None:
     """Log a finished run to every W&B logger; the others have no place for tables and files.
 
     Args:
         loggers: still open.
         folder: the run directory, page included.
-        settings: plain values, shown as the run's config.
     """
     for logger in loggers:
         if isinstance(logger, WandbLogger):
             found = read_run(folder)
-            logger.experiment.config.update(settings, allow_val_change=True)
             logger.experiment.summary.update(_summary(found.result))
             _log_tables(logger, found)
             _log_figures(logger, found)
@@ -108,26 +108,33 @@ def _log_figures(logger: WandbLogger, found: Run) -> None:
     import wandb
 
     figures = run_figures(found, ranked_edges(found.circuit))
+    if found.evolution:
+        figures["layers_over_steps"] = layers_over_steps(found.evolution)
     panels: dict[str, Any] = {f"figures/{name}": wandb.Plotly(figure) for name, figure in figures.items()}
     panels["figures/page"] = wandb.Html((found.folder / "report.html").read_text(encoding="utf-8"), inject=False)
     logger.experiment.log(panels)
 
 
 def _log_artifacts(logger: WandbLogger, found: Run) -> None:
-    """The masks, and the circuit that was cut from the last of them; the circuit's metadata names its masks."""
+    """The masks, and the circuit that was cut from the last of them; the circuit's metadata names its masks.
+
+    Runs of one task, model and method add versions to one artifact, and each has its run's id for an alias.
+    """
     import wandb
 
     run, result = logger.experiment, found.result
+    name = re.sub(r"[^\w.-]+", "_", "-".join(str(result[key]) for key in ("task", "model", "method")))
+    aliases = ["latest", run.id, f"seed{result['seed']}", f"sparsity{result['sparsity']:.4g}"]
     metadata = {"run": run.id, **{key: result.get(key) for key in ("task", "model", "method", "seed", *_PLAIN)}}
     metadata["provenance"] = result.get("provenance")
     masks = sorted((found.folder / "masks").glob("step_*.safetensors"))
     if masks:
-        artifact = wandb.Artifact(f"masks-{run.id}", "masks", metadata={**metadata, "n_snapshots": len(masks)})
+        artifact = wandb.Artifact(f"masks-{name}", "masks", metadata={**metadata, "n_snapshots": len(masks)})
         for path in masks:
             artifact.add_file(str(path), f"masks/{path.name}")
-        run.log_artifact(artifact)
-        metadata["masks"] = f"masks-{run.id}"
-    circuit = wandb.Artifact(f"circuit-{run.id}", "circuit", metadata=metadata)
+        run.log_artifact(artifact, aliases=aliases)
+        metadata["masks"] = f"masks-{name}:{run.id}"
+    circuit = wandb.Artifact(f"circuit-{name}", "circuit", metadata=metadata)
     for name in (*found.files, "report.html"):
         circuit.add_file(str(found.folder / name), name)
-    run.log_artifact(circuit)
+    run.log_artifact(circuit, aliases=aliases)

@@ -1,4 +1,4 @@
-"""A W&B workspace for mask runs, built by code: sections, panels and their axes, as W&B's own specification."""
+"""A W&B workspace for a task's mask runs: sections, panels and their axes, as W&B's own specification."""
 
 from __future__ import annotations
 
@@ -25,12 +25,20 @@ CURVES = {
 }
 RESULTS = {"KL (nats)": "result/kl", "Faithfulness": "result/faithfulness", "Accuracy": "result/accuracy"}
 TABLES = ("result/table", "timeline/stages", "circuit/edges")
-MEDIA = ("figures/page", "figures/timeline", "figures/circuit")
+MEDIA = (
+    "figures/page",
+    "figures/timeline",
+    "figures/layers_over_steps",
+    "figures/layers",
+    "figures/kept",
+    "figures/circuit",
+    "figures/training",
+)
 
 
-def write_workspace(entity: str, project: str, path: Path, online: bool = False) -> str | None:
+def write_workspace(entity: str, project: str, task: str, path: Path, online: bool = False) -> str | None:
     """Write a workspace's specification as json; `online` saves it at W&B, too, and gives its address."""
-    workspace = build_workspace(entity, project)
+    workspace = build_workspace(entity, project, task)
     write_json(path, workspace_spec(workspace))
     if not online:
         return None
@@ -38,8 +46,8 @@ def write_workspace(entity: str, project: str, path: Path, online: bool = False)
     return workspace.url
 
 
-def build_workspace(entity: str, project: str) -> Any:
-    """The workspace, not yet saved anywhere; nothing is asked of the network."""
+def build_workspace(entity: str, project: str, task: str) -> Any:
+    """The workspace, which shows the runs of one task; not yet saved anywhere, and nothing is asked of the network."""
     import wandb_workspaces.reports.v2 as panels
     import wandb_workspaces.workspaces as ws
 
@@ -56,7 +64,9 @@ def build_workspace(entity: str, project: str) -> Any:
     results = ws.Section(name="Result on held-out pairs", is_open=True, panels=[*bars, *tables])
     media: list[Any] = [panels.MediaBrowser(title=key.split("/")[-1], media_keys=[key]) for key in MEDIA]
     shown = ws.Section(name="Page and figures", is_open=True, panels=media)
-    return ws.Workspace(entity=entity, project=project, name="circuitlit", sections=[results, *sections, shown])
+    own = ws.RunsetSettings(filters=[ws.Config("task.value.name") == task])  # W&B keeps settings below "value"
+    sections = [results, *sections, shown]
+    return ws.Workspace(entity=entity, project=project, name=task, sections=sections, runset_settings=own)
 
 
 def workspace_spec(workspace: Any) -> dict[str, Any]:

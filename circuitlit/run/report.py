@@ -33,7 +33,7 @@ def _write(cfg: DictConfig) -> list[Path]:
         raise UserError(f"target={cfg.target} is neither files nor wandb; choose one")
     if cfg.target == "wandb":
         path = run_dir() / "workspace.json"
-        if url := write_workspace(cfg.entity, cfg.project, path, cfg.online):
+        if url := write_workspace(cfg.entity, cfg.project, cfg.task.name, path, cfg.online):
             CONSOLE.print(f"  W&B: {url}", highlight=False)
         return [path]
     if cfg.format not in ("html", *FORMATS):

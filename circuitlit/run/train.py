@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import torch
-from omegaconf import DictConfig, OmegaConf
+from omegaconf import DictConfig
 
 from circuitlit.cli import joint, ranks
 from circuitlit.cli.build import build_bars, build_baselines, build_method, build_subject, build_workbench, provenance
@@ -47,5 +47,5 @@ def run(cfg: DictConfig) -> FoundCircuit | None:
             timeline.save(run_dir())
             result = result.replaced(stages=timeline.stages.to_dict())
         result = finish_circuit(cfg, result, facts)
-        log_run(train.loggers, run_dir(), OmegaConf.to_container(cfg, resolve=True))
+        log_run(train.loggers, run_dir())
     return result
