@@ -231,7 +231,7 @@ def _measured(bed: TestBed, circuit: Circuit, outcome: Outcome) -> MeasuredCircu
     return MeasuredCircuit(
         n_edges=circuit.n_edges,
         n_edges_reachable=circuit.n_reachable,
-        n_nodes=int(circuit.nodes.sum()),
+        n_nodes=len(circuit.nodes()),
         heads=[head_name(head) for head in heads_of(heads_in_circuit(circuit))],
         **vars(summarise([outcome], bed.full, bed.corrupted)),
     )
