@@ -3,6 +3,10 @@
 from __future__ import annotations
 
 import json
+import os
+import re
+import subprocess
+import sys
 from pathlib import Path
 
 import pytest
@@ -19,6 +23,7 @@ from circuitlit.tasks import PairsModule, tracr
 
 pytest.importorskip("tracr", reason="needs the extra: pip install 'circuitlit[tracr]'")
 
+ROOT = Path(__file__).resolve().parent.parent
 TRUE = {
     "reverse": {
         "input->a0.h0<v>",  # how much of BOS is seen tells the length
@@ -114,6 +119,34 @@ def test_masks_find_the_program_exactly(name: str, more: list[str], tmp_path: Pa
     assert result["true_edges_found"] == result["true_edges"] == result["n_edges"] == len(TRUE[name])
     assert set(Circuit.load(tmp_path).edges()) == TRUE[name]
     assert result["full"]["accuracy"]["value"] == result["accuracy"]["value"] == 1.0
+
+
+def exact_seeds(folder: Path, program: str, seeds: str, *more: str) -> int:
+    """How many seeds launch/tracr.py calls exact; ACDC must be."""
+    environment = {**os.environ, "PROGRAMS": program, "SEEDS": seeds}
+    command = [sys.executable, str(ROOT / "launch" / "tracr.py"), str(folder), *more]
+    told = subprocess.run(command, capture_output=True, text=True, env=environment, check=True).stdout
+    match = re.fullmatch(
+        rf"{program}: masks exact with (\d+) of (\d+) seeds \[.*\], \d+ s each; ACDC exact.*", told.strip()
+    )
+    assert match is not None and int(match[2]) == len(seeds.split(","))
+    return int(match[1])
+
+
+def test_the_script_counts_exact_seeds(tmp_path: Path) -> None:
+    results = {"acdc": (5, 5), "seed3": (5, 5), "seed4": (4, 5), "seed5": (5, 6)}  # true edges found, edges
+    for name, (right, edges) in results.items():
+        (tmp_path / f"proportion-{name}").mkdir()
+        result = {"n_edges": edges, "true_edges_found": right, "true_edges": 5, "seconds": 1.0}
+        (tmp_path / f"proportion-{name}" / "result.json").write_text(json.dumps(result))
+    assert exact_seeds(tmp_path, "proportion", "3,4,5") == 1
+
+
+@pytest.mark.slow
+@pytest.mark.parametrize("program", TRUE)
+def test_masks_find_the_program_with_nearly_every_seed(program: str, tmp_path: Path) -> None:
+    """The settings were fixed on seeds 0 to 9."""
+    assert exact_seeds(tmp_path, program, ",".join(map(str, range(10, 30)))) >= 19
 
 
 @pytest.mark.parametrize("name", TRUE)
