@@ -196,7 +196,7 @@ def test_the_ioi_algorithm_over_checkpoints_is_that_of_heads(series: Path, tmp_p
     (tmp_path / "names.jsonl").write_text("\n".join(map(json.dumps, pairs)))
     task = f"task.build.path={tmp_path}/names.jsonl"
     more = ["evolve.heads.algorithm=D", "evolve.smallest=false", "evolve.resamples=0", "evolve.schedule=[0,10]"]
-    call(*settings_of(series, tmp_path / "out", *more, task), verb="evolve")
+    call(*settings_of(series, tmp_path / "out", *more, "evolve.heads.backup=20", task), verb="evolve")
     entry = results(tmp_path / "out")["series"][0]["tasks"]["jsonl"]
     found = entry["rows"][-1]["algorithm"]
     sizes = ["heads.repeats.sequences=16", "heads.repeats.length=6", "heads.pairs=32", "heads.causal.run=false"]
@@ -214,6 +214,9 @@ def test_the_ioi_algorithm_over_checkpoints_is_that_of_heads(series: Path, tmp_p
     alone = json.loads((tmp_path / "heads" / "heads.json").read_text())["details"]["ioi_algorithm"]
     assert found["of"] == "all heads" and 0 < found["shares"]["B"]["share"]["value"] <= 1
     assert found["roles"] == alone["roles"] and found["shares"] == alone["shares"]
+    asked = [row["algorithm"] for row in entry["rows"]]
+    assert all(set(one["backup"]["ablated"]) <= set(one["roles"]["name_mover"]) for one in asked)
+    assert all((one["backup"]["status"] == "OK") <= bool(one["roles"]["name_mover"]) for one in asked)
     assert [row["step"] for row in entry["algorithm_roles"]["name_mover"]["over_steps"]] == [0, 10]
 
 

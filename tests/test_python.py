@@ -188,6 +188,17 @@ def test_in_python_ranks_are_compared(local: Path, tmp_path: Path) -> None:
     assert [way.by_seed[1] for way in found.ways.values()] == pytest.approx([sum(own) / 12 for own in by_pair])
     with pytest.raises(UserError, match="must begin with uniform"):
         RankSettings(["adalora"])
+    with pytest.raises(UserError, match="at least two subtasks"):
+        RankSettings(["uniform", "union_circuit"], subtasks=["task.build.operation=add"])
+    with pytest.raises(UserError, match="name it after that"):
+        RankSettings(["uniform", "random_layers", "union_circuit"], subtasks=["a=1", "a=2"])
+    parts = RankSettings(["uniform", "union_circuit", "random_layers"], 2, [0, 1], subtasks=["a=1", "a=2"])
+    asked: list[str] = []
+    joined = replace(makers, subtask=lambda setting, pairs: (asked.append(setting), circuit("base", pairs))[1])
+    union = compare_rank_patterns(joined, parts, score="metric")
+    assert asked == ["a=1", "a=2"] and union.ranks["union_circuit"] == found.ranks["base_circuit"]
+    with pytest.raises(UserError, match=r"needs makers\.subtask"):
+        compare_rank_patterns(makers, parts)
     with pytest.raises(UserError, match="trains 1,024 parameters, uniform 512"):
         compare_rank_patterns(replace(makers, tune=lambda way, *more: _of_size(tune(way, *more), way)), few)
 

@@ -12,7 +12,14 @@ from cli import call, failure, settings
 from conftest import tiny_model
 from transformers import AutoModelForCausalLM
 
-from circuitlit.compare.layers import changed_layers, circuit_layers, layer_nodes, spread_over_layers, top_layers
+from circuitlit.compare.layers import (
+    changed_layers,
+    circuit_layers,
+    layer_nodes,
+    spread_over_layers,
+    top_layers,
+    union_layers,
+)
 from circuitlit.finetune import adapted, examples_of_task, lora
 from circuitlit.finetune.guided_ranks import gradient_probe, rank_patterns, spread_ranks
 from circuitlit.finetune.only import train_only
@@ -120,6 +127,22 @@ def test_ranks_by_layer_train_as_many_parameters_as_uniform_ones() -> None:
     assert counts["uniform"] == counts["spread"]
 
 
+def test_layers_of_a_union_of_circuits_by_hand() -> None:
+    """An edge of both circuits weighs the mean of its two shares, one of a single circuit its own."""
+    graph = Graph(2, 1, 1)
+
+    def circuit(**weights: float) -> Circuit:
+        values = torch.zeros(1, graph.n_edges)
+        for name, weight in weights.items():
+            values[0, graph.edge_index({"low": "input->m0", "high": "m1->logits", "both": "input->m1"}[name])] = weight
+        return Circuit.cut(EdgeScores(graph, values, "by hand"), len(weights))
+
+    one, other = circuit(low=1.0, both=3.0), circuit(high=1.0, both=1.0)
+    union = union_layers([one, other])  # two edges: both, (3/4 + 1/2) / 2, and high, 1/2
+    torch.testing.assert_close(union, torch.tensor([0.0, 1.0], dtype=torch.float64))
+    torch.testing.assert_close(union_layers([one, one]), circuit_layers(one))
+
+
 def test_the_gradient_probe_sees_where_the_gradient_is(local: Path) -> None:
     subject = load_subject(local / "model", name="tiny")
     examples = examples_of_task(jsonl(subject.tokenizer, str(local / "pairs.jsonl"), seed=0), subject.tokenizer)
@@ -182,3 +205,14 @@ def test_the_verb_spreads_ranks_and_compares(local: Path, tmp_path: Path, capsys
     assert "must begin with uniform" in failure(
         capsys, *settings(local, tmp_path / "no", *more, "guided.ways=[adalora]"), verb="guided"
     )
+
+
+def test_ranks_from_the_union_of_two_parts_circuits(local: Path, tmp_path: Path) -> None:
+    more = ["tune.steps=2", "guided.rank=2", "guided.seeds=[0]", "guided.circuit_pairs=8", "tune.score=metric"]
+    parts = 'guided.subtasks=["task.build.seed=1 task.min_accuracy=0","task.build.seed=2 task.min_accuracy=0"]'
+    ways = "guided.ways=[uniform,union_circuit,random_layers]"
+    call(*settings(local, tmp_path, *more, "method=eap", "logger=none", "callbacks=none", ways, parts), verb="guided")
+    found = json.loads((tmp_path / "guided.json").read_text())
+    assert list(found["ways"]) == ["uniform", "union_circuit", "random_layers"]
+    assert sum(found["ranks"]["union_circuit"]) == sum(found["ranks"]["uniform"])
+    assert {way["n_trained"] for way in found["ways"].values()} == {found["ways"]["uniform"]["n_trained"]}

@@ -125,6 +125,7 @@ ADAPTERS: Targets = {
         "every": COUNT,
         "orthogonality": number(0),
     },
+    "circuitlit.finetune.ia3": {"target_modules": _MODULES, "feedforward_modules": listed(text(), 1) | None},
 }
 TUNERS: Targets = {
     "circuitlit.finetune.SupervisedTuner": {},

@@ -40,7 +40,7 @@ def check_tuning(cfg: DictConfig) -> None:
     """Refuse what cannot work, before anything is loaded."""
     Optimisation(cfg.tune.steps, cfg.tune.lr, cfg.tune.warmup, cfg.tune.weight_decay)
     if cfg.adapter.path is not None:
-        raise UserError("adapter=peft is a finished adapter; tune with adapter=none, lora or adalora")
+        raise UserError("adapter=peft is a finished adapter; tune with adapter=none, lora, adalora or ia3")
     if cfg.adapter.build is None and cfg.model.dtype != "float32":
         raise UserError(
             f"model.dtype={cfg.model.dtype} would round the updates of all weights; use float32 and, on a GPU, "

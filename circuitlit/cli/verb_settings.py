@@ -97,12 +97,22 @@ OF_VERBS: dict[str, dict[str, Kind]] = {
     },
     "guided": {
         "guided.ways": listed(
-            choice("uniform", "circuit_difference", "base_circuit", "gradient_probe", "random_layers", "adalora"), 1
+            choice(
+                "uniform",
+                "circuit_difference",
+                "base_circuit",
+                "union_circuit",
+                "gradient_probe",
+                "random_layers",
+                "adalora",
+            ),
+            1,
         ),
         "guided.rank": whole(2),
         "guided.seeds": listed(SEED, 1),
         "guided.circuit_pairs": COUNT,
         "guided.probe_batches": COUNT,
+        "guided.subtasks": listed(TEXT),
     },
     "compare": {
         **_SIDES,
@@ -120,6 +130,7 @@ OF_VERBS: dict[str, dict[str, Kind]] = {
         "compare.level": number() | None,
         "compare.text.passages": whole(2),
         "compare.text.length": whole(2),
+        "compare.halvings": SOME,
         "compare.reuse.pairs": SOME,
         "compare.reuse.nodes": COUNT,
         "compare.reuse.margin": share(),
@@ -226,6 +237,8 @@ OF_VERBS: dict[str, dict[str, Kind]] = {
         ),
         "heads.causal.ablation": choice("interchange", "mean", "zero"),
         "heads.causal.draws": COUNT | None,
+        "heads.backup.run": flag(),
+        "heads.backup.draws": COUNT | None,
     },
     "evolve": {
         "pretrain": mapping(
@@ -267,6 +280,7 @@ OF_VERBS: dict[str, dict[str, Kind]] = {
         "evolve.heads.top": COUNT | None,
         "evolve.heads.algorithm": choice("B", "C", "D") | None,
         "evolve.heads.algorithm_pairs": COUNT,
+        "evolve.heads.backup": whole(0),
         "evolve.heads.draws": SOME | None,
     },
     "watch": {

@@ -11,6 +11,7 @@ import torch
 
 from circuitlit.compare.difference import LABELS, CircuitDifference, Resampled, circuit_difference
 from circuitlit.compare.effects import PairBed, answers_changed
+from circuitlit.compare.mode_shares import LEAST, ModeShare, mode_shares
 from circuitlit.compare.nodes import node_modes
 from circuitlit.compare.reuse import Reuse, Swaps, swap_nodes
 from circuitlit.compare.scored import SIZES, ScoredModel, facts_of, score_model
@@ -88,6 +89,7 @@ class Comparison(Result):
         reuse: whether nodes do the same in both models; None where it was left out.
         held_out: answers on test pairs.
         weights: how far they moved.
+        modes: shares of the modes of nodes beside those of one model on other pairs; None where it was left out.
     """
 
     schema: ClassVar[str] = "comparison"
@@ -109,6 +111,7 @@ class Comparison(Result):
     reuse: Reuse | None
     held_out: BehaviourChange
     weights: WeightChange
+    modes: dict[str, ModeShare] | None = None
 
     def rows(self) -> Iterator[dict[str, Any]]:
         """A row an edge of either circuit."""
@@ -129,6 +132,7 @@ def compare_models(
     seed: int = 0,
     draws: int | None = None,
     reuse: Swaps | None = None,
+    halvings: int = 0,
     scored: dict[str, ScoredModel] | None = None,
 ) -> Comparison:
     """Compare two models of one graph on the same pairs.
@@ -145,6 +149,7 @@ def compare_models(
         seed: of the resamples.
         draws: random circuits beside every overlap; None takes as many as significance needs.
         reuse: nodes that are compared and swapped; None takes the defaults.
+        halvings: of the training pairs, for the null of the nodes' modes; 0 leaves it out.
         scored: scores that are known already, as "base" or "tuned"; those that are made are added.
 
     Raises:
@@ -154,6 +159,8 @@ def compare_models(
     check_same_graph(one, other)
     if not delta > 1:
         raise UserError(f"delta={delta} must be a factor above 1")
+    if 0 < halvings < LEAST:
+        raise UserError(f"halvings={halvings} are too few for an interval; take at least {LEAST}, or 0 for none")
     with phase("behaviour", "Testing both on held-out pairs"):
         behaviour = answers_changed(PairBed(one, base.data.test.batches(base.data.eval_batch_size)), other)
     scored, tried = {} if scored is None else scored, {"sizes": sizes, "faithfulness": faithfulness}
@@ -167,6 +174,15 @@ def compare_models(
         weights = WeightChange.of(parts, module_intruders(one, other, intruders))
     reused, moved = _reuse(base, tuned, sides, reuse or Swaps()), node_changes(parts)
     random = draws or draws_for(1)
+    modes = None
+    if halvings:
+        swaps = {} if reused is None else reused.swaps
+        decided = {
+            "fits_back": {name: swap.fits_back for name, swap in swaps.items()},
+            "replaces": {name: swap.replaces for name, swap in swaps.items()},
+        }
+        with phase("modes", "Comparing what becomes of nodes with other halves of the pairs"):
+            modes = mode_shares(base, tuned, method, halvings=halvings, seed=seed, **decided)
     circuits = [Circuits.of(side.resampled, random, number) for number, side in enumerate(sides)]
     matched = sides[0].smallest, sides[1].smallest
     return Comparison(
@@ -181,6 +197,7 @@ def compare_models(
         reuse=reused,
         held_out=behaviour,
         weights=weights,
+        modes=modes,
     )
 
 

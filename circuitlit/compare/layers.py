@@ -2,6 +2,8 @@
 
 from __future__ import annotations
 
+from collections.abc import Sequence
+
 import torch
 from jaxtyping import Float
 from torch import Tensor
@@ -22,6 +24,21 @@ def changed_layers(base: Circuit, tuned: Circuit) -> Float[Tensor, "layer"]:
     those of the larger circuit).
     """
     return spread_over_layers(base.graph, (base.shares - tuned.shares).abs())
+
+
+def union_layers(circuits: Sequence[Circuit]) -> Float[Tensor, "layer"]:
+    """Each layer's share of the union of several tasks' circuits, cut to the size of the largest of them.
+
+    An edge weighs the mean of its shares in the circuits that hold it, so that an edge of one task alone counts as much
+    as one that all tasks use.
+
+    Source: union circuits, Wang et al. (arXiv 2502.11812) section 5, whose scores are not normalised.
+    """
+    shares = torch.stack([circuit.shares.double() for circuit in circuits])
+    held = (shares > 0).sum(0)
+    weight = shares.sum(0) / held.clamp(min=1)
+    least = weight.topk(min(max(circuit.n_edges for circuit in circuits), len(weight))).values[-1]
+    return spread_over_layers(circuits[0].graph, torch.where(weight >= least, weight, 0.0))
 
 
 def spread_over_layers(graph: Graph, edges: Float[Tensor, "edge"]) -> Float[Tensor, "layer"]:

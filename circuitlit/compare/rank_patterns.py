@@ -13,7 +13,7 @@ import torch
 from jaxtyping import Float
 from torch import Tensor
 
-from circuitlit.compare.layers import changed_layers, circuit_layers
+from circuitlit.compare.layers import changed_layers, circuit_layers, union_layers
 from circuitlit.errors import UserError
 from circuitlit.evaluate import Estimate
 from circuitlit.evaluate.statistics import mean_estimate
@@ -23,7 +23,7 @@ from circuitlit.graph import Circuit
 from circuitlit.progress import part
 from circuitlit.result import Result, read_json
 
-WAYS = ("uniform", "circuit_difference", "base_circuit", "gradient_probe", "random_layers", "adalora")
+WAYS = ("uniform", "circuit_difference", "base_circuit", "union_circuit", "gradient_probe", "random_layers", "adalora")
 BESIDE = ("uniform", "random_layers")  # ways that every other one is compared with
 TOLERANCE = 0.01  # share by which trainable parameters may differ
 
@@ -33,30 +33,42 @@ class RankSettings:
     """Ways to choose ranks, and how often each is tuned; the defaults are those of conf/guided.yaml.
 
     Attributes:
-        ways: of `WAYS`, uniform first; random_layers shuffles the ranks of base_circuit, which must be there, too.
+        ways: of `WAYS`, uniform first; random_layers shuffles the ranks of base_circuit, without it those of
+            union_circuit, and must come after it.
         rank: mean rank of a layer, at least 2: every layer keeps rank 1.
         seeds: of the tuning runs.
         circuit_pairs: validation pairs that circuits are scored on.
         probe_batches: training batches of the gradient probe.
+        subtasks: settings, parted by spaces, that each make a part of the task out of it; union_circuit needs two.
 
     Raises:
         UserError: they do not go together.
     """
 
-    ways: list[str] = field(default_factory=lambda: list(WAYS))
+    ways: list[str] = field(default_factory=lambda: [way for way in WAYS if way != "union_circuit"])
     rank: int = 8
     seeds: list[int] = field(default_factory=lambda: list(range(5)))
     circuit_pairs: int = 32
     probe_batches: int = 4
+    subtasks: list[str] = field(default_factory=list)
 
     def __post_init__(self) -> None:
         ways = self.ways
         if not set(ways) <= set(WAYS) or ways[:1] != ["uniform"] or len(set(ways)) < len(ways):
             raise UserError(f"ways={ways} must begin with uniform and name each of {', '.join(WAYS)} at most once")
-        if "random_layers" in ways and "base_circuit" not in ways:
-            raise UserError("ways: random_layers shuffles the ranks of base_circuit; name that, too")
+        if "random_layers" in ways and not {"base_circuit", "union_circuit"} & set(ways):
+            raise UserError("ways: random_layers shuffles the ranks of base_circuit or union_circuit; name one, too")
+        if "random_layers" in ways and ways.index("random_layers") < ways.index(self.shuffled):
+            raise UserError(f"ways: random_layers shuffles the ranks of {self.shuffled}; name it after that")
+        if ("union_circuit" in ways) != (len(self.subtasks) > 1):
+            raise UserError("union_circuit joins the circuits of at least two subtasks; name them, or leave both out")
         if self.rank < 2 or not self.seeds:
             raise UserError("rank must be at least 2 (every layer keeps rank 1), and there must be a seed")
+
+    @property
+    def shuffled(self) -> str:
+        """The way whose ranks random_layers shuffles."""
+        return "base_circuit" if "base_circuit" in self.ways else "union_circuit"
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -102,12 +114,15 @@ class RankMakers:
         tune: tunes the base model, given the way's name, a seed, and each layer's rank or None for AdaLoRA's own.
         circuit: of the base model, or of that tuned with uniform ranks and the first seed; scored on so many pairs.
         probe: each layer's share of the gradient, given the mean rank and the number of training batches.
+        subtask: circuit of the base model on a part of the task, given the settings that make it and how many pairs;
+            needed for union_circuit.
     """
 
     n_layers: int
     tune: Callable[[str, int, list[int] | None], RankedTuning]
     circuit: Callable[[Literal["base", "tuned"], int], Circuit]
     probe: Callable[[int, int], Float[Tensor, "layer"]]
+    subtask: Callable[[str, int], Circuit] | None = None
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -184,7 +199,7 @@ def compare_rank_patterns(
                 if name == "adalora":
                     own = None
                 elif name == "random_layers":
-                    own = list(ranks["base_circuit"])
+                    own = list(ranks[settings.shuffled])
                     random.Random(f"layers/{seed}").shuffle(own)
                 else:
                     own = ranks[name] = ranks.get(name) or _ranks(name, makers, settings, circuit)
@@ -207,6 +222,10 @@ def _ranks(name: str, makers: RankMakers, settings: RankSettings, circuit: Calla
         return [settings.rank] * makers.n_layers
     if name == "gradient_probe":
         shares = makers.probe(settings.rank, settings.probe_batches)
+    elif name == "union_circuit":
+        if makers.subtask is None:
+            raise UserError("union_circuit needs makers.subtask, which scores the circuit of a part of the task")
+        shares = union_layers([makers.subtask(part_of, settings.circuit_pairs) for part_of in settings.subtasks])
     elif name == "base_circuit":
         shares = circuit_layers(circuit("base"))
     else:

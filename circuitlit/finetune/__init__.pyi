@@ -1,5 +1,5 @@
 # What finetune/__init__.py offers, each imported when it is first used.
-from .adapters import adalora, adapted, lora
+from .adapters import adalora, adapted, ia3, lora
 from .behaviour import BehaviourChange, HeldOut, behaviour_change
 from .checkpoints import CheckpointFolders, save_model, steps_to_save
 from .data import TuningData
@@ -28,6 +28,7 @@ __all__ = [
     "behaviour_change",
     "examples_of_file",
     "examples_of_task",
+    "ia3",
     "lora",
     "reference_log_probs",
     "save_model",

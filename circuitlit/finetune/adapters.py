@@ -8,7 +8,7 @@ from typing import Any
 
 import torch
 from jaxtyping import Float
-from peft import AdaLoraConfig, AdaLoraModel, LoraConfig, PeftModel, get_peft_model
+from peft import AdaLoraConfig, AdaLoraModel, IA3Config, LoraConfig, PeftModel, get_peft_model
 from torch import Tensor, nn
 from transformers import PreTrainedModel
 from transformers.pytorch_utils import Conv1D
@@ -16,7 +16,8 @@ from transformers.pytorch_utils import Conv1D
 from circuitlit.errors import UserError
 from circuitlit.model.adapters import check_fresh_adapters
 
-ConfigOf = Callable[[PreTrainedModel, int], LoraConfig]
+AdapterConfig = LoraConfig | IA3Config  # AdaLoRA's is one of LoRA
+ConfigOf = Callable[[PreTrainedModel, int], AdapterConfig]
 
 
 def lora(
@@ -104,7 +105,39 @@ def adalora(
     )
 
 
-def adapted(model: PreTrainedModel, config: LoraConfig) -> PeftModel:
+def ia3(
+    model: PreTrainedModel,
+    steps: int,
+    target_modules: list[str] | str | None = None,
+    feedforward_modules: list[str] | None = None,
+) -> IA3Config:
+    """One factor for each key, value and MLP activation: `diag(l) W`, and `W diag(l)` in the MLP.
+
+    Args:
+        model: what they go on.
+        steps: not used; every adapter takes them.
+        target_modules: names of linear modules; None takes what PEFT knows of the architecture: keys, values (together
+            with queries where these are one module) and an MLP's module.
+        feedforward_modules: those of them whose inputs, not outputs, are scaled; None takes PEFT's.
+
+    Source: Liu et al., arXiv 2205.05638, section 3.3.
+
+    Raises:
+        UserError: only one of the two is given.
+    """
+    if (target_modules is None) != (feedforward_modules is None):
+        raise UserError(
+            "adapter.build: target_modules and feedforward_modules of ia3 go together; give both or neither"
+        )
+    return IA3Config(
+        target_modules=target_modules,
+        feedforward_modules=feedforward_modules,
+        fan_in_fan_out=_is_transposed(model),
+        task_type="CAUSAL_LM",
+    )
+
+
+def adapted(model: PreTrainedModel, config: AdapterConfig) -> PeftModel:
     """The model with fresh adapters on it, which alone are trainable; at first they change nothing.
 
     Raises:
@@ -117,9 +150,8 @@ def adapted(model: PreTrainedModel, config: LoraConfig) -> PeftModel:
         raise UserError(f"adapter.build.target_modules fits this model ill ({str(error).splitlines()[0]})") from error
     names = [name for name, module in wrapped.named_modules() if hasattr(module, "lora_A")]
     check_fresh_adapters(wrapped)  # type: ignore[arg-type]
-    patterns = (
-        [] if isinstance(config, AdaLoraConfig) else [*(config.rank_pattern or {}), *(config.alpha_pattern or {})]
-    )
+    plain = isinstance(config, LoraConfig) and not isinstance(config, AdaLoraConfig)
+    patterns = [*(config.rank_pattern or {}), *(config.alpha_pattern or {})] if plain else []
     for pattern in patterns:
         if not any(re.match(rf"(.*\.)?({pattern})$", name) for name in names):
             raise UserError(f"no adapted module has a name that ends in '{pattern}'; correct the pattern")

@@ -8,14 +8,13 @@ from dataclasses import dataclass
 from pathlib import Path
 from typing import Any, ClassVar, Literal
 
-from peft import LoraConfig
 from torch import nn
 
 from circuitlit.discover.fit import Curves
 from circuitlit.discover.fit import fit as fit_quietly
 from circuitlit.errors import UserError
 from circuitlit.files import write_json
-from circuitlit.finetune.adapters import adapted
+from circuitlit.finetune.adapters import AdapterConfig, adapted
 from circuitlit.finetune.behaviour import BehaviourChange, HeldOut, behaviour_change
 from circuitlit.finetune.checkpoints import save_model
 from circuitlit.finetune.data import TuningData
@@ -93,7 +92,7 @@ def finetune_model(
     examples: Mapping[str, Examples],
     objective: str = "sft",
     *,
-    adapter: LoraConfig | None = None,
+    adapter: AdapterConfig | None = None,
     adapter_name: str | None = None,
     circuit: Circuit | None = None,
     steps: int = 60,
@@ -116,7 +115,7 @@ def finetune_model(
         subject: the model; it is tuned itself, so give a copy of what is to stay.
         examples: by split (`examples_of_task`, `examples_of_file`).
         objective: "sft" (supervised), "dpo" (preferences) or "grpo" (rewards).
-        adapter: of PEFT (LoRA or AdaLoRA); None tunes all weights.
+        adapter: of PEFT (LoRA, AdaLoRA or IA3); None tunes all weights.
         adapter_name: its kind, for the result.
         circuit: only the weights of its heads and MLPs are tuned; None tunes all.
         steps, lr, warmup, weight_decay: of the optimisation; warmup is a share of the steps.
@@ -188,7 +187,7 @@ def _tuner(
     data: TuningData,
     make: MakeTuner,
     optimisation: Optimisation,
-    adapter: LoraConfig | None,
+    adapter: AdapterConfig | None,
     circuit: Circuit | None,
     *,
     objective: str,

@@ -73,6 +73,14 @@ class CausalChecks:
 
 
 @dataclass(frozen=True)
+class BackupSearch:
+    """Who takes over when the name movers are ablated: at most so many random sets and directions (None: enough)."""
+
+    run: bool = True
+    draws: int | None = None
+
+
+@dataclass(frozen=True)
 class HeadSettings:
     """What `score_heads` looks at.
 
@@ -81,7 +89,7 @@ class HeadSettings:
         pairs: held-out pairs for copying and everything on the task.
         top: heads of a role in the table and in its causal check.
         circuit: where a circuit is from whose heads the roles and shares are; a note for the result.
-        repeats, passages, algorithm, causal: see these.
+        repeats, passages, algorithm, causal, backup: see these.
         thresholds: above these a head has a role.
     """
 
@@ -101,6 +109,7 @@ class HeadSettings:
         }
     )
     causal: CausalChecks = CausalChecks()
+    backup: BackupSearch = BackupSearch()
 
     def __post_init__(self) -> None:
         choices: list[tuple[str, Sequence[str], Sequence[str]]] = [

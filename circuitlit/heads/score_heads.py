@@ -34,6 +34,7 @@ from circuitlit.heads import (
     successor_scores,
 )
 from circuitlit.heads.attention import Heads
+from circuitlit.heads.backup import Backup, find_backup
 from circuitlit.heads.causal import Behaviour, metric_of_pairs, repeat_loss
 from circuitlit.heads.effects import head_writers
 from circuitlit.heads.head_settings import ON_TASK, REPEATED, HeadSettings
@@ -116,7 +117,11 @@ def score_heads(
     if settings.causal.run:
         with phase("causal", "Ablating the heads of each role, and random sets"):
             checks = _causal(settings, bench, algorithm)
-    return HeadScores(graph, bench.scores, _details(settings, bench, algorithm, checks))
+    backup = None
+    if algorithm is not None and settings.backup.run:
+        with phase("backup", "Looking for heads that take over from the name movers"):
+            backup = _backup(settings, bench, algorithm)
+    return HeadScores(graph, bench.scores, _details(settings, bench, algorithm, checks, backup))
 
 
 def _beds(settings: HeadSettings, subject: Subject, data: PairsModule) -> tuple[PatchBed, PatchBed]:
@@ -202,7 +207,7 @@ def _causal(found: HeadSettings, bench: _Bench, algorithm: Algorithm | None) -> 
         if graph.n_layers * graph.n_heads < len({*heads, *spared}) + 2 * len(heads):
             spared = ()  # a small model has no others
         if heads:
-            draws = settings.draws or enough_draws(len(settings.roles))
+            draws = settings.draws or enough_draws(len(settings.roles) + found.backup.run)
             checks[role] = causal_check(behaviour, graph, heads, draws, bench.seed, spared, watched, groups)
 
     if bench.repeats is not None:
@@ -221,8 +226,20 @@ def _causal(found: HeadSettings, bench: _Bench, algorithm: Algorithm | None) -> 
     return checks
 
 
+def _backup(settings: HeadSettings, bench: _Bench, algorithm: Algorithm) -> Backup:
+    """Who takes over from the name movers with the largest direct effects, on pairs that did not choose them."""
+    here = mark(bench.bed.graph, algorithm.roles["name_mover"])
+    strength = torch.where(here, algorithm.grids["direct_effect"].abs(), torch.nan)
+    draws = settings.backup.draws or enough_draws(len(settings.causal.roles) + 1)
+    return find_backup(bench.test, top_heads(strength, settings.top), draws, bench.seed, watched)
+
+
 def _details(
-    settings: HeadSettings, bench: _Bench, algorithm: Algorithm | None, checks: dict[str, CausalCheck]
+    settings: HeadSettings,
+    bench: _Bench,
+    algorithm: Algorithm | None,
+    checks: dict[str, CausalCheck],
+    backup: Backup | None,
 ) -> dict[str, object]:
     named = {role: asdict(check) | {"heads": [node_name(*h) for h in check.heads]} for role, check in checks.items()}
     found: dict[str, object] = {
@@ -232,8 +249,11 @@ def _details(
         "n_pairs": len(bench.bed.metric),
         "settings": asdict(settings),
         "text": bench.source if bench.passages is not None else None,
-        "causal": with_holm(named),
+        "causal": named,
     }
+    if backup is not None:
+        found["backup"] = asdict(backup)
+    found = with_holm(found)
     if algorithm is not None:
         roles = {role: [node_name(*head) for head in heads] for role, heads in algorithm.roles.items()}
         shares = {name: asdict(share) for name, share in algorithm.shares.items()}

@@ -31,7 +31,9 @@ def affine(module: nn.Module) -> tuple[Float[Tensor, "into out"], Float[Tensor, 
     if isinstance(module, nn.Linear) and is_linear(module):
         return module.weight.t(), module.bias
     refuse_curved(module)
-    return unit_map(module)
+    weight, bias = unit_map(module)
+    none = _base_layer(module).bias is None and not bool(bias.any())  # a layer without a bias has none with an adapter
+    return weight, None if none else bias
 
 
 @torch.no_grad()

@@ -15,6 +15,7 @@ from circuitlit.compare.weights import PartChange
 from circuitlit.report.behaviour import behaviour_table
 from circuitlit.report.figures import BLUE, GREEN, GREY, ORANGE, PINK, RED, finish
 from circuitlit.report.grid import grid
+from circuitlit.report.modes import HEAD, mode_rows
 from circuitlit.report.overlap import overlap_sentence
 from circuitlit.report.reuse import reuse_sentence, tables
 from circuitlit.report.reuse import sections as reuse_sections
@@ -51,6 +52,13 @@ def print_comparison(result: Comparison, console: Console) -> None:
     console.print(overlap_sentence(result.turnover))
     if result.reuse:
         console.print(reuse_sentence(result.reuse))
+    if result.modes:
+        shares = grid(
+            "what became of nodes, as shares of those in either circuit; base and tuned on other halves", HEAD
+        )
+        for cells in mode_rows(result.modes):
+            shares.add_row(*cells)
+        console.print(shares)
 
 
 def _title(result: Comparison) -> str:
@@ -106,6 +114,7 @@ def write_comparison(result: Comparison, folder: Path) -> Path:
         ("Edges", html_table((), rows)),
         ("Each edge's share", edge_figure(result)),
         *reuse_sections(result),
+        *([("What became of nodes", html_table(HEAD, mode_rows(result.modes)))] if result.modes else []),
         ("Weights", weight_figure(result)),
         (
             f"Answers on {answered.n_pairs} held-out pairs",

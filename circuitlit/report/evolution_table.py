@@ -2,10 +2,14 @@
 
 from __future__ import annotations
 
+from dataclasses import asdict
+
 from rich.console import Console
 from rich.table import Table
 from rich.text import Text
 
+from circuitlit.evaluate.testing import LEVEL
+from circuitlit.report.backup import backup_text
 from circuitlit.report.grid import grid
 from circuitlit.report.overlap import overlap_sentence
 from circuitlit.report.size_tables import size_tables, tokens_text
@@ -101,7 +105,20 @@ def algorithm_lines(entry: TaskEvolution) -> list[str]:
         for role, one in entry.algorithm_roles.items()
         for row in one.handovers[:4]
     ]
-    return [*lines, *(["; ".join(named)] if named else []), *lost]
+    return [*lines, *(["; ".join(named)] if named else []), *lost, *backup_lines(entry)]
+
+
+def backup_lines(entry: TaskEvolution) -> list[str]:
+    """Who takes over from the name movers, checkpoint by checkpoint, as far as there are any."""
+    found = [(row.step, row.algorithm.backup) for row in entry.rows if row.algorithm and row.algorithm.backup]
+    known = [(step, backup) for step, backup in found if backup.status == "OK"]
+    if not known:
+        return [f"backup: no name movers with heads behind them at any of {len(found)} checkpoints"] if found else []
+    sure = [step for step, backup in known if backup.p_holm is not None and backup.p_holm <= LEVEL]
+    lines = [
+        f"backup: somebody takes over from the name movers at {len(sure)} of {len(known)} checkpoints that have some"
+    ]
+    return lines + [f"backup at step {step:,}: {backup_text(asdict(backup))}" for step, backup in known]
 
 
 def causal_lines(series: SeriesEvolution) -> list[str]:

@@ -8,6 +8,7 @@ from rich.console import Console
 from rich.table import Table
 
 from circuitlit.heads.roles import HeadScores, head_name, top_heads
+from circuitlit.report.backup import backup_text
 from circuitlit.report.grid import grid
 from circuitlit.report.table import Metric
 
@@ -21,6 +22,8 @@ def print_heads(scores: HeadScores, top: int, console: Console) -> None:
         console.print(_share_table(algorithm["shares"]))
         for role, heads in algorithm["roles"].items():
             console.print(f"  {role.replace('_', ' ')}: {' '.join(heads) or 'none'}", highlight=False)
+    if details.get("backup"):
+        console.print(f"  backup: {backup_text(details['backup'])}", highlight=False, soft_wrap=True)
     years = details.get("greater_than")
     if years is not None:
         console.print(f"  greater-than: {_years(years)}", highlight=False, soft_wrap=True)

@@ -7,6 +7,7 @@ from dataclasses import dataclass, field
 from circuitlit.evaluate import Estimate, Summary
 from circuitlit.evaluate.behaviour import Behaviour
 from circuitlit.heads.algorithm import Share
+from circuitlit.heads.backup import Backup
 from circuitlit.timeline.series import Noise
 
 
@@ -49,11 +50,13 @@ class AlgorithmParts:
         of: the heads that shares are of.
         shares: of the effects, by part (B, C, D).
         roles: heads by their part.
+        backup: who takes over when the name movers are ablated; None where it was not asked.
     """
 
     of: str
     shares: dict[str, Share]
     roles: dict[str, list[str]]
+    backup: Backup | None = None
 
 
 @dataclass(frozen=True, kw_only=True)

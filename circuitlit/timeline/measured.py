@@ -20,6 +20,7 @@ from circuitlit.evaluate.similarity import corrected_jaccard, noise_floor
 from circuitlit.evaluate.smallest import smallest_circuit
 from circuitlit.graph import Circuit, EdgeScores
 from circuitlit.heads import NamePlaces, PatchBed, copying_of_pairs, heads_in_circuit, ioi_algorithm, repeat_scores
+from circuitlit.heads.backup import find_backup
 from circuitlit.heads.places import NAMES
 from circuitlit.heads.roles import head_name, heads_of
 from circuitlit.timeline.cells import AlgorithmParts, MeasuredCircuit, SmallestCircuit, TaskAtCheckpoint
@@ -130,8 +131,15 @@ def _algorithm(
     ids = repeated(bench.subject, settings)[0]
     scores = repeat_scores(bed.heads, ids, asked.length) | copying_of_pairs(bed, places)
     found = ioi_algorithm(bed, places, scores, pool=inside, parts=asked.algorithm)
+    backup = None
+    if asked.backup:  # on pairs that did not choose the name movers
+        test = bench.data.test
+        order = test.spread()[: asked.algorithm_pairs]
+        held_out = PatchBed.build(bench.subject, test.batches(bench.data.eval_batch_size, order=order))
+        backup = find_backup(held_out, found.roles["name_mover"], asked.backup, settings.seed)
     return AlgorithmParts(
         of="all heads" if inside is None else "the smallest faithful circuit",
         shares=found.shares,
         roles={role: [head_name(head) for head in heads] for role, heads in found.roles.items()},
+        backup=backup,
     )

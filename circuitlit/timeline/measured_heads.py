@@ -34,6 +34,8 @@ class HeadsFollowed:
         top: at most so many induction heads are ablated at the last checkpoint; None takes all above the threshold.
         algorithm: how far up the IOI algorithm is followed, for tasks that name io, s1 and s2; None leaves it out.
         algorithm_pairs: pairs for it.
+        backup: at most so many random sets of heads and random directions beside the ablation of the name movers at
+            every checkpoint where the algorithm finds some; 0 does not ask who takes over from them.
         draws: random sets of other heads; 0 leaves the ablation out, None takes as many as significance needs.
     """
 
@@ -44,6 +46,7 @@ class HeadsFollowed:
     top: int | None = None
     algorithm: Literal["B", "C", "D"] | None = None
     algorithm_pairs: int = 32
+    backup: int = 0
     draws: int | None = None
 
     def __post_init__(self) -> None:

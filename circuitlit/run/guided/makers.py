@@ -30,7 +30,11 @@ from circuitlit.store import Store
 def makers_of(cfg: DictConfig, base: Subject) -> RankMakers:
     """Makers that load the models that they need, and keep none."""
     return RankMakers(
-        base.graph.n_layers, partial(_tuned, cfg, base.anatomy), partial(_circuit, cfg), partial(_probe, cfg)
+        base.graph.n_layers,
+        tune=partial(_tuned, cfg, base.anatomy),
+        circuit=partial(_circuit, cfg),
+        subtask=_subtask,
+        probe=partial(_probe, cfg),
     )
 
 
@@ -67,6 +71,11 @@ def _circuit(cfg: DictConfig, which: str, pairs: int) -> Circuit:
     uniform = run_dir() / f"uniform-seed{cfg.guided.seeds[0]}"
     bench = build_workbench(own, build_subject(cfg) if which == "base" else load_side(cfg, str(uniform), which))
     return bench.cut(attribute(own, bench))
+
+
+def _subtask(settings: str, pairs: int) -> Circuit:
+    """The base model's circuit of a part of the task, on validation pairs, too."""
+    return _circuit(composed(*settings.split()), "base", pairs)
 
 
 def _probe(cfg: DictConfig, rank: int, batches: int) -> Float[Tensor, "layer"]:

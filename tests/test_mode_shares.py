@@ -1,0 +1,51 @@
+"""Shares of the modes of reuse: a model beside itself differs in nothing, a planted change shows, the table says so."""
+
+from __future__ import annotations
+
+from pathlib import Path
+
+import pytest
+import torch
+from test_compare import bench_of
+
+from circuitlit.compare.comparison import Comparison, compare_models
+from circuitlit.compare.mode_shares import mode_shares
+from circuitlit.compare.nodes import MODES
+from circuitlit.compare.reuse import Swaps
+from circuitlit.discover import eap
+from circuitlit.discover.method import Method
+from circuitlit.errors import UserError
+from circuitlit.objective import negative_metric
+from circuitlit.report.modes import mode_rows
+
+METHOD = Method.of(eap, negative_metric)
+
+
+def test_a_model_beside_itself_differs_in_nothing(local: Path) -> None:
+    bench = bench_of(local)
+    found = mode_shares(bench, bench, METHOD, halvings=20)
+    assert list(found) == list(MODES[1:])
+    assert all((mode.difference, mode.low, mode.high) == (0, 0, 0) for mode in found.values())
+    assert sum(mode.resampling for mode in found.values()) == pytest.approx(1)
+    assert {row[-1] for row in mode_rows(found)} == {"other pairs do the same"}
+
+
+def test_heads_that_tuning_silenced_are_lost_beyond_other_pairs(local: Path, tmp_path: Path) -> None:
+    base, tuned = bench_of(local), bench_of(local)
+    with torch.no_grad():
+        for block in tuned.subject.anatomy.blocks(tuned.subject.model):
+            block.attn.c_proj.weight[: len(block.attn.c_proj.weight) // 2] = 0.0  # head 0 of two
+    none = Swaps(pairs=0)
+    result = compare_models(base, tuned, METHOD, intruders=0, reuse=none, halvings=20)
+    assert result.modes is not None
+    lost = result.modes["lost"]
+    assert lost.tuning > lost.resampling and lost.low > 0
+    assert mode_rows(result.modes)[list(result.modes).index("lost")][-1] == "more than other pairs do"
+    result.save(tmp_path)
+    assert Comparison.load(tmp_path).modes == result.modes
+
+
+def test_too_few_halvings_are_refused(local: Path) -> None:
+    bench = bench_of(local)
+    with pytest.raises(UserError, match="halvings=3 are too few"):
+        compare_models(bench, bench, METHOD, halvings=3)
