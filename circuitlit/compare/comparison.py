@@ -177,12 +177,9 @@ def compare_models(
     modes = None
     if halvings:
         swaps = {} if reused is None else reused.swaps
-        decided = {
-            "fits_back": {name: swap.fits_back for name, swap in swaps.items()},
-            "replaces": {name: swap.replaces for name, swap in swaps.items()},
-        }
+        back, there = ({name: getattr(swap, way) for name, swap in swaps.items()} for way in ("fits_back", "replaces"))
         with phase("modes", "Comparing what becomes of nodes with other halves of the pairs"):
-            modes = mode_shares(base, tuned, method, halvings=halvings, seed=seed, **decided)
+            modes = mode_shares(base, tuned, method, halvings=halvings, seed=seed, fits_back=back, replaces=there)
     circuits = [Circuits.of(side.resampled, random, number) for number, side in enumerate(sides)]
     matched = sides[0].smallest, sides[1].smallest
     return Comparison(

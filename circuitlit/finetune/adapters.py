@@ -150,8 +150,9 @@ def adapted(model: PreTrainedModel, config: AdapterConfig) -> PeftModel:
         raise UserError(f"adapter.build.target_modules fits this model ill ({str(error).splitlines()[0]})") from error
     names = [name for name, module in wrapped.named_modules() if hasattr(module, "lora_A")]
     check_fresh_adapters(wrapped)  # type: ignore[arg-type]
-    plain = isinstance(config, LoraConfig) and not isinstance(config, AdaLoraConfig)
-    patterns = [*(config.rank_pattern or {}), *(config.alpha_pattern or {})] if plain else []
+    patterns: list[str] = []
+    if isinstance(config, LoraConfig) and not isinstance(config, AdaLoraConfig):
+        patterns = [*(config.rank_pattern or {}), *(config.alpha_pattern or {})]
     for pattern in patterns:
         if not any(re.match(rf"(.*\.)?({pattern})$", name) for name in names):
             raise UserError(f"no adapted module has a name that ends in '{pattern}'; correct the pattern")
