@@ -90,20 +90,6 @@ def two(own: Weighed, full: Weighed) -> dict[str, float]:
 
 
 KINDS: dict[str, Callable[[Weighed, Weighed], dict[str, float]]] = {"years": years, "forms": forms, "two": two}
-LABELS = {
-    "prob_diff_years": "probability difference over the century",
-    "prob_diff_10": "the same within ten years of the start",
-    "sharpness": "cut-off sharpness",
-    "kendall_tau": "Kendall's tau to the model",
-    "kl_years": "KL over the century (nats)",
-    "mass": "probability of all its years",
-    "prob_diff_forms": "probability difference of verb forms",
-    "equally_weighted": "right form preferred, verbs alike (EW)",
-    "model_weighted": "right form's share, by the model (MW)",
-    "logit_diff_two": "logit difference of the two",
-    "prefers": "right one preferred",
-    "prob_diff_two": "probability difference of the two",
-}
 
 
 @dataclass(frozen=True)
@@ -133,7 +119,7 @@ class Published:
     Attributes:
         kind: which ones, see `Pairs.published`.
         n_pairs, n_sentences: that they are measured on.
-        figures: by their names, which `LABELS` explains.
+        figures: by their names, which `circuitlit.report.published.LABELS` explains.
         reason: why nothing should be concluded, or None.
     """
 

@@ -177,5 +177,6 @@ class _NormedProjection(Function):
             weight, constant, gain = projection.for_kernels()
             project_backward(grad, out, x, weight, constant, mean, factor, room, gain)
         else:
-            plain_project_backward(grad, out, x, *projection.folded(), mean, factor, room)
+            weight, constant = projection.folded()
+            plain_project_backward(grad, out, x, weight, constant, mean, factor, room)
         return room, None, None, None

@@ -3,16 +3,31 @@
 from __future__ import annotations
 
 from collections.abc import Mapping, Sequence
-from typing import Any
+from typing import TYPE_CHECKING, Any
 
 from rich.console import Console
 from rich.text import Text
 
-from circuitlit.evaluate.published import LABELS
-from circuitlit.evaluate.study.results import MethodRow, MethodStudy
 from circuitlit.report.grid import grid
 from circuitlit.report.table import Metric, percent
 
+if TYPE_CHECKING:
+    from circuitlit.evaluate.study.results import MethodRow, MethodStudy
+
+LABELS = {
+    "prob_diff_years": "probability difference over the century",
+    "prob_diff_10": "the same within ten years of the start",
+    "sharpness": "cut-off sharpness",
+    "kendall_tau": "Kendall's tau to the model",
+    "kl_years": "KL over the century (nats)",
+    "mass": "probability of all its years",
+    "prob_diff_forms": "probability difference of verb forms",
+    "equally_weighted": "right form preferred, verbs alike (EW)",
+    "model_weighted": "right form's share, by the model (MW)",
+    "logit_diff_two": "logit difference of the two",
+    "prefers": "right one preferred",
+    "prob_diff_two": "probability difference of the two",
+}
 COLUMNS = {
     "circuit": "this circuit",
     "full": "full model",

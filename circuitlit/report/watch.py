@@ -77,7 +77,7 @@ def watch_figure(found: WatchedCircuit) -> go.Figure:
             x, y = zip(*sounded, strict=True)
             marker = {"color": RED, "symbol": "x", "size": 9}
             look = {"mode": "markers", "marker": marker, "name": "drift", "legendgroup": "drift"}
-            shown = "drift" not in {trace.name for trace in figure.select_traces()}
+            shown = "drift" not in {getattr(trace, "name", None) for trace in figure.select_traces()}
             figure.add_trace(go.Scatter(x=x, y=y, showlegend=shown, **look), row=place, col=1)
     for stage in found.stages.stages:
         if stage.start is not None and stage.end is not None:
@@ -99,7 +99,7 @@ def _line(figure: go.Figure, row: int, readings: Sequence[Reading], name: str, c
         above = [end.high - value for end, value in zip(ends, values, strict=True)]  # type: ignore[union-attr,operator]
         below = [value - end.low for end, value in zip(ends, values, strict=True)]  # type: ignore[union-attr,operator]
         bars = {"type": "data", "symmetric": False, "array": above, "arrayminus": below, "thickness": 1}
-    shown = label not in {trace.name for trace in figure.select_traces()}
+    shown = label not in {getattr(trace, "name", None) for trace in figure.select_traces()}
     look = {"mode": "lines+markers", "line": {"color": colour}, "name": label, "legendgroup": label}
     steps = [one.step for one in known]
     figure.add_trace(go.Scatter(x=steps, y=values, error_y=bars, showlegend=shown, **look), row=row, col=1)
