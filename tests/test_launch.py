@@ -118,7 +118,7 @@ def test_a_requeued_job_goes_on_with_its_run(script: str, run: str, tmp_path: Pa
 def test_a_failed_status_is_the_script_s(script: str) -> None:
     """Scripts that run commands whose result can have the status FAILED; two compare circuits themselves."""
     text = (ROOT / "launch" / script).read_text()
-    trains = any(verb in text for verb in ("train.py", "circuitlit finetune", "circuitlit prompts"))
+    trains = any(verb in text for verb in ("train.py", "circuitlit finetune", "circuitlit prompts", "run finetune"))
     assert ("fail=true" in text) == (trains and script not in ("gpu_checks.sh", "four_cards.sh"))
 
 

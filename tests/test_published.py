@@ -19,7 +19,6 @@ from circuitlit.discover.workbench import Workbench
 from circuitlit.errors import UserError
 from circuitlit.evaluate.found import FoundCircuit
 from circuitlit.evaluate.published import (
-    LABELS,
     PanelBed,
     Weighed,
     forms,
@@ -37,7 +36,7 @@ from circuitlit.model import Subject
 from circuitlit.model.load import load_subject
 from circuitlit.objective import negative_metric
 from circuitlit.report.page import _published
-from circuitlit.report.published import study_rows
+from circuitlit.report.published import LABELS, study_rows
 from circuitlit.tasks import Pair, Pairs, PairsModule, gender_pronoun, greater_than, ioi, sva
 from circuitlit.tasks.panel import encode_panel
 from circuitlit.tasks.tokens import front_tokens, tokenise

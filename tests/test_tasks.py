@@ -10,7 +10,7 @@ from pathlib import Path
 
 import pytest
 from hydra.utils import instantiate
-from omegaconf import OmegaConf
+from omegaconf import DictConfig, OmegaConf
 from tokenizers import Tokenizer, normalizers, processors
 from toy_tokenizers import wrap
 from transformers import PreTrainedTokenizerBase
@@ -380,10 +380,17 @@ def test_a_file_that_cannot_serve_is_named(byte_bpe, tmp_path):
 # --- configuration
 
 
+def task_preset(name: str) -> DictConfig:
+    """A file of conf/task upon those that it begins with."""
+    own = OmegaConf.load(HERE.parent / "conf" / "task" / f"{name}.yaml")
+    assert isinstance(own, DictConfig)
+    below = [task_preset(one) for one in own.pop("defaults", []) if one != "_self_"]
+    return OmegaConf.merge(*below, own)  # type: ignore[return-value]
+
+
 @pytest.mark.parametrize("name", sorted(path.stem for path in (HERE.parent / "conf" / "task").glob("*.yaml")))
 def test_configurations_build_splits(name, byte_bpe):
-    task = OmegaConf.load(HERE.parent / "conf" / "task" / f"{name}.yaml")
-    config = OmegaConf.create({"seed": 5, "task": task})
+    config = OmegaConf.create({"seed": 5, "task": task_preset(name)})
     if name.startswith("tracr"):
         with pytest.raises(UserError, match=f"needs model={name}"):  # the compiled model's tokenizer, no other
             instantiate(config.task.build)(tokenizer=byte_bpe)
@@ -391,7 +398,7 @@ def test_configurations_build_splits(name, byte_bpe):
     if name == "jsonl":
         config.task.build.path = str(HERE / "data" / "pairs.jsonl")
     splits = instantiate(config.task.build)(tokenizer=byte_bpe)
-    assert splits.name == config.task.name and splits.name.startswith(name)
+    assert config.task.name.startswith(splits.name) and config.task.name.startswith(name)
     build = config.task.build
     sizes = [1, 1, 1] if name == "jsonl" else [build.n_train, build.n_val, build.n_test]
     assert [len(s) for s in (splits.train, splits.val, splits.test)] == sizes

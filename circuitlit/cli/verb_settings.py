@@ -112,7 +112,7 @@ OF_VERBS: dict[str, dict[str, Kind]] = {
         "guided.seeds": listed(SEED, 1),
         "guided.circuit_pairs": COUNT,
         "guided.probe_batches": COUNT,
-        "guided.subtasks": listed(TEXT),
+        "guided.subtasks": listed(text()),
     },
     "compare": {
         **_SIDES,
@@ -314,7 +314,6 @@ OF_VERBS: dict[str, dict[str, Kind]] = {
         "answers": COUNT,
         "repeats": whole(2),
         "warmup": SOME,
-        "random": flag(),
         "profile": flag(),
         "examples": COUNT | None,
         "dtypes": listed(choice("float32", "bfloat16", "float16", "float64"), 1) | None,
