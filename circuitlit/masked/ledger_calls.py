@@ -111,11 +111,13 @@ class Read(Function):
         return token.view_as(token), attention, mlp
 
     @staticmethod
-    def backward(ctx: Any, *grads: Tensor) -> Any:
+    def backward(ctx: Any, *grads: Tensor | None) -> Any:
         ledger: Ledger = ctx.ledger
-        room = ledger.room(ctx.row, ctx.readers.stop - ctx.readers.start)
-        if grads[1].data_ptr() != room.data_ptr() or not grads[1].is_contiguous():
-            room[: -ctx.tail] = grads[1]
+        room, attention = ledger.room(ctx.row, ctx.readers.stop - ctx.readers.start), grads[1]
+        if attention is None:  # nobody read it
+            room[: -ctx.tail] = 0
+        elif attention.data_ptr() != room.data_ptr() or not attention.is_contiguous():
+            room[: -ctx.tail] = attention
         if ctx.together:
             room[-ctx.tail :] = grads[2]
         ledger.mix_backward(room, ctx.readers, ctx.writers)
