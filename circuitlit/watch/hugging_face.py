@@ -9,16 +9,14 @@ from typing import Any
 
 from transformers import Trainer, TrainerCallback, TrainerControl, TrainerState, TrainingArguments
 
-from circuitlit.errors import UserError
 from circuitlit.graph import Circuit
 from circuitlit.tasks import Pairs
-from circuitlit.timeline.watched import WatchedCircuit
 from circuitlit.timeline.watcher import WatchSettings
 from circuitlit.watch.pace import SHARE
-from circuitlit.watch.session import Log, OnDrift, PairsOf, WatchSession
+from circuitlit.watch.session import Log, OnDrift, PairsOf, Watching, WatchSession
 
 
-class CircuitWatch(TrainerCallback):
+class CircuitWatch(TrainerCallback, Watching):
     """Follows a circuit while a model is fine-tuned, and leaves the training as it is: `Trainer(callbacks=[watch])`.
 
     The figures go to the trainer's log history and to all that it reports to, under `circuit/`. Losses, random numbers,
@@ -55,17 +53,6 @@ class CircuitWatch(TrainerCallback):
             settings=settings or WatchSettings(),
         )
         self._trainer: Trainer | None = None
-
-    @property
-    def result(self) -> WatchedCircuit:
-        """What was found so far.
-
-        Raises:
-            UserError: nothing was read yet.
-        """
-        if self.session.result is None:
-            raise UserError("nothing was watched yet; put the callback into a Trainer and train")
-        return self.session.result
 
     def on_train_begin(
         self, args: TrainingArguments, state: TrainerState, control: TrainerControl, **kwargs: Any

@@ -11,16 +11,15 @@ from lightning.pytorch import Callback, LightningModule, Trainer
 from circuitlit.errors import UserError
 from circuitlit.graph import Circuit
 from circuitlit.tasks import Pairs
-from circuitlit.timeline.watched import WatchedCircuit
 from circuitlit.timeline.watcher import WatchSettings
 from circuitlit.watch.live import AFTERWARDS, language_model
 from circuitlit.watch.pace import SHARE
-from circuitlit.watch.session import OnDrift, PairsOf, WatchSession
+from circuitlit.watch.session import OnDrift, PairsOf, Watching, WatchSession
 
 SHARDING = ("FSDPStrategy", "ModelParallelStrategy")
 
 
-class LightningCircuitWatch(Callback):
+class LightningCircuitWatch(Callback, Watching):
     """Follows a circuit while a LightningModule fine-tunes a Hugging Face model: `Trainer(callbacks=[watch])`.
 
     The figures go to all of the trainer's loggers, under `circuit/`; everything else is as in `CircuitWatch`.
@@ -58,17 +57,6 @@ class LightningCircuitWatch(Callback):
             settings=settings or WatchSettings(),
         )
         self._seen = -1
-
-    @property
-    def result(self) -> WatchedCircuit:
-        """What was found so far.
-
-        Raises:
-            UserError: nothing was read yet.
-        """
-        if self.session.result is None:
-            raise UserError("nothing was watched yet; put the callback into a Trainer and train")
-        return self.session.result
 
     def on_train_start(self, trainer: Trainer, pl_module: LightningModule) -> None:
         """Read the start."""

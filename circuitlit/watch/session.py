@@ -225,3 +225,20 @@ def _writes() -> bool:
 
 def _say(text: str) -> None:
     CONSOLE.print(f"circuit watch: {text}", highlight=False, markup=False, soft_wrap=True)
+
+
+class Watching:
+    """What the callbacks of every trainer have."""
+
+    session: WatchSession
+
+    @property
+    def result(self) -> WatchedCircuit:
+        """What was found so far.
+
+        Raises:
+            UserError: nothing was read yet.
+        """
+        if self.session.result is None:
+            raise UserError("nothing was watched yet; put the callback into a Trainer and train")
+        return self.session.result
