@@ -96,7 +96,7 @@ class Read(Function):
         together: bool,
         tail: int,
     ) -> tuple[Tensor, Tensor, Tensor]:
-        ctx.ledger, ctx.row, ctx.together, ctx.tail = ledger, row, together, tail
+        ctx.ledger, ctx.row, ctx.tail = ledger, row, tail
         ctx.readers = slice(ledger.panel.reader + row, ledger.panel.reader + row + readers)
         ctx.writers = slice(ledger.panel.writers, writers)
         partial = ledger.partial[row : row + readers]
@@ -118,8 +118,8 @@ class Read(Function):
             room[: -ctx.tail] = 0
         elif attention.data_ptr() != room.data_ptr() or not attention.is_contiguous():
             room[: -ctx.tail] = attention
-        if ctx.together:
-            room[-ctx.tail :] = grads[2]
+        if (mlp := grads[2]) is not None:  # the MLP reads together with attention
+            room[-ctx.tail :] = mlp
         ledger.mix_backward(room, ctx.readers, ctx.writers)
         grad_ablated = room.sum(0) if ctx.needs_input_grad[1] else None
         return grads[0], grad_ablated, None, None, None, None, None, None
