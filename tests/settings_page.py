@@ -18,14 +18,6 @@ PAGE = CONF / "README.md"
 MARKER = "<!-- Everything below is written by tests/settings_page.py. -->\n"
 KEY = re.compile(r"^( *)([\w.]+):(?=\s|$)")
 SKIPPED = ("defaults", "hydra", "verb", "name", "none")  # and what only says which function makes an object
-INHERITED = {  # of files that others name among their defaults
-    "evolve": "_evolve",
-    "finetune": "_story",
-    "knowledge": "_knowledge",
-    "prompts": "_prompts",
-    "study": "_study",
-    "trust": "_trust",
-}
 MANY = 6  # different values; more are not listed
 
 
@@ -144,8 +136,7 @@ def group(name: str) -> str:
 
 def verb(file: Path) -> str:
     """A verb's command and its own settings."""
-    files = [CONF / f"{INHERITED[file.stem]}.yaml"] if file.stem in INHERITED else []
-    body = settings([*files, file])
+    body = settings([file])
     text = f"### {file.stem}\n\n" + "\n".join(f"    {line}" for line in head(file)) + "\n"
     return f"{text}\n{body}" if body.count("\n") > 2 else text
 
