@@ -115,8 +115,8 @@ class Result(ABC):
         return self.to_frame().to_html(notebook=True)
 
 
-def read_json(path: Path) -> dict[str, Any]:
-    """A file's object.
+def read_json(path: Path, mend: str = "name the folder of a finished run") -> dict[str, Any]:
+    """A file's object; `mend` says what to do where there is none.
 
     Raises:
         UserError: it cannot be read, or holds something else.
@@ -124,9 +124,9 @@ def read_json(path: Path) -> dict[str, Any]:
     try:
         content = json.loads(path.read_text(encoding="utf-8"))
     except (OSError, ValueError) as error:
-        raise UserError(f"{path}: not readable ({error}); name the folder of a finished run") from error
+        raise UserError(f"{path}: not readable ({error}); {mend}") from error
     if not isinstance(content, dict):
-        raise UserError(f"{path}: not a JSON object; name the folder of a finished run")
+        raise UserError(f"{path}: not a JSON object; {mend}")
     return content
 
 

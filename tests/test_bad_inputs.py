@@ -123,6 +123,7 @@ WORDS: list[Case] = [
     ("study", "study.tasks=[ioi,svaa]", "did you mean task=sva?"),
     ("study", "study.learners=[{name: x}]", "study.learners[0].with is missing"),
     ("behaviour", "behaviour.tasks=ioi", "write behaviour.tasks=[ioi]"),
+    ("behaviour", "behaviour.tasks=[]", "a list of at least 1"),
     ("knowledge", "knowledge.packs.mine=[factal]", "did you mean task=factual?"),
     # names
     ("train", "taks=ioi", "there is no setting taks; did you mean task?"),
@@ -183,7 +184,29 @@ COMPOSED: list[Case] = [
     ("train", "ckpt_path={pairs}", "not a readable checkpoint"),
     ("attribute", "sparsity=own", "methods that choose their own size"),
     ("evaluate", "", "circuit has no value"),
+    ("study", "study.learners=[{name: x, with: [mask=hard]}]", "there is no mask=hard"),
+    ("behaviour", "behaviour.tasks=[sva,{name: sva, with: [seed=1]}]", "two entries of task are called 'sva'"),
+    ("compare", "tuned={model} text={pairs}", "leave it out"),
+    ("compare", "tuned={model} runs=[{model},{model}]", "exclude each other"),
+    # presets of one's own
+    ("train", "--config-dir {conf} task=ioii", "did you mean task=ioi?"),
+    ("train", "--config-dir {conf} experiment=broken", "broken.yaml, line 3: not YAML"),
+    ("train", "--config-dir {conf} experiment=bare", "its first line: # @package _global_"),
+    ("train", "--config-dir {conf} experiment=twice", "override /task: NAME"),
+    ("train", "--config-dir {conf} experiment=twice task=ioi", "override /task: NAME"),
+    ("train", "--config-dir {conf} experiment=typo", "did you mean mask.schedule?"),
+    ("train", "--config-dir {conf} experiment=other", "the verb stands first"),
+    ("train", "--config-dir {conf} experiment=elsewhere", "there is no task=iio; did you mean task=ioi?"),
 ]
+
+EXPERIMENTS = {
+    "broken": "seed: [1\n",
+    "bare": "seed: 3\n",
+    "twice": "defaults: [/task: sva]\n",
+    "typo": "mask: {shedule: {steps: 3}}\n",
+    "other": "verb: study\n",
+    "elsewhere": "defaults: [override /task: iio]\n",
+}
 
 
 @pytest.fixture(scope="module")
@@ -193,11 +216,16 @@ def things(local: Path, tmp_path_factory: pytest.TempPathFactory) -> dict[str, P
     scores = EdgeScores(graph, torch.zeros(1, graph.n_edges), "test")
     (folder / "circuit").mkdir()
     Circuit.cut(scores, 5).save(folder / "circuit")
+    (folder / "conf" / "experiment").mkdir(parents=True)
+    for name, text in EXPERIMENTS.items():
+        head = "" if name == "bare" else "# @package _global_\n"
+        (folder / "conf" / "experiment" / f"{name}.yaml").write_text(head + text)
     return {
         "model": local / "model",
         "pairs": local / "pairs.jsonl",
         "circuit": folder / "circuit",
         "folder": folder,
+        "conf": folder / "conf",
     }
 
 

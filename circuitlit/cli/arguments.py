@@ -8,7 +8,6 @@ from __future__ import annotations
 
 import os
 import re
-import sys
 from collections.abc import Sequence
 from functools import cache
 from pathlib import Path
@@ -16,12 +15,11 @@ from typing import Any
 
 import yaml
 from hydra._internal.utils import get_args_parser
-from hydra.core.global_hydra import GlobalHydra
 from hydra.core.override_parser.overrides_parser import OverridesParser
 from hydra.core.override_parser.types import Override, Quote, QuotedString, ValueType
 from hydra.errors import HydraException
 
-from circuitlit.cli.kinds import Kind, mapping, no_preset, path, replaced, shown, unknown
+from circuitlit.cli.kinds import Kind, known_presets, mapping, no_preset, path, replaced, shown, unknown
 from circuitlit.cli.schema import find, home_of, is_section, known, names, path_to
 from circuitlit.cli.verb_settings import OF_VERBS
 from circuitlit.errors import UserError
@@ -55,16 +53,18 @@ def readable(verb: str, words: Sequence[str]) -> list[str]:
     """
     options, rest = _options(words)
     sweep = bool({"-m", "--multirun"} & set(options)) or "hydra.mode=MULTIRUN" in rest
-    return [*options, *(setting(verb, word, sweep) for word in rest)]
+    elsewhere = any(word.startswith(("--config-dir", "-cd", "hydra.searchpath")) for word in [*options, *rest])
+    return [*options, *(setting(verb, word, sweep, elsewhere) for word in rest)]
 
 
-def setting(verb: str, word: str, sweep: bool = False) -> str:
+def setting(verb: str, word: str, sweep: bool = False, elsewhere: bool = False) -> str:
     """One `key=value` as Hydra is to read it.
 
     Args:
         verb: whose setting it is.
         word: as it was typed.
         sweep: True where commas stand between the values of several runs.
+        elsewhere: True where presets may come from other folders than conf/, which Hydra has yet to look through.
 
     Raises:
         UserError: it has another form, there is no such setting, or the value is not of its kind.
@@ -75,7 +75,7 @@ def setting(verb: str, word: str, sweep: bool = False) -> str:
     if not equals or key.startswith("~") or not key:
         raise UserError(_formless(word, groups))
     if key in groups:
-        return f"{key}={_preset(key, value, groups[key], sweep)}"
+        return f"{key}={_preset(key, value, known_presets(key) or groups[key], sweep, elsewhere)}"
     if key.startswith(("hydra.", "hydra/")) and key not in HYDRA:
         return word
     home, settings = home_of(key, verb), known(verb)
@@ -128,22 +128,17 @@ def _no_setting(key: str, verb: str, groups: list[str]) -> str:
     return unknown(key, [*groups, *names(verb)])
 
 
-def _preset(group: str, value: str, options: list[str], sweep: bool) -> str:
+def _preset(group: str, value: str, options: list[str], sweep: bool, elsewhere: bool) -> str:
     """A group's presets; null takes the one that is nothing."""
     if value == "null" and "none" in options:
         return "none"
     chosen = value.split(",") if sweep else [value]
     unknown_ones = [each for each in chosen if each.strip() not in options]
-    if unknown_ones and not GlobalHydra.instance().is_initialized() and not _other_folders():
+    if unknown_ones and not elsewhere:
         if "," in value and not sweep:
             raise UserError(f"{group}={value} names several presets; add -m for a run of each")
         raise UserError(no_preset(group, unknown_ones[0], options))
     return value
-
-
-def _other_folders() -> bool:
-    """True where presets may come from other folders than conf/; Hydra then looks for them."""
-    return any(word.startswith(("--config-dir", "-cd", "hydra.searchpath")) for word in sys.argv)
 
 
 def _plus(plus: str, key: str, verb: str) -> str:

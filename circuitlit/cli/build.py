@@ -9,11 +9,11 @@ from dataclasses import replace
 from typing import Any
 
 import torch
-from hydra.core.global_hydra import GlobalHydra
 from hydra.utils import instantiate
 from omegaconf import DictConfig, OmegaConf
 
 from circuitlit.cli.configs import preset
+from circuitlit.cli.kinds import known_presets
 from circuitlit.cli.ranks import join, mean_over_ranks, rank, started_by_launcher, world
 from circuitlit.discover.method import Method
 from circuitlit.discover.workbench import Ablation, Workbench
@@ -182,8 +182,7 @@ def build_procedure(cfg: DictConfig, circuit: Circuit) -> dict[str, Any]:
     """
     by, made, method = cfg.trust.stable.by, circuit.scores.method, build_method(cfg)
     if by == "auto" and circuit.scores.kind == "effect" and made != method.name:
-        there = made in GlobalHydra.instance().config_loader().get_group_options("method")
-        method = preset_method(cfg, made) if there else None
+        method = preset_method(cfg, made) if made in known_presets("method") else None
     return {
         "method": method,
         "masks": None if by == "auto" else by == "masks",

@@ -18,6 +18,7 @@ from circuitlit.cli.prompts_needed import check_prompts
 from circuitlit.cli.schema import check_settings
 from circuitlit.errors import UserError
 
+GLOBAL = ("experiment", "debug", "compat")  # groups whose presets set the settings of others
 _PART: ContextVar[Path | None] = ContextVar("folder of a part of the run", default=None)
 
 
@@ -46,6 +47,10 @@ def check(cfg: DictConfig, verb: str) -> None:
     missing = sorted(OmegaConf.missing_keys(cfg))
     if missing:
         raise UserError(f"{missing[0]} has no value; give it on the command line: {missing[0]}=...")
+    for group in GLOBAL:
+        if group in cfg:
+            name = HydraConfig.get().runtime.choices[group]
+            raise UserError(f"{group}={name} sets nothing, for want of its first line: # @package _global_")
     check_settings(cfg, verb)
     if cfg.verb != verb:
         raise UserError(f"verb={cfg.verb} is not {verb}; the verb stands first: python -m circuitlit {cfg.verb} ...")

@@ -71,9 +71,9 @@ def entries(items: ListConfig | None, group: str) -> list[Entry]:
             settings = tuple(str(word) for word in item["with"])
             made.append(Entry(str(item.name), settings, item.get("cost")))
         else:
-            raise UserError(f"study: '{item}' is neither a preset of {group} nor {{name: LABEL, with: [settings]}}")
+            raise UserError(f"'{item}' is neither a preset of {group} nor {{name: LABEL, with: [settings]}}")
     labels = [file_name(entry.name) for entry in made]
     twice = next((label for label in labels if labels.count(label) > 1), None)
     if twice:
-        raise UserError(f"study: two entries of {group} are called '{twice}'; give each a name of its own")
+        raise UserError(f"two entries of {group} are called '{twice}'; give each a name of its own")
     return made

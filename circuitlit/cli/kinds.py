@@ -15,6 +15,7 @@ from pathlib import Path
 from typing import Any
 
 from hydra.core.global_hydra import GlobalHydra
+from hydra.core.hydra_config import HydraConfig
 
 LARGEST = 2**31 - 1  # of whole numbers without a limit of their own: torch's and Lightning's counters hold as much
 Hint = Callable[[Any], str]
@@ -146,18 +147,21 @@ def choice(*names: str) -> Kind:
     return kind(listing(names), lambda value: value in names, lambda value: did_you_mean(value, names))
 
 
+def known_presets(group: str) -> list[str]:
+    """The presets of a group, of conf/ and of any other folder that Hydra looks through; none before it does."""
+    if not (GlobalHydra.instance().is_initialized() and HydraConfig.initialized()):
+        return []
+    folders = [source.path for source in HydraConfig.get().runtime.config_sources if source.schema == "file"]
+    return sorted({file.stem for folder in folders for file in Path(folder, group).glob("[!_]*.yaml")})
+
+
 def preset(group: str) -> Kind:
     """The name of a preset of a group, of conf/ or of any other folder that Hydra has been told of."""
-
-    def names() -> list[str]:
-        if not GlobalHydra.instance().is_initialized():
-            return []
-        return GlobalHydra.instance().config_loader().get_group_options(group)
 
     def fault(key: str, value: Any) -> str | None:
         if not isinstance(value, str):
             return _not_a(key, value, f"a preset of {group}")
-        options = names()
+        options = known_presets(group)
         return f"{key}: {no_preset(group, value, options)}" if options and value not in options else None
 
     return Kind(f"a preset of {group}", fault)

@@ -162,7 +162,7 @@ def _quiet() -> None:
     for text in (
         ".*does not have many workers.*",
         ".*no `validation_step`.*",
-        ".*module(s) in eval mode.*",
+        r".*module\(s\) in eval mode.*",
         "Checkpoint directory.*",
         "The dirpath.*",
     ):

@@ -6,6 +6,7 @@ import re
 import traceback
 from pathlib import Path
 
+import yaml
 from hydra.errors import HydraException
 from omegaconf.errors import OmegaConfBaseException
 
@@ -26,6 +27,9 @@ def explain(error: BaseException, verb: str = "train") -> str | None:
             return _to_check(cause)
         if isinstance(cause, UserError):
             return str(cause)
+        if isinstance(cause, yaml.MarkedYAMLError) and cause.problem_mark is not None:
+            place = cause.problem_mark
+            return f"{place.name}, line {place.line + 1}: not YAML ({cause.problem}); mend it"
     for cause in _causes(error):
         if isinstance(cause, HydraException | OmegaConfBaseException) and str(cause).strip():
             return _one_line(str(cause), verb)
@@ -86,6 +90,10 @@ def _one_line(text: str, verb: str) -> str:
     if called:
         place = f"{full_key[1]}: " if full_key else ""
         return f"{place}{called[1]} does not take these settings ({called[3]}); correct them"
+    twice = re.search(r"Multiple values for (\S+)\.|(\S+) appears more than once in the final", text)
+    if twice:
+        group = twice[1] or twice[2]
+        return f"{group} is chosen twice; a preset that chooses another one says so: override /{group}: NAME"
     lines = [line.strip() for line in text.splitlines() if line.strip() and "See https" not in line]
     return "; ".join(line for line in lines if not line.startswith(("full_key", "object_type", "reference_type")))
 

@@ -32,7 +32,7 @@ OF_VERBS: dict[str, dict[str, Kind]] = {
     "check": {"families": flag()},
     "timeline": {"run": RUN | None, "runs": listed(RUN)},
     "behaviour": {
-        "behaviour.tasks": entries("task") | None,
+        "behaviour.tasks": entries("task", 1) | None,
         "behaviour.splits": listed(choice("train", "val", "test", "new_words"), 1),
         "behaviour.pairs": COUNT,
     },

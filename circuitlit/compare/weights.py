@@ -62,8 +62,7 @@ def check_same_graph(base: Subject, tuned: Subject, name: str = "tuned") -> None
         UserError: they are of different graphs.
     """
     if base.graph != tuned.graph:
-        shapes = [f"{s.graph.n_layers} layers x {s.graph.n_heads} heads" for s in (base, tuned)]
-        raise UserError(f"base has {shapes[0]}, {name} {shapes[1]}; only models of one graph can be compared")
+        raise UserError(f"base has {base.graph}, {name} {tuned.graph}; only models of one graph can be compared")
 
 
 def weight_changes(base: Subject, tuned: Subject) -> Iterator[PartChange]:

@@ -70,7 +70,7 @@ def measure_behaviour(
         min_accuracy: share of right answers that each task asks for before it is searched; 0 where none is given.
 
     Raises:
-        UserError: an unknown split.
+        UserError: an unknown split, or no pairs in any.
     """
     wrong = [split for split in splits if split not in SPLITS]
     if wrong or not splits:
@@ -87,4 +87,6 @@ def measure_behaviour(
                     measured = {field.name: getattr(found, field.name) for field in fields(found)}
                     facts = {"task": name, "split": split, "min_accuracy": least, "reason": found.verdict(least)}
                     rows.append(TaskAbility(**measured, **facts))
+    if not rows:
+        raise UserError(f"behaviour.splits={list(splits)}: no task has pairs in any of them; name others")
     return Ability(model=subject.name, splits=rows)

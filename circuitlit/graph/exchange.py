@@ -101,9 +101,7 @@ def load_circuit(path: Path | str, graph: Graph | None = None) -> Circuit:
         path = path.parent
     circuit = _read(path, graph) if path.suffix in (".json", ".pt") else Circuit.load(path)
     if graph is not None and circuit.graph != graph:
-        raise UserError(
-            f"{path}: a circuit of {_shape(circuit.graph)}, but the model has {_shape(graph)}; name one of this model"
-        )
+        raise UserError(f"{path}: a circuit of {circuit.graph}, but the model has {graph}; name one of this model")
     return circuit
 
 
@@ -112,13 +110,6 @@ def _written_kind(scores: EdgeScores) -> dict[str, Any]:
     if scores.kind == "gate":
         return {"kind": "share", "unit": scores.meaning}
     return {"kind": scores.kind, "unit": scores.unit}
-
-
-def _shape(graph: Graph) -> str:
-    kind = "parallel blocks" if graph.parallel else "layers"
-    coupled = ", coupled by a norm" if graph.coupled else ""
-    more = (", two inputs" if graph.inputs > 1 else "") + (", routers" if graph.routers else "")
-    return f"{graph.n_layers} {kind} x {graph.n_heads} heads ({graph.n_kv_heads} key/value{coupled}{more})"
 
 
 def _ungrouped(graph: Graph) -> tuple[Graph, Int[Tensor, "edge"]]:

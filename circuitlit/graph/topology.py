@@ -51,7 +51,13 @@ class Graph:
     def __post_init__(self) -> None:
         numbers = (self.n_layers, self.n_heads, self.n_kv_heads)
         if min(numbers) < 1 or self.n_heads % self.n_kv_heads or self.inputs not in (1, 2):
-            raise ValueError(f"not a transformer's shape: {self}")
+            raise ValueError(f"not a transformer's shape: {self!r}")
+
+    def __str__(self) -> str:
+        kind = "parallel blocks" if self.parallel else "layers"
+        coupled = ", coupled by a norm" if self.coupled else ""
+        more = (", two inputs" if self.inputs > 1 else "") + (", routers" if self.routers else "")
+        return f"{self.n_layers} {kind} x {self.n_heads} heads ({self.n_kv_heads} key/value{coupled}{more})"
 
     @property
     def readers_per_layer(self) -> int:

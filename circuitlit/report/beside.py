@@ -96,7 +96,7 @@ def read_groups(path: Path) -> dict[str, list[str]]:
     Raises:
         UserError: it is not an object of lists of names.
     """
-    found = read_json(path)
+    found = read_json(path, "name a file that the page saved")
     if not all(isinstance(nodes, list) and all(isinstance(one, str) for one in nodes) for nodes in found.values()):
         raise UserError(f'{path}: groups are an object of lists: {{"movers": ["a23.h3", "a29.h1"]}}')
     return found

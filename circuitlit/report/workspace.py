@@ -6,6 +6,7 @@ import json
 from pathlib import Path
 from typing import Any
 
+from circuitlit.errors import UserError
 from circuitlit.files import write_json
 
 STEP = "trainer/global_step"
@@ -37,12 +38,21 @@ MEDIA = (
 
 
 def write_workspace(entity: str, project: str, task: str, path: Path, online: bool = False) -> str | None:
-    """Write a workspace's specification as json; `online` saves it at W&B, too, and gives its address."""
+    """Write a workspace's specification as json; `online` saves it at W&B, too, and gives its address.
+
+    Raises:
+        UserError: W&B does not take it.
+    """
+    import wandb
+
     workspace = build_workspace(entity, project, task)
     write_json(path, workspace_spec(workspace))
     if not online:
         return None
-    workspace.save()
+    try:
+        workspace.save()
+    except wandb.Error as error:
+        raise UserError(f"W&B did not take the workspace ({error}); `wandb login`, or leave online=true out") from error
     return workspace.url
 
 

@@ -24,9 +24,13 @@ def run(cfg: DictConfig) -> Comparison | TuningComparison:
     Raises:
         UserError: a setting, file or model that cannot be used, or two models of different graphs.
     """
+    if cfg.runs is not None and cfg.tuned is not None:
+        raise UserError("tuned and runs exclude each other; give one of them")
     prepare(cfg)
     if cfg.runs is not None:
         return run_tunings(cfg)
+    if cfg.text is not None:
+        raise UserError("text is read for runs=[A,B] alone; leave it out")
     if cfg.tuned is None:
         raise UserError("tuned has no value; name a tuned model or run, or several runs: runs=[A,B]")
     with phase("load", "Loading both models"):

@@ -15,7 +15,7 @@ from circuitlit.report.pruned import print_pruned
 
 def run(cfg: DictConfig, circuit: Circuit) -> PrunedModel:
     """Cut, save, reload, and measure what was lost on the circuit's task and on other text."""
-    whole = load_side(cfg, cfg.circuit, cfg.model.name)
+    whole = load_side(cfg, cfg.circuit, "circuit")
     text = passages(cfg, whole, cfg.passages.count, cfg.passages.length)
     folder = run_dir() / "pruned"
     result = prune_model(whole, circuit, build_pairs(cfg, whole), folder, text, str(cfg.circuit))
