@@ -9,11 +9,7 @@ from typing import Any
 
 from transformers import Trainer, TrainerCallback, TrainerControl, TrainerState, TrainingArguments
 
-from circuitlit.graph import Circuit
-from circuitlit.tasks import Pairs
-from circuitlit.timeline.watcher import WatchSettings
-from circuitlit.watch.pace import SHARE
-from circuitlit.watch.session import Log, OnDrift, PairsOf, Watching, WatchSession
+from circuitlit.watch.session import Log, Watching
 
 
 class CircuitWatch(TrainerCallback, Watching):
@@ -30,29 +26,7 @@ class CircuitWatch(TrainerCallback, Watching):
             and whatever else cannot be read.
     """
 
-    def __init__(
-        self,
-        pairs: Pairs | PairsOf,
-        circuit: Circuit | str | Path | None = None,
-        *,
-        tokenizer: Any = None,
-        folder: str | Path | None = None,
-        every: int | None = None,
-        share: float = SHARE,
-        on_drift: OnDrift = "warn",
-        settings: WatchSettings | None = None,
-    ) -> None:
-        self.session = WatchSession(
-            pairs=pairs,
-            circuit=circuit,
-            tokenizer=tokenizer,
-            folder=folder,
-            every=every,
-            share=share,
-            on_drift=on_drift,
-            settings=settings or WatchSettings(),
-        )
-        self._trainer: Trainer | None = None
+    _trainer: Trainer | None = None
 
     def on_train_begin(
         self, args: TrainingArguments, state: TrainerState, control: TrainerControl, **kwargs: Any

@@ -14,7 +14,7 @@ from circuitlit.tasks import Pairs
 from circuitlit.timeline.watcher import WatchSettings
 from circuitlit.watch.live import AFTERWARDS, language_model
 from circuitlit.watch.pace import SHARE
-from circuitlit.watch.session import OnDrift, PairsOf, Watching, WatchSession
+from circuitlit.watch.session import OnDrift, PairsOf, Watching
 
 SHARDING = ("FSDPStrategy", "ModelParallelStrategy")
 
@@ -45,17 +45,17 @@ class LightningCircuitWatch(Callback, Watching):
         on_drift: OnDrift = "warn",
         settings: WatchSettings | None = None,
     ) -> None:
-        self.model = model
-        self.session = WatchSession(
-            pairs=pairs,
-            circuit=circuit,
+        super().__init__(
+            pairs,
+            circuit,
             tokenizer=tokenizer,
             folder=folder,
             every=every,
             share=share,
             on_drift=on_drift,
-            settings=settings or WatchSettings(),
+            settings=settings,
         )
+        self.model = model
         self._seen = -1
 
     def on_train_start(self, trainer: Trainer, pl_module: LightningModule) -> None:

@@ -228,9 +228,30 @@ def _say(text: str) -> None:
 
 
 class Watching:
-    """What the callbacks of every trainer have."""
+    """What the callbacks of every trainer have; arguments as the attributes of `WatchSession`."""
 
-    session: WatchSession
+    def __init__(
+        self,
+        pairs: Pairs | PairsOf,
+        circuit: Circuit | str | Path | None = None,
+        *,
+        tokenizer: Any = None,
+        folder: str | Path | None = None,
+        every: int | None = None,
+        share: float = SHARE,
+        on_drift: OnDrift = "warn",
+        settings: WatchSettings | None = None,
+    ) -> None:
+        self.session = WatchSession(
+            pairs=pairs,
+            circuit=circuit,
+            tokenizer=tokenizer,
+            folder=folder,
+            every=every,
+            share=share,
+            on_drift=on_drift,
+            settings=settings or WatchSettings(),
+        )
 
     @property
     def result(self) -> WatchedCircuit:
