@@ -24,6 +24,7 @@ from circuitlit.model.load import config_from
 ROOT = Path(__file__).parent.parent
 ORDER = [
     "errors",
+    "arguments",
     "files",
     "lock",
     "store",

@@ -6,6 +6,7 @@ from collections.abc import Iterator, Mapping, Sequence
 from dataclasses import dataclass, field
 from typing import Any, ClassVar, Literal
 
+from circuitlit.arguments import checks_arguments
 from circuitlit.compare.capability import Capability, capabilities, greedy_order, smallest_prefix
 from circuitlit.compare.effects import PairBed, gain_share, plain_logits
 from circuitlit.compare.transplant import Transplant, everything
@@ -85,6 +86,7 @@ class Capabilities(Result):
             }
 
 
+@checks_arguments
 def compare_capabilities(
     base: Subject,
     tuned: Subject,

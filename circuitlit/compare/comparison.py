@@ -9,6 +9,7 @@ from typing import Any, ClassVar
 
 import torch
 
+from circuitlit.arguments import checks_arguments
 from circuitlit.compare.difference import LABELS, CircuitDifference, Resampled, circuit_difference
 from circuitlit.compare.effects import PairBed, answers_changed
 from circuitlit.compare.mode_shares import LEAST, ModeShare, mode_shares
@@ -118,6 +119,7 @@ class Comparison(Result):
         yield from map(vars, self.at_size.points)
 
 
+@checks_arguments
 def compare_models(
     base: Workbench,
     tuned: Workbench,

@@ -10,6 +10,7 @@ from typing import Any, ClassVar
 from jaxtyping import Bool
 from torch import Tensor
 
+from circuitlit.arguments import checks_arguments
 from circuitlit.compare.damage import Damage, Levels, find_damage
 from circuitlit.compare.generality import ablation_specificity, composites, generality
 from circuitlit.compare.prevention import Prevention
@@ -143,6 +144,7 @@ class _Page:
         return self.draws or enough_draws(TESTS * self.n_tasks * (self.n_tasks - 1) // 2 + self.others)
 
 
+@checks_arguments
 def measure_generality(
     tasks: Mapping[str, tuple[Workbench, EdgeScores]],
     tuned: Subject | None = None,

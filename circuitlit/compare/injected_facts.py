@@ -10,6 +10,7 @@ from typing import Any, ClassVar
 
 import torch
 
+from circuitlit.arguments import checks_arguments
 from circuitlit.compare.effects import PairBed, gain_share, plain_logits
 from circuitlit.compare.injection import reverting_scores
 from circuitlit.compare.transplant import Transplant
@@ -107,6 +108,7 @@ class FactInjection(Result):
             yield {"node": node, **{kind: own[node] for kind, own in self.scores.items()}}
 
 
+@checks_arguments
 def inject_facts(
     base: Subject,
     tune: Callable[[str], tuple[Subject, dict[str, Any]]],

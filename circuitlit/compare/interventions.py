@@ -11,6 +11,7 @@ import torch
 from jaxtyping import Int
 from torch import Tensor
 
+from circuitlit.arguments import checks_arguments
 from circuitlit.compare.effects import (
     PairBed,
     ablated_text,
@@ -139,6 +140,7 @@ class _Case:
         return matched_nodes(self.subject.graph, self.chosen, self.draws or enough_draws(CLAIMS), self.seed)
 
 
+@checks_arguments
 def intervene_on_nodes(
     bench: Workbench,
     circuit: Circuit,

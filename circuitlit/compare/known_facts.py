@@ -11,6 +11,7 @@ from typing import Any, ClassVar, Literal
 
 import torch
 
+from circuitlit.arguments import checks_arguments
 from circuitlit.compare.effects import PairBed
 from circuitlit.compare.knowledge_circuits import (
     Drawn,
@@ -99,6 +100,7 @@ class Knowledge(Result):
             yield {"pack": task.pack, "task": name, "n_pairs": task.n_pairs, "accuracy": task.accuracy.value}
 
 
+@checks_arguments
 def measure_knowledge(
     subject: Subject,
     packs: Mapping[str, Mapping[str, PairsModule]],

@@ -9,6 +9,7 @@ import torch
 from jaxtyping import Float, Int
 from torch import Tensor
 
+from circuitlit.arguments import checks_arguments
 from circuitlit.compare.effects import node_weights
 from circuitlit.compare.generality import conflict_index, conflicting
 from circuitlit.compare.injection import expected_changes
@@ -57,6 +58,7 @@ class Prevention:
     spared: dict[str, dict[str, Estimate]]
 
 
+@checks_arguments
 def compare_freezing(
     base: Subject,
     examples: Mapping[str, Mapping[str, Examples]],

@@ -14,6 +14,7 @@ import torch
 from jaxtyping import Bool
 from torch import Tensor
 
+from circuitlit.arguments import checks_arguments
 from circuitlit.discover.workbench import Workbench
 from circuitlit.errors import UserError
 from circuitlit.evaluate import TestBed, random_circuit, summarise
@@ -125,6 +126,7 @@ class PromptComparison(Result):
                 yield {"circuit": own.circuit, "n_edges": own.n_edges, "prompt": name, **values}
 
 
+@checks_arguments
 def compare_prompts(
     benches: Mapping[str, Workbench],
     circuits: Mapping[str, Circuit] | Find,

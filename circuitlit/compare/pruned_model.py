@@ -11,6 +11,7 @@ import torch
 from jaxtyping import Int
 from torch import Tensor, nn
 
+from circuitlit.arguments import checks_arguments
 from circuitlit.compare.effects import PairBed, plain_logits, text_kl, without_nodes
 from circuitlit.errors import UserError
 from circuitlit.evaluate import Estimate
@@ -71,6 +72,7 @@ class PrunedModel(Result):
             yield {"held_out": name, "whole": before, "pruned": after}
 
 
+@checks_arguments
 def prune_model(
     subject: Subject,
     circuit: Circuit,

@@ -13,6 +13,7 @@ import torch
 from jaxtyping import Float
 from torch import Tensor
 
+from circuitlit.arguments import checks_arguments
 from circuitlit.compare.layers import changed_layers, circuit_layers, union_layers
 from circuitlit.errors import UserError
 from circuitlit.evaluate import Estimate
@@ -176,6 +177,7 @@ class RankComparison(Result):
             yield {"way": name, "n_trained": way.n_trained, "score": way.score.value, **minus}
 
 
+@checks_arguments
 def compare_rank_patterns(
     makers: RankMakers, settings: RankSettings | None = None, *, score: Score = "accuracy"
 ) -> RankComparison:

@@ -10,6 +10,7 @@ from typing import Any, ClassVar
 
 import torch
 
+from circuitlit.arguments import checks_arguments
 from circuitlit.compare.weights import check_same_graph
 from circuitlit.discover import Schedule, initial_log_alpha
 from circuitlit.discover.fit import Curves, Fit, fit
@@ -73,6 +74,7 @@ class LearnedDifference(Result):
             yield {"edge": edge, "change": change}
 
 
+@checks_arguments
 def find_difference(
     base: Workbench,
     tuned: Workbench,

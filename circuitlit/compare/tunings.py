@@ -14,6 +14,7 @@ import torch
 from jaxtyping import Float, Int
 from torch import Tensor
 
+from circuitlit.arguments import checks_arguments
 from circuitlit.compare.difference import Resampled
 from circuitlit.compare.effects import PairBed, answers_changed, model_text_kl
 from circuitlit.compare.likeness import attention_change
@@ -167,6 +168,7 @@ class TuningComparison(Result):
             yield {"run": name, "step": run.step, **values, **vars(run.weights)}
 
 
+@checks_arguments
 def compare_tunings(
     base: Workbench,
     runs: Mapping[str, Path],

@@ -10,6 +10,7 @@ import torch
 from jaxtyping import Bool, Float
 from torch import Tensor
 
+from circuitlit.arguments import checks_arguments
 from circuitlit.discover.masked_loss import MaskedLoss
 from circuitlit.discover.method import Method
 from circuitlit.discover.optimal_ablation import optimal_writers
@@ -76,6 +77,7 @@ class Workbench:
     losses: dict[tuple, MaskedLoss] = field(default_factory=dict, compare=False, repr=False)
 
     @classmethod
+    @checks_arguments
     def build(
         cls,
         subject: Subject,
@@ -141,6 +143,7 @@ class Workbench:
             self.losses[key] = MaskedLoss(self.model, layout, objective, capture)
         return self.losses[key]
 
+    @checks_arguments
     def score(
         self,
         method: Method,

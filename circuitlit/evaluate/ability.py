@@ -6,6 +6,7 @@ from collections.abc import Iterator, Mapping, Sequence
 from dataclasses import dataclass, fields
 from typing import Any, ClassVar
 
+from circuitlit.arguments import checks_arguments
 from circuitlit.errors import UserError
 from circuitlit.evaluate.behaviour import Behaviour
 from circuitlit.model import Subject
@@ -52,6 +53,7 @@ class Ability(Result):
             yield facts | {"accuracy": row.accuracy.value, "metric": row.metric.value, "reason": row.reason}
 
 
+@checks_arguments
 def measure_behaviour(
     subject: Subject,
     tasks: Mapping[str, PairsModule],

@@ -10,6 +10,7 @@ import torch
 from jaxtyping import Bool
 from torch import Tensor
 
+from circuitlit.arguments import checks_arguments
 from circuitlit.discover.workbench import Ablation, Workbench
 from circuitlit.errors import UserError
 from circuitlit.evaluate.controls import random_circuit
@@ -84,6 +85,7 @@ class Ablations(Result):
             yield {"ablation": one.kind, **values, "reason": one.reason}
 
 
+@checks_arguments
 def measure_ablations(
     bench: Workbench,
     circuit: Circuit,

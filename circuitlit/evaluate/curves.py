@@ -9,6 +9,7 @@ import torch
 from jaxtyping import Float
 from torch import Tensor
 
+from circuitlit.arguments import checks_arguments
 from circuitlit.evaluate.measure import TestBed
 from circuitlit.evaluate.statistics import Estimate, Function, statistic
 from circuitlit.evaluate.summary import Summary, summarise
@@ -72,6 +73,7 @@ def anchored(faithfulness: Float[Tensor, "size *rest"]) -> Float[Tensor, "anchor
     return torch.cat([zero, faithfulness, zero + 1])
 
 
+@checks_arguments
 def size_curve(
     bed: TestBed,
     scores: EdgeScores,

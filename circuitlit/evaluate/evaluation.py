@@ -5,6 +5,7 @@ from __future__ import annotations
 from dataclasses import replace
 from typing import Any, Literal
 
+from circuitlit.arguments import checks_arguments
 from circuitlit.discover.workbench import Workbench
 from circuitlit.errors import UserError
 from circuitlit.evaluate.baseline import validation
@@ -23,6 +24,7 @@ from circuitlit.progress import phase
 Ranking = Literal["own", "absolute", "signed"]
 
 
+@checks_arguments
 def evaluate_circuit(
     bench: Workbench,
     circuit: Circuit,

@@ -15,6 +15,7 @@ from jaxtyping import Float
 from lightning import seed_everything
 from torch import Tensor
 
+from circuitlit.arguments import checks_arguments
 from circuitlit.discover import HardConcrete, MaskLearner, Schedule, initial_log_alpha, mask_gradients
 from circuitlit.discover.error_weight import for_errors
 from circuitlit.discover.fit import Curves, fit
@@ -66,6 +67,7 @@ SCALE = 3.0  # log-alphas begin between minus and plus this number
 Learn = Callable[[Workbench, Sequence[Baseline]], Trained | None]  # given the attributions, start first
 
 
+@checks_arguments
 def find_circuit(
     model: str | Path | PreTrainedModel | Subject,
     pairs: Pairs | PairsModule,
@@ -122,6 +124,7 @@ def find_circuit(
     return found
 
 
+@checks_arguments
 def attribute_circuit(
     model: str | Path | PreTrainedModel | Subject,
     pairs: Pairs | PairsModule,

@@ -9,6 +9,7 @@ from typing import Any, ClassVar
 
 import torch
 
+from circuitlit.arguments import checks_arguments
 from circuitlit.discover.workbench import Workbench
 from circuitlit.errors import UserError
 from circuitlit.evaluate.measure import TestBed
@@ -77,6 +78,7 @@ class Generalisation(Result):
             yield {"axis": one.name, "than": one.than, "n_pairs": one.n_pairs, **values, "reason": one.reason}
 
 
+@checks_arguments
 def measure_generalisation(
     bench: Workbench, circuit: Circuit, *, pairs: int = 48, front: str = NEUTRAL, seed: int = 0
 ) -> Generalisation:

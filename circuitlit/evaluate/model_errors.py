@@ -12,6 +12,7 @@ from jaxtyping import Float, Int
 from scipy.optimize import linear_sum_assignment
 from torch import Tensor
 
+from circuitlit.arguments import checks_arguments
 from circuitlit.discover.workbench import Workbench
 from circuitlit.errors import UserError
 from circuitlit.evaluate.agreement import LEAST_ERRORS, Agreement, Agreements
@@ -119,6 +120,7 @@ class ModelErrors(Result):
                 yield {"said": name, "n_right": one.n_right, "n_wrong": one.n_wrong, **values, "reason": one.reason}
 
 
+@checks_arguments
 def measure_errors(
     bench: Workbench,
     circuit: Circuit,

@@ -13,6 +13,7 @@ import torch
 from jaxtyping import Bool, Float
 from torch import Tensor
 
+from circuitlit.arguments import checks_arguments
 from circuitlit.evaluate.statistics import average_ranks
 from circuitlit.graph import Circuit, EdgeScores
 
@@ -82,6 +83,7 @@ def spearman(ours: Values, theirs: Values, where: Kept | None = None) -> float:
     return float((a * b).sum() / ((a * a).sum() * (b * b).sum()).sqrt())
 
 
+@checks_arguments
 def similarity(ours: Circuit, theirs: Circuit) -> dict[str, float]:
     """All of the above for two circuits of one graph, on the edges asked for; scores off a circuit play no part.
 

@@ -9,6 +9,7 @@ from typing import Literal
 
 import torch
 
+from circuitlit.arguments import checks_arguments
 from circuitlit.evaluate.measure import TestBed
 from circuitlit.graph import Circuit, EdgeScores
 from circuitlit.graph.select import Select
@@ -40,6 +41,7 @@ class Smallest:
         return asdict(self)
 
 
+@checks_arguments
 def smallest_circuit(
     bed: TestBed,
     scores: EdgeScores,

@@ -11,6 +11,7 @@ from typing import NamedTuple
 
 from transformers import PreTrainedTokenizerBase
 
+from circuitlit.arguments import checks_arguments
 from circuitlit.errors import UserError
 from circuitlit.tasks import Batch, EncodedPairs, Pair, Pairs, encode
 from circuitlit.tasks.encoded import Row
@@ -49,6 +50,7 @@ class Examples:
         return Preference(self.chosen.collate(indices), rejected)
 
 
+@checks_arguments
 def examples_of_task(splits: Pairs, tokenizer: PreTrainedTokenizerBase) -> dict[str, Examples]:
     """A task's pairs: the answer is chosen, the wrong answer (or a wrong choice, in turn) rejected.
 

@@ -10,6 +10,7 @@ from typing import Any, ClassVar, Literal
 
 from torch import nn
 
+from circuitlit.arguments import checks_arguments
 from circuitlit.discover.fit import Curves
 from circuitlit.discover.fit import fit as fit_quietly
 from circuitlit.errors import UserError
@@ -87,6 +88,7 @@ class TunedModel(Result):
         return module
 
 
+@checks_arguments
 def finetune_model(
     subject: Subject,
     examples: Mapping[str, Examples],

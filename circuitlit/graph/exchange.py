@@ -21,6 +21,7 @@ import torch
 from jaxtyping import Bool, Float, Int
 from torch import Tensor
 
+from circuitlit.arguments import checks_arguments
 from circuitlit.errors import UserError
 from circuitlit.files import write_json
 from circuitlit.graph.circuit import Circuit
@@ -34,6 +35,7 @@ FORMATS = ("mib_json", "mib_pt", "eap_ig_json")
 _OURS = "circuitlit"  # a key that other readers skip
 
 
+@checks_arguments
 def export_circuit(circuit: Circuit, path: Path, format: str, d_model: int) -> None:
     """Write a circuit for MIB or EAP-IG; `mib_json` and `eap_ig_json` are one layout.
 
@@ -86,6 +88,7 @@ def export_circuit(circuit: Circuit, path: Path, format: str, d_model: int) -> N
         raise UserError(f"{path}: cannot be written ({error.strerror}); choose another file") from error
 
 
+@checks_arguments
 def load_circuit(path: Path | str, graph: Graph | None = None) -> Circuit:
     """Read a circuit from a run's folder, our safetensors, or a json or pt file of MIB or EAP-IG.
 

@@ -9,6 +9,7 @@ import torch
 from jaxtyping import Bool, Float, Int
 from torch import Tensor
 
+from circuitlit.arguments import checks_arguments
 from circuitlit.errors import UserError
 from circuitlit.evaluate.statistics import Groups
 from circuitlit.evaluate.testing import LEAST_DRAWS, enough_draws, with_holm
@@ -72,6 +73,7 @@ class _Bench:
         return None if self.circuit is None else heads_in_circuit(self.circuit)
 
 
+@checks_arguments
 def score_heads(
     subject: Subject,
     data: PairsModule,

@@ -12,6 +12,7 @@ from torch import nn
 from transformers import AutoConfig, AutoTokenizer, PretrainedConfig, PreTrainedTokenizerBase
 from transformers.utils import logging as hf_logging
 
+from circuitlit.arguments import checks_arguments
 from circuitlit.errors import UserError
 from circuitlit.model.adapters import load_adapter
 from circuitlit.model.borrow import frozen_view
@@ -40,6 +41,7 @@ def config_from(architecture: dict[str, Any]) -> PretrainedConfig:
     return AutoConfig.for_model(numbers.pop("model_type"), **numbers)
 
 
+@checks_arguments
 def load_subject(
     model: str | Path | nn.Module,
     tokenizer: PreTrainedTokenizerBase | None = None,
@@ -83,6 +85,7 @@ def load_subject(
     """
     if dtype is not None and dtype not in DTYPES:
         raise UserError(f"dtype={dtype} is not one of {', '.join(DTYPES)}")
+    _refuse_device(device)
     where = type(model).__name__ if isinstance(model, nn.Module) else f"model '{model}'"
     loaded: Any
     files: CheckpointWeights | None = None
@@ -127,6 +130,14 @@ def load_subject(
         facts_of_code = facts | {"name": name or short, "trust_remote_code": trust_remote_code}
         refuse_unchecked(unwrap(loaded), name or short, facts_of_code, Path(cache_dir))
     return Subject(loaded, tokenizer, name or short, facts, source=files, checked=True)
+
+
+def _refuse_device(device: str | torch.device | None) -> None:
+    try:
+        torch.empty(0, device=device)
+    except (RuntimeError, AssertionError) as error:  # an unknown name; no such device, or no driver for it
+        said = str(error).splitlines()[0].split(". ")[0]
+        raise UserError(f"device={device}: {said}; take one that this machine has, or leave it out") from error
 
 
 def _tokenizer(where: str, folder: str, remote: dict[str, Any]) -> PreTrainedTokenizerBase:

@@ -13,6 +13,7 @@ from jinja2 import Environment, FileSystemLoader, StrictUndefined
 from markupsafe import Markup
 from plotly.offline import get_plotlyjs
 
+from circuitlit.arguments import checks_arguments
 from circuitlit.errors import UserError
 from circuitlit.heads.explain.explanation import Explanation
 from circuitlit.report.artefacts import Run, read_run
@@ -36,6 +37,7 @@ _EVOLVES = ("steps", "overlap_final", "churn", "kept", "flow", "graph")
 _SETTINGS = ("task", "model", "method", "ablation", "seed", "steps", "seconds", "n_pairs")
 
 
+@checks_arguments
 def write_page(
     run_dir: Path | str, beside: Sequence[Path | str] = (), groups: Mapping[str, Sequence[str]] | None = None
 ) -> Path:

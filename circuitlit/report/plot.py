@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import plotly.graph_objects as go
 
+from circuitlit.arguments import checks_arguments
 from circuitlit.graph import Circuit
 from circuitlit.report.circuit_figure import colours_of, edge_traces, node_trace
 from circuitlit.report.drawing import DRAWN
@@ -13,6 +14,7 @@ from circuitlit.report.paper_circuit import linked_nodes, ordered_places
 from circuitlit.report.table import count
 
 
+@checks_arguments
 def plot_circuit(circuit: Circuit, drawn: int = DRAWN) -> go.Figure:
     """Draw the top edges of a circuit, layers upwards; a node's text names its strongest edges.
 

@@ -10,6 +10,7 @@ from pathlib import Path
 import plotly.graph_objects as go
 from plotly.subplots import make_subplots
 
+from circuitlit.arguments import checks_arguments
 from circuitlit.errors import UserError
 from circuitlit.evaluate.overlap import StandIns, draws_for
 from circuitlit.evaluate.overlap_figures import SharedFigures
@@ -91,6 +92,7 @@ def write_runs_page(
     return save_page(path, render("runs.html.j2", values, figures))
 
 
+@checks_arguments
 def write_runs(given: Sequence[Path | str], folder: Path | str) -> tuple[list[Path], dict[str, str]]:
     """Write `runs.html`, which compares runs, and `runs.csv` with a line for each.
 

@@ -12,6 +12,7 @@ from lightning.pytorch import LightningDataModule
 from torch.utils.data import DataLoader, Dataset
 from transformers import PreTrainedTokenizerBase
 
+from circuitlit.arguments import checks_arguments
 from circuitlit.errors import UserError
 from circuitlit.tasks.encode import encode
 from circuitlit.tasks.encoded import EncodedPairs
@@ -66,6 +67,7 @@ class PairsModule(LightningDataModule):
         pads_to_longest: True where every training batch has the length of the longest pair.
     """
 
+    @checks_arguments
     def __init__(
         self,
         splits: Pairs,

@@ -6,6 +6,7 @@ from collections.abc import Mapping, Sequence
 from dataclasses import dataclass, field, replace
 from typing import Any
 
+from circuitlit.arguments import checks_arguments
 from circuitlit.errors import UserError
 from circuitlit.tasks.pair import Pair
 
@@ -50,6 +51,7 @@ class Pairs:
     panel: list[Pair] = field(default_factory=list)
 
     @classmethod
+    @checks_arguments
     def from_list(
         cls,
         rows: Sequence[Mapping[str, Any]],

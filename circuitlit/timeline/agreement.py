@@ -8,6 +8,7 @@ from dataclasses import dataclass
 from statistics import median
 from typing import Any, ClassVar
 
+from circuitlit.arguments import checks_arguments
 from circuitlit.errors import UserError
 from circuitlit.result import Result
 from circuitlit.timeline.chance import BEYOND, NOT_BEYOND
@@ -65,6 +66,7 @@ class TimelineAgreement(Result):
             yield {"stage": one.stage, **dict(zip(self.runs, one.starts, strict=True)), "verdict": one.verdict}
 
 
+@checks_arguments
 def compare_timelines(timelines: Mapping[str, MaskTimeline]) -> TimelineAgreement:
     """Tell whether runs of `train` go through the same stages at the same time.
 

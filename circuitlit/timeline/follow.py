@@ -13,6 +13,7 @@ from typing import Any
 
 import torch
 
+from circuitlit.arguments import checks_arguments
 from circuitlit.discover.method import Method
 from circuitlit.discover.workbench import Workbench
 from circuitlit.errors import UserError
@@ -123,6 +124,7 @@ def _measured(
     return made
 
 
+@checks_arguments
 def follow_checkpoints(
     checkpoints: Sequence[Checkpoint],
     tasks: Mapping[str, Callable[[Subject], Workbench]],

@@ -14,6 +14,7 @@ from typing import Any, ClassVar, Self
 import numpy as np
 import torch
 
+from circuitlit.arguments import checks_arguments
 from circuitlit.graph import Graph, reachable_edges
 from circuitlit.result import Result
 from circuitlit.timeline.chance import DRAWS
@@ -143,6 +144,7 @@ class MaskTimeline(Result):
             yield dict(zip(("step", *names[1:], "sparsity_asked", "noise"), values, strict=True))
 
 
+@checks_arguments
 def follow_masks(
     run: Path | str | Snapshots, curves: Iterable[Mapping[str, float]] | None = None, *, draws: int = DRAWS
 ) -> MaskTimeline:

@@ -15,6 +15,7 @@ import torch
 from jaxtyping import Float, Int
 from torch import Tensor
 
+from circuitlit.arguments import checks_arguments
 from circuitlit.compare.answers import AllAnswers, compare_answers
 from circuitlit.compare.comparison import Comparison, compare_models
 from circuitlit.compare.interventions import (
@@ -90,6 +91,7 @@ def story_draws(ways: int, sizes: int) -> int:
     return enough_draws(ways * (RANKINGS * sizes + CLAIMS + COMPARISONS * TESTS))
 
 
+@checks_arguments
 def tell_story(
     makers: Makers,
     method: Method,

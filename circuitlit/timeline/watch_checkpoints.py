@@ -9,6 +9,7 @@ from pathlib import Path
 from tempfile import TemporaryDirectory
 from typing import Any
 
+from circuitlit.arguments import checks_arguments
 from circuitlit.errors import UserError, sentence
 from circuitlit.graph import Circuit
 from circuitlit.model import Subject
@@ -27,6 +28,7 @@ SERIES = "training"
 PairsOf = Callable[[Any], Pairs]  # of a tokenizer
 
 
+@checks_arguments
 def watch_checkpoints(
     checkpoints: Sequence[Checkpoint],
     pairs: Pairs | PairsOf,

@@ -15,6 +15,7 @@ import torch
 import torch.distributed as dist
 from torch import nn
 
+from circuitlit.arguments import checks_arguments
 from circuitlit.errors import UserError
 from circuitlit.graph import Circuit
 from circuitlit.progress import CONSOLE
@@ -230,6 +231,7 @@ def _say(text: str) -> None:
 class Watching:
     """What the callbacks of every trainer have; arguments as the attributes of `WatchSession`."""
 
+    @checks_arguments
     def __init__(
         self,
         pairs: Pairs | PairsOf,

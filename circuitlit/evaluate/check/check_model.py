@@ -12,6 +12,7 @@ import torch
 from torch import nn
 from transformers import PreTrainedTokenizerBase
 
+from circuitlit.arguments import checks_arguments
 from circuitlit.errors import UserError
 from circuitlit.evaluate.check import identities
 from circuitlit.evaluate.check.identities import ROWS, Prompts, random_prompts
@@ -86,6 +87,7 @@ class ModelCheck(Result):
             yield {**vars(one), "holds": one.holds}
 
 
+@checks_arguments
 def check_model(
     model: Subject | str | Path | nn.Module,
     tokenizer: PreTrainedTokenizerBase | None = None,

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 from statistics import median
 
+from circuitlit.arguments import checks_arguments
 from circuitlit.discover.method import Method
 from circuitlit.discover.workbench import Workbench
 from circuitlit.evaluate.cost.benchmark import AttributionTime, AttributionTimes, dtype_of, machine_of, said
@@ -11,6 +12,7 @@ from circuitlit.evaluate.cost.timer import now
 from circuitlit.evaluate.cost.training import stock_step
 
 
+@checks_arguments
 def time_attribution(bench: Workbench, method: Method, batches: int | None = None) -> AttributionTimes:
     """Seconds in which a method scores all edges on one batch, beside a stock forward and backward.
 

@@ -16,6 +16,7 @@ from torch import Tensor
 from torch.autograd import Function
 from transformers import AutoModelForCausalLM
 
+from circuitlit.arguments import checks_arguments
 from circuitlit.errors import UserError
 from circuitlit.evaluate.cost.benchmark import MemoryPlan, MemoryPlans, dtype_of, machine_of
 from circuitlit.evaluate.cost.footprint import Footprint
@@ -63,6 +64,7 @@ class StepShape:
     packed_bits: float | None = None
 
 
+@checks_arguments
 def plan_memory(subject: Subject, shape: StepShape, gib: float | None = None) -> MemoryPlans:
     """How much memory a training step takes, without running one, and the largest batch that fits.
 

@@ -12,6 +12,7 @@ from typing import Any
 import torch
 from lightning import Callback
 
+from circuitlit.arguments import checks_arguments
 from circuitlit.discover import MaskLearner, initial_log_alpha
 from circuitlit.discover.fit import fit
 from circuitlit.discover.workbench import Workbench
@@ -29,6 +30,7 @@ def steps_to_take(warmup: int, repeats: int) -> int:
     return warmup + repeats * (2 if torch.cuda.is_available() else 1) + 1
 
 
+@checks_arguments
 def time_training(
     bench: Workbench,
     *,

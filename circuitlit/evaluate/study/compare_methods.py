@@ -13,6 +13,7 @@ from typing import Any
 
 from lightning import seed_everything
 
+from circuitlit.arguments import checks_arguments
 from circuitlit.discover import mask_gradients
 from circuitlit.discover.gates import Gates
 from circuitlit.discover.method import Method
@@ -109,6 +110,7 @@ def _make(work: Work, build: Callable[[], StudyTask], folder: Path) -> Any:
     return work(build(), folder)
 
 
+@checks_arguments
 def learn_masks(
     bench: Workbench,
     start: EdgeScores,
@@ -120,6 +122,7 @@ def learn_masks(
     return train_masks(bench, [Baseline(start, 0.0)], schedule=schedule, gates=gates, seed=seed).scores
 
 
+@checks_arguments
 def compare_methods(
     benches: Mapping[str, Workbench],
     attributions: Mapping[str, Method],

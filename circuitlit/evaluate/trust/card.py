@@ -11,6 +11,7 @@ from pathlib import Path
 from tempfile import TemporaryDirectory
 from typing import Any, ClassVar, TypeVar
 
+from circuitlit.arguments import checks_arguments
 from circuitlit.discover.workbench import Workbench
 from circuitlit.errors import UserError
 from circuitlit.evaluate.ablations import Ablations, measure_ablations
@@ -90,6 +91,7 @@ class TrustCard(Result):
             yield {name: getattr(row, name) for name in names}
 
 
+@checks_arguments
 def measure_trust(
     bench: Workbench,
     circuit: Circuit,

@@ -10,6 +10,7 @@ from pathlib import Path
 from tempfile import TemporaryDirectory
 from typing import Any
 
+from circuitlit.arguments import checks_arguments
 from circuitlit.discover.gates import Gates
 from circuitlit.discover.schedule import Schedule
 from circuitlit.discover.workbench import Workbench
@@ -27,6 +28,7 @@ from circuitlit.tasks import PairsModule
 SHARES = (0.75, 0.5, 0.25, 0.0)
 
 
+@checks_arguments
 def find_rivals(
     bench: Workbench,
     circuit: Circuit,

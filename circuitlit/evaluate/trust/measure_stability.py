@@ -12,6 +12,7 @@ from pathlib import Path
 from tempfile import TemporaryDirectory
 from typing import Any
 
+from circuitlit.arguments import checks_arguments
 from circuitlit.discover.gates import Gates
 from circuitlit.discover.method import Method
 from circuitlit.discover.methods.eap_ig import eap_ig
@@ -36,6 +37,7 @@ LEAST_UNITS = 4  # pairs or sentences that can be halved in more than one way
 Rows = list[int]
 
 
+@checks_arguments
 def measure_stability(
     bench: Workbench,
     circuit: Circuit,

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+from circuitlit.arguments import checks_arguments
 from circuitlit.discover.workbench import Workbench
 from circuitlit.evaluate.measure import TestBed
 from circuitlit.graph import Circuit
@@ -12,6 +13,7 @@ from circuitlit.heads.explain.nodes import find_leading
 from circuitlit.progress import phase
 
 
+@checks_arguments
 def explain_circuit(
     bench: Workbench,
     circuit: Circuit,
