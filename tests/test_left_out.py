@@ -175,3 +175,27 @@ def test_buffers_are_lent_to_one_run_at_a_time(batch: Batch) -> None:
 def test_products_are_tried_on_the_cpu_wherever_tensors_are_made() -> None:
     with torch.device("meta"):
         assert products._available.__wrapped__() == products._available()
+
+
+def test_what_prompts_begin_with_is_computed_once(subject: Subject, alike: Batch) -> None:
+    """Three tokens of both prompts, the last one an answer position of one pair: in the forward, and in the runs."""
+    rows = {
+        name: torch.cat([getattr(alike, name)[:1, :3].expand(3, -1), getattr(alike, name)[:, 3:]], 1)
+        for name in ("clean", "corrupted", "roles")
+    }
+    rows["corrupted"][:, 2] = (rows["clean"][:, 2] + 1) % 40
+    positions = torch.tensor([[3, 5], [2, 6], [4, 0]])
+    batch = replace(alike, **rows, positions=positions)
+    assert batch.alike == 3
+    known = References(subject, "interchange")
+    (apart, one), (once, other) = known.with_corrupted(batch), known.with_corrupted(batch, 3)
+    for found, expected in ((once.teacher, apart.teacher), (other, one)):
+        torch.testing.assert_close(found, expected, rtol=0, atol=1e-5)  # references are float32
+    for name, expected in vars(apart.ablated).items():
+        torch.testing.assert_close(getattr(once.ablated, name), expected, **TIGHT)
+    tokens = needed_tokens(alike.clean.shape[1], positions, apart.shared, 3)
+    assert tokens is not None and tokens.source is not None and len(tokens.live) + len(tokens.past) <= 3 + 12
+    drawn = torch.rand(subject.graph.n_edges, dtype=torch.float64, generator=torch.Generator().manual_seed(4))
+    masks = MaskLayout(subject.graph).dense(drawn)
+    found = MaskedModel(subject)(masks, batch.clean, apart.ablated, positions, shared=apart.shared, alike=3)
+    torch.testing.assert_close(found, masked_logits(subject, batch, masks[0]), **TIGHT)

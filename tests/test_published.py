@@ -79,6 +79,7 @@ def test_years_are_those_of_whole_texts(tokenizer: PreTrainedTokenizerBase) -> N
     for pair in pairs.panel:
         assert pair.wrong[0] == "00" and pair.right[-1] == "99" and len(pair.right) + len(pair.wrong) == 100
         assert pair.clean.count(pair.wrong[-1]) and pair.clean.endswith(pair.corrupted[-8:])  # type: ignore[index]
+    assert published_rows(bench, None) == 4 * (10 if split else 1)  # there are no more than four
     templates = {pair.template for pair in pairs.panel}
     assert templates <= {pair.template for pair in pairs.test} and not templates & {p.template for p in pairs.train}
 

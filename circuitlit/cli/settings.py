@@ -72,7 +72,7 @@ SETTINGS: dict[str, Kind] = {
     "evaluate.baselines": listed(preset("method")),
     "evaluate.probe_pairs": COUNT,
     "evaluate.least_pairs": COUNT,
-    "evaluate.published_pairs": SOME,
+    "evaluate.published_pairs": SOME | None,
     "evaluate.smoke": flag(),
     "evaluate.max_kl_share": number(0),
     "explain": mapping(dict.fromkeys(("examples", "heads", "mlps", "edges"), SOME) | {"pairs": whole(2)}) | None,

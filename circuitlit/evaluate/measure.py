@@ -94,4 +94,12 @@ def masked_logits(
 ) -> Float[Tensor, "batch answer vocab"]:
     """Logits of a set of edges, or of masks between 0 and 1, on one batch."""
     masks = scatter_edges(model.graph, kept.to(model.subject.device, torch.float32))
-    return model(masks, batch.clean, reference.ablated, batch.positions, batch.roles, shared=reference.shared)
+    return model(
+        masks,
+        batch.clean,
+        reference.ablated,
+        batch.positions,
+        batch.roles,
+        shared=reference.shared,
+        alike=reference.alike,
+    )

@@ -6,8 +6,8 @@ go by sentences as everywhere.
 
 from __future__ import annotations
 
-from collections.abc import Callable
-from dataclasses import dataclass
+from collections.abc import Callable, Sequence
+from dataclasses import dataclass, replace
 from typing import NamedTuple
 
 import torch
@@ -21,10 +21,11 @@ from circuitlit.evaluate.measure import masked_logits
 from circuitlit.evaluate.statistics import Estimate, mean_estimate
 from circuitlit.graph import Circuit
 from circuitlit.masked import MaskedModel, Reference
-from circuitlit.tasks.pair import Batch
+from circuitlit.tasks.pair import Batch, Pair
 from circuitlit.tasks.panel import Panel, encode_panel
 
 LEAST_PAIRS, LEAST_SENTENCES = 50, 8  # below which nothing is to be concluded
+PROMPTS = 56  # that all pairs take together, where nobody says how many these are
 WITHIN = 10  # years on either side of the cut-off
 Kept = Bool[Tensor, "copies edge"]
 ByMeasure = dict[str, Float[Tensor, "pair"]]
@@ -152,22 +153,23 @@ class PanelBed:
 
     @classmethod
     @torch.no_grad()
-    def build(cls, bench: Workbench, pairs: int) -> PanelBed | None:
+    def build(cls, bench: Workbench, pairs: int | None) -> PanelBed | None:
         """The first pairs of a task's panel; None where it has no published measures, or for no pairs."""
-        splits, tokenizer = bench.data.splits, bench.subject.tokenizer
-        some = (splits.panel or splits.test)[:pairs]
-        if not splits.published or not some or tokenizer is None:
+        some, splits = _some(bench, pairs), bench.data.splits
+        if not some:
             return None
-        panel = encode_panel(some, tokenizer, splits.role_names)
+        panel = _encoded(bench, some)
         known, batches, references = bench.fresh_references(), [], []
         full, corrupted = (torch.full(panel.signs.shape, torch.nan, dtype=torch.float64) for _ in range(2))
         nothing = torch.zeros(1, bench.model.graph.n_edges, dtype=torch.bool)
-        for batch in panel.batches(bench.data.eval_batch_size):
+        shares = bench.subject.device.type == "cpu" and len(panel.rows) > len(some)  # a pair's rows begin alike
+        for batch in panel.batches(1 if shares else bench.data.eval_batch_size):
             batch = batch.to(bench.subject.device)
+            alike = batch.alike if shares else 0
             if known.kind == "interchange":
-                reference, logits = known.with_corrupted(batch)
+                reference, logits = known.with_corrupted(batch, alike)
             else:
-                reference = known.compute(batch)
+                reference = replace(known.compute(batch), alike=alike)
                 logits = masked_logits(bench.model, nothing, batch, reference)
             panel.log_probabilities(batch, reference.teacher, full)
             panel.log_probabilities(batch, logits, corrupted)
@@ -209,17 +211,29 @@ class PanelBed:
         return {name: torch.tensor([row[name] for row in rows], dtype=torch.float64) for name in rows[0]}
 
 
-def published_rows(bench: Workbench, pairs: int) -> int:
+def _encoded(bench: Workbench, pairs: Sequence[Pair]) -> Panel:
+    tokenizer = bench.subject.tokenizer
+    assert tokenizer is not None
+    return encode_panel(pairs, tokenizer, bench.data.splits.role_names)
+
+
+def _some(bench: Workbench, pairs: int | None) -> list[Pair]:
+    """The first pairs of a task's panel; None takes those of so many prompts, at least one of every sentence."""
+    splits = bench.data.splits
+    every = (splits.panel or splits.test) if splits.published and bench.subject.tokenizer is not None else []
+    if pairs is None and every:
+        pairs = max(PROMPTS // len(_encoded(bench, every[:1]).rows), len({pair.unit for pair in every}))
+    return every[:pairs]
+
+
+def published_rows(bench: Workbench, pairs: int | None) -> int:
     """Rows that a circuit is run on for the published measures."""
-    splits, tokenizer = bench.data.splits, bench.subject.tokenizer
-    some = (splits.panel or splits.test)[:pairs]
-    if not splits.published or not some or tokenizer is None:
-        return 0
-    return len(some) * len(encode_panel(some[:1], tokenizer, splits.role_names).rows)
+    some = _some(bench, pairs)
+    return len(some) * len(_encoded(bench, some[:1]).rows) if some else 0
 
 
 def measure_published(
-    bench: Workbench, circuit: Circuit, attribution: Circuit | None = None, pairs: int = 56
+    bench: Workbench, circuit: Circuit, attribution: Circuit | None = None, pairs: int | None = None
 ) -> Published | None:
     """The published measures of a task for a circuit and all that it is compared with.
 
@@ -227,7 +241,8 @@ def measure_published(
         bench: subject, pairs and masked model.
         circuit: what is measured.
         attribution: a circuit to measure beside it.
-        pairs: most of the panel's pairs.
+        pairs: most of the panel's pairs; None takes 56, or fewer where each of them takes several prompts, but one of
+            every sentence.
 
     Returns:
         None where the task has none, or for no pairs.

@@ -49,7 +49,7 @@ class Bars:
         max_kl_share: a circuit with more than this share of the corrupted run's KL has FAILED.
         least_pairs: fewer test pairs than these are not judged by, unless they are all inputs there are.
         smoke: True says that nothing is concluded.
-        published_pairs: test pairs for the task's published measures; 0 leaves them out.
+        published_pairs: test pairs for the task's published measures; 0 leaves them out; None: see `measure_published`.
     """
 
     controls: int = 40
@@ -58,7 +58,7 @@ class Bars:
     max_kl_share: float = 0.5
     least_pairs: int = 10
     smoke: bool = False
-    published_pairs: int = 56
+    published_pairs: int | None = None
 
 
 def held_out(bench: Workbench, split: str = "test") -> TestBed:

@@ -9,6 +9,7 @@ from typing import Literal, get_args
 import torch
 from jaxtyping import Float, Int
 from torch import Tensor
+from transformers import DynamicCache
 
 from circuitlit.errors import UserError
 from circuitlit.model.record import record
@@ -57,9 +58,18 @@ def run_writers(subject: Subject, ids: Int[Tensor, "batch pos"]) -> Ablated:
 
 @torch.no_grad()
 def run_and_record(
-    subject: Subject, ids: Int[Tensor, "batch pos"], rows: int
+    subject: Subject, ids: Int[Tensor, "batch pos"], rows: int, alike: int = 0
 ) -> tuple[Ablated, Float[Tensor, "batch pos d"]]:
-    """A stock forward: outputs of all writers in the first `rows` examples, and the final normed stream of all."""
+    """A stock forward: outputs of all writers in the first `rows` examples, and the final normed stream of all.
+
+    Args:
+        subject: the frozen model.
+        ids: the prompts.
+        rows: see above.
+        alike: tokens that the first `rows` examples begin with, and that all others do; both beginnings are run once.
+    """
+    if alike and subject.graph.inputs == 1:
+        return _continued(subject, ids, rows, alike)
     with record(subject) as recording:
         hidden = subject.hidden(ids)
     extra = subject.graph.inputs - 1
@@ -68,6 +78,29 @@ def run_and_record(
     if extra:
         made.positions = subject.positions(ids.shape[1]).expand(rows, extra, -1, -1)
     return made, hidden
+
+
+def _continued(
+    subject: Subject, ids: Int[Tensor, "batch pos"], rows: int, alike: int
+) -> tuple[Ablated, Float[Tensor, "batch pos d"]]:
+    """As `run_and_record`: two beginnings of a row each, then the examples' own tokens behind what is kept of them."""
+    cache = DynamicCache(config=subject.model.config)
+    with record(subject) as first:
+        begun = subject.hidden(ids[[0, -1], :alike], cache)
+    counts = torch.tensor([rows, len(ids) - rows], device=ids.device)
+    cache.batch_select_indices(torch.arange(2, device=ids.device).repeat_interleave(counts))
+    with record(subject) as rest:
+        ended = subject.hidden(ids[:, alike:], cache)
+
+    def whole(start: Float[Tensor, "two pos d"], end: Float[Tensor, "batch pos d"]) -> Float[Tensor, "rows pos d"]:
+        return torch.cat([start[:1].expand(rows, -1, -1), end[:rows]], 1)
+
+    heads, mlps = (
+        torch.stack([whole(*both) for both in zip(*parts, strict=True)], 1)
+        for parts in ((first.heads, rest.heads), (first.mlps, rest.mlps))
+    )
+    hidden = torch.cat([begun.repeat_interleave(counts, 0), ended], 1)
+    return Ablated(whole(first.embed[0], rest.embed[0]), heads, mlps), hidden
 
 
 def ablated_run(subject: Subject, batch: Batch, kind: Kind, constants: Ablated | None = None) -> Ablated:

@@ -114,7 +114,7 @@ class MaskedBlock(nn.Module):
             projected = self._beside_past(projected, ablated, tokens)
         results = picked(self._attend(projected, ablated_heads, rotary, real).transpose(0, 1), tokens).transpose(0, 1)
         token = self._write_heads(ledger, token, results)
-        added = self._put_out(ablated_heads)
+        added = self._put_out(ablated_heads, tokens)
         if not self.parallel:
             token, mlp_seen = ledger.read_on(token, mlp_seen, picked(added, tokens), row + split, first, heads)
         routed = self.tail > 1  # else no slice, whose backward is two more launches
@@ -126,10 +126,14 @@ class MaskedBlock(nn.Module):
         """Enter what the heads' results, less the ablated ones, add to the residual stream."""
         return ledger.write_heads(token, self.first_writer, results, self.out_weight)
 
-    def _put_out(self, results: Float[Tensor, "batch pos width"]) -> Float[Tensor, "token d"]:
-        """What heads' results, side by side, add to the residual stream together, the bias with them."""
+    def _put_out(self, results: Float[Tensor, "batch pos width"], tokens: Tokens | None) -> Float[Tensor, "token d"]:
+        """What heads' results, side by side, add to the residual stream together, the bias with them; 0 if unread."""
         flat, weight = results.reshape(-1, results.shape[-1]), self.out_weight.detach().flatten(0, 1)
-        return frozen_product(flat, weight, self.out_bias)
+        if tokens is None or tokens.source is None:
+            return frozen_product(flat, weight, self.out_bias)
+        read = tokens.computed()
+        put = frozen_product(flat[read], weight, self.out_bias)
+        return put.new_zeros(len(flat), put.shape[-1]).index_copy(0, read, put)
 
     def write_mlp(
         self, x: Float[Tensor, "row token d"], routed: Float[Tensor, "routed token d"] | None = None

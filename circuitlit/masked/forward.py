@@ -74,6 +74,7 @@ class MaskedModel(nn.Module):
         roles: Int[Tensor, "batch pos"] | None = None,
         between: bool = False,
         shared: Int[Tensor, "batch"] | None = None,
+        alike: int = 0,
     ) -> Float[Tensor, "batch answer vocab"]:
         """Logits of the masked model at the answer positions.
 
@@ -86,12 +87,13 @@ class MaskedModel(nn.Module):
             between: True where nobody asks for the gradients of masks of exactly 0 or 1; they may be left at 0.
             shared: of each prompt, tokens at its start on which `ablated` is this model's run of the same tokens; on a
                 CPU they cost next to nothing.
+            alike: tokens that all prompts, clean and corrupted ones, begin with; a CPU computes them once.
         """
         batch, length = ids.shape
         self.check_length(length)
         embedded = self.subject.embedded(ids).flatten(0, 1)
         stream = ablated.embed.flatten(0, 1)
-        tokens = needed_tokens(length, positions, shared) if self._may_leave_out(embedded) else None
+        tokens = needed_tokens(length, positions, shared, alike) if self._may_leave_out(embedded) else None
         embedded = picked(embedded, tokens)
         groups = _groups(None if roles is None else picked(roles.flatten(), tokens), masks.shape[0])
         readers = self.panel * self.graph.readers_per_layer
@@ -112,6 +114,7 @@ class MaskedModel(nn.Module):
             else:
                 token, stream = self._run_panel(*args)
         flat = (positions + length * torch.arange(batch, device=ids.device)[:, None]).flatten()
+        flat = flat if tokens is None else tokens.sources(flat)
         final = ledger.read_at(token, stream[flat], flat if tokens is None else tokens.place_of(flat))
         return self.subject.unembed(self.final_norm(final)).unflatten(0, positions.shape)
 

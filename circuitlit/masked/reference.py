@@ -30,17 +30,21 @@ class Reference:
         ablated: the outputs.
         shared: of each prompt, tokens at its start on which both runs are one; None where that is not known, or on a
             device for which one would have to wait.
+        alike: tokens at the start that all prompts of the batch have in common, in both runs.
     """
 
     teacher: Float[Tensor, "batch answer vocab"]
     ablated: Ablated
     shared: Int[Tensor, "batch"] | None = None
+    alike: int = 0
 
     def head(self, count: int) -> Reference:
         """Those of the first `count` rows."""
         rows = torch.arange(count, device=self.teacher.device)
         shared = None if self.shared is None else self.shared[:count]
-        return Reference(self.teacher[:count], self.ablated.rows(rows, self.ablated.embed.shape[-2]), shared)
+        return Reference(
+            self.teacher[:count], self.ablated.rows(rows, self.ablated.embed.shape[-2]), shared, self.alike
+        )
 
 
 class References:
@@ -97,10 +101,15 @@ class References:
         return self._interchange(batch)[0]
 
     @torch.no_grad()
-    def with_corrupted(self, batch: Batch) -> tuple[Reference, Float[Tensor, "batch answer vocab"]]:
-        """The references and the corrupted run's logits, of the same forward; for interchange ablation."""
+    def with_corrupted(self, batch: Batch, alike: int = 0) -> tuple[Reference, Float[Tensor, "batch answer vocab"]]:
+        """The references and the corrupted run's logits, of the same forward; for interchange ablation.
+
+        Args:
+            batch: the pairs.
+            alike: tokens at the start that all of them have in common, which are run once.
+        """
         self._check(batch)
-        reference, hidden = self._interchange(batch)
+        reference, hidden = self._interchange(batch, alike)
         return reference, self.subject.unembed(take_positions(hidden, batch.positions))
 
     def _check(self, batch: Batch) -> None:
@@ -108,12 +117,12 @@ class References:
             check_corrupted(batch)
             self._checked = True
 
-    def _interchange(self, batch: Batch) -> tuple[Reference, Float[Tensor, "batch pos d"]]:
+    def _interchange(self, batch: Batch, alike: int = 0) -> tuple[Reference, Float[Tensor, "batch pos d"]]:
         """The references, and the corrupted run's final normed stream."""
         rows = len(batch)
-        ablated, hidden = run_and_record(self.subject, torch.cat([batch.corrupted, batch.clean]), rows)
+        ablated, hidden = run_and_record(self.subject, torch.cat([batch.corrupted, batch.clean]), rows, alike)
         logits = self.subject.unembed(take_positions(hidden[rows:], batch.positions))
-        return Reference(logits.float().log_softmax(-1), ablated, self._shared(batch)), hidden[:rows]
+        return Reference(logits.float().log_softmax(-1), ablated, self._shared(batch), alike), hidden[:rows]
 
     def _shared(self, batch: Batch) -> Int[Tensor, "batch"] | None:
         """Tokens ahead of the first one in which corrupted prompts differ, on a CPU."""

@@ -14,7 +14,7 @@ import torch
 import torch.nn.functional as F
 from jaxtyping import Float, Int
 from torch import Tensor, nn
-from transformers import PreTrainedModel, masking_utils
+from transformers import Cache, PreTrainedModel, masking_utils
 
 from circuitlit.errors import UserError
 from circuitlit.model.families import anatomy_of, final_softcap, logit_factor
@@ -75,15 +75,23 @@ def final_norm(model: PreTrainedModel) -> nn.Module:
     return attrgetter(anatomy_of(model.config).final_norm)(model)
 
 
-def final_hidden(model: PreTrainedModel, ids: Int[Tensor, "batch pos"]) -> Float[Tensor, "batch pos d"]:
+def final_hidden(
+    model: PreTrainedModel, ids: Int[Tensor, "batch pos"], before: Cache | None = None
+) -> Float[Tensor, "batch pos d"]:
     """Final normed residual stream of the stock forward. Rows are padded on the right, so causality hides pads.
+
+    Args:
+        model: without a PEFT wrapper.
+        ids: the prompts, or what follows the tokens of `before`.
+        before: keys and values of the tokens ahead, to which those of `ids` are added; None where there are none.
 
     Raises:
         UserError: rows that the model does not take; see `longest_prompt`.
     """
     check_ids(model, ids)
     with fast_products(ids), _one_prompt_a_row():
-        return model.base_model(input_ids=ids, use_cache=False).last_hidden_state
+        kept = {"use_cache": False} if before is None else {"past_key_values": before, "use_cache": True}
+        return model.base_model(input_ids=ids, **kept).last_hidden_state
 
 
 @contextmanager

@@ -10,7 +10,7 @@ import torch
 from jaxtyping import Bool, Float, Int
 from peft import PeftModel
 from torch import Tensor, nn
-from transformers import PreTrainedModel, PreTrainedTokenizerBase
+from transformers import Cache, PreTrainedModel, PreTrainedTokenizerBase
 
 from circuitlit.graph import Graph
 from circuitlit.model.adapters import check_adapters
@@ -96,9 +96,9 @@ class Subject:
         """Name and provenance, for results."""
         return {"name": self.name, **self.provenance}
 
-    def hidden(self, ids: Int[Tensor, "batch pos"]) -> Float[Tensor, "batch pos d"]:
+    def hidden(self, ids: Int[Tensor, "batch pos"], before: Cache | None = None) -> Float[Tensor, "batch pos d"]:
         """Final normed residual stream of the stock forward. Rows are padded on the right, so causality hides pads."""
-        return final_hidden(self.model, ids)
+        return final_hidden(self.model, ids, before)
 
     def unembed(self, normed: Float[Tensor, "*rows d"]) -> Float[Tensor, "*rows vocab"]:
         """Logits of normed residual vectors."""

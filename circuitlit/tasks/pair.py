@@ -107,6 +107,12 @@ class Batch:
         return Batch(**{f.name: getattr(self, f.name)[:count] for f in fields(self)})
 
     @property
+    def alike(self) -> int:
+        """Tokens that all rows begin with, in both prompts and of the same roles, but for each row's last one."""
+        same = torch.stack([(part == part[:1]).all(0) for part in (self.clean, self.corrupted, self.roles)]).all(0)
+        return min(int(same.long().cumprod(0).sum()), int(self.lengths.min()) - 1)
+
+    @property
     def has_corrupted(self) -> bool:
         """Whether there are corrupted prompts, which differ from the clean ones in every pair."""
         return bool((self.clean != self.corrupted).any(1).all())

@@ -48,7 +48,7 @@ class StudySettings:
         consensus: share of a learner's circuits that an edge of their consensus is in.
         seed: of attributions.
         match: the attribution for whose KL the fewest edges are counted; None counts none.
-        published_pairs: test pairs for a task's published measures; 0 leaves them out.
+        published_pairs: test pairs for a task's published measures; 0 leaves them out; None: see `measure_published`.
     """
 
     sparsities: Sequence[float] = (0.9, 0.95, 0.98)
@@ -62,7 +62,7 @@ class StudySettings:
     consensus: float = 0.5
     seed: int = 0
     match: Match | None = None
-    published_pairs: int = 56
+    published_pairs: int | None = None
 
     def __post_init__(self) -> None:
         """Refuse what no study can be made with.

@@ -56,7 +56,7 @@ class StudyTask:
     known: dict[str, Scored] = field(default_factory=dict)
 
     @classmethod
-    def build(cls, bench: Workbench, probe_pairs: int, published_pairs: int = 0) -> StudyTask:
+    def build(cls, bench: Workbench, probe_pairs: int, published_pairs: int | None = 0) -> StudyTask:
         """Run full model and ablated one on the held-out pairs and on the first validation pairs."""
         return cls(bench, held_out(bench), validation(bench, probe_pairs), PanelBed.build(bench, published_pairs))
 
