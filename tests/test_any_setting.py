@@ -22,7 +22,7 @@ from hypothesis import HealthCheck, Phase, given, settings
 from hypothesis import strategies as st
 from omegaconf import DictConfig
 
-from circuitlit.cli.arguments import conf_dir, presets
+from circuitlit.cli.presets import conf_dir, presets
 from circuitlit.cli.schema import find, names
 from circuitlit.graph import Circuit, EdgeScores, Graph
 

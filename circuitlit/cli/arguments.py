@@ -9,8 +9,6 @@ from __future__ import annotations
 import os
 import re
 from collections.abc import Sequence
-from functools import cache
-from pathlib import Path
 from typing import Any
 
 import yaml
@@ -19,29 +17,17 @@ from hydra.core.override_parser.overrides_parser import OverridesParser
 from hydra.core.override_parser.types import Override, Quote, QuotedString, ValueType
 from hydra.errors import HydraException
 
-from circuitlit.cli.kinds import Kind, known_presets, mapping, no_preset, path, replaced, shown, unknown
+from circuitlit.cli.kinds import Kind, mapping, path
+from circuitlit.cli.presets import known_presets, presets
 from circuitlit.cli.schema import find, home_of, is_section, known, names, path_to
 from circuitlit.cli.verb_settings import OF_VERBS
+from circuitlit.cli.wording import no_preset, replaced, shown, unknown
 from circuitlit.errors import UserError
 
-PACKAGE = Path(__file__).resolve().parent.parent
 HYDRA = {name: path() for name in ("hydra.run.dir", "hydra.sweep.dir", "hydra.sweep.subdir")}  # of its own, texts
 
 
 SECTION = mapping({}, open=True)
-
-
-def conf_dir() -> Path:
-    """The configuration tree: beside the package in a checkout, inside it when installed."""
-    beside = PACKAGE.parent / "conf"
-    return beside if (beside / "base.yaml").is_file() else PACKAGE / "conf"
-
-
-@cache
-def presets() -> dict[str, list[str]]:
-    """The presets in conf/ of every group, but for Hydra's own groups."""
-    groups = (folder for folder in sorted(conf_dir().iterdir()) if folder.is_dir() and folder.name != "hydra")
-    return {group.name: sorted(file.stem for file in group.glob("[!_]*.yaml")) for group in groups}
 
 
 def readable(verb: str, words: Sequence[str]) -> list[str]:

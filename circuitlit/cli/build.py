@@ -13,7 +13,7 @@ from hydra.utils import instantiate
 from omegaconf import DictConfig, OmegaConf
 
 from circuitlit.cli.configs import preset
-from circuitlit.cli.kinds import known_presets
+from circuitlit.cli.presets import known_presets
 from circuitlit.cli.ranks import join, mean_over_ranks, rank, started_by_launcher, world
 from circuitlit.discover.method import Method
 from circuitlit.discover.workbench import Ablation, Workbench

@@ -9,13 +9,11 @@ import math
 import re
 from collections.abc import Callable, Mapping
 from dataclasses import dataclass, field, replace
-from difflib import get_close_matches
 from importlib.util import find_spec
 from pathlib import Path
 from typing import Any
 
-from hydra.core.global_hydra import GlobalHydra
-from hydra.core.hydra_config import HydraConfig
+from circuitlit.cli.wording import did_you_mean, listing, replaced, shown, unknown
 
 LARGEST = 2**31 - 1  # of whole numbers without a limit of their own: torch's and Lightning's counters hold as much
 Hint = Callable[[Any], str]
@@ -145,26 +143,6 @@ def flag() -> Kind:
 def choice(*names: str) -> Kind:
     """One of some texts."""
     return kind(listing(names), lambda value: value in names, lambda value: did_you_mean(value, names))
-
-
-def known_presets(group: str) -> list[str]:
-    """The presets of a group, of conf/ and of any other folder that Hydra looks through; none before it does."""
-    if not (GlobalHydra.instance().is_initialized() and HydraConfig.initialized()):
-        return []
-    folders = [source.path for source in HydraConfig.get().runtime.config_sources if source.schema == "file"]
-    return sorted({file.stem for folder in folders for file in Path(folder, group).glob("[!_]*.yaml")})
-
-
-def preset(group: str) -> Kind:
-    """The name of a preset of a group, of conf/ or of any other folder that Hydra has been told of."""
-
-    def fault(key: str, value: Any) -> str | None:
-        if not isinstance(value, str):
-            return _not_a(key, value, f"a preset of {group}")
-        options = known_presets(group)
-        return f"{key}: {no_preset(group, value, options)}" if options and value not in options else None
-
-    return Kind(f"a preset of {group}", fault)
 
 
 def text() -> Kind:
@@ -301,53 +279,6 @@ def built(targets: Mapping[str, Mapping[str, Kind]]) -> Kind:
 
 
 FREE = Kind("anything", lambda key, value: None, open=True)
-
-
-def did_you_mean(value: Any, names: Any) -> str:
-    """Which of some names may have been meant; empty if none is near."""
-    close = get_close_matches(str(value).lower(), names, 1, 0.5)
-    return f"did you mean {close[0]}?" if close else ""
-
-
-def unknown(key: str, names: list[str]) -> str:
-    """One sentence on a setting that does not exist, with the one that may have been meant."""
-    last = key.rpartition(".")[2]
-    names = [name for name in names if not key.startswith(f"{name}.")]
-    close = get_close_matches(key, names, 1, 0.75)
-    close += [name for name in names if name.rpartition(".")[2] == last][:1]
-    close += get_close_matches(key, names, 1, 0.5)
-    hint = f"did you mean {close[0]}?" if close else "see conf/ for all settings"
-    return f"there is no setting {key}; {hint}"
-
-
-def no_preset(group: str, name: str, options: list[str]) -> str:
-    """One sentence on a preset that does not exist."""
-    meant = did_you_mean(name, options).replace("mean ", f"mean {group}=")
-    return f"there is no {group}={name}; {meant or 'choose one of:'} {'' if meant else ', '.join(options)}".rstrip()
-
-
-def replaced(key: str, value: str, inside: list[str]) -> str:
-    """One sentence on a value where settings of their own stand."""
-    some = ", ".join(inside[:3]) + (", ..." if len(inside) > 3 else "")
-    return f"{key}={value} would replace the settings {some}; set these instead"
-
-
-def listing(names: tuple[str, ...]) -> str:
-    """Names as a sentence has them: "a, b or c"."""
-    return " or ".join([", ".join(names[:-1]), names[-1]] if len(names) > 1 else names)
-
-
-def shown(value: Any) -> str:
-    """A value as it is written on the command line."""
-    if isinstance(value, bool) or value is None:
-        return {True: "true", False: "false", None: "null"}[value]
-    if isinstance(value, list):
-        return f"[{','.join(map(shown, value))}]"
-    if isinstance(value, dict):
-        return "{" + ",".join(f"{name}:{shown(each)}" for name, each in value.items()) + "}"
-    if isinstance(value, str) and (not value.strip() or re.fullmatch(r"[-+.\deE]+|true|false|null", value)):
-        return f"'{value}'"
-    return str(value)
 
 
 def _not_a(key: str, value: Any, wants: str) -> str:

@@ -77,8 +77,9 @@ def run_verb(verb: str, argv: list[str]) -> None:
     import hydra
 
     from circuitlit.cli import folder, ranks, resume, stopping
-    from circuitlit.cli.arguments import conf_dir, readable
+    from circuitlit.cli.arguments import readable
     from circuitlit.cli.mistakes import explain
+    from circuitlit.cli.presets import conf_dir
     from circuitlit.errors import Stopped, UserError
 
     original = list(sys.argv)

@@ -10,8 +10,8 @@ import yaml
 from hydra.errors import HydraException
 from omegaconf.errors import OmegaConfBaseException
 
-from circuitlit.cli.kinds import no_preset, unknown
 from circuitlit.cli.schema import names
+from circuitlit.cli.wording import no_preset, unknown
 from circuitlit.errors import Unchecked, UserError, sentence
 
 

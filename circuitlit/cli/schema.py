@@ -8,9 +8,10 @@ from typing import Any
 
 from omegaconf import DictConfig, OmegaConf
 
-from circuitlit.cli.kinds import Kind, replaced, shown, unknown
+from circuitlit.cli.kinds import Kind
 from circuitlit.cli.settings import SETTINGS
 from circuitlit.cli.verb_settings import OF_VERBS
+from circuitlit.cli.wording import replaced, shown, unknown
 from circuitlit.errors import UserError
 
 

@@ -15,13 +15,13 @@ from circuitlit.cli.kinds import (
     mapping,
     number,
     path,
-    preset,
     share,
     table,
     text,
     whole,
     word,
 )
+from circuitlit.cli.presets import preset
 from circuitlit.cli.targets import (
     ADAPTERS,
     COUNT,

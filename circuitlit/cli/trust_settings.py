@@ -2,7 +2,8 @@
 
 from __future__ import annotations
 
-from circuitlit.cli.kinds import Kind, choice, flag, listed, number, preset, share, text, whole
+from circuitlit.cli.kinds import Kind, choice, flag, listed, number, share, text, whole
+from circuitlit.cli.presets import preset
 from circuitlit.cli.settings import CIRCUIT, COUNT, SOME
 
 PARTS = ("preserved", "chance", "errors", "ablations", "generalises", "minimal", "stable", "unique")

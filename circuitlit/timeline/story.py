@@ -8,12 +8,8 @@ from typing import Any, ClassVar
 
 from circuitlit.compare.answers import Answers, AnswersApart
 from circuitlit.compare.comparison import CircuitChange, Comparison
-from circuitlit.compare.interventions import (
-    Ablations,
-    Enhancement,
-    Interventions,
-    Transfer,
-)
+from circuitlit.compare.intervention_figures import Ablations, Enhancement, Transfer
+from circuitlit.compare.interventions import Interventions
 from circuitlit.compare.moved_layers import MovedLayers
 from circuitlit.compare.turnover import Turnover
 from circuitlit.compare.weight_figures import WeightSpread

@@ -18,10 +18,8 @@ from torch import Tensor
 from circuitlit.arguments import checks_arguments
 from circuitlit.compare.answers import AllAnswers, compare_answers
 from circuitlit.compare.comparison import Comparison, compare_models
-from circuitlit.compare.interventions import (
-    CLAIMS,
-    intervene_on_nodes,
-)
+from circuitlit.compare.intervention_case import CLAIMS
+from circuitlit.compare.interventions import intervene_on_nodes
 from circuitlit.compare.layers import changed_layers, circuit_layers
 from circuitlit.compare.moved_layers import move_layers
 from circuitlit.compare.scored import ScoredModel
