@@ -160,7 +160,7 @@ class Ledger:
 
         def again() -> Tensor:
             if self._summed != panel:
-                self.sum_up(panel)
+                self.sum_up(panel, row + readers)  # behind these stand gradients already, the MLP's of this block first
             partial = self.partial[row : row + readers]
             seen = torch.empty_like(partial)
             rows = slice(panel.reader + row, panel.reader + row + readers)
@@ -169,15 +169,10 @@ class Ledger:
 
         return again
 
-    def sum_up(self, panel: Panel) -> None:
-        """Fill `partial` with a panel's sums of the writers ahead of it."""
-        self.mix(
-            self.partial[: panel.readers],
-            slice(panel.reader, panel.reader + panel.readers),
-            slice(0, panel.writers),
-            None,
-            None,
-        )
+    def sum_up(self, panel: Panel, readers: int) -> None:
+        """Fill `partial` with the sums of the writers ahead of a panel, for its first readers."""
+        rows = slice(panel.reader, panel.reader + readers)
+        self.mix(self.partial[:readers], rows, slice(0, panel.writers), None, None)
         self._summed = panel
 
     def read_on(

@@ -71,7 +71,7 @@ class OpenPanel(Function):
     @staticmethod
     def forward(ctx: Any, token: Tensor, ledger: Ledger) -> Tensor:
         ctx.ledger, ctx.panel = ledger, ledger.panel
-        ledger.sum_up(ledger.panel)
+        ledger.sum_up(ledger.panel, ledger.panel.readers)
         return token.view_as(token)
 
     @staticmethod
