@@ -8,6 +8,8 @@ import os
 import signal
 import sys
 import warnings
+from collections.abc import Iterator
+from contextlib import contextmanager
 from importlib import metadata
 from pathlib import Path
 from typing import Any
@@ -127,7 +129,7 @@ def run_verb(verb: str, argv: list[str]) -> None:
         if PLUGINS not in sys.path:
             sys.path.append(PLUGINS)
         sys.argv = [argv[0], *readable(verb, [*words, *ranks.hydra_overrides()])]
-        with stopping.listening(), folder.new_run_id():
+        with stopping.listening(), folder.new_run_id(), _composed_once():
             hydra.main(version_base="1.3", config_path=str(conf_dir()), config_name=verb)(job)()
     except (KeyboardInterrupt, Stopped) as stop:
         print("stopped before anything was made", file=sys.stderr)
@@ -143,6 +145,20 @@ def run_verb(verb: str, argv: list[str]) -> None:
         sys.exit(1)
     if any(failed):
         sys.exit(FAILED)
+
+
+@contextmanager
+def _composed_once() -> Iterator[None]:
+    """Hydra composes all settings twice, first to read `hydra.mode`, which only words can set, or folders of others."""
+    from hydra._internal.hydra import Hydra
+
+    own = Hydra.get_mode
+    if not any(word.startswith(("hydra.mode", "hydra.searchpath", "--config-dir", "-cd")) for word in sys.argv):
+        Hydra.get_mode = lambda *_, **__: None  # what it returns then
+    try:
+        yield
+    finally:
+        Hydra.get_mode = own
 
 
 def _status(result: Any) -> str | None:

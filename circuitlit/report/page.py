@@ -4,7 +4,8 @@ from __future__ import annotations
 
 import json
 import os
-from collections.abc import Mapping, Sequence
+from collections.abc import Callable, Mapping, Sequence
+from functools import partial
 from pathlib import Path
 from typing import Any
 
@@ -33,6 +34,13 @@ from circuitlit.timeline.mask_timeline import MaskTimeline
 
 LISTED = 30
 _TEMPLATE = "page.html.j2"
+_TEMPLATES = Environment(
+    loader=FileSystemLoader(Path(__file__).parent),
+    autoescape=True,
+    undefined=StrictUndefined,
+    trim_blocks=True,
+    lstrip_blocks=True,
+)
 _EVOLVES = ("steps", "overlap_final", "churn", "kept", "flow", "graph")
 _SETTINGS = ("task", "model", "method", "ablation", "seed", "steps", "seconds", "n_pairs")
 
@@ -73,27 +81,23 @@ def save_page(path: Path, text: str) -> Path:
 
 def render(template: str, values: Mapping[str, Any], figures: Mapping[str, go.Figure]) -> str:
     """Fill a template of this folder; every page gets plotly and its figures as `figures`."""
-    environment = Environment(
-        loader=FileSystemLoader(Path(__file__).parent),
-        autoescape=True,
-        undefined=StrictUndefined,
-        trim_blocks=True,
-        lstrip_blocks=True,
-    )
     drawn = {name: safe_json(figure.to_json() or "{}") for name, figure in figures.items()}
-    return environment.get_template(template).render(**values, figures=drawn, plotly=Markup(get_plotlyjs()))
+    return _TEMPLATES.get_template(template).render(**values, figures=drawn, plotly=Markup(get_plotlyjs()))
 
 
-def run_figures(run: Run, edges: list[RankedEdge]) -> dict[str, go.Figure]:
-    """All figures of a run by name, as far as it has the data."""
-    graph = run.circuit.graph
-    figures = {"circuit": circuit_figure(graph, edges), "layers": layer_figure(graph, edges)}
-    if run.evolution:
-        figures["timeline"] = timeline_figure(run.evolution)
-        figures["kept"] = kept_figure(run.evolution)
-        figures["flow"] = flow_figure(run.evolution)
-    curves = training_figure(run.history)
-    return figures | ({"training": curves} if curves else {})
+def run_figures(run: Run, edges: list[RankedEdge], without: Sequence[str] = ()) -> dict[str, go.Figure]:
+    """All figures of a run by name, as far as it has the data, and without some."""
+    graph, evolution = run.circuit.graph, run.evolution
+    made: dict[str, Callable[[], go.Figure | None]] = {
+        "circuit": partial(circuit_figure, graph, edges),
+        "layers": partial(layer_figure, graph, edges),
+    }
+    if evolution:
+        own = {"timeline": timeline_figure, "kept": kept_figure, "flow": flow_figure}
+        made |= {name: partial(draw, evolution) for name, draw in own.items()}
+    made["training"] = partial(training_figure, run.history)
+    figures = {name: draw() for name, draw in made.items() if name not in without}
+    return {name: figure for name, figure in figures.items() if figure is not None}
 
 
 def headline(result: dict) -> str:
@@ -209,9 +213,8 @@ def _render(run: Run, beside: Beside) -> str:
         "provenance": _provenance(run.result),
         "files": run.files,
     }
-    figures = run_figures(run, edges)
-    elsewhere = {"circuit", "layers"} if evolution else {"circuit"}  # the last snapshot's map shows layers, too
-    return render(_TEMPLATE, values, {name: figure for name, figure in figures.items() if name not in elsewhere})
+    elsewhere = ("circuit", "layers") if evolution else ("circuit",)  # the last snapshot's map shows layers, too
+    return render(_TEMPLATE, values, run_figures(run, edges, without=elsewhere))
 
 
 def _published(found: dict[str, Any] | None) -> dict[str, Any] | None:
