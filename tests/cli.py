@@ -23,7 +23,7 @@ FAST = [
     "task=jsonl",
     "callbacks.progress_bar=false",
     "mask.schedule.steps=12",
-    "evaluate.controls=3",
+    "evaluate.controls=1",
     "evaluate.max_kl_share=1000",
     "callbacks.snapshot_every=4",
     "callbacks.checkpoint_every=4",
@@ -65,9 +65,10 @@ def write_local(folder: Path) -> Path:
 
 
 def settings(local: Path, out: Path, *more: str) -> list[str]:
-    """A fast run on the folder of `write_local`."""
+    """A fast run on the folder of `write_local`, which explains its circuit only where `more` says how."""
     paths = [f"model.path={local}/model", f"task.build.path={local}/pairs.jsonl", f"hydra.run.dir={out}"]
-    return [*FAST, *paths, *more]
+    plain = [] if any(word.startswith("explain") for word in more) else ["explain=null"]
+    return [*FAST, *plain, *paths, *more]
 
 
 def not_a_number(logits: torch.Tensor, teacher: torch.Tensor, batch: object) -> torch.Tensor:

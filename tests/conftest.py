@@ -2,10 +2,20 @@
 
 from __future__ import annotations
 
+import gc
+import os
+import sys
 from pathlib import Path
+
+if sys.dont_write_bytecode:  # each process would compile thousands of files, which takes longer than most tests
+    sys.pycache_prefix = str(Path(__file__).parent.parent / ".pytest_cache" / "bytecode")
+    sys.dont_write_bytecode = False
+    os.environ["PYTHONPYCACHEPREFIX"] = sys.pycache_prefix
+    os.environ.pop("PYTHONDONTWRITEBYTECODE", None)
 
 import pytest
 import torch
+import yaml
 from cli import write_local
 from toy_tokenizers import byte_bpe, metaspace, packaged, tokenizer  # noqa: F401
 from transformers import AutoConfig, AutoModelForCausalLM
@@ -21,6 +31,7 @@ from circuitlit.model import Subject
 from circuitlit.tasks.pair import Batch
 
 torch.set_num_threads(1)  # tiny tensors: a second thread only waits
+yaml.SafeLoader = yaml.CSafeLoader  # what OmegaConf reads every file of conf/ with, a fifth of a composition
 disable_progress_bar()  # as the console does, before anything is imported
 
 VOCAB = 50
@@ -73,6 +84,12 @@ CONFIGS = {
     "qwen2": _GROUPED,
     "qwen3": _GROUPED,
 }
+
+
+def pytest_collection_finish() -> None:
+    """Imports leave 700,000 objects, through which every collection of garbage would go."""
+    gc.collect()
+    gc.freeze()
 
 
 @pytest.fixture(autouse=True)

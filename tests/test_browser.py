@@ -50,7 +50,7 @@ def folder(local: Path, tmp_path_factory: pytest.TempPathFactory) -> Path:
         "mask.init_from=null",
         "sparsity.target=0.4",
     ]
-    call(*settings(local, out, "logger=none", "callbacks.checkpoint_every=0", *more))
+    call(*settings(local, out, "logger=none", "callbacks.checkpoint_every=0", "explain.examples=3", *more))
     evolution = json.loads((out / "evolution.json").read_text())
     start, middle, end = (asdict(Boundary(at, at, at)) for at in (0, 20, 60))
     middle |= {"p": 0.005, "draws": 199, "status": "beyond chance"}

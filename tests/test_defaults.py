@@ -6,6 +6,7 @@ import inspect
 import json
 from collections.abc import Callable
 from dataclasses import asdict, replace
+from functools import cache
 from pathlib import Path
 from typing import Any
 
@@ -13,7 +14,7 @@ import pytest
 import torch
 from cli import call, settings
 from hydra import compose, initialize_config_dir
-from omegaconf import OmegaConf
+from omegaconf import DictConfig, OmegaConf
 
 from circuitlit import (
     Circuit,
@@ -88,10 +89,15 @@ OTHER = {  # what is no plain setting in Python, or is chosen by the case above
 }
 
 
-def conf(words: str, node: str) -> dict[str, Any]:
+@cache
+def composed(words: str) -> DictConfig:
     verb, *overrides = words.split()
     with initialize_config_dir(CONF, version_base="1.3"):
-        return OmegaConf.to_container(OmegaConf.select(compose(verb, overrides), node), resolve=True)  # type: ignore[return-value]
+        return compose(verb, overrides)
+
+
+def conf(words: str, node: str) -> dict[str, Any]:
+    return OmegaConf.to_container(OmegaConf.select(composed(words), node), resolve=True)  # type: ignore[return-value]
 
 
 @pytest.mark.parametrize(("function", "words", "node"), SAME, ids=lambda value: getattr(value, "__name__", None))
@@ -116,7 +122,7 @@ def test_settings_of_masks_heads_and_ranks_are_those_of_the_command_line() -> No
 def test_in_python_the_very_circuit_of_the_command_is_found(local: Path, tmp_path: Path) -> None:
     call(*settings(local, tmp_path, "logger=none", "data.pad_to=batch"))
     rows = [json.loads(line) for line in (local / "pairs.jsonl").read_text().splitlines()]
-    bars, schedule = Bars(controls=3, max_kl_share=1000.0), replace(SCHEDULE, steps=12)
+    bars, schedule = Bars(controls=1, max_kl_share=1000.0), replace(SCHEDULE, steps=12)
     subject = load_subject(local / "model")
     found = find_circuit(subject, Pairs.from_list(rows), 0.8, schedule=schedule, bars=bars, batch_size=4)
     theirs = json.loads((tmp_path / "result.json").read_text())

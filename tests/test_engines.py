@@ -112,6 +112,7 @@ def three_times(shard: Shard) -> None:
     assert pieces < gathers_of_a_step(shard) <= 3 * pieces
 
 
+@pytest.mark.slow
 @every_engine
 def test_a_piece_is_gathered_at_most_three_times_in_a_step(engine: str, tmp_path: Path) -> None:
     together(lambda _: three_times(ENGINES[engine]), tmp_path)

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 from collections.abc import Iterator
+from functools import cache
 from pathlib import Path
 
 import families_page
@@ -41,6 +42,12 @@ every_family = pytest.mark.parametrize("name", FAMILIES)
 def float64() -> Iterator[None]:
     with KeepsFloat64():
         yield
+
+
+@cache
+def subject_of(name: str) -> Subject:
+    """A family's, for what does not change it."""
+    return Subject(tiny_family(name))
 
 
 def close(found: Tensor, expected: Tensor) -> None:
@@ -110,7 +117,7 @@ def test_every_row_is_tried() -> None:
 @every_family
 @torch.no_grad()
 def test_both_ends_and_all_between(name: str) -> None:
-    subject, batch = Subject(tiny_family(name)), tiny_batch()
+    subject, batch = subject_of(name), tiny_batch()
     edges = subject.graph.n_edges
     close(masked(subject, batch, torch.ones(edges, dtype=torch.float64)), stock(subject, batch.clean, batch))
     close(masked(subject, batch, torch.zeros(edges, dtype=torch.float64)), stock(subject, batch.corrupted, batch))
@@ -122,7 +129,7 @@ def test_both_ends_and_all_between(name: str) -> None:
 @every_family
 def test_gradients_are_differences_and_eap(name: str) -> None:
     """EAP is minus the masks' gradient at the model, also where attention and MLP read one norm."""
-    subject, batch = Subject(tiny_family(name)), tiny_batch()
+    subject, batch = subject_of(name), tiny_batch()
     loss = MaskedLoss(MaskedModel(subject), MaskLayout(subject.graph), surprise)
     references = References(subject, "interchange")
     reference = references(batch)
@@ -256,7 +263,7 @@ def test_norms_without_memory_are_known_for_what_they_are(name: str) -> None:
     """On the meta device nothing can be tried; Gemma's gain of 1 + w and Cohere's mean must not be missed there."""
     family, _, _ = name.partition(":")
     empty = empty_model(AutoConfig.for_model(family, **FAMILIES[name]), torch.float64)
-    filled = tiny_family(name)
+    filled = subject_of(name).model
     named = [
         (key, module) for key, module in filled.named_modules() if "norm" in key.rpartition(".")[2] or "ln_" in key
     ]

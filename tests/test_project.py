@@ -5,6 +5,8 @@ from __future__ import annotations
 import ast
 import subprocess
 import sys
+from collections.abc import Iterator
+from itertools import zip_longest
 from pathlib import Path
 from typing import Any
 
@@ -49,7 +51,10 @@ ORDER = [
 ]
 CONF = ROOT / "conf"
 GROUPS = sorted(p.name for p in CONF.iterdir() if p.is_dir() and p.name != "hydra")
-OPTIONS = [(group, p.stem) for group in GROUPS for p in sorted((CONF / group).glob("[!_]*.yaml"))]
+OPTIONS = {group: [f"{group}={p.stem}" for p in sorted((CONF / group).glob("[!_]*.yaml"))] for group in GROUPS}
+ALONE = ("compat", "debug", "experiment")  # they set what other groups set; presets of the others go side by side
+BESIDE = zip_longest(*(OPTIONS[group] for group in GROUPS if group not in ALONE))
+CHOICES = [[one] for group in ALONE for one in OPTIONS[group]] + [[one for one in row if one] for row in BESIDE]
 
 
 def composed(*overrides: str) -> DictConfig:
@@ -57,30 +62,34 @@ def composed(*overrides: str) -> DictConfig:
         return compose("train", list(overrides), return_hydra_config=True)
 
 
-@pytest.mark.parametrize("path", sorted((ROOT / "circuitlit").glob("*/**/*.py")), ids=lambda p: p.name)
-def test_parts_import_only_earlier_parts(path: Path) -> None:
-    own = path.relative_to(ROOT / "circuitlit").parts[0]
-    for node in ast.walk(ast.parse(path.read_text())):
-        module = node.module if isinstance(node, ast.ImportFrom) else None
-        if module and module.startswith("circuitlit."):
-            part = module.split(".")[1]
-            assert ORDER.index(part) <= ORDER.index(own), f"{path}: {own} must not know {part}"
+def nodes_by_path() -> Iterator[tuple[str, list[ast.AST]]]:
+    """Every module of a part, with what it says."""
+    for path in sorted((ROOT / "circuitlit").glob("*/**/*.py")):
+        yield path.relative_to(ROOT / "circuitlit").as_posix(), list(ast.walk(ast.parse(path.read_text())))
+
+
+def test_parts_import_only_earlier_parts() -> None:
+    for path, nodes in nodes_by_path():
+        own = path.partition("/")[0]
+        for node in nodes:
+            module = node.module if isinstance(node, ast.ImportFrom) else None
+            if module and module.startswith("circuitlit."):
+                part = module.split(".")[1]
+                assert ORDER.index(part) <= ORDER.index(own), f"{path}: {own} must not know {part}"
 
 
 RAW = {"cli/build.py"}  # means of scores over processes and pairs, which are scores again
 
 
-@pytest.mark.parametrize("path", sorted((ROOT / "circuitlit").glob("*/**/*.py")), ids=lambda p: p.name)
-def test_raw_scores_are_read_by_their_makers_alone(path: Path) -> None:
+def test_raw_scores_are_read_by_their_makers_alone() -> None:
     """`EdgeScores.values` may be log-alphas: everybody else takes `order`, to select, or `weight`."""
-    name = path.relative_to(ROOT / "circuitlit").as_posix()
-    if name.startswith(("graph/", "discover/")) or name in RAW:
-        return
-    nodes = list(ast.walk(ast.parse(path.read_text())))
-    called = [node.func for node in nodes if isinstance(node, ast.Call)]  # a dictionary's values()
-    read = [node for node in nodes if isinstance(node, ast.Attribute) and node not in called]
-    raw = [node for node in read if node.attr == "values" and ast.unparse(node.value).endswith("scores")]
-    assert not raw, f"{name}, line {raw[0].lineno}: reads {ast.unparse(raw[0])}"
+    for name, nodes in nodes_by_path():
+        if name.startswith(("graph/", "discover/")) or name in RAW:
+            continue
+        called = {id(node.func) for node in nodes if isinstance(node, ast.Call)}  # a dictionary's values()
+        read = [node for node in nodes if isinstance(node, ast.Attribute) and id(node) not in called]
+        raw = [node for node in read if node.attr == "values" and ast.unparse(node.value).endswith("scores")]
+        assert not raw, f"{name}, line {raw[0].lineno}: reads {ast.unparse(raw[0])}"
 
 
 def test_public_names_resolve() -> None:
@@ -109,11 +118,9 @@ def test_every_group_of_the_design_is_there() -> None:
     assert set(GROUPS) == {*expected.split(), "task", "trainer", "tune"}
 
 
-@pytest.mark.parametrize("group,option", OPTIONS, ids=lambda v: str(v))
-def test_every_config_composes_and_names_real_things(group: str, option: str) -> None:
-    if group == "hydra":
-        return
-    cfg = composed(f"{group}={option}", "hydra.runtime.output_dir=/out")
+@pytest.mark.parametrize("chosen", CHOICES, ids=lambda chosen: chosen[0])
+def test_every_config_composes_and_names_real_things(chosen: list[str]) -> None:
+    cfg = composed(*chosen, "hydra.runtime.output_dir=/out")
     assert cfg.verb in VERBS
     HydraConfig.instance().set_config(cfg)
     own = OmegaConf.masked_copy(cfg, [str(key) for key in cfg if key != "hydra"])
@@ -175,19 +182,20 @@ def test_sparsity_presets(preset: str, share: float) -> None:
     assert composed(f"sparsity={preset}").sparsity.target == share
 
 
-@pytest.mark.parametrize(
-    ("module", "unwanted"),
-    [
-        ("circuitlit.cli.main", {"torch", "lightning", "transformers"}),
-        ("circuitlit.run.export", {"lightning", "transformers", "scipy", "plotly", "wandb"}),
-        ("circuitlit.run.timeline", {"lightning", "transformers", "torchmetrics", "wandb", "deepspeed"}),
-        ("circuitlit.report.page", {"lightning", "transformers", "torchmetrics", "wandb", "deepspeed"}),
-    ],
-)
-def test_what_a_verb_does_not_use_is_not_imported(module: str, unwanted: set[str]) -> None:
-    code = f"import sys, {module}; print(*{{name.split('.')[0] for name in sys.modules}})"
-    done = subprocess.run([sys.executable, "-c", code], capture_output=True, text=True, check=True)
-    assert not unwanted & set(done.stdout.split())
+NOT_IMPORTED = {  # one after the other in one process
+    "circuitlit.cli.main": {"torch", "lightning", "transformers"},
+    "circuitlit.run.export": {"lightning", "transformers", "scipy", "plotly", "wandb"},
+    "circuitlit.run.timeline": {"lightning", "transformers", "torchmetrics", "wandb", "deepspeed"},
+    "circuitlit.report.page": {"lightning", "transformers", "torchmetrics", "wandb", "deepspeed"},
+}
+
+
+def test_what_a_verb_does_not_use_is_not_imported() -> None:
+    code = "import sys, importlib\nfor name in sys.argv[1:]:\n    importlib.import_module(name)\n"
+    code += "    print(*{name.split('.')[0] for name in sys.modules})"
+    done = subprocess.run([sys.executable, "-c", code, *NOT_IMPORTED], capture_output=True, text=True, check=True)
+    for (name, unwanted), imported in zip(NOT_IMPORTED.items(), done.stdout.splitlines(), strict=True):
+        assert not unwanted & set(imported.split()), name
 
 
 def test_no_module_imports_itself_through_others() -> None:

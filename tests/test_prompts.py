@@ -65,7 +65,6 @@ def test_going_on_keeps_circuits_and_other_settings_make_them_anew(finished: Pat
     shutil.copytree(finished, out)
     changes = {
         "prompts.draws=101": [],  # of no circuit
-        "mask.schedule.lr=0.1": ["one", "two"],
         "data.batch_size=3": ["one", "two"],  # its checkpoints are of other settings, too
         "prompts.tasks=[{name: one, with: ['seed=0']}, {name: two, with: ['seed=2']}]": ["two"],
     }

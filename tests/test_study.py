@@ -30,6 +30,7 @@ SMALL = [
     "study.seeds=[0,1]",
     "study.resamples=3",
     "study.curve_pairs=4",
+    "evaluate.controls=3",
     "mask.schedule.steps=6",
     f"study.learners=[{WARM},{RANKED}]",
     f"study.attributions=[mask_gradients,{STEPS}]",

@@ -13,7 +13,7 @@ from cli import call, failure, settings
 from circuitlit import UserError, write_runs
 from circuitlit.report.sweep import differing, names_of, runs_in
 
-QUICK = ["logger=none", "callbacks=none", "evaluate.controls=2"]
+QUICK = ["logger=none", "callbacks=none", "mask.schedule.steps=2"]
 
 
 @pytest.fixture(scope="module")

@@ -299,14 +299,14 @@ def test_what_a_run_saw_of_its_masks_is_what_their_files_say(
 
 
 def test_a_run_may_stop_at_convergence(local: Path, tmp_path: Path) -> None:
-    # the target is reached at step 15, and the learning rate falls to zero
+    # the target is reached at step 7, and the learning rate falls to zero
     more = ["mask.schedule.warmup=0.05", "mask.schedule.harden=0", "callbacks.snapshot_every=5", "logger=none"]
-    more += ["mask.schedule.steps=300", "mask.schedule.lr_final=0", "callbacks.stop_at_convergence=true"]
+    more += ["mask.schedule.steps=150", "mask.schedule.lr_final=0", "callbacks.stop_at_convergence=true"]
     more += ["callbacks.probe_every=0", "callbacks.checkpoint_every=0"]
     call(*settings(local, tmp_path, *more))
     result = json.loads((tmp_path / "result.json").read_text())
-    stopped = result["steps"] < 300  # on a stage that has not been compared with chance
+    stopped = result["steps"] < 150  # on a stage that has not been compared with chance
     evolution = json.loads((tmp_path / "evolution.json").read_text())
-    assert stopped == (result["stages"]["n_snapshots"] < 61)
+    assert stopped == (result["stages"]["n_snapshots"] < 31)
     assert not stopped or max(evolution["velocity"][-3:]) < 0.05 * max(evolution["velocity"])
     assert max(int(path.stem[5:]) for path in (tmp_path / "masks").iterdir()) == result["steps"]

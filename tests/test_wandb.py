@@ -50,7 +50,18 @@ def run(local: Path, tmp_path_factory: pytest.TempPathFactory) -> Path:
         "logger.wandb.tags=[baseline,'two words']",
         "logger.wandb.notes='as, published'",
     ]
-    call(*settings(local, out, "logger=wandb_offline", "run_id=mine", "seed=5", "callbacks.probe_every=6", *words))
+    call(
+        *settings(
+            local,
+            out,
+            "logger=wandb_offline",
+            "run_id=mine",
+            "seed=5",
+            "callbacks.probe_every=6",
+            "explain.heads=2",
+            *words,
+        )
+    )
     return out
 
 
@@ -127,13 +138,13 @@ def test_a_trust_card_is_logged_under_the_keys_of_its_file(run: Path, local: Pat
     assert any(path["path"].startswith("media/html/trust") for record in found["files"] for path in record["files"])
 
 
-def test_four_jobs_of_a_sweep_are_four_runs_of_one_group(local: Path, tmp_path: Path) -> None:
+def test_two_jobs_of_a_sweep_are_two_runs_of_one_group(local: Path, tmp_path: Path) -> None:
     paths = [
         argument for argument in settings(local, tmp_path, "logger=wandb_offline", *SWEPT) if "hydra" not in argument
     ]
-    call("-m", *paths, f"hydra.sweep.dir={tmp_path}/sweep", "seed=0,1,2,3")
-    runs = [records(tmp_path / "sweep" / str(job))["run"][0] for job in range(4)]
-    assert len({run["run_id"] for run in runs}) == 4
+    call("-m", *paths, f"hydra.sweep.dir={tmp_path}/sweep", "seed=0,1")
+    runs = [records(tmp_path / "sweep" / str(job))["run"][0] for job in range(2)]
+    assert len({run["run_id"] for run in runs}) == 2
     assert {run["run_group"] for run in runs} == {"sweep"}
 
 
