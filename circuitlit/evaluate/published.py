@@ -269,6 +269,7 @@ def measure_published(
         for name in found
     }
     count, sentences = len(bed.groups), len(bed.groups.unique())
-    few = f"{count} pairs of {sentences} sentences are too few to judge by; take {LEAST_PAIRS} of {LEAST_SENTENCES}"
-    enough = count >= LEAST_PAIRS and sentences >= LEAST_SENTENCES
-    return Published(bed.kind, count, sentences, figures, None if enough else few)
+    enough = f"{LEAST_PAIRS} of {LEAST_SENTENCES} (evaluate.published_pairs={LEAST_PAIRS})"
+    few = f"{count} pairs of {sentences} sentences are too few to judge by; take {enough}"
+    reason = None if count >= LEAST_PAIRS and sentences >= LEAST_SENTENCES else few
+    return Published(bed.kind, count, sentences, figures, reason)
