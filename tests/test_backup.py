@@ -9,6 +9,7 @@ import torch
 from conftest import tiny_batch, tiny_model
 from transformers import GPT2Config, GPT2LMHeadModel
 
+from circuitlit.evaluate.found import UNMEASURABLE
 from circuitlit.heads import PatchBed, heads_replaced
 from circuitlit.heads.backup import Backup, find_backup
 from circuitlit.masked import run_writers
@@ -16,6 +17,7 @@ from circuitlit.model import Subject, take_positions
 from circuitlit.objective import task_metric
 from circuitlit.report.backup import backup_text
 from circuitlit.tasks.pair import Batch
+from circuitlit.timeline.measured_heads import FollowSettings, HeadsFollowed, check_induction
 
 WORDS, HEADS, PART = 5, 8, 4  # words that are asked, heads a layer, dimensions a head
 WIDTH = HEADS * PART  # axes of the stream: word t, its answer t + 5, and spare ones
@@ -103,8 +105,9 @@ def test_figures_are_those_of_plain_hooks(name: str) -> None:
 
 def test_nobody_to_ablate_or_to_answer_is_said() -> None:
     bed = PatchBed.build(planted(1.0), [asked()])
-    assert find_backup(bed, [], 20).reason == "there is no head to ablate"
-    assert find_backup(bed, [BACKUP], 20).reason == "no head lies behind those that are ablated"
+    for heads, reason in (([], "there is no head to ablate"), ([BACKUP], "no head lies behind those that are ablated")):
+        asked_for = find_backup(bed, heads, 20)
+        assert (asked_for.status, asked_for.reason) == (UNMEASURABLE, reason)
 
 
 def test_what_is_said_of_a_backup() -> None:
@@ -113,3 +116,12 @@ def test_what_is_said_of_a_backup() -> None:
     assert "Nobody takes over beyond chance" in backup_text(asdict(found(0.0)))
     bed = PatchBed.build(planted(1.0), [asked()])
     assert "no head to ablate" in backup_text(asdict(find_backup(bed, [], 20)))
+
+
+@pytest.mark.parametrize(("threshold", "which"), [(2.0, "no head"), (-1.0, "every head")])
+def test_without_induction_heads_or_others_nothing_is_measured(threshold: float, which: str) -> None:
+    subject = Subject(tiny_model("gpt2"), name="tiny")
+    settings = FollowSettings(heads=HeadsFollowed(sequences=16, length=8, threshold=threshold))
+    checked = check_induction(subject, settings, 2)
+    assert checked.status == UNMEASURABLE and checked.heads == [] and checked.loss is None
+    assert (checked.reason or "").startswith(f"{which} has an induction score above")

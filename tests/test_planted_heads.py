@@ -162,4 +162,7 @@ def test_greater_than_on_planted_heads(by_hand: Heads) -> None:
     batch.choices[0, 4] = 5
     digits = year_check(PatchBed.build(subject, [batch]), roles, circuit, 4, 0)
     assert digits is not None and "splits years" in digits["reason"]
+    without = year_check(bed, roles, None, 4, 0)
+    assert without is not None and "heads.circuit=RUN" in without["reason"]
+    assert {digits["status"], without["status"]} == {"NOT MEASURABLE"} and checked["status"] == "OK"
     assert found.later.value > 0  # row 1 ends with 9, one of its later years, and the MLP passes the token on

@@ -16,6 +16,7 @@ import torch
 from jaxtyping import Float
 from torch import Tensor
 
+from circuitlit.evaluate.found import OK, UNMEASURABLE
 from circuitlit.evaluate.statistics import Estimate, mean_estimate, ratio_estimate
 from circuitlit.evaluate.testing import LEVEL, rank_p, until_clear
 from circuitlit.heads.attention import heads_replaced, record_streams
@@ -54,8 +55,8 @@ class Backup:
     """Who takes over from some heads.
 
     Attributes:
-        status: "OK", or "FAILED" where there is nobody to ablate or nobody to answer.
-        reason: of a failure.
+        status: "OK", or "NOT MEASURABLE" where there is nobody to ablate or nobody to answer.
+        reason: why it is not measurable.
         ablated: heads whose output is that on the corrupted prompt.
         direct: what the metric loses at the logits, if no head answered.
         lost: what it loses in fact.
@@ -101,12 +102,12 @@ def find_backup(bed: PatchBed, heads: Sequence[Head], draws: int, seed: int = 0,
     """
     graph = bed.graph
     if not heads:
-        return Backup(status="FAILED", reason="there is no head to ablate")
+        return Backup(status=UNMEASURABLE, reason="there is no head to ablate")
     first = min(layer for layer, _ in heads)
     behind = [(layer, h) for layer in range(first + 1, graph.n_layers) for h in range(graph.n_heads)]
     able = [head for head in behind if head not in heads]
     if not able:
-        return Backup(status="FAILED", reason="no head lies behind those that are ablated")
+        return Backup(status=UNMEASURABLE, reason="no head lies behind those that are ablated")
     answers = _answers(bed, heads, able)
     means = answers.rise.mean(1)
     largest = float(means.max())
@@ -138,7 +139,7 @@ def find_backup(bed: PatchBed, heads: Sequence[Head], draws: int, seed: int = 0,
     clear = direct.bounds is not None and direct.bounds[0] > 0
     random_rise, turned_rise = (sum(made) / len(made) if made else None for made in chance)
     return Backup(
-        status="OK",
+        status=OK,
         ablated=[head_name(head) for head in heads],
         direct=direct,
         lost=mean_estimate(answers.lost, bed.groups),

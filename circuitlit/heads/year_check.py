@@ -6,6 +6,7 @@ from collections.abc import Sequence
 from dataclasses import asdict
 from typing import Any
 
+from circuitlit.evaluate.found import OK, UNMEASURABLE
 from circuitlit.graph import Circuit
 from circuitlit.heads import PatchBed, greater_than_check
 from circuitlit.heads.greater_than import heads_into_mlps, mlps_to_logits
@@ -29,14 +30,15 @@ def year_check(
     if YEAR not in role_names:
         return None
     if circuit is None:
-        return {"status": "FAILED", "reason": "it is of a circuit's heads; give heads.circuit=RUN"}
+        return {"status": UNMEASURABLE, "reason": "it is of a circuit's heads; give heads.circuit=RUN"}
     batch = bed.batches[0]
     year = (batch.roles == list(role_names).index(YEAR)).long().cumsum(1).argmax(1)  # its last token
     last_wrong = (batch.signs < 0).long().cumsum(1).argmax(1, keepdim=True)
     if not bool((batch.choices.gather(1, last_wrong) == batch.clean.gather(1, year[:, None])).all()):
-        return {"status": "FAILED", "reason": "the tokenizer splits years into digits; it needs two digits in a token"}
+        reason = "the tokenizer splits years into digits; it needs two digits in a token"
+        return {"status": UNMEASURABLE, "reason": reason}
     mlps = mlps_to_logits(circuit)
     heads = heads_into_mlps(circuit, mlps)
     found = greater_than_check(bed.subject, batch, year, heads, mlps, draws, seed)
     names = {"heads": [head_name(head) for head in heads], "mlps": [f"m{layer}" for layer in mlps]}
-    return {"status": "OK", "n_pairs": len(batch), **names, **asdict(found)}
+    return {"status": OK, "n_pairs": len(batch), **names, **asdict(found)}

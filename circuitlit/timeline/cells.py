@@ -144,8 +144,8 @@ class InductionCheck:
     """Ablating the induction heads of the last checkpoint.
 
     Attributes:
-        status: "OK", or "FAILED" where there are none, or nothing else.
-        reason: of a failure.
+        status: "OK", or "NOT MEASURABLE" where there are none, or nothing else.
+        reason: why it is not measurable.
         heads: ablated.
         n_above, n_heads: heads above the threshold, and all.
         loss, accuracy: on repeated random tokens.

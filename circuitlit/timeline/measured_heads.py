@@ -11,6 +11,7 @@ from jaxtyping import Float, Int
 from torch import Tensor
 
 from circuitlit.errors import UserError
+from circuitlit.evaluate.found import OK, UNMEASURABLE
 from circuitlit.evaluate.testing import LEAST_DRAWS
 from circuitlit.heads import Heads, copying_scores, repeat_scores, repeated_tokens, successor_lists, successor_scores
 from circuitlit.heads.causal import causal_check, repeat_score
@@ -120,7 +121,7 @@ def check_induction(subject: Subject, settings: FollowSettings, draws: int) -> I
     best = above[: min(asked.top or len(above), grid.numel() - len(above))]
     if not best:
         reason = f"{'every head' if above else 'no head'} has an induction score above {asked.threshold:g}"
-        return InductionCheck(status="FAILED", reason=reason)
+        return InductionCheck(status=UNMEASURABLE, reason=reason)
     anything = heads_of(torch.stack([*grids.values()]).amax(0) > asked.threshold)
     names, found = [head_name(head) for head in best], {}
     ids, fresh = repeated(subject, settings, new=1)  # others than the heads were chosen on
@@ -130,7 +131,7 @@ def check_induction(subject: Subject, settings: FollowSettings, draws: int) -> I
             few = min(draws, LEAST_DRAWS)
             bystanders = causal_check(measure, graph, best, few, seed, spared=[*above, *anything]).random
         found[name] = Ablated(**{**vars(check), "heads": names}, bystanders=bystanders)
-    return InductionCheck(status="OK", heads=names, n_above=len(above), n_heads=grid.numel(), **found)
+    return InductionCheck(status=OK, heads=names, n_above=len(above), n_heads=grid.numel(), **found)
 
 
 def _behaviours(
