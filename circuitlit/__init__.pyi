@@ -67,8 +67,10 @@ from .evaluate.study.compare_methods import compare_methods, learn_masks
 from .evaluate.study.results import MethodStudy
 from .evaluate.trust.card import TrustCard, measure_trust
 from .evaluate.trust.find_rivals import find_rivals
+from .evaluate.trust.measure_robustness import measure_robustness
 from .evaluate.trust.measure_stability import measure_stability
 from .evaluate.trust.rivals import Rivals
+from .evaluate.trust.robustness import Robustness
 from .evaluate.trust.stability import Stability
 from .finetune import examples_of_task
 from .finetune.finetune_model import TunedModel, finetune_model
@@ -167,6 +169,7 @@ __all__ = [
     "References",
     "Result",
     "Rivals",
+    "Robustness",
     "Schedule",
     "SigmoidTopK",
     "Stability",
@@ -245,6 +248,7 @@ __all__ = [
     "measure_generalisation",
     "measure_generality",
     "measure_knowledge",
+    "measure_robustness",
     "measure_stability",
     "measure_trust",
     "noise_floor",

@@ -60,6 +60,8 @@ WORDS: list[Case] = [
     ("study", "study.parts=0", "study.parts=0"),
     ("train", "objective.error_weight=1", "objective.error_weight=1 is not a share above 0 and below 1"),
     ("trust", "trust.only=[error]", "did you mean errors?"),
+    ("trust", "trust.robust.kinds=[noisy]", "did you mean noise?"),
+    ("trust", "trust.robust.shares=[10]", "did you mean 0.1?"),
     ("rivals", "rivals.starts=[equals]", "did you mean equal?"),
     ("guided", "guided.rank=1", "at least 2"),
     ("evolve", "evolve.faithfulness=0", "above 0"),

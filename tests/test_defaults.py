@@ -42,6 +42,7 @@ from circuitlit import (
     measure_generalisation,
     measure_generality,
     measure_knowledge,
+    measure_robustness,
     measure_stability,
     measure_trust,
 )
@@ -63,6 +64,7 @@ SAME = [
     (find_rivals, "rivals circuit=x", "rivals"),
     (find_rivals, "trust circuit=x", "trust.unique"),
     (measure_stability, "trust circuit=x", "trust.stable"),
+    (measure_robustness, "trust circuit=x", "trust.robust"),
     (intervene_on_nodes, "intervene", "intervene"),
     (measure_generality, f"generality {TASKS}", "generality"),
     (compare_freezing, f"generality {TASKS}", "generality.prevent"),

@@ -16,8 +16,8 @@ from planted_rivals import FIRST, edges_of, first_circuit, planted_rivals
 from circuitlit import Circuit, EdgeScores, Method, Schedule, Stability, UserError, Workbench, eap_ig, measure_stability
 from circuitlit.discover.workbench import Ablation, Resampler
 from circuitlit.evaluate.find import SCHEDULE
+from circuitlit.evaluate.trust.again import splits_of
 from circuitlit.evaluate.trust.halves import consensus
-from circuitlit.evaluate.trust.measure_stability import splits_of
 from circuitlit.evaluate.trust.stability import core_bound
 
 FAST: dict[str, Any] = {"halves": 3, "resamples": 3, "seeds": 2, "pairs": 8}

@@ -119,6 +119,27 @@ def test_the_verb_finds_the_circuit_again(local: Path, tmp_path: Path) -> None:
     assert kept >= {f"pairs_{split}_{side}.json" for split in (0, 1) for side in (0, 1)} | {"start_equal.json"}
 
 
+def test_the_verb_perturbs_a_share_of_the_pairs(
+    local: Path, tmp_path: Path, capsys: pytest.CaptureFixture[str]
+) -> None:
+    """On any folder of weights, so that a model before tuning and after it are asked the same."""
+    call(*settings(local, tmp_path / "run", "logger=none", "method=eap"), verb="attribute")
+    card = settings(local, tmp_path / "card", "logger=none", f"circuit={tmp_path}/run", "trust.only=[robust]")
+    card += ["trust.robust.resamples=4", "trust.robust.draws=2", "trust.robust.pairs=4", "trust.robust.shares=[0.5]"]
+    call(*card, "trust.robust.kinds=[noise,swapped]", verb="trust")
+    rows = TrustCard.load(tmp_path / "card").trust
+    names = [
+        f"{kind}_{share}{end}" for kind in ("noise", "swapped") for share in (50, 100) for end in ("", "_beside", "_kl")
+    ]
+    # the prompts of this file's pairs have next to no word in common
+    assert list(rows) == [f"robust.{name}" for name in names] or "too few to halve" in rows["robust.noise_100"].why
+    swapped = rows["robust.swapped_50"]
+    assert swapped.value is not None and swapped.draws == 4 and "50% swapped" in swapped.figure
+    assert rows["robust.swapped_50_kl"].pairs == 4 and rows["robust.swapped_100_beside"].bar == 0
+    printed, page = capsys.readouterr().out, (tmp_path / "card" / "trust.html").read_text()
+    assert "robust.swapped_50" in printed and page.count("robust.swapped_50") == 3
+
+
 def test_any_file_of_a_circuit_has_a_card(local: Path, tmp_path: Path) -> None:
     """One of another tool does not say how it was found: that row is not measured, the others are."""
     call(*settings(local, tmp_path / "run", "logger=none", "method=eap"), verb="attribute")

@@ -175,12 +175,12 @@ def preset_method(cfg: DictConfig, name: str) -> Method:
     return build_method(own)
 
 
-def build_procedure(cfg: DictConfig, circuit: Circuit) -> dict[str, Any]:
-    """How a circuit is found anew: the arguments of `measure_stability` that say so.
+def build_procedure(cfg: DictConfig, circuit: Circuit, by: str) -> dict[str, Any]:
+    """How a circuit is found anew: the arguments of `measure_stability` and `measure_robustness` that say so.
 
     An attribution's circuit is found by `method` if that is its own, else by the preset that has its name.
     """
-    by, made, method = cfg.trust.stable.by, circuit.scores.method, build_method(cfg)
+    made, method = circuit.scores.method, build_method(cfg)
     if by == "auto" and circuit.scores.kind == "effect" and made != method.name:
         method = preset_method(cfg, made) if made in known_presets("method") else None
     return {

@@ -6,7 +6,7 @@ from circuitlit.cli.kinds import Kind, choice, flag, listed, number, share, text
 from circuitlit.cli.presets import preset
 from circuitlit.cli.settings import CIRCUIT, COUNT, SOME
 
-PARTS = ("preserved", "chance", "errors", "ablations", "generalises", "minimal", "stable", "unique")
+PARTS = ("preserved", "chance", "errors", "ablations", "generalises", "minimal", "stable", "robust", "unique")
 RIVALS: dict[str, Kind] = {  # of the verb rivals, and of the trust card's part
     "shares": listed(share()),
     "starts": listed(choice("removed", "whole", "equal"), 1),
@@ -27,6 +27,14 @@ STABILITY: dict[str, Kind] = {  # of the trust card's part
     "share": share(zero=False),
     "pairs": SOME,
     "baseline": preset("method") | None,
+}
+ROBUSTNESS: dict[str, Kind] = {  # of the trust card's part
+    "by": choice("auto", "masks", "attribution"),
+    "kinds": listed(choice("noise", "mixed", "swapped"), 1),
+    "shares": listed(share()),
+    "draws": whole(2),
+    "resamples": whole(2),
+    "pairs": SOME,
 }
 TRUST: dict[str, Kind] = {
     "circuit": CIRCUIT,
@@ -52,5 +60,6 @@ TRUST: dict[str, Kind] = {
     "trust.generalises.pairs": COUNT,
     "trust.generalises.front": text(),
     **{f"trust.stable.{name}": kind for name, kind in STABILITY.items()},
+    **{f"trust.robust.{name}": kind for name, kind in ROBUSTNESS.items()},
     **{f"trust.unique.{name}": kind for name, kind in RIVALS.items()},
 }

@@ -26,6 +26,7 @@ from circuitlit.model.limits import check_rows
 from circuitlit.objective import Objective, kl_divergence
 from circuitlit.progress import told
 from circuitlit.tasks import PairsModule
+from circuitlit.tasks.encoded import Row
 from circuitlit.tasks.pair import Batch
 from circuitlit.tasks.splits import SPLITS
 
@@ -204,6 +205,12 @@ class Workbench:
             return bench
         positional = known.mean.embed.shape[-2] > 1
         return replace(bench, references=bench.ablated(Ablation(known.kind, positional)))
+
+    def with_more(self, rows: Sequence[Row]) -> Workbench:
+        """The same, with as many training pairs behind those there are, each a changed one of them."""
+        data, known = self.data.with_more(rows), self.references.emptied()
+        known.fill(data.train.batches(data.batch_size, max(data.train.lengths)), len(data.train))
+        return replace(self, data=data, references=known)
 
     def fresh_references(self) -> References:
         """References without the training split's cache, for other splits."""

@@ -78,6 +78,10 @@ class References:
         self._teacher: Tensor | None = None
         self._ablated: Ablated | None = None
 
+    def emptied(self) -> References:
+        """The same for another split: with room, and without what is kept."""
+        return References(self.subject, self.kind, self.mean, self.budget, self._capture, self.host)
+
     @property
     def cached(self) -> bool:
         """True once `fill` has kept a split."""

@@ -34,10 +34,10 @@ def run(cfg: DictConfig) -> TrustCard:
         bench = build_workbench(cfg, subject)
     if not circuit.n_edges:
         circuit = bench.cut(circuit.scores, circuit.provenance)
-    stable = settings["stable"]
-    stable |= {"baseline": stable["baseline"] and preset_method(cfg, stable["baseline"])}
-    stable |= build_procedure(cfg, circuit)
-    del stable["by"]
+    stable, robust = settings["stable"], settings["robust"]
+    stable["baseline"] = stable["baseline"] and preset_method(cfg, stable["baseline"])
+    for part in (stable, robust):
+        part |= build_procedure(cfg, circuit, part.pop("by"))
     settings["unique"] |= {"schedule": instantiate(cfg.mask.schedule), "gates": instantiate(cfg.mask.gates)}
     found = measure_trust(bench, circuit, only=only, settings=settings, folder=run_dir() / "trust", seed=cfg.seed)
     found = finish(cfg, found, subject, write_trust, print_trust)

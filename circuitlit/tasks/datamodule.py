@@ -15,7 +15,7 @@ from transformers import PreTrainedTokenizerBase
 from circuitlit.arguments import checks_arguments
 from circuitlit.errors import UserError
 from circuitlit.tasks.encode import encode
-from circuitlit.tasks.encoded import EncodedPairs
+from circuitlit.tasks.encoded import EncodedPairs, Row
 from circuitlit.tasks.faults import BadRows
 from circuitlit.tasks.pair import Batch
 from circuitlit.tasks.sampler import MicroBatches, shard
@@ -129,6 +129,14 @@ class PairsModule(LightningDataModule):
         other = copy(self)
         other.train = self.train.some(rows)
         other.splits = replace(self.splits, train=[self.splits.train[row] for row in rows])
+        return other
+
+    def with_more(self, rows: Sequence[Row]) -> PairsModule:
+        """The same pairs, and behind the training ones as many again, each a changed one of them; texts stay."""
+        other, train = copy(self), self.train
+        groups = train.groups or tuple(range(len(train)))
+        other.train = EncodedPairs([*train.rows, *rows], train.role_names, 2 * groups)
+        other.splits = replace(self.splits, train=2 * self.splits.train)
         return other
 
     def train_dataloader(self) -> DataLoader[int]:

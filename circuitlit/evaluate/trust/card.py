@@ -20,8 +20,10 @@ from circuitlit.evaluate.model_errors import ModelErrors, measure_errors
 from circuitlit.evaluate.trust.claims import Claims, measure_chance, measure_need, measure_preserved
 from circuitlit.evaluate.trust.find_rivals import find_rivals
 from circuitlit.evaluate.trust.identity import identity, identity_of
+from circuitlit.evaluate.trust.measure_robustness import measure_robustness
 from circuitlit.evaluate.trust.measure_stability import measure_stability
 from circuitlit.evaluate.trust.rivals import Rivals
+from circuitlit.evaluate.trust.robustness import Robustness
 from circuitlit.evaluate.trust.row import TrustRow
 from circuitlit.evaluate.trust.rows import (
     ablation_rows,
@@ -29,6 +31,7 @@ from circuitlit.evaluate.trust.rows import (
     error_rows,
     generalisation_rows,
     rival_rows,
+    robustness_rows,
     stability_rows,
 )
 from circuitlit.evaluate.trust.stability import Stability
@@ -46,9 +49,10 @@ PARTS: dict[str, tuple[type[Result], Callable[..., Any], Callable[..., list[Trus
     "generalises": (Generalisation, measure_generalisation, generalisation_rows, "Changing the pairs"),
     "minimal": (Claims, measure_need, claims_of, "Removing edges one by one"),
     "stable": (Stability, measure_stability, stability_rows, "Finding the circuit again and again"),
+    "robust": (Robustness, measure_robustness, robustness_rows, "Finding the circuit again from perturbed pairs"),
     "unique": (Rivals, find_rivals, rival_rows, "Searching rivals"),
 }
-IN_STEPS = ("stable", "unique")  # parts that keep what they have done so far
+IN_STEPS = ("stable", "robust", "unique")  # parts that keep what they have done so far
 CHEAP = ("preserved", "chance", "errors", "ablations", "generalises", "minimal")  # without the training of masks
 
 
@@ -106,7 +110,8 @@ def measure_trust(
     Args:
         bench: subject, pairs and masked model.
         circuit: any circuit of the model.
-        only: which parts: "preserved", "chance", "errors", "ablations", "generalises", "minimal", "stable", "unique".
+        only: which parts: "preserved", "chance", "errors", "ablations", "generalises", "minimal", "stable",
+            "robust", "unique".
         settings: arguments of each part's function, by its name.
         folder: keeps the parts, so that a call that was stopped goes on, and a part that is asked for later joins them.
             None keeps nothing.

@@ -2,15 +2,12 @@
 
 from __future__ import annotations
 
-import random
 from collections.abc import Sequence
 from contextlib import ExitStack
-from dataclasses import dataclass, replace
-from functools import cached_property
+from dataclasses import replace
 from itertools import combinations
 from pathlib import Path
 from tempfile import TemporaryDirectory
-from typing import Any
 
 from circuitlit.arguments import checks_arguments
 from circuitlit.discover.gates import Gates
@@ -21,6 +18,7 @@ from circuitlit.discover.workbench import Ablation, Resampler, Workbench
 from circuitlit.errors import UserError
 from circuitlit.evaluate.measure import TestBed
 from circuitlit.evaluate.statistics import Estimate
+from circuitlit.evaluate.trust.again import LEAST_UNITS, Again, Rows, splits_of, too_few, units_of
 from circuitlit.evaluate.trust.halves import alike, halves_of
 from circuitlit.evaluate.trust.identity import identity
 from circuitlit.evaluate.trust.made import Made
@@ -33,8 +31,6 @@ from circuitlit.store import Store
 
 CAUSES = ("pairs", "sentences", "seed", "start", "ablation")
 BASELINE = Method.of(eap_ig, steps=5)
-LEAST_UNITS = 4  # pairs or sentences that can be halved in more than one way
-Rows = list[int]
 
 
 @checks_arguments
@@ -122,58 +118,14 @@ def measure_stability(
     )
 
 
-@dataclass(frozen=True)
-class Again:
-    """Finds circuits anew, each once, and keeps them.
-
-    Attributes:
-        bench: of the circuit's size, with all training pairs.
-        procedure: how a circuit is found.
-        bed: test pairs; None measures no KL.
-        store: of the circuits.
-        known: what they all depend on.
-        seed: of the procedure and of the splits.
-    """
-
-    bench: Workbench
-    procedure: Procedure
-    bed: TestBed | None
-    store: Store
-    known: dict[str, Any]
-    seed: int
-
-    def made(self, name: str, bench: Workbench, seed: int | None = None, start: str = "method", **facts: Any) -> Made:
-        """A circuit from the training pairs of a workbench, read where it is there."""
-        own = self.seed if seed is None else seed
-        known = self.known | {"seed": own, "start": start} | facts
-        return self.store.made(
-            name, known, Made, lambda: Made.of(self.bench, self.procedure(bench, own, start), self.bed)
-        )
-
-    @property
-    def whole(self) -> Made:
-        """The circuit of all training pairs."""
-        if self.resampler is not None:
-            return Made.of(self.bench, self.resampler.scores)
-        return self.made(f"seed_{self.seed}", self.bench)
-
-    @cached_property
-    def resampler(self) -> Resampler | None:
-        """Scores of any pairs for one pass, where the procedure is an attribution that has them."""
-        found = Resampler(self.bench, self.procedure.method)
-        return found if self.procedure.schedule is None and found.by_pair else None
-
-
 def _splits(again: Again, of: str, halves: int, resamples: int) -> list[tuple[Rows, Rows]] | Halves:
     """Ways to halve the training pairs; where there are none, a result that says why."""
     train = again.bench.data.train
     if of == "sentences" and train.n_groups == len(train):
         return Halves(of=of, reason="every pair has a sentence of its own")
-    groups = train.groups if of == "sentences" else range(len(train))
-    units = [[row for row in range(len(train)) if groups[row] == one] for one in dict.fromkeys(groups)]
+    units = units_of(train) if of == "sentences" else [[row] for row in range(len(train))]
     if len(units) < LEAST_UNITS:
-        few = f"{len(units)} {of} of the training split are too few to halve, {LEAST_UNITS} are needed"
-        return Halves(of=of, reason=few)
+        return Halves(of=of, reason=too_few(len(units), of))
     return splits_of(units, halves if again.resampler is None else resamples, again.seed)
 
 
@@ -187,36 +139,12 @@ def _halves(
     share: float,
 ) -> Halves:
     """Circuits from complementary halves, and what they say together; KLs of the first `halves` splits."""
-    made, resampler, bench = [], again.resampler, again.bench
+    made, bench = [], again.bench
     for number, sides in told(enumerate(splits), f"halves of the {of}", len(splits)):
         for side, rows in enumerate(sides):
-            if resampler is not None:
-                made.append(Made.of(bench, resampler(rows), again.bed if number < halves else None))
-            else:
-                made.append(again.made(f"{of}_{number}_{side}", bench.on(rows), rows=rows))
+            made.append(again.on(f"{of}_{number}_{side}", rows, measured=number < halves))
     others = [Made.of(bench, beside(rows)) for sides in splits for rows in sides] if beside else []
     return halves_of(circuit, made, others, again.bed, share, of=of, n_splits=len(splits))
-
-
-def splits_of(units: Sequence[Rows], count: int, seed: int) -> list[tuple[Rows, Rows]]:
-    """Ways to share units out into two halves, different ones as far as there are any.
-
-    Args:
-        units: the rows of each.
-        count: ways, at most.
-        seed: of the draws.
-    """
-    draw, seen, found = random.Random(seed), set(), []
-    for _ in range(20 * count):
-        order = draw.sample(range(len(units)), len(units))
-        one, two = (frozenset(part) for part in (order[: len(units) // 2], order[len(units) // 2 :]))
-        if one in seen or two in seen:
-            continue
-        seen.add(one)
-        found.append(tuple(sorted(row for unit in part for row in units[unit]) for part in (one, two)))
-        if len(found) == count:
-            break
-    return found
 
 
 def _cause(again: Again, name: str, seeds: int) -> Cause:

@@ -10,6 +10,7 @@ from circuitlit.evaluate.model_errors import ModelErrors
 from circuitlit.evaluate.statistics import Estimate
 from circuitlit.evaluate.trust.claims import Claims
 from circuitlit.evaluate.trust.rivals import Rivals
+from circuitlit.evaluate.trust.robustness import Perturbed, Robustness
 from circuitlit.evaluate.trust.row import TrustRow
 from circuitlit.evaluate.trust.stability import Halves, Stability
 
@@ -104,6 +105,28 @@ def stability_rows(found: Stability) -> list[TrustRow]:
         said = f"J*, {cause.changed or cause.name}: mean, least and largest"
         rows.append(TrustRow.of(f"stable.{cause.name}", said, cause.alike, why=cause.reason, draws=cause.n_circuits))
     return rows
+
+
+def robustness_rows(found: Robustness) -> list[TrustRow]:
+    """How alike circuits stay at each share of perturbed pairs; would other pairs have changed them less?"""
+    return [row for one in found.perturbed for row in _perturbed_rows(found, one)]
+
+
+def _perturbed_rows(found: Robustness, one: Perturbed) -> list[TrustRow]:
+    name, why = f"robust.{one.kind}_{100 * one.share:g}", one.reason
+    facts: dict[str, Any] = {"groups": found.n_sentences, "draws": len(one.each), "why": why}
+    said = f"J* with the unperturbed pairs' circuit, {one.share:.0%} {one.kind}"
+    if one.beyond_degrees and one.replaced:
+        said += f"; beyond equal degrees {one.beyond_degrees.value:.3f}; as many replaced {one.replaced.value:.3f}"
+    beyond, worse = one.minus_replaced, one.kl_minus_replaced
+    no_kl = {"why": why or "no test pairs were asked for", "pairs": found.n_pairs}
+    return [
+        TrustRow.of(name, said, one.alike, **facts),
+        TrustRow.of(f"{name}_beside", "that minus J* with as many pairs replaced by others", beyond, 0.0, **facts),
+        TrustRow.of(
+            f"{name}_kl", "KL on unperturbed pairs, minus that with replaced ones", worse, 0.0, "at most", **no_kl
+        ),
+    ]
 
 
 def core_row(name: str, one: Halves, n_edges: int, share: float, procedure: str) -> TrustRow:
