@@ -30,7 +30,7 @@ def test_runs_are_named_by_what_differs(sweep: Path) -> None:
     runs = runs_in([sweep])
     assert [run.name for run in runs] == ["0", "1", "2", "3", "10"]
     assert differing(runs[:4]) == {"seed": [0, 0, 1, 1], "sparsity.target": [0.9, 0.95, 0.9, 0.95]}
-    assert names_of(runs[:4]) == [f"target={t} seed={s}" for s in (0, 1) for t in (0.9, 0.95)]
+    assert names_of(runs[:4]) == [f"seed={s} target={t}" for s in (0, 1) for t in (0.9, 0.95)]
     assert names_of(runs[1:4:2]) == ["seed=0", "seed=1"]
     assert names_of([runs[0], runs[0].parent / "0"]) == [f"{runs[0]} (1)", f"{runs[0]} (2)"]
 
@@ -46,10 +46,10 @@ def test_a_preset_stands_for_the_settings_that_go_with_it(sweep: Path, tmp_path:
 
 def test_the_report_of_a_sweep(sweep: Path, tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:
     call(f"runs={sweep}", f"hydra.run.dir={tmp_path}", verb="report")
-    failed = "min_accuracy=0.9 target=0.8 seed=7"
+    failed = "seed=7 target=0.8 min_accuracy=0.9"
     assert f"not shown: {failed} (the model does not do the task" in capsys.readouterr().out
     page = (tmp_path / "runs.html").read_text()
-    assert "4 runs compared" in page and "min_accuracy=0 target=0.95 seed=1" in page and f"Not shown: {failed}" in page
+    assert "4 runs compared" in page and "seed=1 target=0.95 min_accuracy=0" in page and f"Not shown: {failed}" in page
     rows = list(csv.DictReader((tmp_path / "runs.csv").open(encoding="utf-8")))
     assert [(row["setting:seed"], row["setting:sparsity.target"]) for row in rows[:4]] == [
         (str(seed), str(share)) for seed in (0, 1) for share in (0.9, 0.95)

@@ -7,6 +7,7 @@ from __future__ import annotations
 
 from contextlib import ExitStack
 from dataclasses import dataclass
+from typing import cast
 
 import torch
 from jaxtyping import Float, Int
@@ -16,6 +17,7 @@ from circuitlit.errors import UserError
 from circuitlit.evaluate.check.stock_hooks import head_places, readers_moved
 from circuitlit.graph.layout import scatter_edges
 from circuitlit.masked import MaskedModel, run_writers
+from circuitlit.masked.block import MaskedBlock
 from circuitlit.model import Subject
 from circuitlit.model.limits import longest_prompt
 from circuitlit.model.logits import take_positions
@@ -106,7 +108,8 @@ def stream_steps(subject: Subject, ids: Tensor) -> Steps:
     for layer in range(graph.n_layers):
         before = reads.attention[layer]
         after = (*reads.attention, reads.final[0])[layer + 1]
-        heads = model.blocks[layer]._put_out(writes.heads[layer]).view(before.shape)  # type: ignore[operator]
+        block = cast(MaskedBlock, model.blocks[layer])
+        heads = block._put_out(writes.heads[layer], None).view(before.shape)
         mlp, middle = writes.mlps[layer], reads.mlp[layer].view(before.shape)
         if anatomy.parallel:
             steps.append((f"layer {layer}", after - before, {"attention's write": heads, "the MLP's write": mlp}))
