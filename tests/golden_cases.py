@@ -23,9 +23,11 @@ from test_study import MATCH, small
 
 Case = Callable[[pytest.FixtureRequest, Path, Path], None]
 
+EXPLAINED = "explain.examples=3"  # as by default; tiny runs else leave the explanation out
+
 
 def train(_request: pytest.FixtureRequest, local: Path, out: Path) -> None:
-    call(*settings(local, out / "train", "logger=csv"))
+    call(*settings(local, out / "train", "logger=csv", EXPLAINED))
     call(f"run={out}/train", "format=html", f"hydra.run.dir={out}/report", verb="report")
     call(f"run={out}/train", "format=svg", f"hydra.run.dir={out}/figures", verb="report")
     call(f"run={out}/train", f"hydra.run.dir={out}/timeline", verb="timeline")
@@ -54,7 +56,7 @@ def several(_request: pytest.FixtureRequest, local: Path, out: Path) -> None:
 
 
 def attribute(_request: pytest.FixtureRequest, local: Path, out: Path) -> None:
-    call(*settings(local, out / "run", "logger=none", "method=eap_ig", "ablation=mean"), verb="attribute")
+    call(*settings(local, out / "run", "logger=none", "method=eap_ig", "ablation=mean", EXPLAINED), verb="attribute")
     fast = ["logger=none", "evaluate.knockouts=2", "evaluate.parts=3", "evaluate.ablation_pairs=4"]
     call(*settings(local, out / "again", *fast, f"circuit={out}/run", "evaluate.smallest=0.8"), verb="evaluate")
     for kind in ("mib_json", "mib_pt", "eap_ig_json"):
@@ -184,7 +186,7 @@ def bench(_request: pytest.FixtureRequest, _local: Path, out: Path) -> None:
 def bench_timed(request: pytest.FixtureRequest, local: Path, out: Path) -> None:
     """Names, counts and bytes; what is timed or allocated is never the same twice."""
     runs = request.getfixturevalue("tmp_path_factory").mktemp("bench")
-    whole = settings(local, runs / "run", "logger=none", "bench=run")
+    whole = settings(local, runs / "run", "logger=none", "bench=run", EXPLAINED)
     kinds = {"step": [*SHAPE["gpt2"], *QUICK], "eap": [*SHAPE["llama"], *QUICK, "bench=eap"], "run": whole}
     for kind, more in kinds.items():
         call(*more, f"hydra.run.dir={runs / kind}", verb="bench")
