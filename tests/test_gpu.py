@@ -23,6 +23,7 @@ from circuitlit.discover import MaskedLoss
 from circuitlit.graph import MaskLayout
 from circuitlit.masked import MaskedModel, References
 from circuitlit.masked.captured import CapturedCall
+from circuitlit.masked.forward import Recompute
 from circuitlit.masked.kernels import use
 from circuitlit.model import Subject
 from circuitlit.objective import kl_divergence
@@ -36,9 +37,11 @@ def made(name: str) -> torch.nn.Module:
     return tiny_model(name) if name in CONFIGS else tiny_family(name)
 
 
-def loss_and_grad(name: str, device: str, capture: bool, seed: int) -> tuple[torch.Tensor, torch.Tensor]:
+def loss_and_grad(
+    name: str, device: str, capture: bool, seed: int, recompute: Recompute = False, panel: int = 2
+) -> tuple[torch.Tensor, torch.Tensor]:
     subject = Subject(made(name).to(device))
-    loss = MaskedLoss(MaskedModel(subject, panel=2), MaskLayout(subject.graph), kl_divergence, capture)
+    loss = MaskedLoss(MaskedModel(subject, panel, recompute), MaskLayout(subject.graph), kl_divergence, capture)
     references = References(subject, "interchange", capture=capture)
     for trial in (seed, seed + 1):  # the second call replays the graph on other data
         batch = tiny_batch(seed=trial).to(device)
@@ -72,6 +75,16 @@ def test_captured_step_equals_the_cpu(name: str) -> None:
             value, grad = loss_and_grad(name, "cuda", capture, 0)
             torch.testing.assert_close(value, expected_value, rtol=1e-6, atol=1e-7)
             torch.testing.assert_close(grad, expected_grad, rtol=1e-5, atol=1e-7)
+
+
+@pytest.mark.parametrize(("recompute", "capture"), [(True, False), ("reads", False), ("reads", True)])
+@pytest.mark.parametrize("name", CONFIGS)
+def test_what_is_computed_again_changes_nothing(name: str, recompute: Recompute, capture: bool) -> None:
+    with KeepsFloat64():
+        expected = loss_and_grad(name, "cpu", False, 0)
+        for panel in (1, 2):
+            found = loss_and_grad(name, "cuda", capture, 0, recompute, panel)
+            torch.testing.assert_close(found, expected, rtol=1e-5, atol=1e-7)
 
 
 def test_no_gradient_crosses_streams(local: Path, tmp_path: Path) -> None:
