@@ -3,7 +3,7 @@
 # parallel against one, the engines at 13B and 34B, a step of a 70B shape beside its plan, a run of two cards that goes on on
 # four. PARTS: which of "checks scaling engines seventy resume". REHEARSE=1: checks and resume on CPU processes, with a tiny
 # model. DRY=1 prints the commands.
-# shellcheck disable=SC2329 # the parts are called by name
+# shellcheck disable=SC2317,SC2329 # the parts are called by name
 set -euo pipefail
 cd "$(dirname "$0")/.."
 out=${1:-runs/four_cards} failed=0
