@@ -2,8 +2,7 @@
 
 A step of a 13B and of a 34B shape, so many pairs of 64 tokens on each card, all rows on the same machine: milliseconds,
 GiB a card. One card (the default) shows what an engine costs where there is nothing to share; two show what it is for.
-`strategy=sharded` stays only if it is 1.2 times as fast as the better of the others on two cards at 13B; the last line
-says so. SHAPES: which of "gpt2 codellama_13b codellama_34b". ENGINES: which strategies. OUT: folder. DRY=1 prints.
+SHAPES: which of "gpt2 codellama_13b codellama_34b". ENGINES: which strategies. OUT: folder. DRY=1 prints.
 On a CPU, as a rehearsal: SHAPES=gpt2 python launch/engines.py 2 trainer.accelerator=cpu 'dtypes=[float32]' tokens=8
 """
 
@@ -17,8 +16,7 @@ import sys
 from pathlib import Path
 
 PAIRS = {"gpt2": 8, "codellama_13b": 8, "codellama_34b": 4}
-ENGINES = ("single", "sharded", "deepspeed_3", "fsdp")
-NEEDED = 1.2  # times as fast
+ENGINES = ("single", "deepspeed_3", "fsdp")
 LINEAR = 0.95  # of the pairs a second
 
 
@@ -53,10 +51,9 @@ def measured(words: list[str], out: Path) -> dict | None:
 
 
 def main(cards: int, more: list[str]) -> int:
-    """All rows, then how far our own sharding is ahead; 1 if a row failed."""
+    """All rows; 1 if one failed."""
     root = Path(os.environ.get("OUT", "runs/engines"))
     engines = os.environ.get("ENGINES", " ".join(ENGINES if cards == 1 else ENGINES[1:])).split()
-    steps: dict[tuple[str, str], float] = {}
     failed = False
     for shape in os.environ.get("SHAPES", "codellama_13b codellama_34b").split():
         for engine in engines:
@@ -70,16 +67,10 @@ def main(cards: int, more: list[str]) -> int:
             if row is None:
                 print(f"| {shape} | {engine} | {cards} | failed | |", flush=True)
                 continue
-            steps[shape, engine] = row["step"]
             spread = ", ".join(f"{1e3 * row[name]:.0f}" for name in ("low", "high"))
             memory = ", ".join(f"{gib:.1f}" for gib in row["peaks_gib"])
             text = f"{1e3 * row['step']:.0f} ms ({spread}) | {memory} GiB"
             print(f"| {shape}, {row['batch']} x {row['tokens']} | {engine} | {cards} | {text} |", flush=True)
-    for shape in dict.fromkeys(shape for shape, _ in steps):
-        others = [steps[shape, name] for name in ("deepspeed_3", "fsdp") if (shape, name) in steps]
-        if others and (shape, "sharded") in steps:
-            factor = min(others) / steps[shape, "sharded"]
-            print(f"{shape}: sharded is {factor:.2f} times as fast as the better of the others; needed: {NEEDED}")
     return int(failed)
 
 

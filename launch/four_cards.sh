@@ -20,7 +20,7 @@ checks() { OUT="$out/checks" PROCESSES=4 MODELS=${MODELS:-smollm2} NO_TESTS=1 ba
 scaling() { CARDS=4 bash launch/speed.sh ddp_scaling; }
 engines() { OUT="$out/engines" python launch/engines.py 4; }
 seventy() { # a step of 4 pairs of 32 tokens on each card, and its plan
-  local words=(model=llama3_70b data.batch_size=4 tokens=32 strategy=sharded strategy.options.devices=4 mask.panel=2 mask.cache_gib=0
+  local words=(model=llama3_70b data.batch_size=4 tokens=32 strategy=fsdp strategy.options.devices=4 mask.panel=2 mask.cache_gib=0
     'dtypes=[bfloat16]' callbacks=headless callbacks.probe_every=0 callbacks.checkpoint_every=0 logger=none)
   ${DRY:+echo} python -m circuitlit bench plan=true "${words[@]}" hydra.run.dir="$out/plan"
   ${DRY:+echo} python -m circuitlit bench "${words[@]}" repeats=3 warmup=2 hydra.run.dir="$out/seventy"

@@ -6,7 +6,7 @@
 set -euo pipefail
 cd "$(dirname "$0")/.."
 out=${OUT:-runs/gpu_checks} failed=0 processes=${PROCESSES:-2} models=${MODELS:-gpt2 smollm2} steps=200 pairs=16
-strategies=${STRATEGIES:-ddp deepspeed_1 deepspeed_2 deepspeed_3 fsdp sharded}
+strategies=${STRATEGIES:-ddp deepspeed_1 deepspeed_2 deepspeed_3 fsdp}
 common=(callbacks=headless callbacks.checkpoint_every=1 callbacks.probe_every=0 matmul_precision=highest overwrite=true)
 ((pairs % processes == 0)) || { echo "PROCESSES=$processes does not divide $pairs, the pairs of a step" >&2 && exit 1; }
 

@@ -1,6 +1,6 @@
 #!/usr/bin/env bash
 # bash launch/speed.sh ROW [MORE SETTINGS]: one row of the speed table; `all` runs every row for one GPU but the 13B ones.
-# _small rows take less memory and more time. For two GPUs (CARDS=4: for four): ddp_scaling, which prints the ratio; engines.py has the sharded ones.
+# _small rows take less memory and more time. For two GPUs (CARDS=4: for four): ddp_scaling, which prints the ratio; engines.py has those of shared weights.
 # length_gpt2, length_codellama: cost against length, up to prompts of 2,048 tokens, references kept in the host's memory.
 # packed: runs an hour with EACH (1 2 4 8) default runs at a time on each GPU.
 # cpu_default is the whole default run by phase, with the code of OLD (a commit) and with this one; see old_and_new.py.

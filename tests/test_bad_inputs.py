@@ -122,6 +122,7 @@ WORDS: list[Case] = [
     ("train", "mask=null", "choose one of: edge_pruning_2024"),
     ("train", "experiment=null", "choose one of"),
     ("train", "strategy=ddpp", "did you mean strategy=ddp?"),
+    ("train", "strategy=sharded", "there is no strategy=sharded any more; use strategy=fsdp"),
     ("study", "study.tasks=[ioi,svaa]", "did you mean task=sva?"),
     ("study", "study.learners=[{name: x}]", "study.learners[0].with is missing"),
     ("behaviour", "behaviour.tasks=ioi", "write behaviour.tasks=[ioi]"),

@@ -52,8 +52,12 @@ QUICK = ["callbacks.progress_bar=false", "logger=none", "repeats=2", "warmup=1",
 
 
 def config(name: str, *more: str) -> DictConfig:
+    return composed(*SHAPE[name], *more)
+
+
+def composed(*words: str) -> DictConfig:
     with initialize_config_dir(str(CONF), version_base="1.3"):
-        return compose("bench", [*SHAPE[name], *more])
+        return compose("bench", [*words])
 
 
 def shape(cfg: DictConfig) -> StepShape:
@@ -115,6 +119,26 @@ def test_plan_counts_weights_and_scales_with_the_batch() -> None:
     assert all(largest_batch(meta_subject(cfg), shape(cfg), there) == pairs for there, pairs in sizes)
     sizes = [step_bytes(meta_subject(cfg), shape(cfg)) for cfg in (config("gpt2", f"model.dtype={d}") for d in DTYPES)]
     assert 0.4 < sizes[0] / sizes[1] < 0.75
+
+
+@pytest.mark.parametrize(
+    "model,pairs,strategy,measured",
+    [
+        ("codellama_13b", 8, "fsdp", 32.6),
+        ("codellama_13b", 8, "deepspeed_3", 35.3),
+        ("codellama_34b", 4, "fsdp", 61.6),
+        ("codellama_34b", 4, "deepspeed_3", 67.2),
+    ],
+)
+def test_plan_of_shared_weights_is_what_two_cards_took(model: str, pairs: int, strategy: str, measured: float) -> None:
+    """GiB on each of two H200s; `python launch/engines.py 2` measures them."""
+    cfg = composed(
+        *[f"model={model}", f"data.batch_size={pairs}", f"strategy={strategy}", "strategy.options.devices=2"],
+        *["tokens=64", "mask.panel=2", "mask.cache_gib=0", "model.dtype=bfloat16"],
+    )
+    rotates_by_halves.cache_clear()
+    total = sum(memory_parts(meta_subject(cfg), shape(cfg)).values())
+    assert total / 2**30 == pytest.approx(measured, rel=0.05)
 
 
 def test_plan_of_a_large_model_loads_nothing(tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:

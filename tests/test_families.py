@@ -23,8 +23,8 @@ from circuitlit.graph import MaskLayout
 from circuitlit.heads.attention import Heads, run_streams
 from circuitlit.heads.tail import run_tail
 from circuitlit.masked import MaskedModel, References, ablated_run
+from circuitlit.masked.one_block import one_block
 from circuitlit.masked.resume import HeldRun
-from circuitlit.masked.sharded import shard
 from circuitlit.model import Subject
 from circuitlit.model.families import ANATOMIES, anatomy_of, comes_in_pieces
 from circuitlit.model.norms import recognise
@@ -284,7 +284,7 @@ def test_norms_without_memory_are_known_for_what_they_are(name: str) -> None:
 @every_family
 @torch.no_grad()
 def test_a_model_in_pieces_is_the_whole_one(name: str, tmp_path: Path) -> None:
-    """Read from its files block by block; where that cannot be, the loaded weights are shared out."""
+    """Read from its files block by block; where that cannot be, the loaded weights come and go."""
     whole = tiny_family(name)
     whole.save_pretrained(tmp_path)
     subject, source = Subject(whole), None
@@ -296,6 +296,6 @@ def test_a_model_in_pieces_is_the_whole_one(name: str, tmp_path: Path) -> None:
         source = CheckpointWeights(tmp_path, empty)
         subject = Subject(empty)
     model = MaskedModel(subject, 2, True)
-    shard(model, torch.device("cpu"), source)
+    one_block(model, torch.device("cpu"), source, offload=True)
     batch, dense = tiny_batch(), MaskLayout(subject.graph).dense(between(subject))
     close(model(dense, batch.clean, ablated_run(subject, batch, "interchange"), batch.positions), expected)

@@ -19,7 +19,7 @@ import torch.distributed as dist
 from cli import call, failure, settings
 from hydra import compose, initialize_config_dir
 from safetensors.torch import load_file
-from test_sharded import in_two_processes
+from test_engines import in_two_processes
 
 from circuitlit.cli.build import build_subject, build_workbench
 from circuitlit.cli.learn import learn
@@ -148,7 +148,7 @@ def test_whoever_is_told_stops_all(tmp_path: Path) -> None:
 
 
 @pytest.mark.slow
-@pytest.mark.parametrize("strategy", ["deepspeed_1", "deepspeed_2", "deepspeed_3", "fsdp", "sharded"])
+@pytest.mark.parametrize("strategy", ["deepspeed_1", "deepspeed_2", "deepspeed_3", "fsdp"])
 def test_every_strategy_learns_the_same_masks(
     strategy: str, both: tuple[Path, Path, str], local: Path, tmp_path: Path
 ) -> None:
@@ -160,7 +160,7 @@ def test_every_strategy_learns_the_same_masks(
     for step in (4, 8, 12):
         torch.testing.assert_close(masks(tmp_path, step), masks(both[0], step), rtol=1e-5, atol=1e-5)
     assert torch.equal(Circuit.load(both[0]).kept, Circuit.load(tmp_path).kept)
-    if strategy in ("deepspeed_3", "fsdp", "sharded"):
+    if strategy in ("deepspeed_3", "fsdp"):
         held = re.findall(r"this process holds ([\d.]+) % of the weights", (tmp_path / "train.log").read_text())
         assert len(held) == 1 and 49 < float(held[0]) < 55
         checkpoint = torch.load(tmp_path / "checkpoints" / "last.ckpt", weights_only=True)

@@ -22,7 +22,7 @@ from circuitlit.evaluate.verdict import Bars
 from circuitlit.graph import Circuit, EdgeScores
 from circuitlit.masked import MaskedModel
 from circuitlit.masked.engines import deepspeed_shard, fsdp_shard
-from circuitlit.masked.sharded import shard
+from circuitlit.masked.one_block import one_block
 from circuitlit.model import Subject
 from circuitlit.model.limits import check_rows
 from circuitlit.model.load import load_subject
@@ -108,7 +108,7 @@ def build_method(cfg: DictConfig) -> Method:
     return Method(own.name, instantiate(own.score), instantiate(own.objective), own.max_batches)
 
 
-ENGINES = {"deepspeed": deepspeed_shard, "fsdp": fsdp_shard, "own": shard}
+ENGINES = {"deepspeed": deepspeed_shard, "fsdp": fsdp_shard, "one_block": one_block}
 
 
 def shards(cfg: DictConfig) -> bool:

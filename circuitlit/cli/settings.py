@@ -133,7 +133,7 @@ SETTINGS: dict[str, Kind] = {
     "tune.build": built(TUNERS),
     "trainer": built(TRAINERS),
     "strategy.name": text(),
-    "strategy.shard.engine": choice("deepspeed", "fsdp", "own"),
+    "strategy.shard.engine": choice("deepspeed", "fsdp", "one_block"),
     "strategy.shard.offload": flag(),
     "strategy.options": mapping(
         {"strategy": built(STRATEGIES) | text(), "devices": DEVICES, "num_nodes": COUNT}, open=True

@@ -6,6 +6,8 @@ import re
 from difflib import get_close_matches
 from typing import Any
 
+GONE = {("strategy", "sharded"): "fsdp"}  # presets, and what does the same now
+
 
 def did_you_mean(value: Any, names: Any) -> str:
     """Which of some names may have been meant; empty if none is near."""
@@ -25,7 +27,9 @@ def unknown(key: str, names: list[str]) -> str:
 
 
 def no_preset(group: str, name: str, options: list[str]) -> str:
-    """One sentence on a preset that does not exist."""
+    """One sentence on a preset that does not exist, or no longer."""
+    if (group, name) in GONE:
+        return f"there is no {group}={name} any more; use {group}={GONE[group, name]}"
     meant = did_you_mean(name, options).replace("mean ", f"mean {group}=")
     return f"there is no {group}={name}; {meant or 'choose one of:'} {'' if meant else ', '.join(options)}".rstrip()
 

@@ -10,7 +10,7 @@ from __future__ import annotations
 
 import itertools
 import os
-from collections.abc import Callable, Sequence
+from collections.abc import Callable, Mapping, Sequence
 from typing import Any
 
 import torch
@@ -133,7 +133,7 @@ class Engine:
     """What a model's `shards` are under an engine.
 
     Attributes:
-        share: of the weights, what this process keeps, filling included.
+        share: of the weights' bytes, what this process keeps, packed or with filling.
         rooms: all rooms, as the engine has them.
     """
 
@@ -170,7 +170,7 @@ def deepspeed_shard(
         kept += part.numel()
     engine, *_ = deepspeed.initialize(model=Rooms(list(made.values())), config=config)
     coordinator = engine.optimizer.get_param_coordinator()
-    _furnish(model, pieces, made)
+    furnish(model, pieces, made)
     _tell_steps(model, coordinator.reset_step)
     model.shards = Engine(kept / sum(piece.total for piece in pieces.each), engine)
 
@@ -257,11 +257,11 @@ def fsdp_shard(
     for here, coming in itertools.pairwise(order):
         here.set_modules_to_forward_prefetch([coming])
     rooms(torch.zeros((), device=device))  # the first forward tells the engine which module is the outermost
-    _furnish(model, pieces, made)
+    furnish(model, pieces, made)
     model.shards = Engine(kept / sum(piece.total for piece in pieces.each), rooms)
 
 
-def _furnish(model: MaskedModel, pieces: Pieces, made: dict[int, Room]) -> None:
+def furnish(model: MaskedModel, pieces: Pieces, made: Mapping[int, Room]) -> None:
     """Run all modules of a model inside their rooms."""
     for piece in pieces.each:
         for module in piece.modules:

@@ -51,7 +51,7 @@ class MaskedModel(nn.Module):
         self.subject = subject
         self.graph = subject.graph
         self.panel, self.recompute = panel, recompute
-        self.shards: Any = None  # set where the weights are shared out (sharded.py)
+        self.shards: Any = None  # an engine's, where the weights are not always there (engines.py, one_block.py)
         anatomy, model = subject.anatomy, subject.model
         self.blocks = nn.ModuleList(
             LiveBlock(anatomy, block, self.graph, layer)

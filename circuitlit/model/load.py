@@ -72,7 +72,7 @@ def load_subject(
         cache_dir: where GGUF weights are kept after their conversion.
         trust_remote_code: run Python code that comes with the model.
         device: where the weights go; None leaves a live model's where they are and is the CPU else.
-        in_pieces: leave the weights on the disk, for `shard` to read each process's part of them; where that is not
+        in_pieces: leave the weights on the disk, for an engine to read this process's part of them; where that is not
             possible (adapters, some packed weights, and see `comes_in_pieces`) they are loaded all the same.
         unchecked: take a model that needs a check before one has passed, as `check_model` does.
 

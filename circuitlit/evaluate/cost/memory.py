@@ -7,7 +7,7 @@ from __future__ import annotations
 
 from copy import deepcopy
 from dataclasses import dataclass, replace
-from typing import Any
+from typing import Any, Literal
 from unittest.mock import patch
 
 import torch
@@ -30,6 +30,7 @@ from circuitlit.model.packed import block_matrices
 
 DEFAULT_GIB = 80.0
 UNPACKING = 8  # bytes a number of the matrix that is being unpacked: places, values, result
+AHEAD = {"deepspeed": 5, "fsdp": 1, "one_block": 0}  # blocks; five fit 35.3 and 67.2 GiB on H200s
 MASK_VECTORS = 9  # log-alphas, gradient, two moments, noise, gates, dense masks, their gradient, one temporary
 
 
@@ -45,8 +46,9 @@ class StepShape:
         ablation: what stands in for cut edges.
         cache_gib: memory for the training pairs' references.
         strategy, devices: how many processes share the work, and how.
-        sharded: True where they share the weights out; `offload` keeps these in the host's memory.
-        packed_bits: that each weight of a block's matrices takes, where these stay packed; None where they do not.
+        engine: that shares the weights out over them, or "one_block", which has a block's at a time; None for neither.
+        offload: an engine keeps its weights in the host's memory.
+        packed_bits: that each weight of a block's matrices takes in its file; None where it is not packed there.
     """
 
     pairs: int
@@ -59,7 +61,7 @@ class StepShape:
     cache_gib: float = 4.0
     strategy: str = "single"
     devices: int = 1
-    sharded: bool = False
+    engine: Literal["deepspeed", "fsdp", "one_block"] | None = None
     offload: bool = False
     packed_bits: float | None = None
 
@@ -266,28 +268,23 @@ def _activations(subject: Subject, shape: StepShape) -> float:
 
 
 def _weights(subject: Subject, shape: StepShape) -> dict[str, float]:
-    """The weights that a device holds, and where they are shared out the blocks that are gathered at once.
-
-    As our own sharding has them; DeepSpeed and `fully_shard` gather into memory of their own, so a block or two more.
-    """
-    model = subject.model
+    """The weights that a device holds, and those that an engine gathers or unpacks: a panel's blocks, and some more."""
+    model, layers = subject.model, subject.graph.n_layers
     whole = sum(tensor.nbytes for tensor in (*model.parameters(), *model.buffers()))
-    if not shape.sharded:
+    if shape.engine is None:
         return {"weights": whole}
+    kept, at_once, unpacking = whole / shape.devices, shape.panel + AHEAD[shape.engine], 0.0
+    if shape.engine == "one_block":
+        kept = whole
+        if shape.packed_bits is not None:
+            matrices = [module.weight for module in block_matrices(model, model.config).values()]
+            kept += sum(shape.packed_bits / 8 * own.numel() - own.nbytes for own in matrices)
+            unpacking = UNPACKING * max(own.numel() for own in matrices)
+        elif not shape.offload:
+            at_once = 0  # plain weights stay
     block = sum(p.nbytes for p in subject.anatomy.blocks(model)[0].parameters())
-    part = block / shape.devices  # on its way from the host
-    panel = min(shape.panel, subject.graph.n_layers)
-    gathered = (panel + 1) * block  # a panel, and the next block on its way
-    if shape.packed_bits is not None:
-        matrices = [module.weight for module in block_matrices(model, model.config).values()]
-        packed = shape.packed_bits / 8 * sum(own.numel() for own in matrices)  # every device keeps all of them
-        rest = (whole - sum(own.nbytes for own in matrices)) / shape.devices
-        gathered += UNPACKING * max(own.numel() for own in matrices)
-        return {
-            "weights": packed / subject.graph.n_layers if shape.offload else rest + packed,
-            "gathered weights": gathered,
-        }
-    return {"weights": part if shape.offload else whole / shape.devices, "gathered weights": gathered}
+    gathered = min(at_once, layers) * block + unpacking
+    return {"weights": kept / layers if shape.offload else kept, "gathered weights": gathered}
 
 
 def _references(subject: Subject, shape: StepShape) -> float:

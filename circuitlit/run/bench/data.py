@@ -24,21 +24,21 @@ def step_shape(
     cfg: DictConfig, tokens: int, answers: int, examples: int, packed_bits: float | None = None
 ) -> StepShape:
     """A training step as `data`, `mask`, `ablation` and `strategy` have it."""
-    devices, sharded = planned(cfg), bool(cfg.strategy.get("shard"))
+    shard = cfg.strategy.get("shard") or {}
     return StepShape(
         cfg.data.batch_size,
         tokens,
         answers,
         examples,
         cfg.mask.panel,
-        sharded or cfg.mask.recompute,
+        bool(shard) or cfg.mask.recompute,
         cfg.ablation.kind,
         cfg.mask.cache_gib,
         cfg.strategy.name,
-        devices,
-        sharded,
-        sharded and cfg.strategy.shard.offload,
-        packed_bits if sharded and cfg.strategy.shard.engine == "own" else None,
+        planned(cfg),
+        shard.get("engine"),
+        shard.get("offload", False),
+        packed_bits,
     )
 
 
