@@ -30,7 +30,8 @@ from circuitlit.model.packed import block_matrices
 
 DEFAULT_GIB = 80.0
 UNPACKING = 8  # bytes a number of the matrix that is being unpacked: places, values, result
-AHEAD = {"deepspeed": 5, "fsdp": 1, "one_block": 0}  # blocks; five fit 35.3 and 67.2 GiB on H200s
+# Blocks beside those of a panel; DeepSpeed's five are fitted to 35.3 GiB at 13B and 67.2 at 34B, panels of two.
+AHEAD = {"deepspeed": 5, "fsdp": 1, "one_block": 0}
 MASK_VECTORS = 9  # log-alphas, gradient, two moments, noise, gates, dense masks, their gradient, one temporary
 
 
