@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import os
 import traceback
+import warnings
 from collections.abc import Callable, Iterable
 from pathlib import Path
 
@@ -120,7 +121,11 @@ def same_numbers(rank: int, shard: Shard, names: Iterable[str]) -> None:
         shard(model, CPU)
         assert 0.49 < model.shards.share < 0.55, name
         for _ in range(2):  # the second time what comes next is known
-            for found, one in zip(loss_and_gradient(model), expected, strict=True):
+            with warnings.catch_warnings(record=True) as told:
+                warnings.simplefilter("always")
+                ours = loss_and_gradient(model)
+            assert not any("view" in str(warning.message) for warning in told)  # fully_shard's, once a step
+            for found, one in zip(ours, expected, strict=True):
                 torch.testing.assert_close(found, one, rtol=1e-10, atol=1e-12)
             assert is_let_go(model)
         if name in BOTH:
@@ -244,7 +249,7 @@ def same_one_by_one(names: Iterable[str], offload: bool) -> None:
         one_block(model, CPU, offload=offload)
         for _ in range(2):
             for ours, theirs in zip(loss_and_gradient(model), loss_and_gradient(plain), strict=True):
-                assert torch.equal(ours, theirs), name
+                torch.testing.assert_close(ours, theirs, rtol=1e-12, atol=1e-14)
         if name in BOTH:
             assert torch.equal(stock_gradient(model), stock_gradient(plain))
         assert nothing_is_held(model) == offload and model.shards.share == 1
@@ -296,7 +301,7 @@ def test_random_weights_have_the_size_of_real_ones() -> None:
 
 
 @pytest.mark.gpu
-@every_engine
+@pytest.mark.parametrize("engine", [*ENGINES, "one_block"])
 @pytest.mark.parametrize("offload", [False, True])
 def test_one_gpu_computes_what_it_does_without(engine: str, offload: bool) -> None:
     """On one card, by a group of one process."""
@@ -304,8 +309,8 @@ def test_one_gpu_computes_what_it_does_without(engine: str, offload: bool) -> No
     join(device, alone=True)
     expected = loss_and_gradient(MaskedModel(Subject(tiny_model("llama").to(device)), 2, True))
     model = MaskedModel(Subject(tiny_model("llama")), 2, True)
-    ENGINES[engine](model, device, offload=offload)
+    (ENGINES | {"one_block": one_block})[engine](model, device, offload=offload)
     for _ in range(3):
         for found, one in zip(loss_and_gradient(model), expected, strict=True):
             torch.testing.assert_close(found, one, rtol=1e-8, atol=1e-10)
-        assert is_let_go(model)
+        assert nothing_is_held(model) == offload if engine == "one_block" else is_let_go(model)

@@ -56,18 +56,13 @@ class Room(nn.Module):
             call: gives a tensor, or a tuple with tensors.
         """
         self.hold()
-        inner = torch._C._current_graph_task_id() != -1  # recomputed, by a backward that may be in this very room
-        if inner or not tensors:
-            made = call(*tensors)
-            if not inner:
-                self.let_go()
-            return made
         left = [len(tensors)]
         made = call(*(_Leave.apply(tensor, self, left) for tensor in tensors))
-        self.let_go()
-        if isinstance(made, Tensor):
-            return _Enter.apply(made, self)
-        return tuple(_Enter.apply(one, self) if isinstance(one, Tensor) and one.requires_grad else one for one in made)
+        if torch._C._current_graph_task_id() == -1:  # else recomputed, by a backward that may be in this very room
+            self.let_go()
+        outputs = (made,) if isinstance(made, Tensor) else made
+        passed = [_Enter.apply(x, self) if isinstance(x, Tensor) and x.requires_grad else x for x in outputs]
+        return passed[0] if isinstance(made, Tensor) else tuple(passed)
 
 
 class _Enter(Function):
