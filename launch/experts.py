@@ -5,7 +5,8 @@
 
 For each task: how many of the circuit's edges end in routers, beside what a circuit of as many random edges has
 (hypergeometric p); the circuit's KL without these edges, beside its KL without as many of its other edges (mean, least
-and most of 20 draws).
+and most of 20 draws). Tasks that the model does not do are left out. A checkpoint `series/stepSTEPS` that is there is
+taken, so that a training that was cut off can be looked at: --steps names its last one.
 """
 
 from __future__ import annotations
@@ -21,7 +22,7 @@ from lightning import Trainer
 from scipy.stats import hypergeom
 from transformers import AutoConfig, AutoModelForCausalLM
 
-from circuitlit import Pairs, find_circuit, load_subject
+from circuitlit import Pairs, check_model, find_circuit, load_subject
 from circuitlit.discover import Schedule
 from circuitlit.evaluate import TestBed
 from circuitlit.evaluate.found import FoundCircuit
@@ -29,6 +30,7 @@ from circuitlit.finetune.mixture import KINDS, VOCABULARY
 from circuitlit.finetune.pretrain import Recipe, pretrain, write_tasks
 
 DRAWS = 20
+DONE = 0.7  # accuracy below which no circuit is looked at
 SHARES = {"repeats": 0.6, "names": 0.16, "agreement": 0.12, "successor": 0.12}
 
 
@@ -88,9 +90,14 @@ def router_edges(found: FoundCircuit, seed: int = 0) -> dict[str, Any]:
         "kl": kl(kept),
         "kl_without_router_edges": kl(kept & ~routers),
         "kl_without_as_many_others": [float(drawn.mean()), float(drawn.min()), float(drawn.max())],
-        "accuracy_of_model": found.full.accuracy.value if found.full and found.full.accuracy else None,
+        "accuracy_of_model": accuracy(found),
         "experts": found.experts,
     }
+
+
+def accuracy(found: FoundCircuit) -> float | None:
+    """The full model's, on test pairs."""
+    return found.full.accuracy.value if found.full and found.full.accuracy else None
 
 
 def main() -> None:
@@ -108,16 +115,22 @@ def main() -> None:
     size = {"hidden_size": given.hidden, "layers": given.layers, "heads": 8, "batch_size": 64, "length": 128}
     recipe = Experts(**size, **numbers, steps=given.steps, seed=given.seed, family=given.family)
     series = given.out / "series"
-    pretrain(recipe, series, lambda **more: Trainer(accelerator="auto", devices=1, **more))
+    last = series / f"step{given.steps}"
+    if not last.is_dir():
+        pretrain(recipe, series, lambda **more: Trainer(accelerator="auto", devices=1, **more))
     write_tasks(given.out)
     device = "cuda" if torch.cuda.is_available() else "cpu"
-    subject = load_subject(series / f"step{given.steps}", name=f"tiny {given.family}", device=device)
+    check_model(last, device=device)  # OLMoE's attention is borrowed, which asks for a check
+    subject = load_subject(last, name=f"tiny {given.family}", device=device)
     result = {}
     for kind in KINDS:
         rows = [json.loads(line) for line in (given.out / f"{kind}.jsonl").read_text().splitlines()]
         schedule = Schedule(300, 0.3, start_sparsity=0.5, warmup=0.5, harden=0.5, final_noise=0.1, hard=0.3)
         pairs = Pairs.from_list(rows, name=kind)
         found = find_circuit(subject, pairs, given.sparsity, schedule=schedule, batch_size=32, seed=given.seed)
+        if (does := accuracy(found)) is not None and does < DONE:
+            print(f"{kind}: the model does not do it, accuracy {does:.3f}, {DONE} is asked for", flush=True)
+            continue
         result[kind] = router_edges(found)
         print(kind, json.dumps({key: value for key, value in result[kind].items() if key != "experts"}), flush=True)
         for row in result[kind]["experts"]:

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import gc
+import json
 import os
 import subprocess
 import sys
@@ -18,8 +19,9 @@ from test_evolve import series  # noqa: F401
 from test_intervene import tuned  # noqa: F401
 from test_knowledge import reader  # noqa: F401
 
+from circuitlit import Pairs, find_circuit, load_subject
 from circuitlit.cli.ranks import free_port
-from circuitlit.discover import MaskedLoss
+from circuitlit.discover import MaskedLoss, Schedule
 from circuitlit.graph import MaskLayout
 from circuitlit.masked import MaskedModel, References
 from circuitlit.masked.captured import CapturedCall
@@ -97,6 +99,21 @@ def test_no_gradient_crosses_streams(local: Path, tmp_path: Path) -> None:
     )
     assert done.returncode == 0, done.stderr
     assert "AccumulateGrad" not in done.stdout + done.stderr
+
+
+def test_a_training_that_is_over_holds_no_graphs(local: Path) -> None:
+    """Its Trainer and learner hold each other, so that only the garbage collector lets go of them."""
+    subject, held = load_subject(str(local / "model"), device="cuda"), []
+    gc.disable()
+    try:
+        for _ in range(3):
+            rows = [json.loads(line) for line in (local / "pairs.jsonl").read_text().splitlines()]
+            find_circuit(subject, Pairs.from_list(rows), 0.5, schedule=Schedule(4, 0.3))
+            torch.cuda.empty_cache()
+            held.append(torch.cuda.memory_reserved())
+    finally:
+        gc.enable()
+    assert held[2] <= 1.1 * held[0], held
 
 
 def test_a_graph_outlives_others_of_its_stream() -> None:

@@ -143,7 +143,8 @@ class DifferenceLearner(LightningModule):
         )
 
         def kept(moved: Float[Tensor, "mask"]) -> Float[Tensor, "mask"]:
-            return top_k((self.log_alpha + moved).view(layout.copies, -1), count).flatten().float()
+            order = (self.log_alpha + moved).view(layout.copies, -1)
+            return top_k(order, count).flatten().to(order)  # which is a mask on the CPU
 
         masks = kept(change)
         best = tuned(masks)

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import gc
 from collections.abc import Callable, Iterator
 from contextlib import contextmanager
 from functools import partial
@@ -50,6 +51,7 @@ class CapturedCall:
         if size > self._largest:
             torch.cuda.synchronize()  # none of them is still running
             self._graphs.clear()
+            gc.collect()  # a Trainer and its learner hold each other, and the learner its graphs' memory, until then
             self._pool, self._largest = torch.cuda.graph_pool_handle(), size
 
 

@@ -82,6 +82,10 @@ class References:
         """The same for another split: with room, and without what is kept."""
         return References(self.subject, self.kind, self.mean, self.budget, self._capture, self.host)
 
+    def release(self) -> None:
+        """Let go of captured graphs and their memory; the next call captures anew."""
+        self._calls.clear()
+
     @property
     def cached(self) -> bool:
         """True once `fill` has kept a split."""
