@@ -2,10 +2,13 @@
 
 from __future__ import annotations
 
+import copy
+import dataclasses
 import gc
 import os
 import sys
 from pathlib import Path
+from typing import Any
 
 if sys.dont_write_bytecode:  # each process would compile thousands of files, which takes longer than most tests
     sys.pycache_prefix = str(Path(__file__).parent.parent / ".pytest_cache" / "bytecode")
@@ -17,6 +20,7 @@ import pytest
 import torch
 import yaml
 from cli import write_local
+from hydra._internal import config_loader_impl
 from toy_tokenizers import byte_bpe, metaspace, packaged, tokenizer  # noqa: F401
 from transformers import AutoConfig, AutoModelForCausalLM
 from transformers.models.gemma2 import modeling_gemma2
@@ -27,6 +31,7 @@ from transformers.models.qwen2 import modeling_qwen2
 from transformers.models.qwen3 import modeling_qwen3
 from transformers.utils.logging import disable_progress_bar
 
+from circuitlit.cli.presets import conf_dir
 from circuitlit.model import Subject
 from circuitlit.tasks.pair import Batch
 
@@ -84,6 +89,45 @@ CONFIGS = {
     "qwen2": _GROUPED,
     "qwen3": _GROUPED,
 }
+
+
+def _merge_presets_once() -> None:
+    """Let Hydra keep what it merges: conf/ stays as it is while tests run, and each of their commands merges 30 files.
+
+    What is kept depends on the verb and the presets that were chosen. Values of the command line are put on top of a
+    copy as ever, and with a folder of settings of a test's own nothing is kept.
+    """
+    loader = config_loader_impl.ConfigLoaderImpl
+    choose, merge = config_loader_impl.create_defaults_list, loader._compose_config_from_defaults_list
+    chosen, merged = {}, {}
+
+    def only_conf(repo: Any) -> bool:
+        return all(source.path == str(conf_dir()) for source in repo.get_sources() if source.scheme() == "file")
+
+    def choose_once(repo: Any, config_name: Any, overrides_list: Any, **settings: bool) -> Any:
+        if not only_conf(repo) or any(override.is_sweep_override() for override in overrides_list):
+            return choose(repo, config_name, overrides_list, **settings)
+        presets, values = [], []
+        for override in overrides_list:
+            value = isinstance(override.value(), dict) or not repo.group_exists(override.key_or_group)
+            (values if value else presets).append(override)
+        key = (config_name, *(override.input_line for override in presets), *settings.items())
+        if key not in chosen:
+            chosen[key] = choose(repo, config_name, presets, **settings)
+        return dataclasses.replace(chosen[key], config_overrides=values)
+
+    def merge_once(self: Any, defaults: Any, repo: Any) -> Any:
+        if not only_conf(repo):
+            return merge(self, defaults, repo)
+        key = str(defaults)
+        if key not in merged:
+            merged[key] = merge(self, defaults, repo)
+        return copy.deepcopy(merged[key])
+
+    config_loader_impl.create_defaults_list, loader._compose_config_from_defaults_list = choose_once, merge_once
+
+
+_merge_presets_once()
 
 
 def pytest_collection_finish() -> None:

@@ -60,3 +60,13 @@ def test_a_preset_wins_over_what_holds_for_all_verbs(tmp_path: Path) -> None:
     word = written(tmp_path, "sparsity", {"target": 0.9, "select": "greedy"})
     with initialize_config_dir(str(CONF), version_base="1.3"):
         assert compose("train", [word, "sparsity=mine"]).sparsity == {"target": 0.9, "select": "greedy"}
+
+
+def test_what_conftest_keeps_of_a_composition_is_not_what_a_command_changes() -> None:
+    with initialize_config_dir(str(CONF), version_base="1.3"):
+        first = compose("train", ["seed=3"])
+        own = first.mask.schedule.steps
+        first.mask.schedule.steps = own + 1
+        second = compose("train", ["mask.schedule.lr=7"])
+    assert second.mask.schedule.steps == own
+    assert (first.seed, second.seed) == (3, 0) and second.mask.schedule.lr == 7 != first.mask.schedule.lr
