@@ -3,21 +3,24 @@
 from __future__ import annotations
 
 from dataclasses import dataclass, replace
+from typing import TYPE_CHECKING
 
 import torch
 from hydra.utils import instantiate
 from jaxtyping import Float
 from omegaconf import DictConfig
-from peft import PeftModel
 from torch import Tensor, nn
 
+from circuitlit import finetune
 from circuitlit.cli.checks import run_dir
 from circuitlit.cli.ranks import processes
 from circuitlit.discover.workbench import Workbench
 from circuitlit.errors import UserError
-from circuitlit.finetune import adapted, save_model
 from circuitlit.masked import MaskedModel, Reference, References, ablated_run
 from circuitlit.tasks.pair import Batch
+
+if TYPE_CHECKING:
+    from peft import PeftModel
 
 
 class BaseAnswers(References):
@@ -69,7 +72,7 @@ class Together:
         """Save the adapters to `adapter/`, freeze them, and give a workbench to measure on."""
         subject, model = self.bench.subject, self.bench.model
         assert subject.tokenizer is not None
-        save_model(self.adapters, subject.tokenizer, run_dir() / "adapter")
+        finetune.save_model(self.adapters, subject.tokenizer, run_dir() / "adapter")
         self.adapters.requires_grad_(False)
         return replace(self.bench, model=MaskedModel(subject, model.panel, model.recompute), losses={})
 
@@ -98,7 +101,7 @@ def check(cfg: DictConfig) -> None:
 def adapt(cfg: DictConfig, bench: Workbench) -> Together:
     """Put fresh adapters on the subject, which change nothing yet."""
     config = instantiate(cfg.adapter.build, _convert_="all")(bench.subject.model, cfg.mask.schedule.steps)
-    adapters = adapted(bench.subject.model, config)
+    adapters = finetune.adapted(bench.subject.model, config)
     model = MaskedModel(bench.subject, cfg.mask.panel, cfg.mask.recompute, live=True)
     own = {name: getattr(bench, name) for name in ("subject", "data", "layout", "count", "select", "capture")}
     joint = JointWorkbench(**own, model=model, references=_references(bench, adapters), adapters=adapters)

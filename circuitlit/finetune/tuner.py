@@ -12,7 +12,7 @@ from lightning import LightningModule
 from torch import Tensor, nn
 
 from circuitlit.errors import UserError
-from circuitlit.finetune.adapters import allocate_ranks, allocation_state, orthogonality, restore_allocation
+from circuitlit.finetune.allocation import allocate_ranks, allocation_state, orthogonality, restore_allocation
 from circuitlit.finetune.examples import Preference
 from circuitlit.model.logits import logits_at
 from circuitlit.tasks import Batch

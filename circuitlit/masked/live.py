@@ -6,7 +6,6 @@ from typing import Any
 
 import torch
 from jaxtyping import Float
-from peft.tuners.lora import Linear
 from torch import Tensor, nn
 from transformers.pytorch_utils import Conv1D
 
@@ -77,6 +76,8 @@ def live_affine(module: nn.Module) -> tuple[Float[Tensor, "into out"], Float[Ten
 
 def _is_plain_lora(module: nn.Module) -> bool:
     """Whether a module is its base layer plus factors, without bias, variant or a flag that changes what it does."""
+    from peft.tuners.lora import Linear
+
     if type(module) is not Linear or type(module.base_layer) not in (nn.Linear, Conv1D):
         return False
     biased = any(getattr(factor, "bias", None) is not None for factor in module.lora_B.values())

@@ -3,11 +3,10 @@
 from __future__ import annotations
 
 from pathlib import Path
-from typing import Any
+from typing import TYPE_CHECKING, Any
 
 import torch
 from jaxtyping import Int
-from peft import PeftConfig, PeftModel, PeftModelForCausalLM, TaskType
 from torch import Tensor, nn
 
 from circuitlit.errors import UserError
@@ -16,6 +15,9 @@ from circuitlit.model.families import anatomy_of
 from circuitlit.model.files import check_folder
 from circuitlit.model.linear import refuse_curved, unwrap
 from circuitlit.model.report import first_line, named
+
+if TYPE_CHECKING:  # half a second, and most models have no adapter
+    from peft import PeftModel
 
 LENGTH = 8  # tokens of the probe's rows
 NAME = "default"
@@ -31,6 +33,8 @@ def load_adapter(model: nn.Module, adapter: str) -> PeftModel:
     Raises:
         UserError: there is none, it does not fit the model, or its weights are not those that its configuration names.
     """
+    from peft import PeftConfig, PeftModel, PeftModelForCausalLM, TaskType
+
     folder = Path(adapter).expanduser()
     if "/" not in adapter and not folder.is_dir():
         raise UserError(f"adapter '{adapter}' is neither a folder nor a hub name like owner/name; name a PEFT folder")

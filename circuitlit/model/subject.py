@@ -8,7 +8,6 @@ from typing import Any
 
 import torch
 from jaxtyping import Bool, Float, Int
-from peft import PeftModel
 from torch import Tensor, nn
 from transformers import Cache, PreTrainedModel, PreTrainedTokenizerBase
 
@@ -120,6 +119,7 @@ class Subject:
 def _borrowed(model: nn.Module, patched: bool) -> PreTrainedModel:
     """A frozen view of a causal language model, without its PEFT wrapper, whose adapters are checked."""
     view = frozen_view(model, patched)
-    if isinstance(view, PeftModel):
-        check_adapters(view)
-    return unwrap(view)
+    inner = unwrap(view)
+    if inner is not view:
+        check_adapters(view)  # type: ignore[arg-type]
+    return inner
