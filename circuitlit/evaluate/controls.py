@@ -94,31 +94,32 @@ def _swapped(
     present = np.tile(kept, draws)
     wanted_by, contested = np.full(len(present), -1, dtype=np.int32), np.zeros(len(present), dtype=bool)
     for _ in range(20 + 4000 // max(10, len(edges))):
-        row, one, two = _matched(len(edges), draws, random)
-        first, second = row * len(edges) + one, row * len(edges) + two
-        u, x, v, y = writer[one], writer[two], reader[first], reader[second]
-        exists = (u < visible[y]) & (x < visible[v])
-        row, first, second, u, x, v, y = (values[exists] for values in (row, first, second, u, x, v, y))
-        old = row * len(kept) + np.stack([offsets[v] + u, offsets[y] + x])
-        new = row * len(kept) + np.stack([offsets[y] + u, offsets[v] + x])
+        row, pair = _matched(len(edges), draws, random)
+        place = row * len(edges) + pair
+        ends, wanted = reader[place], reader[place[::-1]]
+        exists = writer[pair] < visible[wanted]
+        chosen = np.flatnonzero(exists[0] & exists[1])
+        place, ends, wanted = (values.take(chosen, 1) for values in (place, ends, wanted))
+        begin = row[chosen] * len(kept) + writer[pair.take(chosen, 1)]
+        old, new = begin + offsets[ends], begin + offsets[wanted]
         ids = np.arange(new.size, dtype=np.int32).reshape(new.shape)
         wanted_by[new] = ids
         contested[new[wanted_by[new] != ids]] = True
-        free = ~(present[new] | contested[new] | (wanted_by[old] >= 0)).any(0)
+        taken = present[new] | contested[new] | (wanted_by[old] >= 0)
         wanted_by[new], contested[new] = -1, False
-        present[old[:, free]], present[new[:, free]] = False, True
-        reader[first[free]], reader[second[free]] = y[free], v[free]
+        free = np.flatnonzero(~(taken[0] | taken[1]))
+        present[old.take(free, 1)], present[new.take(free, 1)] = False, True
+        reader[place.take(free, 1)] = wanted.take(free, 1)
     return present.reshape(draws, -1)
 
 
 def _matched(
     n_edges: int, draws: int, random: np.random.Generator
-) -> tuple[Int[np.ndarray, "pair"], Int[np.ndarray, "pair"], Int[np.ndarray, "pair"]]:
+) -> tuple[Int[np.ndarray, "pair"], Int[np.ndarray, "two pair"]]:
     """Pairs of different edges, no edge twice in a draw: the draw and the numbers of both edges."""
     packed = (random.integers(2**31, size=(draws, n_edges)) << 32) | np.arange(n_edges)  # sorts faster than argsort
     packed.sort(1)
-    order = packed & (2**32 - 1)
     half = n_edges // 2
     tried = random.random((draws, half)) < TRIED
-    row = np.broadcast_to(np.arange(draws)[:, None], tried.shape)
-    return row[tried], order[:, :half][tried], order[:, half : 2 * half][tried]
+    pairs = np.stack([packed[:, :half][tried], packed[:, half : 2 * half][tried]])
+    return np.nonzero(tried)[0], pairs & (2**32 - 1)
