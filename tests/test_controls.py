@@ -11,7 +11,7 @@ from scipy.stats import chisquare
 from torch import Tensor
 
 from circuitlit.evaluate import random_circuit, shuffled_circuit
-from circuitlit.evaluate.controls import redrawn, shuffles
+from circuitlit.evaluate.controls import redrawn, shuffled_circuits, shuffles
 from circuitlit.graph import Graph
 
 SMOLLM2 = Graph(30, 9, 3)
@@ -89,6 +89,9 @@ def test_one_shuffle_keeps_the_degrees_of_every_row() -> None:
     assert not any(torch.equal(*rows) for rows in zip(kept, shuffled, strict=True))
     assert torch.equal(shuffled, shuffled_circuit(graph, kept, 1))
     assert not torch.equal(shuffled, shuffled_circuit(graph, kept, 2))
+    several = shuffled_circuits(graph, kept, 3, 1)
+    assert all([degrees(graph, row) for row in circuit] == [degrees(graph, row) for row in kept] for circuit in several)
+    assert len(several.unique(dim=0)) == 3
 
 
 @pytest.mark.parametrize("count", [0, 1])

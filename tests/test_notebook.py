@@ -14,7 +14,6 @@ from transformers import AutoConfig, AutoModelForCausalLM, PreTrainedTokenizerFa
 
 import circuitlit
 from circuitlit import Circuit, FoundCircuit, load_subject
-from circuitlit.evaluate import random_circuit, verdict
 
 ROOT = Path(__file__).parent.parent
 NOTEBOOK = ROOT / "launch" / "quickstart.ipynb"
@@ -46,14 +45,7 @@ def words(tmp_path_factory: pytest.TempPathFactory) -> Path:
     return folder
 
 
-@pytest.fixture
-def plain_controls(monkeypatch: pytest.MonkeyPatch) -> None:
-    """In tiny graphs shuffles take thousands of swaps each."""
-    drawn = lambda graph, kept, seed: random_circuit(graph, int(kept.sum()), seed)  # noqa: E731
-    monkeypatch.setattr(verdict, "shuffled_circuit", drawn)
-
-
-def test_the_notebook_runs_on_a_tiny_model(words: Path, plain_controls: None, tmp_path: Path) -> None:
+def test_the_notebook_runs_on_a_tiny_model(words: Path, tmp_path: Path) -> None:
     notebook, namespace = cells(MODEL=str(words), STEPS=10, FOLDER=str(tmp_path)), {}
     for cell in notebook.cells:
         if cell.cell_type == "code":
@@ -64,7 +56,7 @@ def test_the_notebook_runs_on_a_tiny_model(words: Path, plain_controls: None, tm
 
 
 def test_the_example_of_the_readme_runs(
-    words: Path, plain_controls: None, monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]
+    words: Path, monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]
 ) -> None:
     (code,) = re.findall(r"```python\n(.*?)```", (ROOT / "README.md").read_text(), re.DOTALL)
     assert len([line for line in code.splitlines() if line.strip()]) <= 12

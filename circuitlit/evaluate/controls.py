@@ -58,8 +58,15 @@ def _redrawn(
 
 def shuffled_circuit(graph: Graph, kept: Bool[Tensor, "copies edge"], seed: int) -> Bool[Tensor, "copies edge"]:
     """A random circuit in which every writer and every reader has as many edges as in `kept`, row by row."""
+    return shuffled_circuits(graph, kept, 1, seed)[0]
+
+
+def shuffled_circuits(
+    graph: Graph, kept: Bool[Tensor, "copies edge"], draws: int, seed: int
+) -> Bool[Tensor, "draw copies edge"]:
+    """Random circuits in which every writer and every reader has as many edges as in `kept`, row by row."""
     seeds = np.random.SeedSequence(seed).generate_state(len(kept)).tolist()
-    return torch.cat([shuffles(graph, row, 1, own) for row, own in zip(kept, seeds, strict=True)])
+    return torch.stack([shuffles(graph, row, draws, own) for row, own in zip(kept, seeds, strict=True)], 1)
 
 
 def shuffles(graph: Graph, kept: Bool[Tensor, "edge"], draws: int, seed: int) -> Bool[Tensor, "draw edge"]:

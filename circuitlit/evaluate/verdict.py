@@ -9,7 +9,7 @@ from typing import Any
 from circuitlit.discover.workbench import Workbench
 from circuitlit.evaluate.agreement import Agreements
 from circuitlit.evaluate.baseline import Baseline, cut_to_reachable
-from circuitlit.evaluate.controls import random_circuit, shuffled_circuit
+from circuitlit.evaluate.controls import random_circuit, shuffled_circuits
 from circuitlit.evaluate.experts import expert_shares
 from circuitlit.evaluate.found import (
     FAILED,
@@ -203,7 +203,7 @@ def measure_controls(bench: Workbench, bed: TestBed, circuit: Circuit, found: Ou
     own, full, corrupted = (outcome.head(pairs) for outcome in (found, bed.full, bed.corrupted))
     kinds = {
         "random": [random_circuit(graph, circuit.n_edges, seed, bench.layout.copies) for seed in range(number)],
-        "shuffled": [shuffled_circuit(graph, circuit.kept, seed) for seed in range(number)],
+        "shuffled": list(shuffled_circuits(graph, circuit.kept, number, 0)),
     }
     outcomes = {
         kind: [bed.run(kept, pairs) for kept in told(circuits, f"{kind} circuits", number)]
