@@ -46,8 +46,8 @@ CHAINS: dict[str, tuple[Chain, ...]] = {
 }
 
 
-def planted_rivals(name: str, kind: str, seed: int) -> Workbench:
-    """A workbench of a model with what `kind` says planted, distractors drawn by a seed."""
+def planted_rivals(name: str, kind: str, seed: int, held_out: int = 32) -> Workbench:
+    """A workbench of a model with what `kind` says planted, distractors drawn by a seed; so many test pairs."""
     torch.manual_seed(seed)
     model = AutoModelForCausalLM.from_config(AutoConfig.for_model(name, **SHARED, **CONFIGS[name]))
     with torch.no_grad():
@@ -64,7 +64,7 @@ def planted_rivals(name: str, kind: str, seed: int) -> Workbench:
         model.get_output_embeddings().weight *= SHARP[kind]
         model.get_output_embeddings().weight[TOKENS - MUTE :] = 0
     subject = Subject(model, name=f"{name} {kind}", tokenizer=word_tokenizer())
-    return prepare_bench(subject, places_back(seed=seed), 0.5)
+    return prepare_bench(subject, places_back(held_out=held_out, seed=seed), 0.5)
 
 
 def _heads(name: str, first: int) -> list[Head]:

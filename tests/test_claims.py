@@ -88,7 +88,8 @@ def test_idle_edges_are_those_that_were_not_planted() -> None:
     assert (rows["minimal.complete"].value or 0) > 0.9 and rows["minimal.knockouts"].value is not None
     with pytest.raises(UserError, match="too few"):
         measure_need(bench, circuit, random=5)
-    chance = measure_chance(bench, circuit, draws=40, pairs=8)
+    few = planted_rivals("gpt2", "one", 0, held_out=8)
+    chance = measure_chance(few, circuit, draws=40)
     assert chance.claims[0].state == "pass" and [row.draws for row in chance.claims] == [40, 40]
     preserved = measure_preserved(bench, circuit, pairs=16)
     assert preserved.claims[0].pairs == 16 and len(preserved.to_frame()) == len(preserved.claims)

@@ -64,7 +64,7 @@ def test_going_on_keeps_circuits_and_other_settings_make_them_anew(finished: Pat
     out, more = tmp_path / "run", ["callbacks.checkpoint_every=2"]
     shutil.copytree(finished, out)
     changes = {
-        "prompts.draws=101": [],  # of no circuit
+        "prompts.draws=20": [],  # of no circuit
         "data.batch_size=3": ["one", "two"],  # its checkpoints are of other settings, too
         "prompts.tasks=[{name: one, with: ['seed=0']}, {name: two, with: ['seed=2']}]": ["two"],
     }
@@ -92,7 +92,7 @@ def test_a_model_that_cannot_is_tuned_first(local: Path, tmp_path: Path) -> None
     """It learns its twelve training pairs by heart; held-out pairs of this task have nothing to do with them."""
     tune = f"prompts.tune=['task=jsonl', 'task.build.path={local}/pairs.jsonl', 'tune.steps=2', "
     tune += "'tune.checkpoints=1', 'tune.probe_every=0', 'logger=none', 'data.batch_size=4']"
-    words = settings(local, tmp_path, *MORE, "task.min_accuracy=0.9", tune)
+    words = settings(local, tmp_path, *MORE, "task.min_accuracy=0.9", "prompts.draws=20", tune)
     call(*words, verb="prompts")
     result = PromptComparison.load(tmp_path)
     assert result.tuned and result.status == "FAILED" and "does not do the task" in str(result.reason)
