@@ -145,8 +145,8 @@ def test_the_script_counts_exact_seeds(tmp_path: Path) -> None:
 @pytest.mark.slow
 @pytest.mark.parametrize("program", TRUE)
 def test_masks_find_the_program_with_nearly_every_seed(program: str, tmp_path: Path) -> None:
-    """The settings were fixed on seeds 0 to 9."""
-    assert exact_seeds(tmp_path, program, ",".join(map(str, range(10, 30)))) >= 19
+    """The settings were chosen on seeds below 20."""
+    assert exact_seeds(tmp_path, program, ",".join(map(str, range(20, 40)))) >= 19
 
 
 @pytest.mark.parametrize("name", TRUE)
