@@ -65,10 +65,11 @@ def write_local(folder: Path) -> Path:
 
 
 def settings(local: Path, out: Path, *more: str) -> list[str]:
-    """A fast run on the folder of `write_local`, which explains its circuit only where `more` says how."""
+    """A fast run on the folder of `write_local`: what takes long is in it only where `more` says how."""
     paths = [f"model.path={local}/model", f"task.build.path={local}/pairs.jsonl", f"hydra.run.dir={out}"]
-    plain = [] if any(word.startswith("explain") for word in more) else ["explain=null"]
-    return [*FAST, *plain, *paths, *more]
+    plain = {"explain": "explain=null", "logger": "logger=none"}
+    absent = [word for name, word in plain.items() if not any(given.startswith(name) for given in more)]
+    return [*FAST, *absent, *paths, *more]
 
 
 def not_a_number(logits: torch.Tensor, teacher: torch.Tensor, batch: object) -> torch.Tensor:
