@@ -110,6 +110,15 @@ def test_nobody_to_ablate_or_to_answer_is_said() -> None:
         assert (asked_for.status, asked_for.reason) == (UNMEASURABLE, reason)
 
 
+def test_where_nothing_is_lost_nothing_can_be_taken_over() -> None:
+    """Heads that speak for the wrong answer, as those of a model that has not learned the task may be."""
+    batch = asked()
+    against = replace(batch, answer=batch.wrong[:, None], wrong=batch.answer[:, 0])
+    backup = find_backup(PatchBed.build(planted(1.0), [against]), [MOVER], 39)
+    assert backup.status == UNMEASURABLE and backup.reason is not None and "a0.h2" in backup.reason
+    assert backup.direct.bounds is not None and backup.direct.bounds[1] < 0 and backup.rises == []
+
+
 def test_what_is_said_of_a_backup() -> None:
     told = backup_text(asdict(found(1.0)))
     assert "a1.h5" in told and "takes over" in told and "made good" in told

@@ -55,13 +55,13 @@ class Backup:
     """Who takes over from some heads.
 
     Attributes:
-        status: "OK", or "NOT MEASURABLE" where there is nobody to ablate or nobody to answer.
+        status: "OK", or "NOT MEASURABLE" where there is nobody to ablate, nobody to answer, or nothing to take over: the
+            direct loss is not clearly above 0.
         reason: why it is not measurable.
         ablated: heads whose output is that on the corrupted prompt.
         direct: what the metric loses at the logits, if no head answered.
         lost: what it loses in fact.
-        repaired: share of the direct loss that is made good, `1 - lost / direct`; does not exist where the direct loss
-            is not clearly above 0.
+        repaired: share of the direct loss that is made good, `1 - lost / direct`.
         random_rise, turned_rise: largest rise of any head, mean over random heads and over random directions.
         rises: heads with the largest rises.
         taking_over: those of them whose p is at most .05.
@@ -109,6 +109,11 @@ def find_backup(bed: PatchBed, heads: Sequence[Head], draws: int, seed: int = 0,
     if not able:
         return Backup(status=UNMEASURABLE, reason="no head lies behind those that are ablated")
     answers = _answers(bed, heads, able)
+    names = [head_name(head) for head in heads]
+    direct, lost = (mean_estimate(one, bed.groups) for one in (answers.direct, answers.lost))
+    if direct.bounds is None or direct.bounds[0] <= 0:
+        reason = f"without {' '.join(names)} the metric loses nothing at the logits that others could take over"
+        return Backup(status=UNMEASURABLE, reason=reason, ablated=names, direct=direct, lost=lost)
     means = answers.rise.mean(1)
     largest = float(means.max())
 
@@ -135,15 +140,13 @@ def find_backup(bed: PatchBed, heads: Sequence[Head], draws: int, seed: int = 0,
         )
         for place in means.argsort(descending=True)[:SHOWN].tolist()
     ]
-    direct = mean_estimate(answers.direct, bed.groups)
-    clear = direct.bounds is not None and direct.bounds[0] > 0
     random_rise, turned_rise = (sum(made) / len(made) if made else None for made in chance)
     return Backup(
         status=OK,
-        ablated=[head_name(head) for head in heads],
+        ablated=names,
         direct=direct,
-        lost=mean_estimate(answers.lost, bed.groups),
-        repaired=ratio_estimate(answers.direct - answers.lost, answers.direct, bed.groups) if clear else Estimate(),
+        lost=lost,
+        repaired=ratio_estimate(answers.direct - answers.lost, answers.direct, bed.groups),
         random_rise=random_rise,
         turned_rise=turned_rise,
         rises=rises,
