@@ -55,7 +55,7 @@ class Backup:
     """Who takes over from some heads.
 
     Attributes:
-        status: "OK", or "NOT MEASURABLE" where there is nobody to ablate, nobody to answer, or nothing to take over: the
+        status: "OK", or "NOT MEASURABLE" where there is nobody to ablate, nobody to answer or nothing to take over: the
             direct loss is not clearly above 0.
         reason: why it is not measurable.
         ablated: heads whose output is that on the corrupted prompt.
