@@ -62,7 +62,7 @@ def _text(raw: object) -> str:
 
 def write_interventions(result: Interventions, folder: Path) -> Path:
     """Write `intervene.html` into a folder: one file that needs nothing else."""
-    headings = ("", "they", "random like them", "rank p")
+    headings = ("", "they", "random like them", "p (Holm)")
     sections = [
         ("Nodes, ablated one by one", effects_figure(result, "nodes")),
         ("Edges, cut one by one", effects_figure(result, "edges")),

@@ -15,7 +15,7 @@ from circuitlit.report.simple_page import html_table, write_simple_page
 from circuitlit.report.table import Metric
 
 TASKS = ("pack", "task", "pairs", "accuracy", "answered (training, test)")
-ROLES = ("task", "role", "nodes (share of the effect)", "their loss on test pairs", "random nodes'", "rank p")
+ROLES = ("task", "role", "nodes (share of the effect)", "their loss on test pairs", "random nodes'", "p (Holm)")
 CIRCUITS = (
     "task",
     "edges",

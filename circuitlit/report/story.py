@@ -182,7 +182,7 @@ def _shared(story: TuningStory) -> list[str]:
 
 
 def _carried(story: TuningStory) -> tuple[list[str], list[list[str]]]:
-    head = ["way", "what", "they", "random like them", "rank p"]
+    head = ["way", "what", "they", "random like them", "p (Holm)"]
     rows = []
     for name, told in story.ways.items():
         nodes, own, moved = told.nodes, told.nodes.ablation.set, told.nodes.transfer
