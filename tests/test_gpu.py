@@ -69,6 +69,20 @@ def test_graphs_of_all_lengths_share_the_memory_of_the_longest() -> None:
     assert held[-1] <= 1.2 * held[3], f"{held} MiB: what is held grows with the number of lengths"
 
 
+def test_a_graph_that_leaves_no_memory_for_another_is_let_go_of() -> None:
+    call = CapturedCall(lambda rows: (torch.stack([rows * number for number in range(64)]).square().sum(0),))
+    factor = float(sum(number**2 for number in range(64)))
+    try:
+        for length in (32, 31, 32, 31):  # in megabytes of input
+            rows = torch.randn(length << 18, device="cuda")
+            torch.testing.assert_close(call(rows)[0], rows.square() * factor)
+            torch.cuda.empty_cache()
+            limit = torch.cuda.memory_reserved() + (2 << 30)  # the other length's first run needs 4 GiB
+            torch.cuda.set_per_process_memory_fraction(limit / torch.cuda.get_device_properties(0).total_memory)
+    finally:
+        torch.cuda.set_per_process_memory_fraction(1.0)
+
+
 @pytest.mark.parametrize("name", NAMES)
 def test_captured_step_equals_the_cpu(name: str) -> None:
     with KeepsFloat64():

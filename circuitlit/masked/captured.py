@@ -22,7 +22,9 @@ class CapturedCall:
     """Calls `function(*inputs)`; on a GPU it replays a graph captured for these shapes, elsewhere it just calls.
 
     `function` must not synchronise with the host, takes and returns tensors alone, and must need the same memory each
-    time. All shapes share the memory of the largest: what a replay computes is copied out before the next one.
+    time. All shapes share the memory of the largest: what a replay computes is copied out before the next one. Where
+    that leaves too little to capture a further shape, those captured before are let go of, and are captured again when
+    they come: slow, but it runs; one length for all batches (`data.pad_to=max`) avoids it.
 
     Args:
         function: what to call.
@@ -43,8 +45,22 @@ class CapturedCall:
             if len(self._graphs) >= self.shapes or not inputs[0].is_cuda:
                 return self.function(*inputs)
             self._make_room(sum(t.numel() for t in inputs))
-            self._graphs[key] = _Graph(self.function, inputs, self._pool)
+            graph = self._captured(inputs)
+            if graph is None:
+                self._largest = 0
+                self._make_room(sum(t.numel() for t in inputs))
+                graph = _Graph(self.function, inputs, self._pool)
+            self._graphs[key] = graph
         return self._graphs[key].replay(inputs)
+
+    def _captured(self, inputs: tuple[Tensor, ...]) -> _Graph | None:
+        """A graph, or None where its first runs, which need memory of their own, find none beside the other graphs'."""
+        try:
+            return _Graph(self.function, inputs, self._pool)
+        except torch.OutOfMemoryError:
+            if not self._graphs:
+                raise
+            return None
 
     def _make_room(self, size: int) -> None:
         """Let go of smaller graphs, which are captured again in the memory of a larger one; they cannot grow."""
