@@ -34,6 +34,10 @@ class MaskedLoss:
         self.capture &= model.shards is None  # no gathering inside a graph
         self._calls: dict[Gate | None, Callable[..., Float[Tensor, ""]]] = {}
 
+    def release(self) -> None:
+        """Let go of captured graphs and their memory; the next call captures anew."""
+        self._calls.clear()
+
     @property
     def unit(self) -> str:
         """The objective's unit, and so that of effects on it; empty for an objective of your own."""

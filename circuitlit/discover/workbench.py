@@ -144,6 +144,12 @@ class Workbench:
             self.losses[key] = MaskedLoss(self.model, layout, objective, capture)
         return self.losses[key]
 
+    def release(self) -> None:
+        """Let go of captured graphs and their memory, also where a learner still holds their loss."""
+        for loss in self.losses.values():
+            loss.release()
+        self.references.release()
+
     @checks_arguments
     def score(
         self,

@@ -126,8 +126,7 @@ def kept_circuit(
     if fits(last, trained):
         own.ckpt_path = str(last)
     learner, _ = learn(own, bench, attribute(own, bench), folder)
-    bench.losses.clear()  # captured steps of one prompt hold memory that the next one's need
-    bench.references.release()
+    bench.release()  # captured steps of one prompt hold memory that the next one's, and evaluation, need
     circuit = bench.cut(learner.scores(), {**facts, "task": plain(cfg.task)})
     if ranks.is_writer():
         folder.mkdir(parents=True, exist_ok=True)
