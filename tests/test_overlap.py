@@ -48,7 +48,7 @@ def degrees(graph: Graph, count: int, draw: torch.Generator) -> tuple[Tensor, Te
         renamed[first : first + graph.n_heads] = first + torch.randperm(graph.n_heads, generator=draw)
     other = torch.zeros_like(one)
     other[graph.offsets[graph.reader_of[one]] + renamed[graph.writer_of[one]]] = True
-    return one, shuffles(graph, other, 1, int(torch.randint(10**6, (), generator=draw)))[0]
+    return one, shuffles(graph, other, 1, int(torch.randint(10**6, (), generator=draw))).masks[0]
 
 
 def false(graph: Graph, count: int, planted, repeats: int, draws: int) -> dict[str, int]:
@@ -87,7 +87,7 @@ def test_edges_that_follow_from_the_degrees_are_not_beyond_chance(graph: Graph, 
     false_edges = 0
     for repeat in range(200):
         one = random_circuit(graph, count, repeat)[0]
-        pair = (one, shuffles(graph, one, 1, repeat)[0])
+        pair = (one, shuffles(graph, one, 1, repeat).masks[0])
         sides = [StandIns(graph, kept, 19, 2 * repeat + side) for side, kept in enumerate(pair)]
         false_edges += sides[0].edge_overlap(sides[1]).p <= 0.05
     print(graph.n_layers, false_edges)

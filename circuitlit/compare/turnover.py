@@ -2,7 +2,9 @@
 
 from __future__ import annotations
 
+from collections.abc import Callable
 from dataclasses import dataclass
+from functools import cached_property
 
 from jaxtyping import Bool, Float, Int
 from torch import Tensor
@@ -24,7 +26,28 @@ from circuitlit.evaluate.statistics import drawn_items, mean_of_others
 FEW = 19  # stand-ins for each of many pairs of resamples
 STRICTEST = NULLS[-1]  # of the nulls of nodes
 
-Part = tuple[Bool[Tensor, "resample item"], Bool[Tensor, "draw item"]]  # nodes or edges: resamples', stand-ins'
+
+@dataclass(frozen=True)
+class Part:
+    """Nodes or edges of one model's circuits.
+
+    Attributes:
+        sets: of each resample's circuit.
+        beside: Jaccard index of every one of some sets with every stand-in.
+    """
+
+    sets: Bool[Tensor, "resample item"]
+    beside: Callable[[Bool[Tensor, "one item"]], Float[Tensor, "one draw"]]
+
+    def overlaps(self, other: Part) -> Float[Tensor, "resample resample"]:
+        """J* of every two sets; what chance gives is that of each with the stand-ins for the other model's circuit."""
+        expected = (other.beside(self.sets).mean(1)[:, None] + self.beside(other.sets).mean(1)) / 2
+        return beyond_chance(jaccards(self.sets, other.sets), expected)
+
+    @cached_property
+    def within(self) -> Float[Tensor, "resample resample"]:
+        """`overlaps` with itself."""
+        return self.overlaps(self)
 
 
 @dataclass(frozen=True)
@@ -44,16 +67,28 @@ class Circuits:
         """Of a model's circuits; those that are compared have different seeds."""
         return cls(model, StandIns(model.scores.graph, model.kept, draws, seed))
 
-    @property
+    @cached_property
     def nodes(self) -> Part:
-        """Of each resample's circuit and of the stand-ins."""
+        """Beside the strictest stand-ins."""
         sets = circuit_nodes(self.model.scores.graph, self.model.circuits)
-        return sets, self.stand_ins.random_nodes[STRICTEST]
+        return Part(sets, lambda some: jaccards(some, self.stand_ins.random_nodes[STRICTEST]))
 
-    @property
+    @cached_property
     def edges(self) -> Part:
-        """Of each resample's circuit, and drawn uniformly."""
-        return self.model.circuits, self.stand_ins.random_edges
+        """Beside those drawn uniformly."""
+        return Part(self.model.circuits, self.stand_ins.random_edges.jaccards)
+
+    @cached_property
+    def gap(self) -> float:
+        """`gap_to` itself."""
+        return self.gap_to(self)
+
+    def gap_to(self, other: Circuits) -> float:
+        """J* of nodes beside circuits that share as many edges, of each resample and the other model's next."""
+        graph, count = self.stand_ins.graph, len(self.model.resamples)
+        first = [StandIns(graph, kept, FEW, seed) for seed, kept in enumerate(self.model.circuits)]
+        second = [StandIns(graph, kept, FEW, seed) for seed, kept in enumerate(other.model.circuits.roll(1, 0), count)]
+        return Overlap.mean([one.gap(two) for one, two in zip(first, second, strict=True)]).corrected
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -105,25 +140,16 @@ def turnover(base: Circuits, tuned: Circuits, seed: int = 0) -> Turnover:
     """
     drawn = drawn_items(len(base.model.resamples), seed)
     shared = base.stand_ins.shared(tuned.stand_ins).figures()
-    within = (_gap(base, base) + _gap(tuned, tuned)) / 2
     return Turnover(
         nodes=_part(shared.nodes, base.nodes, tuned.nodes, drawn),
         edges=_part(shared.edges, base.edges, tuned.edges, drawn),
-        gap=GapTurnover(**vars(shared.gap), between=_gap(base, tuned), within=within),
+        gap=GapTurnover(**vars(shared.gap), between=base.gap_to(tuned), within=(base.gap + tuned.gap) / 2),
     )
 
 
-def _gap(ours: Circuits, theirs: Circuits) -> float:
-    """J* of nodes beside circuits that share as many edges, of each resample of one and the next of the other."""
-    graph, count = ours.stand_ins.graph, len(ours.model.resamples)
-    first = [StandIns(graph, kept, FEW, seed) for seed, kept in enumerate(ours.model.circuits)]
-    second = [StandIns(graph, kept, FEW, seed) for seed, kept in enumerate(theirs.model.circuits.roll(1, 0), count)]
-    return Overlap.mean([one.gap(two) for one, two in zip(first, second, strict=True)]).corrected
-
-
 def _part(shared: OverlapFigures, base: Part, tuned: Part, drawn: Int[Tensor, "draw resample"]) -> PartTurnover:
-    between = mean_of_others(_corrected(base, tuned), drawn)
-    within = (mean_of_others(_corrected(base, base), drawn) + mean_of_others(_corrected(tuned, tuned), drawn)) / 2
+    between = mean_of_others(base.overlaps(tuned), drawn)
+    within = (mean_of_others(base.within, drawn) + mean_of_others(tuned.within, drawn)) / 2
     found = _estimate(within)
     exists = found.low is not None and found.low > 0
     retained = _estimate(between / within) if exists else Estimate()
@@ -132,10 +158,3 @@ def _part(shared: OverlapFigures, base: Part, tuned: Part, drawn: Int[Tensor, "d
 
 def _estimate(values: Float[Tensor, "draw"]) -> Estimate:
     return Estimate.of(values[0], values[1:])
-
-
-def _corrected(ours: Part, theirs: Part) -> Float[Tensor, "resample resample"]:
-    """J* of every two sets; what chance gives is that of each with the stand-ins for the other model's circuit."""
-    (own, for_own), (other, for_other) = ours, theirs
-    expected = (jaccards(own, for_other).mean(1)[:, None] + jaccards(other, for_own).mean(1)) / 2
-    return beyond_chance(jaccards(own, other), expected)

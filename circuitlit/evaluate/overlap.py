@@ -9,7 +9,7 @@ and share them for that reason alone.) An overlap is beyond chance only where it
 from __future__ import annotations
 
 from collections.abc import Mapping, Sequence
-from dataclasses import asdict, dataclass, replace
+from dataclasses import asdict, dataclass
 from functools import cache, cached_property
 from itertools import combinations
 from typing import Any
@@ -19,7 +19,7 @@ import torch
 from jaxtyping import Bool, Float, Int
 from torch import Tensor
 
-from circuitlit.evaluate.controls import redrawn, shuffles
+from circuitlit.evaluate.controls import EdgeSets, jaccard_of, redrawn, shuffles
 from circuitlit.evaluate.overlap_figures import ChanceFigures, OverlapFigures, SharedFigures
 from circuitlit.evaluate.similarity import beyond_chance
 from circuitlit.evaluate.testing import enough_draws, rank_p
@@ -99,11 +99,22 @@ class Overlap:
         nulls: dict[str, tuple[Bool[Tensor, "draw item"], Bool[Tensor, "draw item"]]],
     ) -> Overlap:
         """With stand-ins for ours and for theirs under each null."""
-        value = float(jaccards(ours[None], theirs[None]))
-        chance = {
-            name: Chance(value, (jaccards(ours[None], for_theirs)[0], jaccards(theirs[None], for_ours)[0]))
+        drawn = {
+            name: (jaccards(ours[None], for_theirs)[0], jaccards(theirs[None], for_ours)[0])
             for name, (for_ours, for_theirs) in nulls.items()
         }
+        return cls.beside(ours, theirs, drawn)
+
+    @classmethod
+    def beside(
+        cls,
+        ours: Bool[Tensor, "item"],
+        theirs: Bool[Tensor, "item"],
+        drawn: dict[str, tuple[Float[Tensor, "draw"], Float[Tensor, "draw"]]],
+    ) -> Overlap:
+        """With the overlaps that each null gives, see `Chance.drawn`."""
+        value = float(jaccards(ours[None], theirs[None]))
+        chance = {name: Chance(value, own) for name, own in drawn.items()}
         return cls(len(ours), (int(ours.sum()), int(theirs.sum())), value, chance)
 
     @classmethod
@@ -224,16 +235,16 @@ class StandIns:
         """
         labels = _labels(self.graph)[null]
         labels = labels if other is None else 2 * labels + other.long()
-        return circuit_nodes(self.graph, redrawn(self.kept, labels, self.draws, self.seed))
+        return redrawn(self.kept, labels, self.draws, self.seed).writers(self.graph)[:, self.graph.inputs :]
 
-    @property
-    def random_edges(self) -> Bool[Tensor, "draw edge"]:
+    @cached_property
+    def random_edges(self) -> EdgeSets:
         """Stand-ins drawn uniformly."""
         return redrawn(self.kept, _labels(self.graph)["uniform"], self.draws, self.seed)
 
     @cached_property
-    def shuffled(self) -> Bool[Tensor, "draw edge"]:
-        """Edges of stand-ins in which every node has as many edges as it has in the circuit."""
+    def shuffled(self) -> EdgeSets:
+        """Stand-ins in which every node has as many edges as it has in the circuit."""
         return shuffles(self.graph, self.kept, self.draws, self.seed)
 
     def shared(self, other: StandIns) -> Shared:
@@ -252,16 +263,16 @@ class StandIns:
 
     def edge_overlap(self, other: StandIns) -> Overlap:
         """`Shared.edges` alone."""
-        found = Overlap.of(self.kept, other.kept, {"degrees": (self.shuffled, other.shuffled)})
-        return replace(found, chance={"uniform": self._uniform(other), **found.chance})
+        degrees = other.shuffled.jaccards(self.kept[None])[0], self.shuffled.jaccards(other.kept[None])[0]
+        return Overlap.beside(self.kept, other.kept, {"uniform": self._uniform(other), "degrees": degrees})
 
-    def _uniform(self, other: StandIns) -> Chance:
+    def _uniform(self, other: StandIns) -> tuple[Float[Tensor, "draw"], Float[Tensor, "draw"]]:
         """Beside `random_edges`, which need not be drawn: the number that two circuits share is hypergeometric."""
-        ours, theirs, both = int(self.kept.sum()), int(other.kept.sum()), int((self.kept & other.kept).sum())
+        ours, theirs = int(self.kept.sum()), int(other.kept.sum())
         random = np.random.default_rng((self.seed, other.seed))
         counts = random.hypergeometric(ours, len(self.kept) - ours, theirs, (2, self.draws))
-        drawn = torch.from_numpy(counts / np.maximum(1, ours + theirs - counts))
-        return Chance(both / max(1, ours + theirs - both), (drawn[0], drawn[1]))
+        drawn = jaccard_of(torch.from_numpy(counts), ours, theirs)
+        return drawn[0], drawn[1]
 
 
 def shared_by_pairs(circuits: Mapping[str, Circuit], seed: int = 0, others: int = 0) -> dict[tuple[str, str], Shared]:
@@ -290,9 +301,7 @@ def circuit_nodes(graph: Graph, kept: Bool[Tensor, "circuit edge"]) -> Bool[Tens
 
 def jaccards(ours: Bool[Tensor, "one item"], theirs: Bool[Tensor, "two item"]) -> Float[Tensor, "one two"]:
     """Jaccard index of every two sets."""
-    shared = torch.stack([theirs[:, one].sum(1) for one in ours]).double()
-    union = ours.sum(1)[:, None] + theirs.sum(1) - shared
-    return torch.where(union > 0, shared / union, 1.0)
+    return jaccard_of(ours.float() @ theirs.float().T, ours.sum(1)[:, None], theirs.sum(1))  # exact below 2 ** 24
 
 
 @cache
