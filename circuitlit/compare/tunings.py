@@ -20,7 +20,7 @@ from circuitlit.compare.effects import PairBed, answers_changed, model_text_kl
 from circuitlit.compare.likeness import attention_change
 from circuitlit.compare.matched_checkpoints import Score, checkpoint_scores, common_level, nearest_step
 from circuitlit.compare.scored import facts_of, resampled_scores
-from circuitlit.compare.turnover import Circuits, Turnover, turnover
+from circuitlit.compare.turnover import Circuits, Turnover, turnovers
 from circuitlit.compare.ways import WayOverlap, way_overlap
 from circuitlit.compare.weight_figures import Reach
 from circuitlit.compare.weights import check_same_graph, weight_changes
@@ -209,24 +209,25 @@ def compare_tunings(
         pairs = PairBed(subject, base.data.test.batches(base.data.eval_batch_size))
         before = Circuits.of(resampled_scores(base, method, resamples, seed), draws, 0)
     circuits: dict[str, Circuits] = {}
-    found: dict[str, TunedRun] = {}
+    figures: dict[str, dict[str, Any]] = {}
     for number, (name, path) in enumerate(runs.items(), start=1):
         with phase(f"run_{name}", f"{name} at step {steps[name]}"):
             own = load(name, Path(path) / "checkpoints" / f"step_{steps[name]:06d}")
             check_same_graph(subject, own.subject, f"run {name}")
             circuits[name] = Circuits.of(resampled_scores(own, method, resamples, seed), draws, number)
-            found[name] = TunedRun(
-                run=str(path),
-                step=steps[name],
-                matched_score=series[name][steps[name]],
-                held_out=answers_changed(pairs, own.subject),
-                scores=ScoreFigures.of(circuits[name].model.scores),
-                from_base=turnover(before, circuits[name], seed),
+            figures[name] = {
+                "run": str(path),
+                "step": steps[name],
+                "matched_score": series[name][steps[name]],
+                "held_out": answers_changed(pairs, own.subject),
+                "scores": ScoreFigures.of(circuits[name].model.scores),
                 **_changes(subject, own, text),
-            )
-    between = [
-        RunPair(**vars(turnover(circuits[a], circuits[b], seed)), of=[a, b]) for a, b in combinations(circuits, 2)
-    ]
+            }
+    with phase("overlaps", "Comparing every two circuits"):
+        shared = turnovers([before, *circuits.values()], seed)
+    number = {name: place for place, name in enumerate(circuits, start=1)}
+    found = {name: TunedRun(from_base=shared[0, number[name]], **own) for name, own in figures.items()}
+    between = [RunPair(**vars(shared[number[a], number[b]]), of=[a, b]) for a, b in combinations(circuits, 2)]
     result = TuningComparison(
         **facts_of(base, method, seed),
         match=match,

@@ -2,10 +2,13 @@
 
 from __future__ import annotations
 
-from collections.abc import Callable
+from collections.abc import Callable, Sequence
+from concurrent.futures import ThreadPoolExecutor
 from dataclasses import dataclass
-from functools import cached_property
+from functools import cached_property, partial
+from itertools import combinations
 
+import torch
 from jaxtyping import Bool, Float, Int
 from torch import Tensor
 
@@ -83,6 +86,10 @@ class Circuits:
         """`gap_to` itself."""
         return self.gap_to(self)
 
+    def draw(self) -> None:
+        """Draw and count all that every comparison asks for, which threads would otherwise do several times."""
+        _ = self.gap, self.nodes.within, self.edges.within, self.stand_ins.random_nodes, self.stand_ins.shuffled
+
     def gap_to(self, other: Circuits) -> float:
         """J* of nodes beside circuits that share as many edges, of each resample and the other model's next."""
         graph, count = self.stand_ins.graph, len(self.model.resamples)
@@ -145,6 +152,16 @@ def turnover(base: Circuits, tuned: Circuits, seed: int = 0) -> Turnover:
         edges=_part(shared.edges, base.edges, tuned.edges, drawn),
         gap=GapTurnover(**vars(shared.gap), between=base.gap_to(tuned), within=(base.gap + tuned.gap) / 2),
     )
+
+
+def turnovers(circuits: Sequence[Circuits], seed: int = 0) -> dict[tuple[int, int], Turnover]:
+    """`turnover` of every two models by their numbers, on as many threads as torch has."""
+    threads, pairs = torch.get_num_threads(), list(combinations(range(len(circuits)), 2))
+    with ThreadPoolExecutor(threads, initializer=partial(torch.set_num_threads, 1)) as pool:
+        list(pool.map(Circuits.draw, circuits))
+        found = list(pool.map(lambda pair: turnover(circuits[pair[0]], circuits[pair[1]], seed), pairs))
+    torch.set_num_threads(threads)
+    return dict(zip(pairs, found, strict=True))
 
 
 def _part(shared: OverlapFigures, base: Part, tuned: Part, drawn: Int[Tensor, "draw resample"]) -> PartTurnover:

@@ -14,7 +14,7 @@ from circuitlit.graph import Graph
 
 TRIED = 0.9  # share of the matched pairs that a round tries to swap; below 1, so that any swap can happen alone
 AT_ONCE = 2**26  # edges of all draws that are drawn together
-BLOCK = 8  # draws that are swapped together
+BLOCK = 16  # draws that are swapped together
 
 
 def random_circuit(graph: Graph, count: int, seed: int, copies: int = 1) -> Bool[Tensor, "copies edge"]:
