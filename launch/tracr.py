@@ -1,6 +1,6 @@
 """python launch/tracr.py OUT [key=value ...]: how often masks find exactly the edges of a program compiled by Tracr.
 
-Trains masks on `proportion` and `reverse` with 20 seeds that chose nothing (30 to 49), several runs at a time, and
+Trains masks on `proportion` and `reverse` with 20 seeds that chose nothing (50 to 69), several runs at a time, and
 prints how many find all true edges and no other, with the exact 95 % interval of Clopper and Pearson, beside ACDC.
 SEEDS=0,1 PROGRAMS=reverse JOBS=8 in the environment take others. What is there is kept.
 """
@@ -20,7 +20,7 @@ from scipy.stats import binomtest
 
 ROOT = Path(__file__).resolve().parent.parent
 QUIET = ("logger=none", "evaluate.controls=3", "trainer.accelerator=cpu")
-SEEDS = os.environ.get("SEEDS") or ",".join(map(str, range(30, 50)))
+SEEDS = os.environ.get("SEEDS") or ",".join(map(str, range(50, 70)))
 PROGRAMS = os.environ.get("PROGRAMS") or "proportion,reverse"
 
 

@@ -2,6 +2,8 @@
 
 from __future__ import annotations
 
+from dataclasses import replace
+
 import pytest
 import torch
 from conftest import tiny_batch, tiny_model
@@ -86,6 +88,9 @@ def test_schedule_keeps_its_promises() -> None:
     assert schedule.open_share(25, 0.95) == pytest.approx((0.5 * 0.05) ** 0.5)
     assert schedule.open_share(50, 0.95) == schedule.open_share(99, 0.95) == pytest.approx(0.05)
     assert schedule.open_share(0, 0.3) == pytest.approx(0.7)  # never asks for fewer edges than the target
+    linear = replace(schedule, fall="linear")
+    shares = [linear.open_share(step, 0.95) for step in (0, 10, 25, 50, 99)]
+    assert shares == pytest.approx([0.5, 0.41, 0.275, 0.05, 0.05])
     assert (schedule.noise(0), schedule.noise(50)) == (1.0, 1.0)
     assert schedule.noise(100) == pytest.approx(0.1)
     assert schedule.lr_factor(0) == pytest.approx(0.1)

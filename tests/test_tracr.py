@@ -142,14 +142,11 @@ def test_the_script_counts_exact_seeds(tmp_path: Path) -> None:
     assert exact_seeds(tmp_path, "proportion", "3,4,5") == 1
 
 
-MISSED = pytest.mark.xfail(reason="about half of the seeds miss an edge or more of reverse; see launch/RESULTS.md")
-
-
 @pytest.mark.slow
-@pytest.mark.parametrize("program", ["proportion", pytest.param("reverse", marks=MISSED)])
+@pytest.mark.parametrize("program", ["proportion", "reverse"])
 def test_masks_find_the_program_with_nearly_every_seed(program: str, tmp_path: Path) -> None:
-    """Seeds below 30 were looked at while settings were tried."""
-    assert exact_seeds(tmp_path, program, ",".join(map(str, range(30, 50)))) >= 19
+    """Seeds below 50 were looked at while settings were tried."""
+    assert exact_seeds(tmp_path, program, ",".join(map(str, range(50, 70)))) >= 19
 
 
 @pytest.mark.parametrize("name", TRUE)

@@ -101,6 +101,7 @@ SCHEDULES: Targets = {
         "lr_warmup": whole(),
         "start_sparsity": share(one=False) | None,
         "warmup": share(),
+        "fall": choice("geometric", "linear"),
         "harden": share(),
         "hard": share(),
         "final_noise": share(zero=False),

@@ -5,6 +5,7 @@ from __future__ import annotations
 import math
 from collections.abc import Sequence
 from dataclasses import dataclass
+from typing import Literal
 
 from circuitlit.discover.gates import mixed
 
@@ -19,7 +20,9 @@ class Schedule:
         lr_final: share of `lr` at the last step; the decay is a half cosine after `lr_warmup` steps of linear rise.
         lr_warmup: steps of linear rise.
         start_sparsity: sparsity asked for at step 0, never above the target; None starts at the target.
-        warmup: share of the run after which the target sparsity holds, reached geometrically in the edges kept.
+        warmup: share of the run after which the target sparsity holds.
+        fall: how the number of edges kept gets there: "geometric" (by equal factors) or "linear" (by equal numbers).
+            Linear stays longer where few edges are off at a time, so that one that others need is seen to be needed.
         harden: share of the run, at its end, over which the gates' noise shrinks to `final_noise`.
         final_noise: noise scale at the last step; 1 leaves the gates as they are.
         hard: share of the run, at its end, whose steps run the very circuit that a cut would give, without noise; the
@@ -34,6 +37,7 @@ class Schedule:
     lr_warmup: int = 0
     start_sparsity: float | None = None
     warmup: float = 0.0
+    fall: Literal["geometric", "linear"] = "geometric"
     harden: float = 0.0
     final_noise: float = 1.0
     hard: float = 0.0
@@ -49,6 +53,8 @@ class Schedule:
             return final
         progress = min(1.0, step / (self.warmup * self.steps))
         start = max(final, 1 - self.start_sparsity)
+        if self.fall == "linear":
+            return start + (final - start) * progress
         return start * (final / start) ** progress
 
     def noise(self, step: int) -> float:
