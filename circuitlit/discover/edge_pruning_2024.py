@@ -19,6 +19,7 @@ from torch import Tensor, nn
 
 from circuitlit.discover.gates import HardConcrete, logistic_noise, mixed
 from circuitlit.discover.learn import MaskLearner
+from circuitlit.discover.overflow import Overflow
 from circuitlit.graph import EdgeScores
 from circuitlit.tasks.pair import Batch
 
@@ -56,6 +57,7 @@ class EdgePruning2024(MaskLearner):
         mean, deviation = INITIAL
         size = self.loss.layout.size
         self.log_alpha = nn.Parameter(mean + deviation * torch.randn(size, generator=generator))
+        self.overflow = Overflow([self.log_alpha])
         self.multipliers = nn.Parameter(torch.zeros(4))  # linear and quadratic, of edges and of nodes
         self.multipliers.register_hook(torch.neg)  # a minimiser's ascent
 

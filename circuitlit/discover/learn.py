@@ -13,6 +13,7 @@ from torch import Tensor, nn
 
 from circuitlit.discover.gates import Gates, HardConcrete, Measure, Sampler, logistic_noise
 from circuitlit.discover.masked_loss import MaskedLoss
+from circuitlit.discover.overflow import Overflow
 from circuitlit.discover.schedule import Schedule
 from circuitlit.errors import UserError
 from circuitlit.graph import EdgeScores
@@ -42,6 +43,7 @@ class MaskLearner(LightningModule):
         masters: gives the copies of the log-alphas that a strategy trains in their place (DeepSpeed's partitions); the
             constraint's shift must reach these, too.
         noted: the last step's loss and sparsity, under the names by which loggers know them.
+        overflow: what of the gradients was left out.
     """
 
     log_alpha: Tensor
@@ -66,6 +68,7 @@ class MaskLearner(LightningModule):
         self.masters: Callable[[], Iterable[Tensor]] = tuple
         self.beside, self._beside_lr = nn.ParameterList(), 0.0
         self.noted: dict[str, Tensor] = {}
+        self.overflow = Overflow([self.log_alpha])
         self._micro_batch = (-1, 0)
         self._shifted = -1
 
@@ -108,6 +111,10 @@ class MaskLearner(LightningModule):
         if self.trainer._logger_connector.should_update_logs:
             for name, value in self.noted.items():
                 self.log(name, value, batch_size=len(batch))
+
+    def on_fit_end(self) -> None:
+        """Say what of the gradients was left out."""
+        self.overflow.tell()
 
     def _over_ranks(self, value: Float[Tensor, ""]) -> Float[Tensor, ""]:
         """The mean over all processes. `sync_dist=True` would make every step wait for the GPU, in a barrier."""

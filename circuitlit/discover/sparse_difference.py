@@ -20,6 +20,7 @@ from circuitlit.discover.gates import HardConcrete, logistic_noise
 from circuitlit.discover.held_loss import HeldLoss
 from circuitlit.discover.learn import Schedule
 from circuitlit.discover.masked_loss import MaskedLoss
+from circuitlit.discover.overflow import Overflow
 from circuitlit.graph import EdgeScores
 from circuitlit.graph.select import top_k
 from circuitlit.masked import Reference, References
@@ -86,6 +87,11 @@ class DifferenceLearner(LightningModule):
         self.losses, self.references = tuple(losses), tuple(references)
         self.target, self.schedule, self.penalty, self.seed = target, schedule, penalty, seed
         self.gates = HardConcrete()
+        self.overflow = Overflow(self.parameters())
+
+    def on_fit_end(self) -> None:
+        """Say what of the gradients was left out."""
+        self.overflow.tell()
 
     def masks(self, step: int, micro_batch: int) -> tuple[Float[Tensor, "mask"], Float[Tensor, "mask"]]:
         """Sampled masks of base and tuned model, both of the step's expected size."""
