@@ -5,7 +5,7 @@
 set -euo pipefail
 cd "$(dirname "$0")/.."
 out="${1:-runs/ways}" seeds=${SEEDS:-0 1 2} runs=() jobs=() failed=0
-common=(logger=none callbacks=headless callbacks.checkpoint_every=0 task=greater_than task.build.n_train=200 task.build.n_val=64
+common=(logger=none callbacks=headless callbacks.checkpoint_every=0 task=greater_than tune.score=metric task.build.n_train=200 task.build.n_val=64
   task.build.n_test=200)
 for seed in $seeds; do
   for way in sft dpo grpo; do
