@@ -65,7 +65,8 @@ class EdgeScores:
             raise ValueError(f"scores of shape {tuple(self.values.shape)}, the graph wants {expected}")
         if not bool(self.values.isfinite().all()):
             raise UserError(
-                f"{self.method} gave scores that are not finite; load the model in float32: model.dtype=float32"
+                f"{self.method} gave scores that are not finite; load the model in float32 (model.dtype=float32), or "
+                "in float64 where it is that already"
             )
         if self.kind not in KINDS:
             raise ValueError(f"kind={self.kind} is none of {', '.join(KINDS)}")
