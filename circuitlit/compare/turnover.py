@@ -157,10 +157,12 @@ def turnover(base: Circuits, tuned: Circuits, seed: int = 0) -> Turnover:
 def turnovers(circuits: Sequence[Circuits], seed: int = 0) -> dict[tuple[int, int], Turnover]:
     """`turnover` of every two models by their numbers, on as many threads as torch has."""
     threads, pairs = torch.get_num_threads(), list(combinations(range(len(circuits)), 2))
-    with ThreadPoolExecutor(threads, initializer=partial(torch.set_num_threads, 1)) as pool:
-        list(pool.map(Circuits.draw, circuits))
-        found = list(pool.map(lambda pair: turnover(circuits[pair[0]], circuits[pair[1]], seed), pairs))
-    torch.set_num_threads(threads)
+    try:
+        with ThreadPoolExecutor(threads, initializer=partial(torch.set_num_threads, 1)) as pool:
+            list(pool.map(Circuits.draw, circuits))
+            found = list(pool.map(lambda pair: turnover(circuits[pair[0]], circuits[pair[1]], seed), pairs))
+    finally:
+        torch.set_num_threads(threads)
     return dict(zip(pairs, found, strict=True))
 
 
