@@ -18,6 +18,7 @@ from circuitlit.evaluate.similarity import (
     beyond_chance,
     chance_jaccard,
     corrected_jaccard,
+    corrected_jaccards,
     inclusion,
     jaccard,
     overlap_coefficient,
@@ -42,6 +43,9 @@ def test_set_similarities_by_hand() -> None:
     assert overlap_coefficient(a, b) == 2 / 3
     assert jaccard(a, a) == overlap_coefficient(a, a) == corrected_jaccard(a, a) == 1
     assert jaccard(kept(), kept()) == corrected_jaccard(kept(), kept()) == 1
+    shares = torch.tensor([0, 0.1, 0.3, 0.6, 1.1])[:, None]
+    sets = torch.rand(5, 40, generator=torch.Generator().manual_seed(0)) < shares
+    assert corrected_jaccards(sets) == [corrected_jaccard(one, other) for one, other in combinations(sets, 2)]
     assert jaccard(a, b) == jaccard(b, a) and corrected_jaccard(a, b) == corrected_jaccard(b, a)
 
 

@@ -5,6 +5,8 @@ from __future__ import annotations
 import itertools
 import json
 import random
+from collections.abc import Sequence
+from dataclasses import asdict
 from pathlib import Path
 
 import pytest
@@ -14,7 +16,7 @@ from conftest import tiny_batch, tiny_model
 from test_compare import bench_of
 from transformers import AutoModelForCausalLM
 
-from circuitlit.compare import weight_changes
+from circuitlit.compare import tunings, ways, weight_changes
 from circuitlit.compare.likeness import attention_change, likenesses
 from circuitlit.compare.matched_checkpoints import common_level, nearest_step
 from circuitlit.compare.tunings import ScoreFigures, TuningComparison, compare_tunings
@@ -24,6 +26,7 @@ from circuitlit.discover import eap
 from circuitlit.discover.method import Method
 from circuitlit.discover.workbench import Workbench
 from circuitlit.errors import UserError
+from circuitlit.evaluate.overlap import TESTS
 from circuitlit.graph import EdgeScores, Graph
 from circuitlit.model import Subject
 from circuitlit.objective import negative_metric
@@ -65,13 +68,18 @@ def test_attention_of_a_pair_is_the_mean_over_its_heads() -> None:
     assert same is not None and float(same.abs().max()) < 1e-12
 
 
-def test_runs_are_compared_from_python(local: Path, tmp_path: Path) -> None:
-    base, runs = bench_of(local), {}
-    for number, name in enumerate(("one", "other")):
-        runs[name] = tmp_path / name
-        (runs[name] / "checkpoints").mkdir(parents=True)
+def run_folders(folder: Path, names: Sequence[str]) -> dict[str, Path]:
+    """Folders of runs with three checkpoints, each run with higher scores than the one before."""
+    runs = {name: folder / name for name in names}
+    for number, run in enumerate(runs.values()):
+        (run / "checkpoints").mkdir(parents=True)
         rows = [{"step": step, "metrics": {"metric": step / 10 + number}} for step in (0, 5, 10)]
-        (runs[name] / "checkpoints" / "checkpoints.json").write_text(json.dumps({"checkpoints": rows}))
+        (run / "checkpoints" / "checkpoints.json").write_text(json.dumps({"checkpoints": rows}))
+    return runs
+
+
+def test_runs_are_compared_from_python(local: Path, tmp_path: Path) -> None:
+    base, runs = bench_of(local), run_folders(tmp_path, ["one", "other"])
     loaded: list[str] = []
 
     def load(name: str, folder: Path) -> Workbench:
@@ -86,6 +94,32 @@ def test_runs_are_compared_from_python(local: Path, tmp_path: Path) -> None:
     assert all(run.text_kl.value for run in result.runs.values()) and result.pairs[0].of == ["one", "other"]
     with pytest.raises(UserError, match="at least two"):
         compare_tunings(base, {"one": runs["one"]}, load, Method.of(eap, negative_metric), text)
+
+
+def test_chance_is_drawn_often_enough_for_every_claim(
+    local: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    planned: list[int] = []
+
+    def few(comparisons: int, others: int = 0) -> int:
+        planned.append(TESTS * comparisons + others)
+        return 20
+
+    def claims(node: object) -> int:
+        if isinstance(node, dict):
+            return (node.get("rank_p") is not None) + sum(map(claims, node.values()))
+        return sum(map(claims, node)) if isinstance(node, list | tuple) else 0
+
+    monkeypatch.setattr(tunings, "draws_for", few)
+    monkeypatch.setattr(ways, "FEWEST", 3)
+    runs = run_folders(tmp_path, ["sft 1", "sft 2", "dpo 1", "dpo 2"])
+    makers = {name: torch.Generator().manual_seed(number) for number, name in enumerate(runs)}
+    text = torch.arange(12).view(2, 6)
+    result = compare_tunings(
+        bench_of(local), runs, lambda name, _: bench_of(local, makers[name]), Method.of(eap, negative_metric), text
+    )
+    assert result.ways["edges"].rank_p is not None
+    assert claims(asdict(result)) == planned[0] == 32
 
 
 @pytest.mark.slow
@@ -120,15 +154,15 @@ def test_the_verb_compares_ways_to_tune(local: Path, tmp_path: Path, capsys: pyt
 
 
 def test_two_ways_are_told_from_seeds_where_they_differ_and_only_there() -> None:
-    ways = ["sft"] * 3 + ["dpo"] * 3 + ["grpo"] * 3
+    names = ["sft"] * 3 + ["dpo"] * 3 + ["grpo"] * 3
     pairs = list(itertools.combinations(range(9), 2))
-    apart = way_overlap(ways, {(a, b): 0.9 if ways[a] == ways[b] else 0.5 for a, b in pairs})
+    apart = way_overlap(names, {(a, b): 0.9 if names[a] == names[b] else 0.5 for a, b in pairs})
     assert apart is not None and apart.groupings == 280 and apart.rank_p == 1 / 280  # 9! / (3!^3 3!)
     assert apart.within == pytest.approx({"sft": 0.9, "dpo": 0.9, "grpo": 0.9}) and len(apart.between) == 3
     assert apart.difference == pytest.approx(0.4)
     draw, found = random.Random(0), []
     for _ in range(60):
-        alike = way_overlap(ways, {pair: draw.random() for pair in pairs})
+        alike = way_overlap(names, {pair: draw.random() for pair in pairs})
         assert alike is not None and alike.rank_p is not None
         found.append(alike.rank_p)
     assert sum(p <= 0.05 for p in found) <= 8  # binomial: more than 8 of 60 has a chance below .005

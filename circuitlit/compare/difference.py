@@ -6,14 +6,14 @@ import math
 from collections.abc import Mapping
 from dataclasses import dataclass
 from functools import cached_property
-from itertools import combinations, pairwise
+from itertools import pairwise
 
 import torch
 from jaxtyping import Bool, Float, Int
 from torch import Tensor
 
 from circuitlit.errors import UserError
-from circuitlit.evaluate.similarity import corrected_jaccard
+from circuitlit.evaluate.similarity import corrected_jaccard, corrected_jaccards
 from circuitlit.graph import Circuit, EdgeScores, Graph, top_k
 from circuitlit.graph.scores import normalised
 from circuitlit.graph.select import edges_from
@@ -60,6 +60,11 @@ class Resampled:
     def circuits(self) -> Bool[Tensor, "resample edge"]:
         """Each resample's circuit."""
         return torch.stack([kept_edges(scores, self.count) for scores in self.resamples])
+
+    @cached_property
+    def overlaps(self) -> list[float]:
+        """Corrected Jaccard of every two resamples' circuits."""
+        return corrected_jaccards(self.circuits)
 
     @property
     def inclusion(self) -> Float[Tensor, "edge"]:
@@ -162,10 +167,7 @@ def circuit_difference(
     flipped |= edges_from(graph, [node for node, fits in swapped.items() if fits is False])
     unsure = edges_from(graph, [node for node, fits in swapped.items() if fits is None])
     labels = _labels(before, after, (ratio, low, high), flipped, unsure, delta, sure)
-    within = [
-        corrected_jaccard(one, other) for model in (base, tuned) for one, other in combinations(model.circuits, 2)
-    ]
-    overlaps = torch.tensor(within, dtype=torch.float64)
+    overlaps = torch.tensor([*base.overlaps, *tuned.overlaps], dtype=torch.float64)
     distance = 1 - corrected_jaccard(base.kept, tuned.kept)
     median = float((1 - overlaps).median())
     return CircuitDifference(

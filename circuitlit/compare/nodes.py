@@ -3,14 +3,13 @@
 from __future__ import annotations
 
 from collections.abc import Mapping
-from itertools import combinations
 
 import torch
 from jaxtyping import Bool
 from torch import Tensor
 
 from circuitlit.compare.difference import CircuitDifference, Resampled, log_ratio
-from circuitlit.evaluate.similarity import corrected_jaccard
+from circuitlit.evaluate.similarity import corrected_jaccard, corrected_jaccards
 from circuitlit.graph import Graph
 
 MODES = ("absent", "new", "lost", "full", "enhanced", "modified", "uncertain")
@@ -41,7 +40,8 @@ def node_modes(
     """
     graph = difference.graph
     around = _around(graph)
-    present = [torch.stack([(m.circuits & own).any(1).float().mean() for own in around]) for m in (base, tuned)]
+    near = around.T.float()
+    present = [((m.circuits.float() @ near) > 0).float().mean(0) for m in (base, tuned)]
     kept = [base.kept, tuned.kept]
     modes = {}
     for writer, name in enumerate(graph.writers):
@@ -91,11 +91,7 @@ def _reuse(
 
 def _own_floor(base: Resampled, tuned: Resampled, around: Bool[Tensor, "edge"]) -> float:
     """5th percentile of the overlap of a node's edges within a model."""
-    within = [
-        corrected_jaccard(one[around], other[around])
-        for model in (base, tuned)
-        for one, other in combinations(model.circuits, 2)
-    ]
+    within = [overlap for model in (base, tuned) for overlap in corrected_jaccards(model.circuits[:, around])]
     return float(torch.quantile(torch.tensor(within), 0.05))
 
 
@@ -105,9 +101,7 @@ def _layer(node: str) -> str:
 
 def _around(graph: Graph) -> Bool[Tensor, "writer edge"]:
     """The edges into and out of each writer."""
-    around = graph.writer_of == torch.arange(graph.n_writers)[:, None]
+    shaped = torch.zeros(graph.n_writers, graph.n_readers, dtype=torch.bool)
     for reader, fed in enumerate(graph.writers_of_reader):
-        into = graph.reader_of == reader
-        for writer in fed:
-            around[writer] |= into
-    return around
+        shaped[fed.start : fed.stop, reader] = True
+    return (graph.writer_of == torch.arange(graph.n_writers)[:, None]) | shaped[:, graph.reader_of]

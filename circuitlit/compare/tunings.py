@@ -37,6 +37,8 @@ from circuitlit.model import Subject
 from circuitlit.progress import phase
 from circuitlit.result import Result
 
+PARTS = ("nodes", "edges")  # of circuits, whose overlaps say whether ways differ: a claim each
+
 
 @dataclass(frozen=True)
 class ScoreFigures:
@@ -204,7 +206,7 @@ def compare_tunings(
     series = {name: checkpoint_scores(path, match) for name, path in runs.items()}
     level = common_level(series) if level is None else float(level)
     steps = {name: nearest_step(name, scores, level) for name, scores in series.items()}
-    subject, draws = base.subject, draws or draws_for(len(runs) * (len(runs) + 1) // 2)
+    subject, draws = base.subject, draws or draws_for(len(runs) * (len(runs) + 1) // 2, len(PARTS))
     with phase("base", "Scoring the base model"):
         pairs = PairBed(subject, base.data.test.batches(base.data.eval_batch_size))
         before = Circuits.of(resampled_scores(base, method, resamples, seed), draws, 0)
@@ -246,7 +248,7 @@ def compare_tunings(
 def _ways(names: list[str], pairs: list[RunPair]) -> dict[str, WayOverlap]:
     ways = [re.sub(r" \d+$", "", name) for name in names]
     found = {}
-    for part in ("nodes", "edges"):
+    for part in PARTS:
         overlaps = {tuple(map(names.index, pair.of)): getattr(pair, part).corrected for pair in pairs}
         if (overlap := way_overlap(ways, overlaps)) is not None:  # pyright: ignore[reportArgumentType]
             found[part] = overlap

@@ -36,6 +36,14 @@ def corrected_jaccard(ours: Kept, theirs: Kept) -> float:
     return corrected_overlap(int((ours & theirs).sum()), int(ours.sum()), int(theirs.sum()), ours.numel())
 
 
+def corrected_jaccards(sets: Bool[Tensor, "set edge"]) -> list[float]:
+    """`corrected_jaccard` of every two sets, in the order of `itertools.combinations`."""
+    shared = (sets.float() @ sets.float().T).tolist()  # exact below 2 ** 24
+    sizes, total = sets.sum(1).tolist(), sets.shape[1]
+    pairs = combinations(range(len(sets)), 2)
+    return [corrected_overlap(int(shared[a][b]), sizes[a], sizes[b], total) for a, b in pairs]
+
+
 def corrected_overlap(shared: int, ours: int, theirs: int, total: int) -> float:
     """J* from the sizes of two edge sets out of `total` and the number of edges that they share."""
     union = ours + theirs - shared
@@ -125,7 +133,7 @@ class Spread:
     @classmethod
     def of(cls, circuits: Sequence[Kept]) -> Spread:
         """Compare every two of at least two circuits."""
-        values = [corrected_jaccard(a, b) for a, b in combinations(circuits, 2)]
+        values = corrected_jaccards(torch.stack([kept.flatten() for kept in circuits]))
         found = torch.tensor(values, dtype=torch.float64)
         low, median, high = torch.quantile(found, torch.tensor([0.05, 0.5, 0.95], dtype=torch.float64)).tolist()
         return cls(tuple(values), float(found.mean()), low, median, high, len(circuits))
