@@ -13,7 +13,7 @@ from circuitlit.evaluate.found import Measured
 from circuitlit.evaluate.statistics import Estimate, statistic
 from circuitlit.evaluate.trust.batch_scores import BatchScores
 from circuitlit.evaluate.trust.chance import chance_rows
-from circuitlit.evaluate.trust.claims import Claims, measure_chance, measure_need, measure_preserved
+from circuitlit.evaluate.trust.claims import Claims, idle_share, measure_chance, measure_need, measure_preserved
 from circuitlit.evaluate.trust.preserved import preserved_rows, tost_p, wins_p
 from circuitlit.evaluate.trust.procedure import START
 
@@ -69,6 +69,15 @@ def test_chance_goes_by_the_corrected_rank() -> None:
             ("chance.random", state, p, 99),
             ("chance.shuffled", state, p, 99),
         ]
+
+
+def test_needed_edges_that_too_few_draws_cannot_tell_are_allowed_for() -> None:
+    ten = [1 / 101] * 10 + [0.5] * 118  # ten edges lose more than each of 100 random ones, and 26 would have to
+    assert idle_share(ten, 100).value == 1 and 0.7 < (idle_share(ten, 100).low or 0) < 1 - 25 / 128
+    assert idle_share([1 / 101] * 26 + [0.5] * 102, 100).value == 102 / 128
+    enough = idle_share([1 / 2561] * 1 + [0.5] * 127, 2560)
+    assert enough.value == 127 / 128 and idle_share([0.5] * 128, 2560).low == pytest.approx(0.9716, abs=1e-4)
+    assert idle_share([1 / 21] * 3, 20).value == 0 and 0 < (idle_share([0.5] * 8, 20).low or 0) < 0.01
 
 
 def test_idle_edges_are_those_that_were_not_planted() -> None:

@@ -2,7 +2,8 @@
 
 from __future__ import annotations
 
-from collections.abc import Iterator
+import math
+from collections.abc import Iterator, Sequence
 from dataclasses import asdict, dataclass
 from typing import Any, ClassVar
 
@@ -87,7 +88,8 @@ def measure_need(
     """Which edges a circuit needs more than any random edge, and whether the model needs more than the circuit.
 
     An edge is needed if its loss raises the KL by more than the loss of random edges that were added does, at a false
-    discovery rate of 5 % (Benjamini-Hochberg); else it is idle. The interval speaks for all reachable edges.
+    discovery rate of 5 % (Benjamini-Hochberg); else it is idle. The interval speaks for all reachable edges. With few
+    random edges, few needed ones cannot be told: where none is, the interval allows for as many as could be missed.
 
     Args:
         bench: subject, pairs and masked model.
@@ -116,9 +118,7 @@ def measure_need(
     whole = float(bed.run(circuit.kept).kl.mean())
     lost = [kl - whole for kl in _without(bed, circuit, taken)]
     null = [whole - kl for kl in _without(bed, circuit, added)]
-    idle = sum(p > LEVEL for p in benjamini_hochberg([rank_p(one, null) for one in lost]))
-    ends = binomtest(idle, len(taken)).proportion_ci(method="exact")
-    share = Estimate(idle / len(taken), float(ends.low), float(ends.high))
+    share = idle_share([rank_p(one, null) for one in lost], len(null))
     said = f"share of {len(taken)} of {len(inside):,} reachable edges that are needed no more than random ones"
     rest = completeness(bed, circuit, knockouts, seed=seed)
     sizes: dict[str, Any] = {"pairs": len(bed.full.kl), "groups": len(bed.full.group.unique())}
@@ -137,6 +137,18 @@ def measure_need(
         ),
     ]
     return Claims(claims=rows)
+
+
+def idle_share(p: Sequence[float], draws: int) -> Estimate:
+    """Share of edges that are not needed, from the rank of each one's loss among those of random edges.
+
+    The least p of that many draws is 1 / (draws + 1): fewer edges than `tests / (level * (draws + 1))` are never told,
+    however much they lose. Where none is told, the lower end of the interval is that of as many needed ones.
+    """
+    idle = sum(value > LEVEL for value in benjamini_hochberg(p))
+    missed = min(idle, math.ceil(len(p) / (LEVEL * (draws + 1)) - 1e-9) - 1) if idle == len(p) else 0
+    low, high = (binomtest(count, len(p)).proportion_ci(method="exact") for count in (idle - missed, idle))
+    return Estimate(idle / len(p), float(low.low), float(high.high))
 
 
 def _without(bed: TestBed, circuit: Circuit, edges: list[int]) -> Iterator[float]:
