@@ -11,7 +11,9 @@ from circuitlit.evaluate import random_circuit
 from circuitlit.evaluate.controls import shuffles
 from circuitlit.evaluate.overlap import NULLS, Shared, StandIns, circuit_nodes, jaccards
 from circuitlit.evaluate.similarity import jaccard
+from circuitlit.evaluate.testing import with_holm
 from circuitlit.graph import Graph, top_k
+from circuitlit.report.overlap import finding
 
 TINY = Graph(4, 4, 2)
 SMOLLM2 = Graph(30, 9, 3)
@@ -49,6 +51,16 @@ def degrees(graph: Graph, count: int, draw: torch.Generator) -> tuple[Tensor, Te
     other = torch.zeros_like(one)
     other[graph.offsets[graph.reader_of[one]] + renamed[graph.writer_of[one]]] = True
     return one, shuffles(graph, other, 1, int(torch.randint(10**6, (), generator=draw))).masks[0]
+
+
+def test_few_draws_are_no_finding() -> None:
+    kept = random_circuit(TINY, 40, 0)[0]
+    for draws, said in ((20, "undecided: too few draws"), (100, "beyond chance")):
+        one, other = (StandIns(TINY, kept, draws, seed) for seed in range(2))
+        shared = with_holm(one.shared(other).figures())
+        assert finding(shared.edges) == said and shared.edges.draws == draws
+    one, other = (StandIns(TINY, random_circuit(TINY, 40, seed)[0], 20, seed) for seed in (1, 2))
+    assert finding(with_holm(one.shared(other).figures()).edges) == "nothing beyond chance"
 
 
 def false(graph: Graph, count: int, planted, repeats: int, draws: int) -> dict[str, int]:

@@ -152,6 +152,7 @@ class Overlap:
             expected=self.strictest.expected,
             corrected=self.corrected,
             chance={name: null.figures() for name, null in self.chance.items()},
+            draws=len(self.strictest.drawn[0]),
             rank_p=self.p if claim else None,
         )
 

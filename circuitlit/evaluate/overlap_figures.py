@@ -33,6 +33,7 @@ class OverlapFigures:
         jaccard: share of the union that both hold.
         expected, corrected: under the strictest null.
         chance: by null.
+        draws: random sets that each circuit was compared with; None in files of earlier versions.
         rank_p, p_holm: of the claim that it is beyond chance, and corrected for all claims; None where none is made.
     """
 
@@ -42,6 +43,7 @@ class OverlapFigures:
     expected: float
     corrected: float
     chance: dict[str, ChanceFigures]
+    draws: int | None = None
     rank_p: float | None = None
     p_holm: float | None = None
 

@@ -10,6 +10,7 @@ from circuitlit.report.table import count
 OVERLAP_HEADINGS = ("what", "sizes", "Jaccard", "by chance", "corrected", "p", "finding")
 PARTS = {"nodes": "nodes", "edges": "edges", "gap": "nodes, given the shared edges"}
 NOTHING = "nothing beyond chance"
+FEW = "undecided: too few draws"
 
 
 def beyond(part: OverlapFigures) -> bool:
@@ -18,8 +19,11 @@ def beyond(part: OverlapFigures) -> bool:
 
 
 def finding(part: OverlapFigures) -> str:
-    """The same in words."""
-    return "beyond chance" if beyond(part) else NOTHING
+    """The same in words; an overlap above all of its draws, however few they are, is not called chance."""
+    if beyond(part):
+        return "beyond chance"
+    above_all = part.draws and part.rank_p is not None and part.rank_p * (part.draws + 1) < 1.5
+    return FEW if above_all else NOTHING
 
 
 def overlap_rows(shared: SharedFigures) -> list[tuple[str, ...]]:
@@ -52,6 +56,8 @@ def gap_sentence(gap: OverlapFigures) -> str:
     noise = _noise(gap) if isinstance(gap, GapTurnover) else ""
     if beyond(gap):
         return f"Nodes stay while edges change: {beside}.{noise}"
+    if finding(gap) == FEW:
+        return f"Too few draws to tell whether nodes stay more than the shared edges imply: {beside}.{noise}"
     return f"That nodes stay more than the shared edges imply is not supported: {beside}.{noise}"
 
 
