@@ -14,6 +14,7 @@ from circuitlit.compare.nodes import MODES
 from circuitlit.compare.reuse import Swaps
 from circuitlit.discover import eap
 from circuitlit.discover.method import Method
+from circuitlit.discover.workbench import Resampler
 from circuitlit.errors import UserError
 from circuitlit.objective import negative_metric
 from circuitlit.report.modes import mode_rows
@@ -23,7 +24,7 @@ METHOD = Method.of(eap, negative_metric)
 
 def test_a_model_beside_itself_differs_in_nothing(local: Path) -> None:
     bench = bench_of(local)
-    found = mode_shares(bench, bench, METHOD, halvings=20)
+    found = mode_shares(bench, [Resampler(bench, METHOD)] * 2, halvings=20)
     assert list(found) == list(MODES[1:])
     assert all((mode.difference, mode.low, mode.high) == (0, 0, 0) for mode in found.values())
     assert sum(mode.resampling for mode in found.values()) == pytest.approx(1)

@@ -20,7 +20,7 @@ from circuitlit.compare.turnover import Circuits, Turnover, turnover
 from circuitlit.compare.weight_figures import WeightChange, module_intruders, node_changes
 from circuitlit.compare.weights import check_same_graph, weight_changes
 from circuitlit.discover.method import Method
-from circuitlit.discover.workbench import Workbench
+from circuitlit.discover.workbench import Resampler, Workbench
 from circuitlit.errors import UserError
 from circuitlit.evaluate.overlap import draws_for
 from circuitlit.evaluate.testing import with_holm
@@ -166,10 +166,13 @@ def compare_models(
     with phase("behaviour", "Testing both on held-out pairs"):
         behaviour = answers_changed(PairBed(one, base.data.test.batches(base.data.eval_batch_size)), other)
     scored, tried = {} if scored is None else scored, {"sizes": sizes, "faithfulness": faithfulness}
-    for name, bench in (("base", base), ("tuned", tuned)):
+    scorers = [Resampler(bench, method) for bench in (base, tuned) if halvings]  # scores of single pairs, kept
+    for name, bench, scorer in zip(("base", "tuned"), (base, tuned), scorers or (None, None), strict=True):
         if name not in scored:
             with phase(f"scores_{name}", f"Scoring the {name} model on {resamples} resamples"):
-                scored[name] = score_model(bench, method, resamples, seed, probe_pairs=probe_pairs, **tried)
+                scored[name] = score_model(
+                    bench, method, resamples, seed, probe_pairs=probe_pairs, scorer=scorer, **tried
+                )
     sides = scored["base"], scored["tuned"]
     with phase("weights", "Measuring the weights' change"):
         parts = list(weight_changes(one, other))
@@ -181,7 +184,7 @@ def compare_models(
         swaps = {} if reused is None else reused.swaps
         back, there = ({name: getattr(swap, way) for name, swap in swaps.items()} for way in ("fits_back", "replaces"))
         with phase("modes", "Comparing what becomes of nodes with other halves of the pairs"):
-            modes = mode_shares(base, tuned, method, halvings=halvings, seed=seed, fits_back=back, replaces=there)
+            modes = mode_shares(base, scorers, halvings=halvings, seed=seed, fits_back=back, replaces=there)
     circuits = [Circuits.of(side.resampled, random, number) for number, side in enumerate(sides)]
     matched = sides[0].smallest, sides[1].smallest
     return Comparison(

@@ -11,7 +11,6 @@ import torch
 
 from circuitlit.compare.difference import MINIMUM, Resampled, circuit_difference
 from circuitlit.compare.nodes import MODES, node_modes
-from circuitlit.discover.method import Method
 from circuitlit.discover.workbench import Resampler, Workbench
 from circuitlit.errors import UserError
 
@@ -40,8 +39,7 @@ class ModeShare:
 
 def mode_shares(
     base: Workbench,
-    tuned: Workbench,
-    method: Method,
+    scorers: Sequence[Resampler],
     *,
     halvings: int = LEAST,
     resamples: int = MINIMUM,
@@ -56,8 +54,8 @@ def mode_shares(
     node always fits its own model.
 
     Args:
-        base, tuned: the models, with the same pairs.
-        method: how edges are scored.
+        base: the base model, with the pairs.
+        scorers: of the base model and of the tuned one, on the same pairs.
         halvings: of the pairs into two halves that share no sentence.
         resamples: of each half.
         seed: of halves and resamples.
@@ -68,7 +66,6 @@ def mode_shares(
     """
     if halvings < LEAST:
         raise UserError(f"halvings={halvings} are too few for an interval; take at least {LEAST}")
-    scorers = [Resampler(bench, method) for bench in (base, tuned)]
     found: list[tuple[dict[str, float], dict[str, float]]] = []
     for halving in range(halvings):
         draw = random.Random(f"{seed}/{halving}")

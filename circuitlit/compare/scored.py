@@ -42,6 +42,7 @@ def score_model(
     sizes: Sequence[float] = SIZES,
     faithfulness: float = 0.8,
     probe_pairs: int = 32,
+    scorer: Resampler | None = None,
 ) -> ScoredModel:
     """Score a model, and look for its smallest circuit that is faithful enough.
 
@@ -53,8 +54,9 @@ def score_model(
         sizes: shares of the edges that are tried.
         faithfulness: that is enough.
         probe_pairs: validation pairs that measure it.
+        scorer: of the same model and method, where more than this asks for its scores.
     """
-    found = resampled_scores(bench, method, resamples, seed)
+    found = resampled_scores(bench, method, resamples, seed, scorer)
     pairs = bench.data.to_choose_on
     batches = pairs.batches(bench.data.eval_batch_size, order=pairs.spread(probe_pairs))
     bed = TestBed.build(bench.model, bench.fresh_references(), batches)
@@ -69,9 +71,11 @@ def score_model(
     return ScoredModel(found, None, reached)
 
 
-def resampled_scores(bench: Workbench, method: Method, resamples: int = 10, seed: int = 0) -> Resampled:
+def resampled_scores(
+    bench: Workbench, method: Method, resamples: int = 10, seed: int = 0, scorer: Resampler | None = None
+) -> Resampled:
     """Scores on all training pairs and on resamples; the same resamples for every model with equal seeds."""
-    score, count = Resampler(bench, method), len(bench.data.train)
+    score, count = scorer or Resampler(bench, method), len(bench.data.train)
     generator = torch.Generator().manual_seed(seed)
     rows = [torch.randint(count, (count,), generator=generator).tolist() for _ in range(resamples)]
     return Resampled(score.scores, [score(picked) for picked in rows], bench.count)
