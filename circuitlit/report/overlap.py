@@ -48,14 +48,16 @@ def overlap_sentence(shared: SharedFigures) -> str:
 
 
 def gap_sentence(gap: OverlapFigures) -> str:
-    """The claim that nodes stay while edges change; said only where the test supports it."""
+    """The claim that nodes stay while edges change; said only where the test supports it and other pairs do less."""
     beside = (
         f"node overlap {gap.jaccard:.3f}, with as many edges exchanged at random {gap.expected:.3f}, "
         f"p = {gap.p_holm:.2g}"
     )
     noise = _noise(gap) if isinstance(gap, GapTurnover) else ""
     if beyond(gap):
-        return f"Nodes stay while edges change: {beside}.{noise}"
+        less = isinstance(gap, GapTurnover) and gap.within >= gap.between
+        said = "The shared nodes are more than the shared edges imply" if less else "Nodes stay while edges change"
+        return f"{said}: {beside}.{noise}"
     if finding(gap) == FEW:
         return f"Too few draws to tell whether nodes stay more than the shared edges imply: {beside}.{noise}"
     return f"That nodes stay more than the shared edges imply is not supported: {beside}.{noise}"
