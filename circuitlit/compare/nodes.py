@@ -5,7 +5,7 @@ from __future__ import annotations
 from collections.abc import Mapping
 
 import torch
-from jaxtyping import Bool
+from jaxtyping import Bool, Float
 from torch import Tensor
 
 from circuitlit.compare.difference import CircuitDifference, Resampled, log_ratio
@@ -39,9 +39,8 @@ def node_modes(
         replaces: whether the base's node does in the tuned model (`Swap.replaces`).
     """
     graph = difference.graph
-    around = _around(graph)
-    near = around.T.float()
-    present = [((m.circuits.float() @ near) > 0).float().mean(0) for m in (base, tuned)]
+    shaped = _shaped(graph)
+    present = [_present(model, shaped) for model in (base, tuned)]
     kept = [base.kept, tuned.kept]
     modes = {}
     for writer, name in enumerate(graph.writers):
@@ -53,7 +52,8 @@ def node_modes(
         elif before < 0.9 or after < 0.9:
             modes[name] = "uncertain"
         else:
-            mode = _reuse(base, tuned, difference, writer, around[writer], kept, moved)
+            around = (graph.writer_of == writer) | shaped[writer, graph.reader_of]
+            mode = _reuse(base, tuned, difference, writer, around, kept, moved)
             back, there = (fits_back or {}).get(name, True), (replaces or {}).get(name, True)
             needed = [back, there] if mode == "full" else [back]
             decided = "modified" if False in needed else "uncertain" if None in needed else mode
@@ -99,9 +99,18 @@ def _layer(node: str) -> str:
     return node.split(".")[0].lstrip("am")
 
 
-def _around(graph: Graph) -> Bool[Tensor, "writer edge"]:
-    """The edges into and out of each writer."""
+def _shaped(graph: Graph) -> Bool[Tensor, "writer reader"]:
+    """Which readers shape what each writer writes."""
     shaped = torch.zeros(graph.n_writers, graph.n_readers, dtype=torch.bool)
     for reader, fed in enumerate(graph.writers_of_reader):
         shaped[fed.start : fed.stop, reader] = True
-    return (graph.writer_of == torch.arange(graph.n_writers)[:, None]) | shaped[:, graph.reader_of]
+    return shaped
+
+
+def _present(model: Resampled, shaped: Bool[Tensor, "writer reader"]) -> Float[Tensor, "writer"]:
+    """Share of resamples whose circuit holds an edge out of, or into, each writer."""
+    graph, edges = model.scores.graph, model.circuits.float()
+    out, into = (edges.new_zeros(len(edges), count) for count in (graph.n_writers, graph.n_readers))
+    out.index_add_(1, graph.writer_of, edges)
+    into.index_add_(1, graph.reader_of, edges)
+    return ((out + into @ shaped.T.float()) > 0).float().mean(0)
