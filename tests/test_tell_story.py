@@ -105,6 +105,8 @@ def test_suggestions_say_when_nothing_is_shown(tmp_path: Path) -> None:
     assert "No better than random: 1 by base circuit (p = 0.5)" in said["Which layers (a)"]
     assert "no better than random" in said["Which nodes (b)"]
     assert "nothing can be frozen" in said["What to freeze (a)"]
+    few = told(replace(row, rank_p=1 / 21, p_holm=0.2, draws=20), between)
+    assert "Too few random sets to tell: 1 by base circuit (p = 0.2)" in dict(suggestions(few))["Which layers (a)"]
     better = replace(row, rank_p=0.04, p_holm=0.04, gain_share=Estimate(0.95, 0.9, 1.0))
     said = dict(suggestions(told(better, replace(between, accuracy=Estimate(0.2, 0.1, 0.3)))))
     assert "Take a" in said["Which method"] and "All but layers 0" in said["What to freeze (a)"]

@@ -119,13 +119,17 @@ class Enhancement:
 
 @dataclass(frozen=True)
 class Transferred:
-    """The chosen nodes moved from the tuned model into the base: share of the gain, KL on other text (nats a token)."""
+    """The chosen nodes moved from the tuned model into the base: share of the gain, KL on other text (nats a token).
+
+    `draws` are the random sets tried; None in files of earlier versions.
+    """
 
     gain_share: Estimate
     random_gain_share: Estimate | None
     rank_p: float | None
     collateral_kl: Estimate
     random_collateral_kl: Estimate
+    draws: int | None = None
     p_holm: float | None = None
 
 

@@ -46,6 +46,7 @@ def transfer(case: Case, move: Transplant) -> Transfer:
             rank_p=rank_p(own.value, known) if own.value is not None else None,
             collateral_kl=mean_estimate(text, None),
             random_collateral_kl=mean_estimate(torch.stack([kl.mean() for _, kl in others]), None),
+            draws=len(known),
         )
 
     return Transfer(

@@ -78,6 +78,11 @@ def rank_p(value: float, random: Sequence[float]) -> float:
     return (1 + sum(_reaches(other, value) for other in random)) / (1 + len(random))
 
 
+def above_all(p: float | None, draws: int | None) -> bool:
+    """Whether a `rank_p` is the least that so many draws can give: where it is not significant, they are too few."""
+    return p is not None and draws is not None and p * (draws + 1) < 1.5
+
+
 def _reaches(other: float, value: float) -> bool:
     """At least as large; single precision does not decide between values that are the same."""
     return other >= value or math.isclose(other, value, rel_tol=1e-6)

@@ -4,7 +4,7 @@ from __future__ import annotations
 
 from circuitlit.compare.turnover import GapTurnover
 from circuitlit.evaluate.overlap_figures import OverlapFigures, SharedFigures
-from circuitlit.evaluate.testing import LEVEL
+from circuitlit.evaluate.testing import LEVEL, above_all
 from circuitlit.report.table import count
 
 OVERLAP_HEADINGS = ("what", "sizes", "Jaccard", "by chance", "corrected", "p", "finding")
@@ -22,8 +22,7 @@ def finding(part: OverlapFigures) -> str:
     """The same in words; an overlap above all of its draws, however few they are, is not called chance."""
     if beyond(part):
         return "beyond chance"
-    above_all = part.draws and part.rank_p is not None and part.rank_p * (part.draws + 1) < 1.5
-    return FEW if above_all else NOTHING
+    return FEW if above_all(part.rank_p, part.draws) else NOTHING
 
 
 def overlap_rows(shared: SharedFigures) -> list[tuple[str, ...]]:

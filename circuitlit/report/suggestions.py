@@ -2,8 +2,9 @@
 
 from __future__ import annotations
 
+from circuitlit.compare.intervention_figures import SetAblation, Transferred
 from circuitlit.compare.moved_layers import MovedLayers
-from circuitlit.evaluate.testing import LEVEL
+from circuitlit.evaluate.testing import LEVEL, above_all
 from circuitlit.report.table import Metric
 from circuitlit.timeline.story import ShortInterventions, TuningStory
 
@@ -44,16 +45,17 @@ def _method(story: TuningStory) -> tuple[str | None, str]:
 
 def _layers(rows: list[MovedLayers]) -> str:
     """Rankings whose layers carry more of the gain than random ones, and those that do not."""
-    better, others = [], []
+    better, untold, others = [], [], []
     for row in rows[1:]:
         what = f"{row.n_layers} by {row.ranking}"
         if _beats(row):
             share, random = Metric.of(row.gain_share), Metric.of(row.random)
             better.append(f"{what} ({_list(row.layers)}) {share}, random {random}, p = {_p(row.p_holm)}")
         else:
-            others.append(f"{what} (p = {_p(row.p_holm)})")
+            (untold if above_all(row.rank_p, row.draws) else others).append(f"{what} (p = {_p(row.p_holm)})")
     text = "Weights moved from the tuned model into the base, share of the gain. "
     text += f"More than random layers: {'; '.join(better) or 'none'}. "
+    text += f"Too few random sets to tell: {', '.join(untold)}. " if untold else ""
     return text + f"No better than random: {', '.join(others) or 'none'}."
 
 
@@ -76,18 +78,23 @@ def _freeze(rows: list[MovedLayers]) -> str:
 
 def _nodes(nodes: ShortInterventions) -> str:
     own, moved = nodes.ablation.set, nodes.transfer.weights
-    drop = "more than random nodes" if own.p_holm is not None and own.p_holm < LEVEL else "no better than random"
     text = (
         f"{' '.join(nodes.chosen)}: ablated in the tuned model they cost {Metric.of(own.drop)} of a metric of "
-        f"{Metric.of(nodes.full_metric)}, random nodes {Metric.of(own.random)}, p = {_p(own.p_holm)}: {drop}. "
+        f"{Metric.of(nodes.full_metric)}, random nodes {Metric.of(own.random)}, p = {_p(own.p_holm)}: "
+        f"{_than_random(own)}. "
     )
     if moved.p_holm is None:
         return text + "What putting their weights back takes is not defined."
-    back = "more than random nodes" if moved.p_holm < LEVEL else "no better than random"
     return text + (
         f"Their weights put back to the base's take {Metric.of(moved.gain_share)} of the gain, random nodes "
-        f"{Metric.of(moved.random_gain_share)}, p = {_p(moved.p_holm)}: {back}."
+        f"{Metric.of(moved.random_gain_share)}, p = {_p(moved.p_holm)}: {_than_random(moved)}."
     )
+
+
+def _than_random(claim: SetAblation | Transferred) -> str:
+    if _beats(claim):
+        return "more than random nodes"
+    return "too few random sets to tell" if above_all(claim.rank_p, claim.draws) else "no better than random"
 
 
 def _how_sure(story: TuningStory, way: str | None) -> str:
@@ -103,8 +110,8 @@ def _how_sure(story: TuningStory, way: str | None) -> str:
     return text
 
 
-def _beats(row: MovedLayers) -> bool:
-    return row.p_holm is not None and row.p_holm < LEVEL
+def _beats(claim: MovedLayers | SetAblation | Transferred) -> bool:
+    return claim.p_holm is not None and claim.p_holm < LEVEL
 
 
 def _sign(metric: Metric) -> int:
