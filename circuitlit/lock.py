@@ -78,7 +78,7 @@ def claimed(path: Path, what: str, wait: bool = False) -> Iterator[None]:
 
 @contextmanager
 def claimed_cell(path: Path, wait: bool = True) -> Iterator[None]:
-    """Hold a part of a study or series while the block makes it.
+    """Hold a part of a long analysis while the block makes it.
 
     Args:
         path: of the part's file.

@@ -5,10 +5,12 @@ from __future__ import annotations
 import hashlib
 import json
 import logging
-from collections.abc import Callable
+from collections.abc import Callable, Iterable, Iterator
+from contextlib import contextmanager
 from dataclasses import dataclass
 from pathlib import Path
-from typing import TYPE_CHECKING, Any, TypeVar
+from tempfile import TemporaryDirectory
+from typing import TYPE_CHECKING, Any, Generic, TypeVar
 
 from circuitlit.errors import sentence
 from circuitlit.files import write_json
@@ -30,6 +32,20 @@ class Failure:
     """
 
     error: str
+
+
+@dataclass(frozen=True)
+class Part(Generic[Made]):
+    """A part that can be made by itself.
+
+    Attributes:
+        name, settings, kind, work: as `Store.made` takes them.
+    """
+
+    name: str
+    settings: object
+    kind: type[Made]
+    work: Callable[[], Made]
 
 
 @dataclass(frozen=True)
@@ -88,6 +104,10 @@ class Store:
         assert found is not None, f"{name}: what was written is not a {kind}"
         return found
 
+    def all_made(self, parts: Iterable[Part[Made]]) -> dict[str, Made]:
+        """Parts that do not need each other, by their names."""
+        return {part.name: self.made(part.name, part.settings, part.kind, part.work) for part in parts}
+
     def tried(
         self, name: str, settings: object, kind: type[Made], work: Callable[[], Made], wait: bool = True
     ) -> Made | Failure:
@@ -116,6 +136,46 @@ class Store:
         except (OSError, ValueError):
             return {}
         return content if isinstance(content, dict) else {}
+
+
+class Share(Store):
+    """A store that several processes fill side by side: none waits for what another one is making."""
+
+    def made(self, name: str, settings: object, kind: type[Made], work: Callable[[], Made], wait: bool = False) -> Made:
+        """As `Store.made`.
+
+        Raises:
+            InUse: another process is making it.
+        """
+        return super().made(name, settings, kind, work, wait=False)
+
+    def all_made(self, parts: Iterable[Part[Made]]) -> dict[str, Made]:
+        """As `Store.all_made`.
+
+        Raises:
+            InUse: all that nobody else makes is made, but something is missing.
+        """
+        found, missing = {}, None
+        for part in parts:
+            try:
+                found[part.name] = self.made(part.name, part.settings, part.kind, part.work)
+            except InUse as busy:
+                missing = busy
+        if missing is not None:
+            raise missing
+        return found
+
+
+@contextmanager
+def opened(folder: Path | str | Store | None) -> Iterator[Store]:
+    """A folder's store; without a folder one that is gone after the block. A store is taken as it is."""
+    if isinstance(folder, Store):
+        yield folder
+    elif folder is not None:
+        yield Store(Path(folder))
+    else:
+        with TemporaryDirectory() as made:
+            yield Store(Path(made))
 
 
 def fingerprint(settings: object) -> str:

@@ -150,14 +150,15 @@ def test_no_perturbed_pair_is_no_change_and_all_are_the_other_control(
 
 def test_all_pairs_perturbed_is_the_circuit_of_perturbed_pairs(bench: Workbench) -> None:
     method, seen = Method.of(eap, negative_metric), []
-    own = Again.on
+    own = Again.made
 
-    def watch(self: Again, name: str, rows: list[int], measured: bool = True) -> Any:
-        seen.append((name, rows, own(self, name, rows, measured)))
-        return seen[-1][2]
+    def watch(self: Again, asked: dict[str, list[int]], *more: Any) -> Any:
+        made = own(self, asked, *more)
+        seen.extend((name, rows, made[name]) for name, rows in asked.items())
+        return made
 
     with pytest.MonkeyPatch.context() as patch:
-        patch.setattr(Again, "on", watch)
+        patch.setattr(Again, "made", watch)
         measure_robustness(bench, circuit_of(bench), method=method, kinds=["mixed"], **FAST)
     changed = [row for row in perturb(bench.data.train, "mixed") if row]
     count = len(changed)

@@ -12,6 +12,7 @@ from circuitlit import FoundCircuit, TrustCard
 from circuitlit.evaluate.statistics import Estimate
 from circuitlit.evaluate.trust import card
 from circuitlit.evaluate.trust.row import Side, TrustRow
+from circuitlit.lock import claimed_cell
 from circuitlit.report.trust import interval_picture, trust_cells
 
 FAST = ["logger=none", "trust.errors.least=1", "trust.errors.pairs=null", "trust.ablations.steps=2"]
@@ -117,6 +118,37 @@ def test_the_verb_finds_the_circuit_again(local: Path, tmp_path: Path) -> None:
     assert "2 steps from mask_gradients" in rows["stable.core_pairs"].figure
     kept = {path.name for path in (tmp_path / "card" / "trust" / "stable").glob("*.json")}
     assert kept >= {f"pairs_{split}_{side}.json" for split in (0, 1) for side in (0, 1)} | {"start_equal.json"}
+
+
+def test_parts_make_what_nobody_has_begun_and_their_sum_is_the_card(local: Path, tmp_path: Path) -> None:
+    """A circuit that another process finds is neither waited for nor found; the card is that of one process."""
+    call(*settings(local, tmp_path / "run", "logger=none", "method=eap"), verb="attribute")
+    more = [
+        "trust.only=[errors,stable,unique]",
+        "trust.stable.by=masks",
+        "trust.stable.halves=2",
+        "trust.stable.seeds=2",
+    ]
+    more += ["mask.schedule.steps=2", "trust.stable.pairs=4", "trust.stable.causes=[pairs,seed]", *FAST]
+    more += ["trust.unique.shares=[0]", "trust.unique.starts=[removed]", "trust.unique.control=false"]
+    card, folder = [*settings(local, tmp_path / "card", *more), f"circuit={tmp_path}/run"], tmp_path / "card" / "trust"
+    with claimed_cell(folder / "errors.json"), claimed_cell(folder / "stable" / "pairs_0_1.json"):
+        call(*card, "trust.parts=2", "trust.part=0", verb="trust")
+        assert not {"trust.json", "trust/errors.json", "trust/stable.json", "trust/unique.json"} & {
+            str(path.relative_to(tmp_path / "card")) for path in (tmp_path / "card").rglob("*.json")
+        }
+        kept = {path.stem for path in (folder / "stable").glob("*.json")}
+        assert kept == {"pairs_0_0", "pairs_1_0", "pairs_1_1", "seed_0", "seed_1"}
+        assert {path.stem for path in (folder / "unique").glob("*.json")} >= {"free", "rival_0"}
+    call(*card, "trust.parts=2", "trust.part=1", verb="trust")
+    stamps = {path: path.stat().st_mtime_ns for path in folder.rglob("*.json")}
+    assert folder / "errors.json" in stamps and folder / "stable" / "pairs_0_1.json" in stamps
+    call(*card, verb="trust")
+    assert all(path.stat().st_mtime_ns == stamp for path, stamp in stamps.items())
+    call(*settings(local, tmp_path / "whole", *more), f"circuit={tmp_path}/run", verb="trust")
+    shared, whole = (TrustCard.load(tmp_path / name).trust for name in ("card", "whole"))
+    assert {name: row.value for name, row in shared.items()} == {name: row.value for name, row in whole.items()}
+    assert all(row.value is not None or row.why for row in whole.values()) and whole["unique.u"].value is not None
 
 
 def test_the_verb_perturbs_a_share_of_the_pairs(

@@ -20,7 +20,7 @@ from circuitlit.errors import UserError
 from circuitlit.lock import NAME, claimed
 
 FRESH = ("train", "attribute", "finetune")  # verbs whose files would mix with those of an earlier run
-PARTED = ("study", "evolve")  # verbs that several processes can share out; these claim cell by cell
+PARTED = ("study", "evolve", "trust")  # verbs that several processes can share out; these claim cell by cell
 LEFT = (
     "adapter checkpoints csv masks tuned wandb circuit.json circuit.safetensors evolution.json held_out.json "
     "explanation.json history.json result.json report.html"

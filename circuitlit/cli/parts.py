@@ -1,4 +1,4 @@
-"""The parts of a study or series: processes of one command that share a folder."""
+"""The parts of a study, series or trust card: processes of one command that share a folder."""
 
 from __future__ import annotations
 
@@ -18,7 +18,7 @@ from circuitlit.store import Store
 
 
 def share_out(cfg: DictConfig, words: Sequence[str]) -> None:
-    """Run the parts of a study or series as processes of this machine, each with a GPU; what is left is this process's.
+    """Run the parts of a verb as processes of this machine, each with a GPU; what is left is this process's.
 
     Nothing is done for a process that makes one part. A part that ends badly is said; what it lacks is made at the end.
 

@@ -39,6 +39,8 @@ ROBUSTNESS: dict[str, Kind] = {  # of the trust card's part
 TRUST: dict[str, Kind] = {
     "circuit": CIRCUIT,
     "trust.only": listed(choice(*PARTS), 1),
+    "trust.part": SOME | None,
+    "trust.parts": COUNT,
     "trust.preserved.pairs": COUNT,
     "trust.chance.draws": COUNT,
     "trust.chance.pairs": COUNT,

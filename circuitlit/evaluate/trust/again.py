@@ -3,16 +3,17 @@
 from __future__ import annotations
 
 import random
-from collections.abc import Sequence
+from collections.abc import Callable, Container, Iterable, Mapping, Sequence
 from dataclasses import dataclass
-from functools import cached_property
+from functools import cached_property, partial
 from typing import Any
 
 from circuitlit.discover.workbench import Resampler, Workbench
 from circuitlit.evaluate.measure import TestBed
 from circuitlit.evaluate.trust.made import Made
 from circuitlit.evaluate.trust.procedure import Procedure
-from circuitlit.store import Store
+from circuitlit.progress import told
+from circuitlit.store import Part, Store
 from circuitlit.tasks import EncodedPairs
 
 LEAST_UNITS = 4  # pairs or sentences that can be halved in more than one way
@@ -39,32 +40,49 @@ class Again:
     known: dict[str, Any]
     seed: int
 
-    def made(self, name: str, bench: Workbench, seed: int | None = None, start: str = "method", **facts: Any) -> Made:
-        """A circuit from the training pairs of a workbench, read where it is there."""
-        own = self.seed if seed is None else seed
-        known = self.known | {"seed": own, "start": start} | facts
-        return self.store.made(
-            name, known, Made, lambda: Made.of(self.bench, self.procedure(bench, own, start), self.bed)
-        )
-
-    def on(self, name: str, rows: Rows, measured: bool = True) -> Made:
-        """A circuit from some training pairs, repeats included; not kept where a method scores pair by pair.
+    def part(
+        self,
+        name: str,
+        bench: Callable[[], Workbench] | None = None,
+        seed: int | None = None,
+        start: str = "method",
+        **facts: Any,
+    ) -> Part[Made]:
+        """A circuit that is found by training or by a pass of its own, and kept.
 
         Args:
             name: of the file that keeps it.
-            rows: numbers of the pairs.
-            measured: False leaves out the KLs of a circuit that costs nothing else.
+            bench: with the training pairs; None takes all.
+            seed: of the procedure; None takes the usual one.
+            start: of masks, as the procedure takes it.
+            facts: what else it depends on.
         """
-        if self.resampler is not None:
-            return Made.of(self.bench, self.resampler(rows), self.bed if measured else None)
-        return self.made(name, self.bench.on(rows), rows=rows)
+        own = self.seed if seed is None else seed
+        known = self.known | {"seed": own, "start": start} | facts
 
-    @property
-    def whole(self) -> Made:
-        """The circuit of all training pairs."""
-        if self.resampler is not None:
-            return Made.of(self.bench, self.resampler.scores)
-        return self.made(f"seed_{self.seed}", self.bench)
+        def work() -> Made:
+            return Made.of(self.bench, self.procedure(bench() if bench else self.bench, own, start), self.bed)
+
+        return Part(name, known, Made, work)
+
+    def made(
+        self, asked: Mapping[str, Rows], measured: Container[str], also: Iterable[Part[Made]] = ()
+    ) -> dict[str, Made]:
+        """Circuits by their names, read where they are there.
+
+        Args:
+            asked: training pairs of circuits, repeats included; these are not kept where a method scores pair by pair.
+            measured: which of them have KLs even where a circuit costs nothing else.
+            also: more circuits.
+        """
+        pairs, parts = self.resampler, list(also)
+        if pairs is None:
+            parts = [self.part(name, partial(self.bench.on, rows), rows=rows) for name, rows in asked.items()] + parts
+        made = self.store.all_made(told(parts, "circuits found again", len(parts)))
+        if pairs is not None:
+            for name, rows in asked.items():
+                made[name] = Made.of(self.bench, pairs(rows), self.bed if name in measured else None)
+        return made
 
     @cached_property
     def resampler(self) -> Resampler | None:

@@ -2,13 +2,12 @@
 
 from __future__ import annotations
 
+import logging
 import time
 from collections.abc import Callable, Iterator, Mapping, Sequence
-from contextlib import ExitStack
 from dataclasses import dataclass, replace
 from functools import partial
 from pathlib import Path
-from tempfile import TemporaryDirectory
 from typing import Any, ClassVar, TypeVar
 
 from circuitlit.arguments import checks_arguments
@@ -36,10 +35,12 @@ from circuitlit.evaluate.trust.rows import (
 )
 from circuitlit.evaluate.trust.stability import Stability
 from circuitlit.graph import Circuit
+from circuitlit.lock import InUse
 from circuitlit.progress import phase
 from circuitlit.result import Result
-from circuitlit.store import Failure, Store
+from circuitlit.store import Failure, Share, opened
 
+log = logging.getLogger(__name__)
 Part = TypeVar("Part", bound=Result)
 PARTS: dict[str, tuple[type[Result], Callable[..., Any], Callable[..., list[TrustRow]], str]] = {
     "preserved": (Claims, measure_preserved, claims_of, "Comparing the circuit with the model"),
@@ -120,16 +121,10 @@ def measure_trust(
     Raises:
         UserError: no such part.
     """
-    unknown = [name for name in only if name not in PARTS]
-    if unknown or not only:
-        raise UserError(f"only={list(only)} are not some of {', '.join(PARTS)}")
     known_by, rows = identity(bench, circuit), []
-    with ExitStack() as stack:
-        store = Store(Path(stack.enter_context(TemporaryDirectory()) if folder is None else folder))
-        for name in only:
+    with opened(folder) as store:
+        for name, own, known in _asked(only, settings, seed):
             kind, function, read, title = PARTS[name]
-            own = {**(settings or {}).get(name, {}), "seed": seed}
-            known = {key: identity_of(value) for key, value in own.items()}
             with phase(name, title):
                 steps = {"folder": store.folder / name} if name in IN_STEPS else {}
                 work = partial(_timed, function, bench, circuit, own | steps)
@@ -142,6 +137,63 @@ def measure_trust(
         n_edges=circuit.n_edges,
         trust={row.name: row for row in rows},
     )
+
+
+@checks_arguments
+def share_trust(
+    bench: Workbench,
+    circuit: Circuit,
+    folder: Path | str,
+    *,
+    only: Sequence[str] = CHEAP,
+    settings: Mapping[str, Mapping[str, Any]] | None = None,
+    seed: int = 0,
+) -> None:
+    """Make what no other process has begun of a trust card that several processes make side by side.
+
+    Once all have ended, `measure_trust` with the same arguments reads what is there and makes the rest, such as a part
+    that failed.
+
+    Args:
+        bench, circuit, only, settings, seed: as for `measure_trust`.
+        folder: of the card, the same for all processes.
+
+    Raises:
+        UserError: no such part.
+    """
+    known_by, store = identity(bench, circuit), Share(Path(folder))
+    for name, own, known in _asked(only, settings, seed):
+        kind, function, _, title = PARTS[name]
+        if store.settled(name, known_by | known):
+            continue
+        try:
+            if name in IN_STEPS:
+                with phase(name, title):
+                    function(bench, circuit, **own, folder=Share(store.folder / name))
+            else:
+                work = partial(_timed, function, bench, circuit, own)
+                store.tried(name, known_by | known, kind, partial(_told, name, title, work))
+        except InUse as busy:
+            log.info("%s: %s", name, busy)
+        except Exception as error:
+            log.info("%s", name, exc_info=error)  # the process that sums up meets it again, and says it
+
+
+def _asked(
+    only: Sequence[str], settings: Mapping[str, Mapping[str, Any]] | None, seed: int
+) -> Iterator[tuple[str, dict[str, Any], dict[str, Any]]]:
+    """The names of the parts, with the arguments of their functions and these as plain types."""
+    unknown = [name for name in only if name not in PARTS]
+    if unknown or not only:
+        raise UserError(f"only={list(only)} are not some of {', '.join(PARTS)}")
+    for name in only:
+        own = {**(settings or {}).get(name, {}), "seed": seed}
+        yield name, own, {key: identity_of(value) for key, value in own.items()}
+
+
+def _told(name: str, title: str, work: Callable[[], Part]) -> Part:
+    with phase(name, title):
+        return work()
 
 
 def _timed(function: Callable[..., Part], bench: Workbench, circuit: Circuit, own: dict[str, Any]) -> Part:

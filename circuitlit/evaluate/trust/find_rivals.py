@@ -2,12 +2,10 @@
 
 from __future__ import annotations
 
-from collections.abc import Iterator, Mapping, Sequence
-from contextlib import ExitStack
+from collections.abc import Callable, Mapping, Sequence
 from dataclasses import replace
 from functools import partial
 from pathlib import Path
-from tempfile import TemporaryDirectory
 from typing import Any
 
 from circuitlit.arguments import checks_arguments
@@ -22,7 +20,7 @@ from circuitlit.evaluate.trust.rival_search import STARTS, RivalSearch
 from circuitlit.evaluate.trust.rivals import ACCEPTED, FEW, MOST, REJECTED, PlantedSearch, RivalCircuit, Rivals
 from circuitlit.graph import Circuit, MaskLayout
 from circuitlit.progress import phase
-from circuitlit.store import Store
+from circuitlit.store import Part, Store, opened
 from circuitlit.tasks import PairsModule
 
 SHARES = (0.75, 0.5, 0.25, 0.0)
@@ -45,7 +43,7 @@ def find_rivals(
     schedule: Schedule | None = None,
     gates: Gates | None = None,
     others: Mapping[str, PairsModule] | None = None,
-    folder: Path | str | None = None,
+    folder: Path | str | Store | None = None,
     seed: int = 0,
 ) -> Rivals:
     """Search circuits of the same size with a given share of edges in common, down to none.
@@ -66,11 +64,13 @@ def find_rivals(
             model with fewer than three layers or two key/value heads.
         schedule, gates: of the masks' training; None takes those of `find_circuit`.
         others: pairs of more tasks, for the cross table.
-        folder: keeps the rivals, so that a search that was stopped goes on; None keeps nothing.
+        folder: keeps the rivals, so that a search that was stopped goes on; a `Share` shares them out to several
+            processes; None keeps nothing.
         seed: of everything random.
 
     Raises:
         UserError: masks that differ by token role, an unknown start, or a circuit of more than half of all edges.
+        InUse: another process of a `Share` searches some of the rivals.
 
     Source: repulsion from an earlier circuit, arXiv 2605.12671, which penalises common edges by a weight; here their
     number is held.
@@ -88,15 +88,16 @@ def find_rivals(
     }
     settings |= {"exact": exact, "draws": draws, "probe_pairs": probe_pairs, "pairs": pairs, "seed": seed}
     search = RivalSearch.of(bench, circuit, **settings)
-    with ExitStack() as stack:
-        store = Store(Path(stack.enter_context(TemporaryDirectory()) if folder is None else folder))
-        with phase("free", "Searching without a constraint"):
-            free = store.made("free", search.identity, RivalCircuit, search.free)
-        found: dict[int, RivalCircuit] = {}
-        for common in _planned(circuit.n_edges, shares, precision, found, free):
-            with phase(f"rival {common}", f"Searching a rival with {common:,} of {circuit.n_edges:,} edges"):
-                key = {"common": common, **search.identity}
-                found[common] = store.made(f"rival_{common}", key, RivalCircuit, partial(search.rival, common))
+    planned = sorted({round(share * circuit.n_edges) for share in (*shares, 1.0, FEW, MOST)}, reverse=True)
+    with opened(folder) as store:
+        parts = [
+            Part("free", search.identity, RivalCircuit, partial(_told, "free", "without a constraint", search.free))
+        ]
+        made = store.all_made([*parts, *(_part(search, common) for common in planned)])
+        free, found = made["free"], {common: made[f"rival_{common}"] for common in planned}
+        while (common := _between(circuit.n_edges, precision, [*found.values(), free])) is not None:
+            part = _part(search, common)
+            found[common] = store.made(part.name, part.settings, part.kind, part.work)
         result = rivals_of(search, free, [found[common] for common in sorted(found, reverse=True)], others or {})
         fits = circuit.graph.n_layers >= 3 and circuit.graph.n_kv_heads >= 2  # two copies of three heads
         if control and fits and result.u_low >= MOST and result.free.state != REJECTED:
@@ -107,23 +108,25 @@ def find_rivals(
     return result
 
 
-def _planned(
-    size: int, shares: Sequence[float], precision: float, found: Mapping[int, RivalCircuit], free: RivalCircuit
-) -> Iterator[int]:
-    """Numbers of common edges to search: those of the shares, then between the least accepted and the next lower one.
+def _part(search: RivalSearch, common: int) -> Part[RivalCircuit]:
+    key, title = {"common": common, **search.identity}, f"a rival with {common:,} of {search.bench.count:,} edges"
+    work = partial(_told, f"rival {common}", title, partial(search.rival, common))
+    return Part(f"rival_{common}", key, RivalCircuit, work)
+
+
+def _told(name: str, what: str, search: Callable[[], RivalCircuit]) -> RivalCircuit:
+    with phase(name, f"Searching {what}"):
+        return search()
+
+
+def _between(size: int, precision: float, tried: Sequence[RivalCircuit]) -> int | None:
+    """Number of common edges to search next, between the least accepted and the next lower one.
 
     Args:
         size: edges of the circuit.
-        shares: to begin with.
         precision: share at which the bisection ends, but not below one edge.
-        found: what the numbers so far gave; it grows meanwhile.
-        free: of the search without a constraint.
+        tried: what the numbers so far gave, and the search without a constraint.
     """
-    yield from sorted({round(share * size) for share in (*shares, 1.0, FEW, MOST)}, reverse=True)
-    while True:
-        tried = [*found.values(), free]
-        least = min((one.n_common for one in tried if one.state == ACCEPTED), default=size)
-        below = max((one.n_common for one in tried if one.n_common < least), default=least)
-        if least - below <= max(1, precision * size):
-            return
-        yield (least + below) // 2
+    least = min((one.n_common for one in tried if one.state == ACCEPTED), default=size)
+    below = max((one.n_common for one in tried if one.n_common < least), default=least)
+    return None if least - below <= max(1, precision * size) else (least + below) // 2

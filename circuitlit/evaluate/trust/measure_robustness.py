@@ -4,11 +4,9 @@ from __future__ import annotations
 
 import random
 from collections.abc import Sequence
-from contextlib import ExitStack
 from dataclasses import dataclass, replace
 from itertools import cycle
 from pathlib import Path
-from tempfile import TemporaryDirectory
 from typing import Any
 
 import torch
@@ -29,8 +27,7 @@ from circuitlit.evaluate.trust.made import Made
 from circuitlit.evaluate.trust.procedure import Procedure
 from circuitlit.evaluate.trust.robustness import Perturbed, Robustness
 from circuitlit.graph import Circuit, MaskLayout
-from circuitlit.progress import told
-from circuitlit.store import Store
+from circuitlit.store import Store, opened
 from circuitlit.tasks.perturb import KINDS, perturb
 
 STAND_INS = 5  # of each circuit; their mean over all halves is what counts
@@ -51,7 +48,7 @@ def measure_robustness(
     schedule: Schedule | None = None,
     gates: Gates | None = None,
     error_weight: float | None = None,
-    folder: Path | str | None = None,
+    folder: Path | str | Store | None = None,
     seed: int = 0,
 ) -> Robustness:
     """Find circuits of the same size from pairs of which a share is perturbed, beside two controls.
@@ -75,11 +72,13 @@ def measure_robustness(
             KLs and are compared with circuits of equal degrees.
         pairs: most test pairs of the KLs, of as many sentences as possible; 0 measures none.
         schedule, gates, error_weight: of the masks' training; None takes those of `find_circuit`.
-        folder: keeps trained circuits, so that a call that was stopped goes on; None keeps nothing.
+        folder: keeps trained circuits, so that a call that was stopped goes on; a `Share` shares them out to several
+            processes; None keeps nothing.
         seed: of everything random.
 
     Raises:
         UserError: no such kind or share, too few draws, or it is not said how the circuit was found.
+        InUse: another process of a `Share` makes some of the circuits.
 
     Source: the question is that of Wang et al. (arXiv 2502.11812), who take the Jaccard index of circuits' edges for a
     circuit's robustness, before and after fine-tuning; correction for chance, controls and perturbations are ours.
@@ -94,8 +93,7 @@ def measure_robustness(
     bench = replace(bench, count=circuit.n_edges, layout=MaskLayout(circuit.graph, circuit.scores.roles))
     bed = TestBed.of(bench, bench.data.test, bench.data.test.spread(pairs)) if pairs else None
     levels, found = sorted({*map(float, shares), 1.0}), []
-    with ExitStack() as stack:
-        store = Store(Path(stack.enter_context(TemporaryDirectory()) if folder is None else folder))
+    with opened(folder) as store:
         known = identity(bench, circuit) | procedure.identity | {"pairs_run": pairs}
         for kind in dict.fromkeys(kinds):
             changed = perturb(bench.data.train, kind, seed)
@@ -122,6 +120,22 @@ def measure_robustness(
         n_pairs=len(bed.full.kl) if bed else 0,
         perturbed=found,
     )
+
+
+@dataclass(frozen=True)
+class _Plan:
+    """Circuits that one half needs.
+
+    Attributes:
+        asked: their pairs, by the names of their files.
+        perturbed, replaced: those of each share, with as many pairs perturbed, or replaced by pairs of the other half.
+        counts: those pairs.
+    """
+
+    asked: dict[str, Rows]
+    perturbed: list[str]
+    replaced: list[str]
+    counts: list[int]
 
 
 @dataclass(frozen=True)
@@ -162,13 +176,13 @@ class _Halves:
 
     def perturbed(self, shares: Sequence[float]) -> list[Perturbed]:
         """What becomes of the circuits at each share."""
-        text = f"halves of the sentences, {self.kind}"
-        if self.again.resampler is not None:
-            _ = self.again.resampler.scores  # the one long pass, which would spoil the estimate of what is left
-        drawn = [self._drawn(number, shares) for number in told(range(len(self.splits)), text, len(self.splits))]
+        plans = [self._plan(number, shares) for number in range(len(self.splits))]
+        asked = {name: rows for plan in plans for name, rows in plan.asked.items()}
+        made = self.again.made(asked, [name for plan in plans[: self.measured] for name in plan.asked])
+        drawn = [self._drawn(number, plan, made) for number, plan in enumerate(plans)]
         return [self._level(drawn, place, share) for place, share in enumerate(shares)]
 
-    def _drawn(self, number: int, shares: Sequence[float]) -> _Drawn:
+    def _plan(self, number: int, shares: Sequence[float]) -> _Plan:
         own, other = self.splits[number]
         rng, far = random.Random(f"{self.again.seed} {number}"), len(self.again.bench.data.train) // 2
         order, spare = rng.sample(own, len(own)), cycle(rng.sample(other, len(other)))
@@ -176,16 +190,23 @@ class _Halves:
         first = {row: place for place, row in enumerate(order)}
         counts = [round(share * len(own)) for share in shares]
 
-        def circuit(name: str, instead: dict[int, int], count: int) -> Made:
-            rows = [instead[row] if first[row] < count else row for row in own]
-            return self.again.on(f"{name}_{number}_{count}", rows, number < self.measured)
+        asked = {f"intact_{number}_0": own}
 
-        intact = circuit("intact", worse, 0)
-        ours, theirs = (
-            [circuit(name, instead, count) if count else intact for count in counts]
-            for name, instead in ((self.kind, worse), ("replaced", better))
-        )
-        return _Drawn(intact, ours, theirs, counts, self._stand_ins(intact, 2 * number))
+        def named(way: str, instead: dict[int, int], count: int) -> str:
+            if not count:
+                return f"intact_{number}_0"
+            name = f"{way}_{number}_{count}"
+            asked[name] = [instead[row] if first[row] < count else row for row in own]
+            return name
+
+        ways = ((self.kind, worse), ("replaced", better))
+        ours, theirs = ([named(way, instead, count) for count in counts] for way, instead in ways)
+        return _Plan(asked, ours, theirs, counts)
+
+    def _drawn(self, number: int, plan: _Plan, made: dict[str, Made]) -> _Drawn:
+        intact = made[f"intact_{number}_0"]
+        ours, theirs = ([made[name] for name in names] for names in (plan.perturbed, plan.replaced))
+        return _Drawn(intact, ours, theirs, plan.counts, self._stand_ins(intact, 2 * number))
 
     def _level(self, drawn: Sequence[_Drawn], place: int, share: float) -> Perturbed:
         total = self.again.bench.layout.n_edges

@@ -3,11 +3,10 @@
 from __future__ import annotations
 
 from collections.abc import Sequence
-from contextlib import ExitStack
 from dataclasses import replace
+from functools import partial
 from itertools import combinations
 from pathlib import Path
-from tempfile import TemporaryDirectory
 
 from circuitlit.arguments import checks_arguments
 from circuitlit.discover.gates import Gates
@@ -25,9 +24,8 @@ from circuitlit.evaluate.trust.made import Made
 from circuitlit.evaluate.trust.procedure import Procedure
 from circuitlit.evaluate.trust.stability import Cause, Halves, Stability
 from circuitlit.graph import Circuit, MaskLayout
-from circuitlit.masked.ablation import KINDS
-from circuitlit.progress import told
-from circuitlit.store import Store
+from circuitlit.masked.ablation import KINDS, Kind
+from circuitlit.store import Part, Store, opened
 
 CAUSES = ("pairs", "sentences", "seed", "start", "ablation")
 BASELINE = Method.of(eap_ig, steps=5)
@@ -50,7 +48,7 @@ def measure_stability(
     schedule: Schedule | None = None,
     gates: Gates | None = None,
     error_weight: float | None = None,
-    folder: Path | str | None = None,
+    folder: Path | str | Store | None = None,
     seed: int = 0,
 ) -> Stability:
     """Find circuits of the same size again and again, and tell which edges stay and what makes the others change.
@@ -71,11 +69,13 @@ def measure_stability(
         pairs: most test pairs of the KLs, of as many sentences as possible; 0 measures none.
         baseline: an attribution on the same halves, for comparison; None, or an attribution's circuit, takes none.
         schedule, gates, error_weight: of the masks' training; None takes those of `find_circuit`.
-        folder: keeps every circuit, so that a call that was stopped goes on; None keeps nothing.
+        folder: keeps every circuit, so that a call that was stopped goes on; a `Share` shares them out to several
+            processes; None keeps nothing.
         seed: of everything random.
 
     Raises:
         UserError: no such cause, no half, or it is not said how the circuit was found.
+        InUse: another process of a `Share` makes some of the circuits.
 
     Source: complementary halves, Shah and Samworth (see `core_bound`); bootstrap of circuits, arXiv 2510.00845.
     """
@@ -86,22 +86,35 @@ def measure_stability(
     procedure = Procedure.of(circuit, method, masks, schedule, gates, error_weight)
     bench = replace(bench, count=circuit.n_edges, layout=MaskLayout(circuit.graph, circuit.scores.roles))
     bed = TestBed.of(bench, bench.data.test, bench.data.test.spread(pairs)) if pairs else None
-    with ExitStack() as stack:
-        store = Store(Path(stack.enter_context(TemporaryDirectory()) if folder is None else folder))
+    compared = baseline if procedure.schedule is not None else None
+    with opened(folder) as store:
         known = identity(bench, circuit) | procedure.identity | {"pairs_run": pairs}
         again = Again(bench, procedure, bed, store, known, seed)
-        compared = baseline if procedure.schedule is not None else None
+        splits = {cause: _splits(again, cause, halves, resamples) for cause in CAUSES[:2] if cause in causes}
+        asked = {name: rows for of, ways in splits.items() for name, rows in _halves(of, ways).items()}
+        measured = [name for of, ways in splits.items() for name in _halves(of, ways, halves)]
+        others = {cause: _others(again, cause, seeds) for cause in CAUSES[2:] if cause in causes}
+        also = {part.name: part for other in others.values() if not isinstance(other, Cause) for part in other[1]}
+        made = again.made(asked, measured, also.values())
         beside = Resampler(bench, compared) if compared else None
-        found = []
-        for cause in CAUSES[:2]:
-            if cause in causes:
-                splits = _splits(again, cause, halves, resamples)
-                found.append(
-                    splits
-                    if isinstance(splits, Halves)
-                    else _halves(again, circuit, cause, splits, halves, beside, share)
-                )
-        changed = [_cause(again, cause, seeds) for cause in CAUSES[2:] if cause in causes]
+        found = [
+            ways
+            if isinstance(ways, Halves)
+            else halves_of(
+                circuit,
+                [made[name] for name in _halves(of, ways)],
+                [Made.of(bench, beside(rows)) for sides in ways for rows in sides] if beside else [],
+                bed,
+                share,
+                of=of,
+                n_splits=len(ways),
+            )
+            for of, ways in splits.items()
+        ]
+        changed = [
+            other if isinstance(other, Cause) else _compared(cause, *other, made, again)
+            for cause, other in others.items()
+        ]
     return Stability(
         task=bench.data.splits.name,
         model=bench.subject.name,
@@ -129,49 +142,41 @@ def _splits(again: Again, of: str, halves: int, resamples: int) -> list[tuple[Ro
     return splits_of(units, halves if again.resampler is None else resamples, again.seed)
 
 
-def _halves(
-    again: Again,
-    circuit: Circuit,
-    of: str,
-    splits: list[tuple[Rows, Rows]],
-    halves: int,
-    beside: Resampler | None,
-    share: float,
-) -> Halves:
-    """Circuits from complementary halves, and what they say together; KLs of the first `halves` splits."""
-    made, bench = [], again.bench
-    for number, sides in told(enumerate(splits), f"halves of the {of}", len(splits)):
-        for side, rows in enumerate(sides):
-            made.append(again.on(f"{of}_{number}_{side}", rows, measured=number < halves))
-    others = [Made.of(bench, beside(rows)) for sides in splits for rows in sides] if beside else []
-    return halves_of(circuit, made, others, again.bed, share, of=of, n_splits=len(splits))
+def _halves(of: str, splits: list[tuple[Rows, Rows]] | Halves, most: int | None = None) -> dict[str, Rows]:
+    """The pairs of both sides of each split, of the first ones alone where it is said how many."""
+    ways = [] if isinstance(splits, Halves) else splits[:most]
+    return {f"{of}_{number}_{side}": rows for number, sides in enumerate(ways) for side, rows in enumerate(sides)}
 
 
-def _cause(again: Again, name: str, seeds: int) -> Cause:
-    """Circuits on all training pairs that differ in one thing."""
+def _others(again: Again, name: str, seeds: int) -> tuple[str, list[Part[Made]]] | Cause:
+    """What is changed in one thing, and circuits on all training pairs with and without it; or why there are none.
+
+    The first is the one without, but where it costs no pass of its own it is not among them.
+    """
     bench, seed, trains = again.bench, again.seed, again.procedure.schedule is not None
     if name in ("seed", "start") and not trains:
         return Cause(name=name, reason=f"{again.procedure.text} has no {name}")
-    base = again.whole
+    base = [again.part(f"seed_{seed}")] if again.resampler is None else []
     if name == "seed":
-        numbers = range(seed + 1, seed + seeds)
-        made, changed = [again.made(f"seed_{one}", bench, one) for one in numbers], f"{seeds} seeds"
-        return _compared(name, changed, list(combinations([base, *made], 2)), again)
+        return f"{seeds} seeds", base + [again.part(f"seed_{one}", seed=one) for one in range(seed + 1, seed + seeds)]
     if name == "start":
-        made, changed = [again.made("start_equal", bench, start="equal")], "all masks open instead"
-    else:
-        own, there = bench.references.kind, bench.data.train.collate([0]).has_corrupted
-        kinds = [kind for kind in KINDS if kind not in (own, "optimal") and (there or kind != "interchange")]
-        changed = f"{' and '.join(kinds)} instead of {own}"
-        made = [
-            again.made(f"ablation_{kind}", replace(bench, references=bench.ablated(Ablation(kind))), kind=kind)
-            for kind in kinds
-        ]
-    return _compared(name, changed, [(base, one) for one in made], again)
+        return "all masks open instead", [*base, again.part("start_equal", start="equal")]
+    own, there = bench.references.kind, bench.data.train.collate([0]).has_corrupted
+    kinds = [kind for kind in KINDS if kind not in (own, "optimal") and (there or kind != "interchange")]
+    parts = [again.part(f"ablation_{kind}", partial(_ablated, bench, kind), kind=kind) for kind in kinds]
+    return f"{' and '.join(kinds)} instead of {own}", base + parts
 
 
-def _compared(name: str, changed: str, pairs: list[tuple[Made, Made]], again: Again) -> Cause:
+def _ablated(bench: Workbench, kind: Kind) -> Workbench:
+    return replace(bench, references=bench.ablated(Ablation(kind)))
+
+
+def _compared(name: str, changed: str, parts: list[Part[Made]], made: dict[str, Made], again: Again) -> Cause:
+    circuits = [made[part.name] for part in parts]
+    if again.resampler is not None:
+        circuits = [Made.of(again.bench, again.resampler.scores), *circuits]
+    first, *others = circuits
+    pairs = list(combinations(circuits, 2)) if name == "seed" else [(first, one) for one in others]
     values = [alike(one, two, again.bench.layout.n_edges) for one, two in pairs]
     found = Estimate(sum(values) / len(values), min(values), max(values))
-    circuits = len({id(one) for pair in pairs for one in pair})
-    return Cause(name=name, changed=changed, n_circuits=circuits, alike=found)
+    return Cause(name=name, changed=changed, n_circuits=len(circuits), alike=found)
