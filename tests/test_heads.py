@@ -17,8 +17,10 @@ from circuitlit.heads import (
 )
 from circuitlit.heads.attention import run_streams
 from circuitlit.heads.effects import head_reader, head_writers
+from circuitlit.heads.knowledge import carrying, token_places
 from circuitlit.heads.path_patching import path_patch_logits
 from circuitlit.heads.tail import run_tail
+from circuitlit.masked import run_writers
 from circuitlit.model import Subject
 from circuitlit.objective import task_metric
 
@@ -48,6 +50,47 @@ def test_the_tail_from_any_block_is_the_stock_forward(name: str) -> None:
     streams = run_streams(heads.subject, tiny_batch().clean)
     for first, stream in enumerate(streams):
         torch.testing.assert_close(run_tail(heads, first, stream), streams[-1], atol=1e-10, rtol=0)
+
+
+@pytest.mark.parametrize("name", ["gpt2", "llama", "qwen3"])
+def test_what_is_put_in_at_some_tokens_is_put_in_by_hooks(name: str) -> None:
+    """A head's result and an MLP's output are others at some tokens alone, also where an earlier one changed them."""
+    subject, batch = Subject(tiny_model(name)), tiny_batch(answers=1)
+    bed, names = PatchBed.build(subject, [batch]), ("other", "subject", "end")
+    where = token_places(batch, names, "subject")
+    assert 0 < int(where.sum()) < where.numel() - len(batch)
+    chosen = [(0, 1), (1, -1), (2, 0), (0, -1)]
+    other = run_writers(subject, batch.corrupted)
+    anatomy, width = subject.anatomy, subject.graph.n_heads
+
+    def put_head(layer: int, head: int):
+        def hook(_module: torch.nn.Module, args: tuple) -> tuple:
+            split = args[0].unflatten(-1, (width, -1)).clone()
+            split[:, :, head][where] = other.heads[:, layer].unflatten(-1, (width, -1))[:, :, head][where]
+            return (split.flatten(-2), *args[1:])
+
+        return hook
+
+    def put_mlp(layer: int):
+        def hook(_module: torch.nn.Module, _args: tuple, out: torch.Tensor) -> torch.Tensor:
+            return torch.where(where[..., None], other.mlps[:, layer], out)
+
+        return hook
+
+    held = []
+    for layer, head in chosen:
+        block = anatomy.blocks(subject.model)[layer]
+        if head < 0:
+            held.append(block.mlp.register_forward_hook(put_mlp(layer)))
+        else:
+            out = getattr(block.get_submodule(anatomy.attention), anatomy.out)
+            held.append(out.register_forward_pre_hook(put_head(layer, head)))
+    expected = task_metric(subject.logits(batch.clean, batch.positions), batch)
+    for hook in held:
+        hook.remove()
+    metric = carrying(bed, names, "subject")
+    torch.testing.assert_close(metric(chosen), expected, atol=1e-10, rtol=0)
+    assert torch.equal(metric([]), bed.metric) and not torch.allclose(expected, bed.metric)
 
 
 CASES = [

@@ -25,7 +25,8 @@ from circuitlit.heads.path_patching import path_patch
 from circuitlit.model import Subject
 from circuitlit.model.load import load_subject
 from circuitlit.objective import negative_metric
-from circuitlit.tasks import PairsModule, gender_pronoun, greater_than, sva
+from circuitlit.tasks import PairsModule, gender_pronoun, greater_than, sva, two_hop
+from circuitlit.tasks.facts import RELATIONS
 
 EAP = Method.of(eap, objective=negative_metric)
 
@@ -62,6 +63,29 @@ def test_what_reads_a_part_is_found_by_any_name() -> None:
     for role, known in (("reads noun", "entity"), ("reads verb", "relation"), ("retrieval", "retrieval")):
         assert [head.head for head in checked[role].heads] == [FOUND[known]]
     assert checked["mlps"].heads == [] and checked["mlps"].tried == 2
+
+
+def test_what_carries_a_bridge_is_found_on_the_first_step_alone() -> None:
+    """The planted lookup as a first step: who writes its answer carries the bridge, whatever the whole answer needs."""
+    bed, names = PatchBed.build(planted_lookup(), [lookups()]), ("other", "relation", "subject", "end")
+    checked = lookup_heads(bed, bed, names, first_hops=bed, candidates=6, draws=20)
+    assert list(checked) == ["entity", "relation", "bridge", "bridge mlps", "retrieval", "mlps"]
+    assert [head.head for head in checked["bridge"].heads] == [FOUND["retrieval"]]
+    assert checked["bridge"].check["effect"]["value"] == 0  # it writes at the end, not where the subject stands
+    assert checked["bridge mlps"].heads == [] and checked["bridge mlps"].tried == 2
+
+
+def test_a_first_step_ends_with_the_subject_and_says_the_bridge(byte_bpe: PreTrainedTokenizerBase) -> None:
+    pairs = two_hop(byte_bpe, 40, 8, 16, 0)
+    countries = dict(RELATIONS["country"].items())
+    for pair in (*pairs.train, *pairs.test):
+        hop = pair.first_hop
+        city = pair.group.split("/")[1]
+        assert hop is not None and hop.clean.endswith(city) and pair.clean.startswith(hop.clean)
+        assert hop.group == city and hop.answer == f" {countries[city]}" and hop.corrupted is not None
+        assert hop.wrong_answer == f" {countries[hop.corrupted[len(hop.clean) - len(city) :]]}" != hop.answer
+        assert hop.first_hop is None
+    assert all(pair.first_hop is None for pair in sva(byte_bpe, 8, 4, 8, 0).train)
 
 
 def test_mlps_that_write_are_path_patched(subject: Subject, byte_bpe: PreTrainedTokenizerBase) -> None:

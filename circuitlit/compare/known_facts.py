@@ -29,13 +29,15 @@ from circuitlit.evaluate.statistics import mean_estimate
 from circuitlit.evaluate.testing import benjamini_hochberg, enough_draws, paired_p, with_holm
 from circuitlit.graph import Graph
 from circuitlit.heads.causal import Behaviour, causal_check, metric_of_pairs
-from circuitlit.heads.knowledge import MLPS, blocking, role_effects, roles_of, writing
+from circuitlit.heads.knowledge import BRIDGES, MLPS, blocking, carrying, role_effects, roles_of, writing
 from circuitlit.heads.path_patching import PatchBed
 from circuitlit.heads.roles import Head
 from circuitlit.model import Subject
 from circuitlit.progress import phase
 from circuitlit.result import Result
 from circuitlit.tasks import EncodedPairs, PairsModule
+from circuitlit.tasks.encode import encode
+from circuitlit.tasks.splits import END, OTHER
 
 
 @dataclass(frozen=True)
@@ -212,7 +214,17 @@ def _roles(
 ) -> dict[str, LookupHeads]:
     beds = (_bed(data, subject, getattr(data, name), rows, settings["pairs"]) for name, rows in kept.items())
     wanted = {key: value for key, value in settings.items() if key != "pairs"}
-    return lookup_heads(*beds, data.splits.role_names, **wanted)  # type: ignore[arg-type]
+    hops = _first_hops(data, subject, kept["train"], settings["pairs"])
+    return lookup_heads(*beds, data.splits.role_names, first_hops=hops, **wanted)  # type: ignore[arg-type]
+
+
+def _first_hops(data: PairsModule, subject: Subject, rows: Sequence[int], most: int) -> PatchBed | None:
+    """The first steps of answered training pairs; None where they have none."""
+    hops = {hop.clean: hop for row in rows if (hop := data.splits.train[row].first_hop) is not None}
+    if not hops or subject.tokenizer is None:
+        return None
+    encoded = encode(list(hops.values()), subject.tokenizer, (OTHER, END))
+    return PatchBed.build(subject, encoded.batches(data.eval_batch_size, order=encoded.spread(most)))
 
 
 def _bed(data: PairsModule, subject: Subject, pairs: EncodedPairs, rows: Sequence[int], most: int) -> PatchBed:
@@ -227,17 +239,25 @@ def lookup_heads(
     test: PatchBed,
     role_names: Sequence[str],
     *,
+    first_hops: PatchBed | None = None,
     candidates: int = 40,
     top: int = 5,
     least: float = 0.02,
     alpha: float = 0.05,
     draws: int | None = None,
 ) -> dict[str, LookupHeads]:
-    """Nodes of each role, chosen on training pairs and checked on test pairs against random ones of their layers."""
-    roles = roles_of(role_names)
+    """Nodes of each role, chosen on training pairs and checked on test pairs against random ones of their layers.
+
+    With `first_hops`, the first steps of the training pairs, also those that carry what answers in two steps go over.
+    """
+    roles = roles_of(role_names, first_hops is not None)
     found, draws = {}, draws or enough_draws(len(roles))
     for role in roles:
-        tried = role_effects(bed, role_names, role, candidates)
+        if role in BRIDGES:
+            assert first_hops is not None
+            tried = role_effects(first_hops, (OTHER, END), BRIDGES[role], candidates)
+        else:
+            tried = role_effects(bed, role_names, role, candidates)
         q = benjamini_hochberg([paired_p(entry.drop, entry.groups) for entry in tried])
         real = [
             (entry, value) for entry, value in zip(tried, q, strict=True) if value <= alpha and entry.share >= least
@@ -246,7 +266,7 @@ def lookup_heads(
         if real:
             heads = [entry.head for entry, _ in real]
             behaviour, graph = _behaviour(test, role_names, role), test.graph
-            sets = None if role != MLPS else _other_mlps(graph, heads, draws)
+            sets = _other_mlps(graph, heads, draws) if BRIDGES.get(role, role) == MLPS else None
             check = asdict(causal_check(behaviour, graph, heads, draws, groups=test.groups, sets=sets))
             check["heads"] = [entry.name for entry, _ in real]
         listed = [LookupHead(e.name, e.estimate, e.share, e.attention, value) for e, value in real]
@@ -255,6 +275,8 @@ def lookup_heads(
 
 
 def _behaviour(bed: PatchBed, role_names: Sequence[str], role: str) -> Behaviour:
+    if role in BRIDGES:
+        return carrying(bed, role_names, "subject")
     read = roles_of(role_names)[role]
     if read is not None:
         return blocking(bed.heads, bed.batches, role_names, read)

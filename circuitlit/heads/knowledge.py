@@ -5,6 +5,11 @@ tokens of a part is needed: of facts entity heads read the subject and relation 
 is a role for every named part, such as the noun that a verb agrees with, or the year that another is compared with.
 Retrieval heads, and writing MLPs, are those whose direct write to the logits is needed. What a head attends to or
 writes is reported beside it, but does not decide.
+
+A bridge is what an answer in two steps goes over and no prompt says (of a city whose language is asked for, the
+country). Its carriers are found by the first step alone: on prompts that end with the subject, heads and MLPs whose
+direct write there is needed to tell the bridge from another one. Whether the whole answer needs what they put out there
+is asked on other pairs.
 """
 
 from __future__ import annotations
@@ -26,22 +31,26 @@ from circuitlit.heads.causal import Behaviour
 from circuitlit.heads.effects import head_writers, path_effects
 from circuitlit.heads.path_patching import PatchBed, path_patch
 from circuitlit.heads.roles import Head, head_name
+from circuitlit.heads.tail import MLP, run_tail
+from circuitlit.model import take_positions
 from circuitlit.objective import task_metric
 from circuitlit.tasks import Batch
 
 READ = {"entity": "subject", "relation": "relation"}  # role of the tokens that a head of each role reads
 RETRIEVAL, MLPS = "retrieval", "mlps"
+BRIDGES = {"bridge": RETRIEVAL, "bridge mlps": MLPS}  # the role that carriers of a bridge have in the first step
 
 
-def roles_of(role_names: Sequence[str]) -> dict[str, str | None]:
+def roles_of(role_names: Sequence[str], bridges: bool = False) -> dict[str, str | None]:
     """The roles that nodes can have in a task, with the token role that a reading head reads; None of those that write.
 
     Args:
         role_names: of the task's tokens, from "other" to "end".
+        bridges: True where its answers go over a bridge.
     """
     named = role_names[1:-1]
     reading = READ if set(READ.values()) <= set(named) else {f"reads {name}": name for name in named}
-    return {**reading, RETRIEVAL: None, MLPS: None}
+    return {**reading, **(dict.fromkeys(BRIDGES) if bridges else {}), RETRIEVAL: None, MLPS: None}
 
 
 @contextmanager
@@ -151,6 +160,28 @@ def writing(bed: PatchBed) -> Behaviour:
 
     def metric(chosen: Sequence[Head]) -> Tensor:
         return path_patch(bed, [mlps[layer] for layer, _ in chosen], [graph.n_readers - 1]) if chosen else bed.metric
+
+    return metric
+
+
+def carrying(bed: PatchBed, role_names: Sequence[str], role: str) -> Behaviour:
+    """The task's metric where some heads, or MLPs (head -1), put out at a role's tokens what they do when corrupted."""
+    places = [token_places(batch, role_names, role) for batch in bed.batches]
+
+    @torch.no_grad()
+    def metric(chosen: Sequence[Head]) -> Tensor:
+        if not chosen:
+            return bed.metric
+        parts, first = [], min(layer for layer, _ in chosen)
+        for batch, streams, other, where in zip(bed.batches, bed.streams, bed.other, places, strict=True):
+            heads = other.heads.unflatten(-1, (bed.graph.n_heads, -1))
+            replaced = {
+                (layer, head): other.mlps[:, layer] if head == MLP else heads[:, layer, :, head]
+                for layer, head in chosen
+            }
+            final = run_tail(bed.heads, first, streams[first], replaced=replaced, where=where)
+            parts.append(task_metric(bed.subject.read_out(take_positions(final, batch.positions)), batch))
+        return torch.cat(parts).cpu()
 
     return metric
 

@@ -11,13 +11,14 @@ from dataclasses import dataclass, field
 
 import torch
 import torch.nn.functional as F
-from jaxtyping import Float
+from jaxtyping import Bool, Float
 from torch import Tensor
 
 from circuitlit.heads.attention import Heads, Stream
 from circuitlit.heads.roles import Head
 from circuitlit.model.anatomy import HeadMap
 
+MLP = -1  # in the place of a head's number
 Vectors = Float[Tensor, "batch head pos width"]
 
 
@@ -44,6 +45,7 @@ def run_tail(
     seen: Mapping[int, Seen] | None = None,
     replaced: Mapping[Head, Float[Tensor, "#batch #pos width"]] | None = None,
     shift: Stream | None = None,
+    where: Bool[Tensor, "batch pos"] | None = None,
 ) -> Stream:
     """The residual stream ahead of the final norm.
 
@@ -52,8 +54,9 @@ def run_tail(
         first: first block to compute; may be the number of blocks.
         stream: residual stream ahead of it.
         seen: by block, readers that see something else.
-        replaced: by `(layer, head)`, other results ahead of the output projection.
+        replaced: by `(layer, head)`, other results ahead of the output projection; of head -1, other MLP outputs.
         shift: added to what the attention of block `first` writes.
+        where: tokens at which results are replaced; None is everywhere.
     """
     by_layer: dict[int, dict[int, Tensor]] = {}
     for (layer, head), result in (replaced or {}).items():
@@ -61,8 +64,10 @@ def run_tail(
     for layer in range(first, len(heads.parts)):
         parts, other = heads.parts[layer], (seen or {}).get(layer, Seen())
         results = _results(heads, layer, stream, other)
-        for head, result in by_layer.get(layer, {}).items():
-            results[:, head] = result
+        own = dict(by_layer.get(layer, {}))
+        mlp = own.pop(MLP, None)
+        for head, result in own.items():
+            results[:, head] = _at(where, result, results[:, head])
         written = results.transpose(1, 2).flatten(2) @ parts.out.flatten(0, 1)
         if parts.out_bias is not None:
             written = written + parts.out_bias
@@ -70,8 +75,13 @@ def run_tail(
             written = written + shift
         after = stream + written
         read = stream if heads.graph.parallel else after
-        stream = after + parts.mlp(parts.mlp_norm(read if other.mlp is None else other.mlp))
+        made = parts.mlp(parts.mlp_norm(read if other.mlp is None else other.mlp))
+        stream = after + (made if mlp is None else _at(where, mlp, made))
     return stream
+
+
+def _at(where: Bool[Tensor, "batch pos"] | None, result: Tensor, otherwise: Tensor) -> Tensor:
+    return result if where is None else torch.where(where[..., None], result, otherwise)
 
 
 def _results(heads: Heads, layer: int, stream: Stream, other: Seen) -> Vectors:

@@ -7,14 +7,16 @@ knowledge as of 2020, kept where no serious dispute exists, and simplified to on
 
 from __future__ import annotations
 
+from collections.abc import Mapping
 from typing import NamedTuple
 
 
 class Relation(NamedTuple):
-    """A relation: sentences with the slot `{subject}`, and its facts."""
+    """A relation: sentences with the slot `{subject}`, and its facts; of two steps also what each subject goes over."""
 
     sentences: tuple[str, str, str]
     facts: str
+    bridges: Mapping[str, str] | None = None
 
     def items(self) -> list[tuple[str, str]]:
         """Subject and object of every fact."""
@@ -120,7 +122,23 @@ RELATIONS = {
         "Lahore=Pakistan; Shanghai=China; Osaka=Japan; Kyoto=Japan; Hiroshima=Japan; Casablanca=Morocco; "
         "Mombasa=Kenya; Toronto=Canada; Montreal=Canada; Vancouver=Canada; Sydney=Australia; "
         "Melbourne=Australia; Brisbane=Australia; Salzburg=Austria; Gothenburg=Sweden; Bergen=Norway; "
-        "Antwerp=Belgium; Basra=Iraq; Aleppo=Syria; Isfahan=Iran; Cusco=Peru; Cork=Ireland; Thessaloniki=Greece",
+        "Antwerp=Belgium; Basra=Iraq; Aleppo=Syria; Isfahan=Iran; Cusco=Peru; Cork=Ireland; Thessaloniki=Greece; "
+        "Lille=France; Bordeaux=France; Toulouse=France; Strasbourg=France; Stuttgart=Germany; Dresden=Germany; "
+        "Leipzig=Germany; Bremen=Germany; Nuremberg=Germany; Hanover=Germany; Dortmund=Germany; Turin=Italy; "
+        "Bologna=Italy; Genoa=Italy; Palermo=Italy; Verona=Italy; Bilbao=Spain; Granada=Spain; Malaga=Spain; "
+        "Zaragoza=Spain; Braga=Portugal; Coimbra=Portugal; Poznan=Poland; Wroclaw=Poland; Antalya=Turkey; "
+        "Bursa=Turkey; Adana=Turkey; Giza=Egypt; Luxor=Egypt; Aswan=Egypt; Bangalore=India; Pune=India; "
+        "Jaipur=India; Faisalabad=Pakistan; Peshawar=Pakistan; Multan=Pakistan; Guangzhou=China; Shenzhen=China; "
+        "Wuhan=China; Chengdu=China; Nanjing=China; Nagoya=Japan; Yokohama=Japan; Kobe=Japan; Fukuoka=Japan; "
+        "Sapporo=Japan; Marrakesh=Morocco; Fez=Morocco; Tangier=Morocco; Kisumu=Kenya; Nakuru=Kenya; "
+        "Calgary=Canada; Edmonton=Canada; Winnipeg=Canada; Perth=Australia; Adelaide=Australia; "
+        "Hobart=Australia; Graz=Austria; Linz=Austria; Innsbruck=Austria; Uppsala=Sweden; Trondheim=Norway; "
+        "Stavanger=Norway; Ghent=Belgium; Bruges=Belgium; Mosul=Iraq; Kirkuk=Iraq; Homs=Syria; Tabriz=Iran; "
+        "Shiraz=Iran; Arequipa=Peru; Galway=Ireland; Limerick=Ireland; Patras=Greece; Aarhus=Denmark; "
+        "Odense=Denmark; Tampere=Finland; Turku=Finland; Debrecen=Hungary; Kharkiv=Ukraine; Odessa=Ukraine; "
+        "Lviv=Ukraine; Kazan=Russia; Omsk=Russia; Vladivostok=Russia; Plovdiv=Bulgaria; Varna=Bulgaria; "
+        "Monterrey=Mexico; Tijuana=Mexico; Medellin=Colombia; Cali=Colombia; Rosario=Argentina; "
+        "Valparaiso=Chile; Recife=Brazil; Curitiba=Brazil; Hue=Vietnam; Da Nang=Vietnam",
     ),
     "profession": Relation(
         (
@@ -191,7 +209,33 @@ ANTONYMS = Relation(
     "safe=dangerous; sharp=dull; sweet=bitter; true=false; male=female; alive=dead; brave=afraid; "
     "cheap=expensive; easy=difficult; first=last; heavy=light; inside=outside; love=hate; major=minor; "
     "negative=positive; north=south; east=west; past=future; push=pull; rough=smooth; simple=complex; "
-    "start=end; top=bottom; win=lose; black=white; day=night; peace=war",
+    "start=end; top=bottom; win=lose; black=white; day=night; peace=war; above=below; absent=present; "
+    "accept=reject; active=passive; add=subtract; advance=retreat; agree=disagree; ancient=modern; "
+    "appear=disappear; arrive=depart; asleep=awake; attack=defend; attract=repel; backward=forward; "
+    "beautiful=ugly; before=after; behind=ahead; best=worst; better=worse; birth=death; borrow=lend; "
+    "bold=timid; boring=interesting; bright=dim; build=destroy; buy=sell; careful=careless; cause=effect; "
+    "ceiling=floor; certain=uncertain; child=adult; clever=stupid; common=rare; complete=incomplete; "
+    "connect=disconnect; curved=straight; dawn=dusk; decrease=increase; descend=ascend; domestic=foreign; "
+    "enemy=friend; enter=exit; equal=unequal; even=odd; export=import; external=internal; fact=fiction; "
+    "fail=succeed; fake=real; few=many; float=sink; flexible=rigid; foolish=wise; forget=remember; "
+    "forbid=allow; often=rarely; fresh=stale; front=back; gain=loss; general=specific; generous=selfish; "
+    "gentle=harsh; giant=tiny; guilty=innocent; healthy=sick; heaven=hell; hero=villain; hide=show; "
+    "hire=fire; honest=dishonest; horizontal=vertical; humble=proud; inhale=exhale; include=exclude; "
+    "inferior=superior; junior=senior; kind=cruel; laugh=cry; leader=follower; legal=illegal; less=more; "
+    "liquid=solid; literal=figurative; lock=unlock; logical=illogical; lower=raise; loyal=disloyal; "
+    "masculine=feminine; mature=immature; maximum=minimum; mild=severe; mix=separate; moral=immoral; "
+    "multiply=divide; natural=artificial; neat=messy; never=always; noisy=silent; normal=abnormal; "
+    "nothing=everything; obey=disobey; on=off; optimistic=pessimistic; over=under; partial=total; "
+    "patient=impatient; permanent=temporary; plus=minus; polite=rude; possible=impossible; praise=criticize; "
+    "private=public; pure=impure; raw=cooked; regular=irregular; relaxed=tense; reward=punishment; "
+    "rise=fall; rural=urban; scatter=gather; shout=whisper; singular=plural; sit=stand; sober=drunk; "
+    "spend=save; stop=go; student=teacher; summer=winter; sunny=cloudy; sunrise=sunset; tame=wild; "
+    "tight=loose; together=apart; victory=defeat; visible=invisible; voluntary=mandatory; warm=cool; "
+    "wealth=poverty; whole=part; with=without; yes=no; throw=catch; useful=useless; upstairs=downstairs; "
+    "vacant=occupied; valid=invalid; lucky=unlucky; fair=unfair; same=different; join=leave; hope=despair; "
+    "evening=morning; employer=employee; outer=inner; nervous=calm; mountain=valley; melt=freeze; "
+    "majority=minority; land=sea; host=guest; harmful=harmless; freedom=slavery; expand=shrink; bless=curse; "
+    "amateur=professional; abundant=scarce",
 )
 
 PAST_TENSE = Relation(
@@ -206,5 +250,27 @@ PAST_TENSE = Relation(
     "write=wrote; speak=spoke; drive=drove; sing=sang; swim=swam; drink=drank; begin=began; think=thought; "
     "buy=bought; bring=brought; teach=taught; catch=caught; fight=fought; sleep=slept; feel=felt; "
     "leave=left; lose=lost; find=found; hold=held; build=built; send=sent; spend=spent; win=won; fly=flew; "
-    "grow=grew; know=knew; throw=threw; fall=fell; break=broke; choose=chose",
+    "grow=grew; know=knew; throw=threw; fall=fell; break=broke; choose=chose; add=added; agree=agreed; "
+    "allow=allowed; answer=answered; appear=appeared; arrive=arrived; attack=attacked; bake=baked; "
+    "believe=believed; boil=boiled; borrow=borrowed; brush=brushed; burn=burned; carry=carried; "
+    "change=changed; chase=chased; clean=cleaned; climb=climbed; close=closed; collect=collected; "
+    "complain=complained; count=counted; cover=covered; cross=crossed; cry=cried; decide=decided; "
+    "deliver=delivered; deny=denied; discuss=discussed; draw=drew; dream=dreamed; drop=dropped; "
+    "enjoy=enjoyed; enter=entered; escape=escaped; explain=explained; explore=explored; fail=failed; "
+    "fill=filled; finish=finished; fix=fixed; follow=followed; forget=forgot; forgive=forgave; freeze=froze; "
+    "gather=gathered; get=got; hate=hated; hear=heard; hide=hid; hope=hoped; hunt=hunted; hurry=hurried; "
+    "improve=improved; invite=invited; join=joined; joke=joked; keep=kept; kick=kicked; kiss=kissed; "
+    "knock=knocked; land=landed; lead=led; learn=learned; lend=lent; lift=lifted; like=liked; "
+    "listen=listened; lock=locked; love=loved; make=made; marry=married; meet=met; mention=mentioned; "
+    "miss=missed; need=needed; notice=noticed; offer=offered; order=ordered; paint=painted; pass=passed; "
+    "pay=paid; plan=planned; plant=planted; practice=practiced; pray=prayed; prepare=prepared; "
+    "promise=promised; protect=protected; pull=pulled; push=pushed; reach=reached; receive=received; "
+    "refuse=refused; remember=remembered; repair=repaired; reply=replied; report=reported; rest=rested; "
+    "return=returned; ride=rode; ring=rang; rise=rose; sail=sailed; save=saved; say=said; search=searched; "
+    "sell=sold; shake=shook; share=shared; shoot=shot; shop=shopped; shout=shouted; sit=sat; smile=smiled; "
+    "stand=stood; stay=stayed; steal=stole; stop=stopped; study=studied; suffer=suffered; swear=swore; "
+    "taste=tasted; tell=told; thank=thanked; touch=touched; train=trained; trust=trusted; try=tried; "
+    "turn=turned; understand=understood; use=used; visit=visited; vote=voted; wake=woke; want=wanted; "
+    "warn=warned; wash=washed; waste=wasted; watch=watched; wear=wore; weep=wept; whisper=whispered; "
+    "wish=wished; wonder=wondered; worry=worried; yell=yelled",
 )

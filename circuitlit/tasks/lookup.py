@@ -98,7 +98,7 @@ def two_hops() -> dict[str, Relation]:
         second = dict(RELATIONS[name].items())
         facts = [(city, second[country]) for city, country in countries.items() if country in second]
         text = "; ".join(f"{city}={thing}" for city, thing in facts if city != thing)
-        made[f"two_hop_{name}"] = Relation((*both, last[name]), text)
+        made[f"two_hop_{name}"] = Relation((*both, last[name]), text, countries)
     return made
 
 
@@ -150,6 +150,7 @@ class _Table:
     def __init__(
         self, relation: Relation, number: int, subjects: Collection[str], tokenizer: PreTrainedTokenizerBase
     ) -> None:
+        self.bridges = relation.bridges
         self.things = {subject: thing for subject, thing in relation.items() if subject in subjects}
         self.prompts = {subject: prompt_of(relation.sentences[number], subject) for subject in self.things}
         texts = [text for text, _ in self.prompts.values()]
@@ -174,7 +175,8 @@ class _Table:
         (clean, spans), (corrupted, _) = self.prompts[subject], self.prompts[other]
         thing, wrong = (f" {self.things[name]}" for name in (subject, other))
         fact = f"{key.split('/')[0]}/{subject}"
-        return Pair(clean, corrupted, thing, wrong, spans, group=fact, template=key)
+        bridge = (f" {self.bridges[subject]}", f" {self.bridges[other]}") if self.bridges else None
+        return Pair(clean, corrupted, thing, wrong, spans, group=fact, template=key, bridge=bridge)
 
 
 def _ids(texts: list[str], tokenizer: PreTrainedTokenizerBase) -> list[list[int]]:

@@ -28,6 +28,8 @@ class Pair:
         source: where the pair comes from (`pairs.jsonl:17`), for messages.
         group: the sentence, fact, operands ... that pairs share, so that they are one observation of it; empty takes
             the template without its variant.
+        bridge: continuations of the two prompts up to their subject that a two-step answer goes over and neither prompt
+            says: of "In the city of Lyon, people speak the", " France".
     """
 
     clean: str
@@ -41,6 +43,16 @@ class Pair:
     wrong: tuple[str, ...] = ()
     in_place: bool = False
     group: str = ""
+    bridge: tuple[str, str] | None = None
+
+    @property
+    def first_hop(self) -> Pair | None:
+        """The first of two steps: both prompts up to the subject, and the bridge; None where the pair has no bridge."""
+        if self.bridge is None or self.corrupted is None:
+            return None
+        start, end = next((start, end) for role, start, end in self.roles if role == "subject")
+        clean, corrupted = self.clean[:end], self.corrupted[: len(self.corrupted) - len(self.clean) + end]
+        return Pair(clean, corrupted, *self.bridge, template=self.template, group=clean[start:])
 
     @property
     def unit(self) -> str:
