@@ -75,12 +75,13 @@ class Again:
             measured: which of them have KLs even where a circuit costs nothing else.
             also: more circuits.
         """
-        pairs, parts = self.resampler, list(also)
+        pairs, parts, text = self.resampler, list(also), "circuits found again"
         if pairs is None:
             parts = [self.part(name, partial(self.bench.on, rows), rows=rows) for name, rows in asked.items()] + parts
-        made = self.store.all_made(told(parts, "circuits found again", len(parts)))
-        if pairs is not None:
-            for name, rows in asked.items():
+        made = self.store.all_made(told(parts, text, len(parts)))
+        if pairs is not None and asked:
+            _ = pairs.scores  # the one long pass, which would spoil the estimate of what is left
+            for name, rows in told(asked.items(), text, len(asked)):
                 made[name] = Made.of(self.bench, pairs(rows), self.bed if name in measured else None)
         return made
 
