@@ -30,10 +30,12 @@ class Clock:
 
     Attributes:
         seconds: of each finished phase.
+        whole: of all that is not within another one.
     """
 
     def __init__(self) -> None:
         self.seconds: dict[str, float] = {}
+        self.whole, self._within = 0.0, 0
 
     def __enter__(self) -> Self:
         self._token = _CLOCK.set(self)
@@ -47,17 +49,21 @@ class Clock:
         """Time a phase."""
         CONSOLE.print(f"[bold]{text}[/bold] ...", highlight=False)
         started = time.perf_counter()
+        self._within += 1
         try:
             yield
         except Stopped as stop:
             stop.during = stop.during or (name, text)
             raise
+        finally:
+            self._within -= 1
         self.seconds[name] = time.perf_counter() - started
+        self.whole += 0 if self._within else self.seconds[name]
         CONSOLE.print(f"  {self.seconds[name]:.1f} s", style="dim", highlight=False)
 
     def times(self) -> dict[str, Any]:
         """The seconds in all and by phase, for a result."""
-        return {"seconds": sum(self.seconds.values()), "seconds_by_phase": self.seconds}
+        return {"seconds": self.whole, "seconds_by_phase": self.seconds}
 
 
 @contextmanager

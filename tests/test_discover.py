@@ -20,7 +20,8 @@ from circuitlit.discover import (
 from circuitlit.discover.gates import logistic_noise
 from circuitlit.errors import UserError
 from circuitlit.graph import Circuit, EdgeScores, MaskLayout
-from circuitlit.masked import MaskedModel, References
+from circuitlit.masked import MaskedModel, References, mean_writers
+from circuitlit.masked.ablation import Kind
 from circuitlit.model import Subject
 from circuitlit.objective import answer_cross_entropy, kl_divergence
 
@@ -142,6 +143,28 @@ def test_cached_references_equal_fresh_ones() -> None:
     assert at_host.fill([batch], 4) and at_host.cached
     assert torch.equal(at_host(some).teacher, cached(some).teacher)
     assert torch.equal(at_host(some).ablated.mlps, cached(some).ablated.mlps)
+
+
+@pytest.mark.parametrize("kind", ["zero", "mean"])
+def test_constants_need_no_forward_once_the_full_model_s_answers_are_kept(kind: Kind) -> None:
+    subject, batch = Subject(tiny_model("gpt2")), tiny_batch(rows=4)
+    some = type(batch)(**{name: value[[2, 0]] for name, value in vars(batch).items()})
+    mean = mean_writers(subject, [batch]) if kind == "mean" else None
+    known, expected = References(subject, "interchange", budget=1e9), References(subject, kind, mean)(some)
+    own = References(subject, kind, mean, budget=1e9)
+    assert known.fill([batch], 4) and own.fill([batch], 4)
+    other, runs = known.with_constants(kind, mean), []
+    other(some)  # zeros are made once
+    hook = subject.model.register_forward_pre_hook(lambda *_: runs.append(1))
+    blocks = subject.anatomy.blocks(subject.model)[0].register_forward_pre_hook(lambda *_: runs.append(1))
+    for references in (own, other):
+        made = references(some)
+        assert torch.equal(made.teacher, expected.teacher) and not runs
+        for name, value in vars(expected.ablated).items():
+            assert torch.equal(getattr(made.ablated, name), value)
+    hook.remove()
+    blocks.remove()
+    assert not References(subject, kind, mean, budget=10.0, host=10.0).fill([batch], 4)
 
 
 def test_initial_masks() -> None:

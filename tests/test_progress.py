@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import itertools
 import re
 from pathlib import Path
 
@@ -73,6 +74,23 @@ def test_long_loops_say_how_far_they_are(monkeypatch: pytest.MonkeyPatch, capsys
         "letters: 3 of 8, 40 s left",
         "letters: 6 of 8, 16 s left",
     ]
+
+
+def test_what_is_within_a_phase_is_not_counted_twice(monkeypatch: pytest.MonkeyPatch) -> None:
+    now = itertools.count()
+    monkeypatch.setattr(progress.time, "perf_counter", lambda: float(next(now)))
+    with progress.Clock():
+        with progress.phase("outer", "One"):
+            with progress.phase("first", "Two"):
+                pass
+            with progress.phase("second", "Three"):
+                pass
+        with progress.phase("last", "Four"):
+            pass
+        assert progress.times() == {
+            "seconds": 6.0,
+            "seconds_by_phase": {"first": 1.0, "second": 1.0, "outer": 5.0, "last": 1.0},
+        }
 
 
 def test_durations_in_words() -> None:

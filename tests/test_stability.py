@@ -15,6 +15,7 @@ from planted_rivals import FIRST, edges_of, first_circuit, planted_rivals
 
 from circuitlit import Circuit, EdgeScores, Method, Schedule, Stability, UserError, Workbench, eap_ig, measure_stability
 from circuitlit.discover.workbench import Ablation, Resampler
+from circuitlit.evaluate import find as finding
 from circuitlit.evaluate.find import SCHEDULE
 from circuitlit.evaluate.trust.again import splits_of
 from circuitlit.evaluate.trust.halves import consensus
@@ -136,6 +137,24 @@ def test_what_is_there_is_not_found_again(bench: Workbench, tmp_path: Path) -> N
     stamps = {path.name: path.stat().st_mtime_ns for path in tmp_path.glob("*.json")}
     assert run(causes=["sentences"]) == first
     assert {path.name: path.stat().st_mtime_ns for path in tmp_path.glob("*.json")}.items() >= stamps.items()
+
+
+def test_masks_are_trained_at_the_precision_of_training(bench: Workbench, monkeypatch: pytest.MonkeyPatch) -> None:
+    """And nothing else: scores and KLs are at that of the process."""
+    seen: list[str] = []
+    own = finding.fit
+
+    def watched(*args: Any, **more: Any) -> Any:
+        seen.append(torch.get_float32_matmul_precision())
+        return own(*args, **more)
+
+    monkeypatch.setattr(finding, "fit", watched)
+    given = {"masks": True, "schedule": replace(SCHEDULE, steps=2), "baseline": None, "causes": ["seed"]}
+    before = torch.get_float32_matmul_precision()
+    measure_stability(replace(bench, precision="medium"), circuit_of(bench, 20), **given, **FAST)
+    assert seen == ["medium", "medium"] and torch.get_float32_matmul_precision() == before
+    measure_stability(bench, circuit_of(bench, 20), **given, **FAST)
+    assert seen[2:] == [before, before]
 
 
 def test_what_cannot_be_said_is_not_said(bench: Workbench) -> None:

@@ -98,6 +98,7 @@ def build_workbench(cfg: DictConfig, subject: Subject, model: MaskedModel | None
         capture=cfg.mask.capture,
         cache_gib=cfg.mask.cache_gib,
         host_gib=cfg.mask.host_gib,
+        precision=cfg.matmul_precision if subject.device.type == "cuda" else None,
         seed=cfg.seed,
     )
 

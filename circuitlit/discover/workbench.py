@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 from collections.abc import Iterator, Sequence
+from contextlib import contextmanager
 from dataclasses import dataclass, field, replace
 from functools import partial
 
@@ -64,6 +65,8 @@ class Workbench:
         count: edges that the circuit is to keep; 0 where the method says how many (sparsity=own).
         select: how a circuit is cut from scores.
         capture: True replays a captured step on a GPU.
+        precision: of float32 matrix products while masks are trained: "highest", "high" (TF32) or "medium"; None leaves
+            torch's setting.
         losses: those made so far by `loss`, with their captured CUDA graphs.
     """
 
@@ -75,6 +78,7 @@ class Workbench:
     count: int
     select: Select = "top_k"
     capture: bool = True
+    precision: str | None = None
     losses: dict[tuple, MaskedLoss] = field(default_factory=dict, compare=False, repr=False)
 
     @classmethod
@@ -93,6 +97,7 @@ class Workbench:
         capture: bool = True,
         cache_gib: float = 4.0,
         host_gib: float = 0.0,
+        precision: str | None = None,
         seed: int = 0,
     ) -> Workbench:
         """Prepare a model and a task's pairs.
@@ -108,6 +113,7 @@ class Workbench:
             model: the masked forward, if it is there already.
             capture: True captures training steps as CUDA graphs.
             cache_gib, host_gib: memory of the device, and of the host, for the training pairs' references.
+            precision: of float32 matrix products while masks are trained; None leaves torch's setting.
             seed: of optimal ablation.
 
         Raises:
@@ -125,7 +131,17 @@ class Workbench:
         references = References(subject, ablation.kind, constants, cache_gib * 2**30, capture, host_gib * 2**30)
         references.fill(data.train.batches(data.batch_size, max(data.train.lengths)), len(data.train))
         count = 0 if sparsity is None else edge_budget(sparsity, layout.n_edges)
-        return cls(subject, data, model, layout, references, count, select, capture)
+        return cls(subject, data, model, layout, references, count, select, capture, precision)
+
+    @contextmanager
+    def training(self) -> Iterator[None]:
+        """Compute at the precision of training while the block runs."""
+        before = torch.get_float32_matmul_precision()
+        torch.set_float32_matmul_precision(self.precision or before)
+        try:
+            yield
+        finally:
+            torch.set_float32_matmul_precision(before)
 
     def loss(self, objective: Objective, layout: MaskLayout | None = None, capture: bool | None = None) -> MaskedLoss:
         """The objective under masks; the same one again for equal settings, so that a step is captured only once.
@@ -224,8 +240,13 @@ class Workbench:
         return References(self.subject, known.kind, known.mean)
 
     def ablated(self, ablation: Ablation, seed: int = 0) -> References:
-        """References, without a cache, of another ablation, its constants made of the training pairs."""
-        return References(self.subject, ablation.kind, _constants(self.model, self.data, ablation, seed))
+        """References of another ablation, its constants made of the training pairs; what corrupted prompts give is not
+        kept.
+        """
+        constants = _constants(self.model, self.data, ablation, seed)
+        if ablation.kind == "interchange":
+            return References(self.subject, ablation.kind)
+        return self.references.with_constants(ablation.kind, constants)
 
 
 def own_size(scores: EdgeScores) -> int:

@@ -332,7 +332,8 @@ def fitted_masks(
     how = "confident" if start is not None else "equal"
     schedule = schedule if start is not None else replace(schedule, start_sparsity=0.0)
     initial = initial_log_alpha(bench.layout, how, start, bench.count, SCALE)
-    loss = bench.loss(for_errors(bench, objective, error_weight))
-    learner = MaskLearner(loss, bench.references, initial, target, schedule, gates, seed, True)
-    learner = learner.to(bench.subject.device)
-    return learner, fit(learner, bench.data, steps=schedule.steps, names=("loss", "sparsity"))
+    objective = for_errors(bench, objective, error_weight)
+    with bench.training():
+        learner = MaskLearner(bench.loss(objective), bench.references, initial, target, schedule, gates, seed, True)
+        learner = learner.to(bench.subject.device)
+        return learner, fit(learner, bench.data, steps=schedule.steps, names=("loss", "sparsity"))

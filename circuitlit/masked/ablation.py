@@ -45,11 +45,6 @@ class Ablated:
         parts = {f.name: getattr(self, f.name) for f in fields(self)}
         return Ablated(**{name: part[..., :length, :][index] for name, part in parts.items()})
 
-    @property
-    def nbytes(self) -> int:
-        """Memory that it takes."""
-        return sum(getattr(self, f.name).nbytes for f in fields(self))
-
 
 def run_writers(subject: Subject, ids: Int[Tensor, "batch pos"]) -> Ablated:
     """Outputs of all writers in a stock forward."""
@@ -121,8 +116,13 @@ def ablated_run(subject: Subject, batch: Batch, kind: Kind, constants: Ablated |
         if constants is None:
             raise ValueError(f"{kind} ablation needs the writers' constants, as mean_writers makes them")
         return spread(constants, batch)
-    zeros = run_writers(subject, batch.clean[:1, :1])
-    return spread(Ablated(*(torch.zeros_like(getattr(zeros, f.name)) for f in fields(zeros))), batch)
+    return spread(zero_writers(subject, batch), batch)
+
+
+def zero_writers(subject: Subject, batch: Batch) -> Ablated:
+    """Constants of zero, of the shapes that writers have on one token; it takes a forward to see these."""
+    shapes = run_writers(subject, batch.clean[:1, :1])
+    return Ablated(*(torch.zeros_like(getattr(shapes, f.name)) for f in fields(shapes)))
 
 
 def check_corrupted(batch: Batch) -> None:

@@ -10,7 +10,15 @@ import torch
 from jaxtyping import Float, Int
 from torch import Tensor
 
-from circuitlit.masked.ablation import Ablated, Kind, ablated_run, check_corrupted, run_and_record
+from circuitlit.masked.ablation import (
+    Ablated,
+    Kind,
+    ablated_run,
+    check_corrupted,
+    run_and_record,
+    spread,
+    zero_writers,
+)
 from circuitlit.masked.captured import CapturedCall, Outputs
 from circuitlit.model.logits import take_positions
 from circuitlit.model.subject import Subject
@@ -75,12 +83,19 @@ class References:
         self._capture = capture and subject.captures and not eager
         self._calls: dict[str, CapturedCall] = {}  # a graph keeps the matmul precision that it was captured with
         self._checked = kind != "interchange"
+        self._zeros: Ablated | None = None
         self._teacher: Tensor | None = None
         self._ablated: Ablated | None = None
 
     def emptied(self) -> References:
         """The same for another split: with room, and without what is kept."""
         return References(self.subject, self.kind, self.mean, self.budget, self._capture, self.host)
+
+    def with_constants(self, kind: Kind, mean: Ablated | None) -> References:
+        """Of the same split under an ablation by constants, with what is kept of the full model."""
+        made = References(self.subject, kind, mean, self.budget, self._capture, self.host)
+        made._teacher = self._teacher
+        return made
 
     def release(self) -> None:
         """Let go of captured graphs and their memory; the next call captures anew."""
@@ -105,8 +120,15 @@ class References:
         """
         self._check(batch)
         if self.kind != "interchange":
-            return Reference(self.teacher(batch), ablated_run(self.subject, batch, self.kind, self.mean))
+            return Reference(self.teacher(batch), self._constants(batch))
         return self._interchange(batch)[0]
+
+    def _constants(self, batch: Batch) -> Ablated:
+        if self.kind != "zero":
+            return ablated_run(self.subject, batch, self.kind, self.mean)
+        if self._zeros is None:
+            self._zeros = zero_writers(self.subject, batch)
+        return spread(self._zeros, batch)
 
     @torch.no_grad()
     def with_corrupted(self, batch: Batch, alike: int = 0) -> tuple[Reference, Float[Tensor, "batch answer vocab"]]:
@@ -139,35 +161,40 @@ class References:
         return (batch.clean == batch.corrupted).cumprod(1).sum(1)
 
     def fill(self, batches: Iterable[Batch], rows: int) -> bool:
-        """Cache a split whose batches come in order, all padded to one length; False if it would not fit."""
-        if self.kind != "interchange":
-            return False  # nothing worth keeping but the teacher: zeros and means are expanded views
+        """Cache a split whose batches come in order, all padded to one length; False if it would not fit.
+
+        Of zeros and means, which are expanded views, there is nothing to keep but the full model's part.
+        """
         teacher: Tensor | None = None
         ablated: Ablated | None = None
         for batch in batches:
             batch = batch.to(self.subject.device)
             part = self.compute(batch)
-            need = (part.teacher.nbytes + part.ablated.nbytes) / len(batch) * rows
+            kept = vars(part.ablated) if self.kind == "interchange" else {}
+            need = (part.teacher.nbytes + sum(one.nbytes for one in kept.values())) / len(batch) * rows
             at_host = need > self.budget
             if need > max(self.budget, self.host):
                 log.info("references of %d pairs would take %.1f GiB; computed anew each step", rows, need / 2**30)
                 return False
-            if teacher is None or ablated is None:
+            if teacher is None:
                 teacher = _room(part.teacher, rows, at_host)
-                ablated = Ablated(*(_room(p, rows, at_host) for p in vars(part.ablated).values()))
+                ablated = Ablated(*(_room(one, rows, at_host) for one in kept.values())) if kept else None
             index = batch.index.to(teacher.device)
             teacher[index] = part.teacher.to(teacher.device)
-            for room, rows_of in zip(vars(ablated).values(), vars(part.ablated).values(), strict=True):
+            for name, rows_of in kept.items():
+                room = getattr(ablated, name)
                 room[index] = rows_of.to(room.device)
         self._teacher, self._ablated = teacher, ablated
         return teacher is not None
 
     def __call__(self, batch: Batch) -> Reference:
         """The references of a batch of the cached split, or new ones."""
-        if self._teacher is None or self._ablated is None:
+        if self._teacher is None:
             return self._anew(batch)
         answers, length = batch.positions.shape[1], batch.clean.shape[1]
         index, device = batch.index.to(self._teacher.device), batch.index.device
+        if self._ablated is None:
+            return Reference(self._teacher[index, :answers].to(device), self._constants(batch))
         parts = vars(self._ablated.rows(index, length)).values()
         teacher, *ablated = (part.to(device) for part in (self._teacher[index, :answers], *parts))
         return Reference(teacher, Ablated(*ablated), self._shared(batch))

@@ -20,6 +20,7 @@ def identity(bench: Workbench, circuit: Circuit) -> dict[str, Any]:
         "ablation": bench.references.kind,
         "pairs": hashlib.sha256("".join(pairs).encode()).hexdigest(),
         "circuit": identity_of(circuit),
+        **({} if bench.precision is None else {"precision": bench.precision}),
     }
 
 

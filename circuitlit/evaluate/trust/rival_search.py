@@ -117,8 +117,9 @@ class RivalSearch:
                 initial = confident_apart(order, self.parts, counts, SCALE)
                 best[start] = initial > 0
             own = (initial, self.inside, counts, self._schedule(start), self.gates, self.seed)
-            learner = OverlapLearner(self.bench.loss(kl_divergence), self.bench.references, *own)
-            fit(learner.to(self.bench.subject.device), self.bench.data, steps=self.schedule.steps)
+            with self.bench.training():
+                learner = OverlapLearner(self.bench.loss(kl_divergence), self.bench.references, *own)
+                fit(learner.to(self.bench.subject.device), self.bench.data, steps=self.schedule.steps)
             made[start] = learner.kept()
         return self._best(made, self._random(counts), best)
 
