@@ -292,8 +292,8 @@ def _references(subject: Subject, shape: StepShape) -> float:
     """Ablated writers and teacher of one batch, and of all training pairs where their cache may hold them."""
     graph, config = subject.graph, subject.model.config
     writers = 1 + 2 * graph.n_layers  # about: heads' results are as wide as the stream in most models
-    pair = shape.tokens * writers * config.hidden_size * subject.model.dtype.itemsize
-    pair += 4 * shape.answers * config.vocab_size
-    cache = shape.examples * pair
-    fits = shape.ablation == "interchange" and cache <= shape.cache_gib * 2**30
-    return shape.pairs * pair + (cache if fits else 0)
+    written = shape.tokens * writers * config.hidden_size * subject.model.dtype.itemsize
+    teacher = 4 * shape.answers * config.vocab_size
+    cache = shape.examples * (teacher + (written if shape.ablation == "interchange" else 0))  # constants are shared
+    fits = cache <= shape.cache_gib * 2**30
+    return shape.pairs * (written + teacher) + (cache if fits else 0)
