@@ -13,7 +13,7 @@ from circuitlit.evaluate.overlap import NULLS, Shared, StandIns, circuit_nodes, 
 from circuitlit.evaluate.similarity import jaccard
 from circuitlit.evaluate.testing import with_holm
 from circuitlit.graph import Graph, top_k
-from circuitlit.report.overlap import finding
+from circuitlit.report.overlap import finding, p_text
 
 TINY = Graph(4, 4, 2)
 SMOLLM2 = Graph(30, 9, 3)
@@ -51,6 +51,11 @@ def degrees(graph: Graph, count: int, draw: torch.Generator) -> tuple[Tensor, Te
     other = torch.zeros_like(one)
     other[graph.offsets[graph.reader_of[one]] + renamed[graph.writer_of[one]]] = True
     return one, shuffles(graph, other, 1, int(torch.randint(10**6, (), generator=draw))).masks[0]
+
+
+def test_a_p_value_that_no_draws_could_make_small_says_so() -> None:
+    assert p_text(0.14, 1 / 21, 20) == "0.14, 20 draws are too few"  # above all of them
+    assert p_text(0.29, 2 / 21, 20) == "0.29" and p_text(0.04, 1 / 101, 100) == "0.04" and p_text(None, None, 5) == "-"
 
 
 def test_few_draws_are_no_finding() -> None:

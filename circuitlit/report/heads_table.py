@@ -10,6 +10,7 @@ from rich.table import Table
 from circuitlit.heads.roles import HeadScores, head_name, top_heads
 from circuitlit.report.backup import backup_text
 from circuitlit.report.grid import grid
+from circuitlit.report.overlap import p_text
 from circuitlit.report.table import Metric
 
 
@@ -69,7 +70,6 @@ def _causal_table(checks: dict[str, Any]) -> Table:
     table = grid("Causal checks", ("role", "ablated", "whole model", "change", "random heads", "p"))
     for role, check in checks.items():
         found = (str(Metric.of(check[key])) for key in ("intact", "effect", "random"))
-        table.add_row(
-            role.replace("_", " "), " ".join(check["heads"]), *found, f"{check['p_holm']:.3f} ({check['draws']})"
-        )
+        p = p_text(check["p_holm"], check["rank_p"], check["draws"])
+        table.add_row(role.replace("_", " "), " ".join(check["heads"]), *found, p)
     return table

@@ -10,6 +10,7 @@ from rich.console import Console
 from circuitlit.compare.interventions import Interventions
 from circuitlit.report.figures import BLUE, GREEN, GREY, ORANGE, RED, error_bars, finish
 from circuitlit.report.grid import grid
+from circuitlit.report.overlap import p_text
 from circuitlit.report.simple_page import html_table, write_simple_page
 from circuitlit.report.table import Metric
 
@@ -36,18 +37,17 @@ def set_rows(result: Interventions) -> list[tuple[str, str, str, str]]:
     """What each intervention on the chosen set did, beside random sets."""
     own, doses, transfer = result.ablation.set, result.enhancement, result.transfer
     rows = [
-        ("ablation: metric lost", _text(own.drop), _text(own.random), f"{own.p_holm:.2g}"),
+        ("ablation: metric lost", _text(own.drop), _text(own.random), p_text(own.p_holm, own.rank_p, own.draws)),
         ("ablation: KL on other text", _text(own.collateral_kl), _text(own.random_collateral_kl), ""),
     ]
     if own.specificity is not None:
         rows.append(("ablation: specificity", _text(own.specificity), _text(own.random_specificity), ""))
-    rows.append(
-        ("dose: slope", f"{doses.slope:.3f}", _text(doses.random_slope), f"{doses.p_holm:.2g}"),
-    )
+    p = p_text(doses.p_holm, doses.rank_p, len(doses.random_changes))
+    rows.append(("dose: slope", f"{doses.slope:.3f}", _text(doses.random_slope), p))
     rows.append(("dose: monotonicity", f"{doses.monotonicity:.3f}", _text(doses.random_monotonicity), ""))
     for name in ("activations", "weights") if transfer else ():
         found = getattr(transfer, name)
-        p = "-" if found.p_holm is None else f"{found.p_holm:.2g}"
+        p = p_text(found.p_holm, found.rank_p, found.draws)
         rows.append((f"transfer of {name}: gain", _text(found.gain_share), _text(found.random_gain_share), p))
         beside = (_text(found.collateral_kl), _text(found.random_collateral_kl))
         rows.append((f"transfer of {name}: KL on other text", *beside, ""))

@@ -11,6 +11,7 @@ from rich.text import Text
 from circuitlit.compare.known_facts import Knowledge
 from circuitlit.report.figures import BLUE, GREY, finish
 from circuitlit.report.grid import grid
+from circuitlit.report.overlap import p_text
 from circuitlit.report.simple_page import html_table, write_simple_page
 from circuitlit.report.table import Metric
 
@@ -68,7 +69,8 @@ def role_rows(result: Knowledge) -> list[tuple[str, ...]]:
             check = found.check
             cells = ("-", "-", "-")
             if check:
-                cells = (str(Metric.of(check["effect"])), str(Metric.of(check["random"])), f"{check['p_holm']:.2g}")
+                p = p_text(check["p_holm"], check["rank_p"], check["draws"])
+                cells = (str(Metric.of(check["effect"])), str(Metric.of(check["random"])), p)
             rows.append((name, role, heads or f"none of {found.tried}", *cells))
     return rows
 

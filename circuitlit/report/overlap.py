@@ -13,6 +13,14 @@ NOTHING = "nothing beyond chance"
 FEW = "undecided: too few draws"
 
 
+def p_text(p_holm: float | None, rank_p: float | None, draws: int | None) -> str:
+    """A corrected p-value; where its draws are too few for what lies above all of them, that is said."""
+    if p_holm is None:
+        return "-"
+    few = p_holm >= LEVEL and above_all(rank_p, draws)
+    return f"{p_holm:.2g}" + (f", {draws} draws are too few" if few else "")
+
+
 def beyond(part: OverlapFigures) -> bool:
     """Whether an overlap is beyond chance after correction for all claims of the result."""
     return part.p_holm is not None and part.p_holm < LEVEL

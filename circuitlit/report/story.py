@@ -10,12 +10,13 @@ from plotly.subplots import make_subplots
 from rich.console import Console
 from rich.text import Text
 
+from circuitlit.compare.intervention_figures import SetAblation, Transferred
 from circuitlit.compare.moved_layers import MovedLayers
 from circuitlit.evaluate import Estimate
 from circuitlit.report.evolution_table import neighbours_text
 from circuitlit.report.figures import BLUE, GREEN, GREY, ORANGE, PINK, RED, error_bars, finish
 from circuitlit.report.grid import grid
-from circuitlit.report.overlap import overlap_sentence
+from circuitlit.report.overlap import overlap_sentence, p_text
 from circuitlit.report.simple_page import html_table, write_simple_page
 from circuitlit.report.stages import stages_text
 from circuitlit.report.suggestions import suggestions
@@ -187,18 +188,18 @@ def _carried(story: TuningStory) -> tuple[list[str], list[list[str]]]:
     for name, told in story.ways.items():
         nodes, own, moved = told.nodes, told.nodes.ablation.set, told.nodes.transfer
         chosen = " ".join(nodes.chosen)
-        rows.append([name, f"{chosen} ablated: metric lost", *_beside(own.drop, own.random, own.p_holm)])
+        rows.append([name, f"{chosen} ablated: metric lost", *_beside(own.drop, own.random, own)])
         for kind, found in (("activations", moved.activations), ("weights", moved.weights)):
-            cells = _beside(found.gain_share, found.random_gain_share, found.p_holm)
+            cells = _beside(found.gain_share, found.random_gain_share, found)
             rows.append([name, f"their {kind} put back: gain lost", *cells])
         for row in told.layers:
             what = f"{row.n_layers} layers by {row.ranking} moved: gain"
-            rows.append([name, what, *_beside(row.gain_share, row.random, row.p_holm)])
+            rows.append([name, what, *_beside(row.gain_share, row.random, row)])
     return head, rows
 
 
-def _beside(own: Estimate, random: Estimate | None, p: float | None) -> list[str]:
-    return [str(Metric.of(own)), str(Metric.of(random)), "-" if p is None else f"{p:.2g}"]
+def _beside(own: Estimate, random: Estimate | None, claim: SetAblation | Transferred | MovedLayers) -> list[str]:
+    return [str(Metric.of(own)), str(Metric.of(random)), p_text(claim.p_holm, claim.rank_p, claim.draws)]
 
 
 def _title(story: TuningStory) -> str:
