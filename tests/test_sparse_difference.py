@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import json
+from dataclasses import replace
 from pathlib import Path
 
 import pytest
@@ -21,6 +22,7 @@ from circuitlit.masked import MaskedModel, References
 from circuitlit.model import Subject
 from circuitlit.objective import kl_divergence, negative_metric
 from circuitlit.report.difference import write_difference
+from circuitlit.tasks import PairsModule
 
 STEPS = 30
 
@@ -110,3 +112,16 @@ def test_the_difference_is_found_from_python(local: Path, tmp_path: Path) -> Non
     assert "Each model under both circuits" in page and 'src="http' not in page
     with pytest.raises(UserError, match="penalty=0 must be above 0"):
         find_difference(benches[0], benches[1], Method.of(eap, negative_metric), penalty=0)
+
+
+def test_both_models_are_trained_at_the_precision_of_training(local: Path) -> None:
+    seen: list[str] = []
+
+    def train(learner: DifferenceLearner, data: PairsModule) -> list[dict[str, float]]:
+        seen.append(torch.get_float32_matmul_precision())
+        return []
+
+    before = torch.get_float32_matmul_precision()
+    benches = [replace(bench_of(local), precision="medium") for _ in range(2)]
+    find_difference(*benches, Method.of(eap, negative_metric), pairs=2, schedule=Schedule(2, lr=0.3), train=train)
+    assert seen == ["medium"] and torch.get_float32_matmul_precision() == before

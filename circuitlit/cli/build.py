@@ -98,9 +98,14 @@ def build_workbench(cfg: DictConfig, subject: Subject, model: MaskedModel | None
         capture=cfg.mask.capture,
         cache_gib=cfg.mask.cache_gib,
         host_gib=cfg.mask.host_gib,
-        precision=cfg.matmul_precision if subject.device.type == "cuda" else None,
+        precision=training_precision(cfg, subject),
         seed=cfg.seed,
     )
+
+
+def training_precision(cfg: DictConfig, subject: Subject) -> str | None:
+    """Of float32 matrix products while masks are trained; None on a CPU, which has but one."""
+    return cfg.matmul_precision if subject.device.type == "cuda" else None
 
 
 def build_method(cfg: DictConfig) -> Method:

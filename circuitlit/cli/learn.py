@@ -62,32 +62,33 @@ def learn(
     if cfg.ckpt_path is None and ranks.is_writer():
         clear(folder, "masks", "checkpoints")  # those of a cell that was stopped, or had other settings
     objective = for_errors(bench, instantiate(cfg.objective.loss), cfg.objective.get("error_weight"))
-    loss = bench.loss(objective, capture=cfg.mask.capture and not beside)
-    schedule: Schedule = instantiate(cfg.mask.schedule)
-    start = _start_scores(cfg.mask.init_from, attribution, bench)
-    initial = initial_log_alpha(bench.layout, cfg.mask.init, start, bench.count, cfg.mask.init_scale)
-    device = bench.subject.device
-    learner: MaskLearner = instantiate(cfg.mask.learner)(
-        loss,
-        bench.references,
-        initial,
-        cfg.sparsity.target,
-        schedule,
-        instantiate(cfg.mask.gates),
-        cfg.seed,
-        cfg.mask.constraint_gradient,
-    ).to(device)
-    if beside:
-        learner.train_beside(beside, cfg.adapter.lr)
-    history = History(cfg.callbacks.history_every)
-    with nullcontext(loggers) if loggers is not None else open_loggers(cfg) as opened:
-        trainer: Trainer = instantiate(
-            cfg.trainer,
-            logger=opened,
-            callbacks=[*watchers, *_callbacks(cfg, bench, history, folder, probe=not beside)],
-            **ranks.trainer_options(cfg),
-        )
-        trainer.fit(learner, bench.data, ckpt_path=cfg.ckpt_path, weights_only=True)
+    with bench.training():
+        loss = bench.loss(objective, capture=cfg.mask.capture and not beside)
+        schedule: Schedule = instantiate(cfg.mask.schedule)
+        start = _start_scores(cfg.mask.init_from, attribution, bench)
+        initial = initial_log_alpha(bench.layout, cfg.mask.init, start, bench.count, cfg.mask.init_scale)
+        device = bench.subject.device
+        learner: MaskLearner = instantiate(cfg.mask.learner)(
+            loss,
+            bench.references,
+            initial,
+            cfg.sparsity.target,
+            schedule,
+            instantiate(cfg.mask.gates),
+            cfg.seed,
+            cfg.mask.constraint_gradient,
+        ).to(device)
+        if beside:
+            learner.train_beside(beside, cfg.adapter.lr)
+        history = History(cfg.callbacks.history_every)
+        with nullcontext(loggers) if loggers is not None else open_loggers(cfg) as opened:
+            trainer: Trainer = instantiate(
+                cfg.trainer,
+                logger=opened,
+                callbacks=[*watchers, *_callbacks(cfg, bench, history, folder, probe=not beside)],
+                **ranks.trainer_options(cfg),
+            )
+            trainer.fit(learner, bench.data, ckpt_path=cfg.ckpt_path, weights_only=True)
     stopping.end_of_patience()
     return learner.to(device), history
 

@@ -118,7 +118,7 @@ def find_difference(
     with phase("attribution", f"Scoring {layout.n_edges:,} edges of both"):
         start = _mean_scores([bench.score(method) for bench in benches])
         initial = initial_log_alpha(layout, init, start, base.count, init_scale)
-    with phase("training", f"Training masks and their difference for {schedule.steps} steps"):
+    with phase("training", f"Training masks and their difference for {schedule.steps} steps"), base.training():
         losses, references = [bench.loss(objective) for bench in benches], [bench.references for bench in benches]
         target = 1 - base.count / layout.n_edges if sparsity is None else sparsity
         learner = DifferenceLearner(losses, references, initial, target, schedule, penalty, seed)

@@ -9,11 +9,10 @@ from functools import cached_property
 from pathlib import Path
 from typing import Any
 
-import torch
 from lightning import seed_everything
 from omegaconf import DictConfig
 
-from circuitlit.cli.build import build_method, build_workbench, encoded, plain, provenance
+from circuitlit.cli.build import build_method, build_workbench, encoded, plain, provenance, training_precision
 from circuitlit.cli.configs import Entry, composed
 from circuitlit.cli.kept import settings_of
 from circuitlit.cli.learn import learn
@@ -110,12 +109,8 @@ class ConfiguredTask:
             start, seconds = None, 0.0
             if cfg.mask.init_from == "method":
                 start, seconds = task.attribution(build_method(cfg), bench, _scores_key(cfg))
-            torch.set_float32_matmul_precision(cfg.matmul_precision if torch.cuda.is_available() else "highest")
             begun = time.perf_counter()
-            try:
-                learner, _ = learn(cfg, bench, start, folder)
-            finally:
-                torch.set_float32_matmul_precision("highest")
+            learner, _ = learn(cfg, bench, start, folder)
             return learner.scores(), seconds + time.perf_counter() - begun
 
         return learned(task, train, sized, folder, settings_from(cfg), facts)
@@ -141,7 +136,8 @@ class ConfiguredTask:
         bench = self.built.bench
         roles = bench.data.splits.role_names if cfg.mask.roles else ()
         layout = MaskLayout(self.subject.graph, roles, cfg.mask.sites)
-        return replace(bench, layout=layout, data=data, count=edge_budget(sparsity, layout.n_edges))
+        count, precision = edge_budget(sparsity, layout.n_edges), training_precision(cfg, self.subject)
+        return replace(bench, layout=layout, data=data, count=count, precision=precision)
 
 
 def _scores_key(cfg: DictConfig) -> str:
