@@ -25,14 +25,14 @@ ROLE_NAMES = ("other", "relation", "subject", "end")
 FOUND = {"entity": "a0.h0", "relation": "a0.h1", "retrieval": "a1.h0"}
 
 
-def planted_lookup() -> Subject:
+def planted_lookup(layers: int = 2) -> Subject:
     """Layer 0: h0 reads the subject, h1 the relation, the MLP looks both up. Layer 1: h0 says the entry.
 
     a0.h2 looks at the subject and writes nothing; a1.h1 looks at the subject and writes where nothing is read; a1.h2
-    looks at the relation and writes its number again.
+    looks at the relation and writes its number again. Further layers do nothing.
     """
     d, width = HEADS * WIDTH, WIDTH
-    numbers = {"n_embd": d, "n_layer": 2, "n_head": HEADS, "vocab_size": TOKENS, "n_positions": 8}
+    numbers = {"n_embd": d, "n_layer": layers, "n_head": HEADS, "vocab_size": TOKENS, "n_positions": 8}
     config = AutoConfig.for_model("gpt2", **numbers)
     config.tie_word_embeddings = False
     model = AutoModelForCausalLM.from_config(config).double()
@@ -42,7 +42,7 @@ def planted_lookup() -> Subject:
         transformer = model.transformer
         transformer.wte.weight[:, WORD : WORD + TOKENS] = torch.eye(TOKENS)
         transformer.wpe.weight[:PLACES, HERE : HERE + PLACES] = torch.eye(PLACES)
-        first, second = (block.attn for block in transformer.h)
+        first, second = (block.attn for block in transformer.h[:2])
 
         def head(attention, number: int, place: int, read: slice, write: slice) -> None:
             """The last token attends to a place; what stands there in `read` is written to `write`."""

@@ -67,12 +67,15 @@ def test_what_reads_a_part_is_found_by_any_name() -> None:
 
 def test_what_carries_a_bridge_is_found_on_the_first_step_alone() -> None:
     """The planted lookup as a first step: who writes its answer carries the bridge, whatever the whole answer needs."""
-    bed, names = PatchBed.build(planted_lookup(), [lookups()]), ("other", "relation", "subject", "end")
+    bed, names = PatchBed.build(planted_lookup(3), [lookups()]), ("other", "relation", "subject", "end")
     checked = lookup_heads(bed, bed, names, first_hops=bed, candidates=6, draws=20)
     assert list(checked) == ["entity", "relation", "bridge", "bridge mlps", "retrieval", "mlps"]
     assert [head.head for head in checked["bridge"].heads] == [FOUND["retrieval"]]
     assert checked["bridge"].check["effect"]["value"] == 0  # it writes at the end, not where the subject stands
     assert checked["bridge mlps"].heads == [] and checked["bridge mlps"].tried == 2
+    shallow = PatchBed.build(planted_lookup(), [lookups()])  # where it is in the last layer, which no later token reads
+    checked = lookup_heads(shallow, shallow, names, first_hops=shallow, candidates=6, draws=20)
+    assert checked["bridge"].heads == [] and checked["bridge"].tried == 3 and checked["retrieval"].heads
 
 
 def test_a_first_step_ends_with_the_subject_and_says_the_bridge(byte_bpe: PreTrainedTokenizerBase) -> None:

@@ -255,7 +255,9 @@ def lookup_heads(
     for role in roles:
         if role in BRIDGES:
             assert first_hops is not None
-            tried = role_effects(first_hops, (OTHER, END), BRIDGES[role], candidates)
+            last = bed.graph.n_layers - 1  # what the last block puts out there, no later token reads
+            found_there = role_effects(first_hops, (OTHER, END), BRIDGES[role], candidates)
+            tried = [one for one in found_there if one.head[0] < last]
         else:
             tried = role_effects(bed, role_names, role, candidates)
         q = benjamini_hochberg([paired_p(entry.drop, entry.groups) for entry in tried])

@@ -8,8 +8,8 @@ writes is reported beside it, but does not decide.
 
 A bridge is what an answer in two steps goes over and no prompt says (of a city whose language is asked for, the
 country). Its carriers are found by the first step alone: on prompts that end with the subject, heads and MLPs whose
-direct write there is needed to tell the bridge from another one. Whether the whole answer needs what they put out there
-is asked on other pairs.
+direct write there is needed to tell the bridge from another one, but for the last block, whose outputs no later token
+reads. Whether the whole answer needs what they put out there is asked on other pairs.
 """
 
 from __future__ import annotations
