@@ -9,6 +9,7 @@ from rich.console import Console
 from rich.text import Text
 
 from circuitlit.compare.known_facts import Knowledge
+from circuitlit.heads.knowledge import BRIDGES
 from circuitlit.report.figures import BLUE, GREY, finish
 from circuitlit.report.grid import grid
 from circuitlit.report.overlap import p_text
@@ -118,8 +119,16 @@ def write_knowledge(result: Knowledge, folder: Path) -> Path:
         "Nodes are sought on training pairs that the model answers and checked on such test pairs, whose sentences are "
         "others, beside random nodes of the same layers. Heads that read: attention from the last token to a part of "
         "the prompt (of facts: entity, the subject; relation) is blocked. Retrieval heads and writing MLPs: their "
-        "write to the logits is taken from the corrupted prompt. Circuits are compared with shuffled ones, and their "
-        "overlap with circuits in which every node has as many edges (J*: 0 chance, 1 the same edges)."
+        "write to the logits is taken from the corrupted prompt. "
+    )
+    if any(BRIDGES.keys() & (task.roles or {}) for task in result.tasks.values()):
+        lead += (
+            "Bridge: nodes that write, at the subject, what an answer in two steps goes over and no prompt says (of a "
+            "city's language, the country); what they put out there is taken from the corrupted prompt. "
+        )
+    lead += (
+        "Circuits are compared with shuffled ones, and their overlap with circuits in which every node has as many "
+        "edges (J*: 0 chance, 1 the same edges)."
     )
     return write_simple_page(folder / "knowledge.html", f"What {result.model} knows", lead, sections)
 
