@@ -65,7 +65,7 @@ from .evaluate.model_errors import ModelErrors, measure_errors
 from .evaluate.study.cells import StudySettings
 from .evaluate.study.compare_methods import compare_methods, learn_masks
 from .evaluate.study.results import MethodStudy
-from .evaluate.trust.card import TrustCard, measure_trust
+from .evaluate.trust.card import TrustCard, measure_trust, share_trust
 from .evaluate.trust.find_rivals import find_rivals
 from .evaluate.trust.measure_robustness import measure_robustness
 from .evaluate.trust.measure_stability import measure_stability
@@ -261,6 +261,7 @@ __all__ = [
     "reachable_edges",
     "relp",
     "score_heads",
+    "share_trust",
     "shuffled_circuit",
     "similarity",
     "size_curve",

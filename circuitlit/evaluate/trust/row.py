@@ -27,7 +27,7 @@ class TrustRow:
         why: why it was not measured; empty elsewhere.
         pairs, groups: pairs and sentences that the interval stands on; None where nobody counted.
         draws, p: random sets or circuits that are compared, and the p-value; None where there are none.
-        seconds: that its part took.
+        seconds: that its part took, without what of it was there already.
         settings: of its part.
     """
 
