@@ -22,7 +22,7 @@ card() { # FOLDER TASK SETTINGS...: the card of the circuit in a folder
 for one in ioi-0 greater_than-0 gender_pronoun-0 sva-0 ioi-1; do
   task=${one%-*}
   # as many steps as those that look for rivals have: with more, none of them reaches the circuit, and nothing is decided
-  run "$out/$one" train.py experiment=ioi_smollm2 mask.schedule.steps=300 fail=true callbacks=headless "task=$task" "seed=${one##*-}"
+  run "$out/$one" train.py experiment=ioi_smollm2 mask.schedule.steps=300 data.batch_size=25 fail=true callbacks=headless "task=$task" "seed=${one##*-}"
   card "$out/$one" "$task" "seed=${one##*-}"
 done
 common=(-m circuitlit attribute task=ioi logger=none data.eval_batch_size=200)
