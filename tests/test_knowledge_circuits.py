@@ -4,21 +4,25 @@ from __future__ import annotations
 
 import importlib.util
 import json
+import random
+import signal
 from pathlib import Path
+from typing import Any
 
 import pytest
 import torch
-from cli import call, settings
+from cli import call, failure, settings
 from conftest import tiny_model
 from planted_lookup import FOUND, lookups, planted_lookup
 from transformers import PreTrainedTokenizerBase
 
+from circuitlit.compare import known_facts
 from circuitlit.compare.knowledge_circuits import Drawn, knowledge_circuit, knowledge_overlaps
 from circuitlit.compare.known_facts import Knowledge, lookup_heads, measure_knowledge
 from circuitlit.discover import eap
 from circuitlit.discover.method import Method
 from circuitlit.discover.workbench import Workbench
-from circuitlit.graph import Circuit, EdgeScores
+from circuitlit.errors import Stopped, UserError
 from circuitlit.heads import PatchBed
 from circuitlit.heads.knowledge import mlp_writers, role_effects, roles_of, writing
 from circuitlit.heads.path_patching import path_patch
@@ -110,10 +114,10 @@ def test_a_circuit_is_found_and_measured_on_answered_pairs(subject: Subject, byt
     bench = Workbench.build(subject, data_of(sva, byte_bpe), 0.8)
     train, test = list(range(0, 24, 2)), list(range(1, 16, 2))
     found, drawn = knowledge_circuit(bench, EAP, train, test, resamples=6)
-    assert (found.n_train, found.n_pairs) == (12, 8) and found.n_edges == drawn.circuit.n_edges == bench.count
+    assert (found.n_train, found.n_pairs) == (12, 8) and found.n_edges == len(drawn.edges) == bench.count
     direct = bench.cut(bench.score(EAP, train))
-    assert torch.equal(direct.kept, drawn.circuit.kept)
-    assert drawn.resampled.shape == (6, subject.graph.n_edges) and bool((drawn.resampled.sum(1) == bench.count).all())
+    assert direct.kept[0].nonzero()[:, 0].tolist() == drawn.edges
+    assert [len(set(edges)) for edges in drawn.resampled] == 6 * [bench.count]
     assert found.kl.value is not None and found.shuffled_kl.value is not None
     gap = found.shuffled_minus_circuit_kl.value
     assert gap == pytest.approx(found.shuffled_kl.value - found.kl.value, abs=1e-6)
@@ -123,30 +127,22 @@ def test_a_circuit_is_found_and_measured_on_answered_pairs(subject: Subject, byt
 
 
 def test_overlaps_are_one_for_equal_circuits_and_chance_for_random_ones(subject: Subject) -> None:
-    graph, none = subject.graph, torch.zeros(0, subject.graph.n_edges, dtype=torch.bool)
-    generator = torch.Generator().manual_seed(0)
+    graph, draw = subject.graph, random.Random(0)
 
-    def drawn(kept: torch.Tensor) -> Drawn:
-        scores = EdgeScores(graph, kept[None].float(), "test", kind="share", unit="-")
-        return Drawn(Circuit.of(scores, kept[None]), none)
-
-    def some() -> torch.Tensor:
-        kept = torch.zeros(graph.n_edges, dtype=torch.bool)
-        kept[torch.randperm(graph.n_edges, generator=generator)[: graph.n_edges // 5]] = True
-        return kept
+    def some() -> list[int]:
+        return sorted(draw.sample(range(graph.n_edges), graph.n_edges // 5))
 
     one = some()
-    circuits = {"a": drawn(one), "b": drawn(one), "c": drawn(some())}
-    found = {tuple(o.of): o for o in knowledge_overlaps(circuits, {"x": ["a", "b"], "y": ["c"], "z": []})}
+    circuits = {"a": Drawn(one, []), "b": Drawn(one, []), "c": Drawn(some(), [])}
+    found = {tuple(o.of): o for o in knowledge_overlaps(circuits, graph, {"x": ["a", "b"], "y": ["c"], "z": []})}
     assert set(found) == {("a", "b"), ("a", "c"), ("b", "c"), ("x", "x"), ("x", "y")}
     assert found["a", "b"].edges.jaccard == found["x", "x"].edges.jaccard == 1.0
     assert found["a", "b"].edges.rank_p <= 1 / 199  # type: ignore[operator]
     mixed = found["x", "y"]
     assert mixed.pairs == 2 and mixed.edges.jaccard == found["a", "c"].edges.jaccard
     assert abs(mixed.edges.corrected) < 0.1 and mixed.low is None
-    other = torch.stack([one, some()])
-    known = circuits | {"b": Drawn(circuits["b"].circuit, other), "a": Drawn(circuits["a"].circuit, other)}
-    same = next(o for o in knowledge_overlaps(known, {"x": ["a", "b"]}) if o.of == ["a", "b"])
+    known = circuits | dict.fromkeys("ab", Drawn(one, [one, some()]))
+    same = next(o for o in knowledge_overlaps(known, graph, {"x": ["a", "b"]}) if o.of == ["a", "b"])
     assert same.low == same.high == 1.0
 
 
@@ -190,6 +186,58 @@ def test_the_verb_finds_circuits_and_carriers(local: Path, tmp_path: Path) -> No
     assert found["overlaps"][0]["edges"]["jaccard"] == 1.0
     page = (tmp_path / "knowledge.html").read_text()
     assert "Edges that circuits share" in page and "own and again" in page
+
+
+def test_a_stopped_run_goes_on_with_the_tasks_that_are_missing(
+    local: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]
+) -> None:
+    words = ["knowledge.packs.reasoning=[]", "knowledge.resamples=3", "knowledge.draws=2", "knowledge.answered=prefers"]
+    words += ["knowledge.least_pairs=2", "knowledge.least_groups=2"]
+    own = 'knowledge.packs.{0}=[{{name: own {0}, with: ["task=jsonl"]}}]'
+    words += [own.format(pack) for pack in ("factual", "linguistic")]
+    whole, broken = (settings(local, tmp_path / name, *words) for name in ("whole", "broken"))
+    call(*whole, verb="knowledge")
+    measured: list[str] = []
+    errors: dict[str, BaseException] = {"linguistic": Stopped(signal.SIGINT)}
+    work = known_facts._measured
+
+    def watched(pack: str, *rest: Any) -> Any:
+        measured.append(pack)
+        if pack in errors:
+            raise errors[pack]
+        return work(pack, *rest)
+
+    monkeypatch.setattr(known_facts, "_measured", watched)
+    with pytest.raises(SystemExit) as stop:
+        call(*broken, verb="knowledge")
+    said = capsys.readouterr().err
+    assert stop.value.code == 128 + signal.SIGINT and f"hydra.run.dir={tmp_path}/broken" in said
+    assert "while linguistic: own linguistic; what is finished is kept; go on with: python -m circuitlit" in said
+    kept = tmp_path / "broken" / "tasks" / "factual--own_factual.json"
+    assert list(kept.parent.iterdir()) == [kept]
+    errors["linguistic"] = UserError("some pair is wrong")
+    assert "some pair is wrong" in failure(capsys, *broken, verb="knowledge")
+    assert measured == ["factual", "linguistic", "linguistic"] and list(kept.parent.iterdir()) == [kept]
+    assert not (tmp_path / "broken" / "knowledge.json").exists()
+
+    def made_anew(*more: str) -> list[str]:
+        measured.clear()
+        call(*broken, *more, verb="knowledge")
+        return measured
+
+    errors.clear()
+    assert made_anew() == ["linguistic"] and capsys.readouterr().out.count("taken from an earlier run") == 1
+    found = [json.loads((tmp_path / name / "knowledge.json").read_text()) for name in ("whole", "broken")]
+    for own in found:
+        del own["seconds"], own["seconds_by_phase"], own["provenance"]["command"]
+    assert found[0] == found[1] and found[0]["overlaps"][0]["low"] is not None
+    assert found[0]["tasks"]["own factual"]["roles"] and found[0]["tasks"]["own factual"]["circuit"]["halves"]
+    pages = [(tmp_path / name / "knowledge.html").read_text() for name in ("whole", "broken")]
+    assert pages[0] == pages[1]
+    kept.write_text(kept.read_text()[:-100])
+    assert made_anew() == ["factual"] and made_anew() == []
+    for other in ("seed=1", "sparsity.target=0.7", "knowledge.resamples=2", "data.eval_batch_size=5"):
+        assert made_anew(other) == ["factual", "linguistic"], other
 
 
 @pytest.mark.slow

@@ -21,6 +21,7 @@ from circuitlit.lock import NAME, claimed
 
 FRESH = ("train", "attribute", "finetune")  # verbs whose files would mix with those of an earlier run
 PARTED = ("study", "evolve", "trust")  # verbs that several processes can share out; these claim cell by cell
+TASKS = "tasks"  # where `knowledge` keeps the tasks it has finished, also after a mistake in a later one
 LEFT = (
     "adapter checkpoints csv masks tuned wandb circuit.json circuit.safetensors evolution.json held_out.json "
     "explanation.json history.json result.json report.html"
@@ -78,7 +79,7 @@ def occupied(cfg: DictConfig) -> Iterator[None]:
             yield
         except Exception as error:
             if explain(error) is not None and not shared and not goes_on(cfg):
-                sweep_up(folder, before)
+                sweep_up(folder, before | set((folder / TASKS).glob("*.json")))
             raise
 
 

@@ -23,6 +23,7 @@ from circuitlit.cli.ranks import is_writer
 from circuitlit.errors import Stopped
 
 SAME = 1.0  # seconds within which two signals are one: a terminal, a launcher and our parent may each pass it on
+KEEPING = ("study", "evolve", "trust", "rivals", "knowledge", "prompts", "guided", "finetune")  # part by part
 QUEUED = "SUBMITIT_EXECUTOR" in os.environ
 ENDING = getattr(signal, f"SIG{os.environ.get('SUBMITIT_PREEMPT_SIGNAL', 'USR2')}") if QUEUED else signal.SIGTERM
 SIGNALS = (signal.SIGINT, ENDING)
@@ -133,7 +134,7 @@ def farewell(stop: Stopped, cfg: DictConfig, argv: list[str]) -> str:
         after = {"evaluation": "training is done, the evaluation remains", "after": "tuning is done, its test remains"}
         kept = "saved" if stop.step is not None else after.get(name, "all of it remains")
         command.append(f"resume={folder}")
-    elif cfg.verb in ("study", "evolve", "prompts", "guided", "finetune"):
+    elif cfg.verb in KEEPING and not (cfg.verb == "knowledge" and cfg.knowledge.inject is not None):
         kept = "what is finished is kept"
         command += [word for word in argv[1:] if word != cfg.verb and not word.startswith("hydra.run.dir=")]
         command.append(f"hydra.run.dir={folder}")

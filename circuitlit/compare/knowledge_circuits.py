@@ -21,7 +21,7 @@ from circuitlit.evaluate.similarity import beyond_chance, corrected_jaccard
 from circuitlit.evaluate.statistics import Estimate, mean_estimate, paired_difference
 from circuitlit.evaluate.summary import summarise
 from circuitlit.evaluate.testing import enough_draws
-from circuitlit.graph import Circuit
+from circuitlit.graph import Circuit, Graph
 from circuitlit.objective import Outcome
 from circuitlit.tasks import EncodedPairs
 
@@ -80,10 +80,13 @@ class KnowledgeOverlap:
 
 @dataclass(frozen=True)
 class Drawn:
-    """A circuit, and those that resampled training sentences give (none, where each would cost an attribution)."""
+    """A circuit, and those that resampled training sentences give (none, where each would cost an attribution).
 
-    circuit: Circuit
-    resampled: Kept
+    Each is the numbers of its edges.
+    """
+
+    edges: list[int]
+    resampled: list[list[int]]
 
 
 def knowledge_circuit(
@@ -104,11 +107,11 @@ def knowledge_circuit(
     bed = TestBed.of(bench, bench.data.test, test)
     found, shuffled = bed.run(circuit.kept), _shuffled(bed, circuit)
     summary = summarise([found], bed.full, bed.corrupted)
-    rng, drawn, halves = random.Random(seed), torch.zeros(0, circuit.kept.numel(), dtype=torch.bool), None
+    rng, drawn, halves = random.Random(seed), [], None
     if resampler.by_pair and resamples:
         groups = _by_group(own.data.train)
         samples = [[row for group in rng.choices(groups, k=len(groups)) for row in group] for _ in range(resamples)]
-        drawn = torch.stack([own.best(resampler(rows))[0] for rows in samples])
+        drawn = [_edges(own.best(resampler(rows))) for rows in samples]
         halves = _halves(own, resampler, groups, rng)
     measured = KnowledgeCircuit(
         n_edges=circuit.n_edges,
@@ -123,7 +126,19 @@ def knowledge_circuit(
         shuffled_minus_circuit_kl=paired_difference(shuffled.kl, found.kl, found.group),
         halves=halves,
     )
-    return measured, Drawn(circuit, drawn)
+    return measured, Drawn(_edges(circuit.kept), drawn)
+
+
+def _edges(kept: Kept) -> list[int]:
+    return kept[0].nonzero()[:, 0].tolist()
+
+
+def _kept(sets: Sequence[Sequence[int]], n_edges: int) -> Kept:
+    """The inverse of `_edges`, for several sets."""
+    kept = torch.zeros(len(sets), n_edges, dtype=torch.bool)
+    for row, edges in zip(kept, sets, strict=True):
+        row[torch.tensor(edges, dtype=torch.long)] = True
+    return kept
 
 
 def _shuffled(bed: TestBed, circuit: Circuit) -> Outcome:
@@ -156,12 +171,13 @@ def _halves(bench: Workbench, resampler: Resampler, groups: list[list[int]], rng
 
 
 def knowledge_overlaps(
-    found: Mapping[str, Drawn], packs: Mapping[str, Sequence[str]], seed: int = 0
+    found: Mapping[str, Drawn], graph: Graph, packs: Mapping[str, Sequence[str]], seed: int = 0
 ) -> list[KnowledgeOverlap]:
     """What every two circuits share, and every two kinds of knowledge.
 
     Args:
-        found: circuits of one graph by task.
+        found: circuits by task.
+        graph: that they are of.
         packs: the tasks of each kind; those without a circuit do not count.
         seed: of the stand-ins.
     """
@@ -172,10 +188,12 @@ def knowledge_overlaps(
     }
     kinds = {both: own for both, own in kinds.items() if own}
     draws = max(DRAWS, enough_draws(len(couples) + len(kinds)))
-    sides = {name: StandIns.of(own.circuit, draws, seed + number) for number, (name, own) in enumerate(found.items())}
+    kept = {name: _kept([own.edges], graph.n_edges)[0] for name, own in found.items()}
+    sides = {name: StandIns(graph, own, draws, seed + number) for number, (name, own) in enumerate(kept.items())}
+    resampled = {name: _kept(own.resampled, graph.n_edges) for name, own in found.items()}
     overlaps = {pair: sides[pair[0]].edge_overlap(sides[pair[1]]) for pair in couples}
-    made = [_overlap(pair, [pair], overlaps, found) for pair in couples]
-    return made + [_overlap(both, own, overlaps, found) for both, own in kinds.items()]
+    made = [_overlap(pair, [pair], overlaps, resampled) for pair in couples]
+    return made + [_overlap(both, own, overlaps, resampled) for both, own in kinds.items()]
 
 
 def _couples(ours: Sequence[str], theirs: Sequence[str]) -> list[list[str]]:
@@ -186,10 +204,10 @@ def _overlap(
     of: tuple[str, str],
     couples: Sequence[tuple[str, str]],
     overlaps: Mapping[tuple[str, str], Overlap],
-    found: Mapping[str, Drawn],
+    resampled: Mapping[str, Kept],
 ) -> KnowledgeOverlap:
     mean = Overlap.mean([overlaps[pair] for pair in couples])
-    values = [_resampled(found[one], found[two]) for one, two in couples]
+    values = [_resampled(resampled[one], resampled[two]) for one, two in couples]
     low = high = None
     if all(len(value) for value in values):
         drawn = beyond_chance(torch.stack(values).mean(0), torch.tensor(mean.strictest.expected, dtype=torch.float64))
@@ -197,8 +215,8 @@ def _overlap(
     return KnowledgeOverlap(list(of), len(couples), mean.figures(claim=True), low, high)
 
 
-def _resampled(ours: Drawn, theirs: Drawn) -> Float[Tensor, "draw"]:
+def _resampled(ours: Kept, theirs: Kept) -> Float[Tensor, "draw"]:
     """Jaccard index of the circuits of each resample."""
-    pairs = zip(ours.resampled, theirs.resampled, strict=False)
+    pairs = zip(ours, theirs, strict=False)
     values = [jaccards(one[None], two[None])[0, 0] for one, two in pairs]
     return torch.stack(values) if values else torch.empty(0)

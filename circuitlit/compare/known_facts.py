@@ -5,8 +5,10 @@ from __future__ import annotations
 import random
 from collections.abc import Iterator, Mapping, Sequence
 from dataclasses import asdict, dataclass, field, replace
+from functools import partial
 from itertools import combinations
 from math import comb
+from pathlib import Path
 from typing import Any, ClassVar, Literal
 
 import torch
@@ -27,14 +29,17 @@ from circuitlit.errors import UserError
 from circuitlit.evaluate import Estimate
 from circuitlit.evaluate.statistics import mean_estimate
 from circuitlit.evaluate.testing import benjamini_hochberg, enough_draws, paired_p, with_holm
+from circuitlit.evaluate.trust.identity import identity_of, identity_of_pairs
+from circuitlit.files import file_name
 from circuitlit.graph import Graph
 from circuitlit.heads.causal import Behaviour, causal_check, metric_of_pairs
 from circuitlit.heads.knowledge import BRIDGES, MLPS, blocking, carrying, role_effects, roles_of, writing
 from circuitlit.heads.path_patching import PatchBed
 from circuitlit.heads.roles import Head
 from circuitlit.model import Subject
-from circuitlit.progress import phase
+from circuitlit.progress import phase, say
 from circuitlit.result import Result
+from circuitlit.store import opened
 from circuitlit.tasks import EncodedPairs, PairsModule
 from circuitlit.tasks.encode import encode
 from circuitlit.tasks.splits import END, OTHER
@@ -75,6 +80,14 @@ class KnownTask:
     roles: dict[str, LookupHeads] | None
     reason: str | None = None
     circuit: KnowledgeCircuit | None = None
+
+
+@dataclass(frozen=True)
+class Measured:
+    """A task with the edges of its circuit, if it has one."""
+
+    task: KnownTask
+    drawn: Drawn | None
 
 
 @dataclass(frozen=True, kw_only=True, repr=False)
@@ -122,6 +135,7 @@ def measure_knowledge(
     method: Method | None = None,
     sparsity: float = 0.95,
     min_accuracy: Mapping[str, float] | None = None,
+    folder: Path | str | None = None,
     seed: int = 0,
 ) -> Knowledge:
     """Test a model on packs of tasks; of those that it does, find the circuits and the nodes that carry them.
@@ -142,6 +156,7 @@ def measure_knowledge(
         method: how edges are scored; None takes EAP-IG.
         sparsity: share of edges that a circuit lacks.
         min_accuracy: share of right answers that each task asks for; 0 where none is given.
+        folder: keeps every task, so that a call that was stopped goes on; None keeps nothing.
         seed: of the pairs, for the result.
 
     Raises:
@@ -152,29 +167,50 @@ def measure_knowledge(
     settings = {"pairs": pairs, "candidates": candidates, "top": top, "alpha": alpha, "least": least, "draws": draws}
     method = method or Method.of(eap_ig, steps=5)
     bars = {"answered": answered, "least_pairs": least_pairs, "least_groups": least_groups}
-    found: dict[str, KnownTask] = {}
-    drawn: dict[str, Drawn] = {}
-    for pack, tasks in packs.items():
-        for name, data in tasks.items():
-            with phase(f"task_{name}", f"{pack}: {name}"):
-                task, kept = _asked(pack, data, subject, bars, (min_accuracy or {}).get(name, 0.0))
-                if task.reason is None and circuits:
-                    bench = Workbench.build(subject, data, sparsity, seed=seed)
-                    circuit, drawn[name] = knowledge_circuit(
-                        bench, method, kept["train"], kept["test"], resamples, seed
-                    )
-                    task = replace(task, circuit=circuit)
-                if task.reason is None and heads:
-                    task = with_holm(replace(task, roles=_roles(data, subject, kept, settings)))
-                found[name] = task
+    sought = {"heads": heads, "circuits": circuits, "resamples": resamples, "sparsity": sparsity, "seed": seed}
+    found: dict[str, Measured] = {}
+    with opened(folder) as store:
+        for pack, tasks in packs.items():
+            for name, data in tasks.items():
+                own = settings | bars | sought | {"min_accuracy": (min_accuracy or {}).get(name, 0.0)}
+                known_by = identity_of_pairs(subject, data) | own | {"pack": pack, "method": identity_of(method)}
+                known_by["batches"] = [data.batch_size, data.eval_batch_size]  # each has shuffled circuits of its own
+                part = "--".join(map(file_name, (pack, name)))
+                with phase(f"task_{name}", f"{pack}: {name}"):
+                    kept = store.known(part, known_by, Measured)
+                    if kept is not None:
+                        say("taken from an earlier run")
+                    work = partial(_measured, pack, data, subject, method, own)
+                    found[name] = kept or store.made(part, known_by, Measured, work)
+    drawn = {name: one.drawn for name, one in found.items() if one.drawn is not None}
     with phase("overlaps", "Comparing the circuits"):
-        overlaps = with_holm(knowledge_overlaps(drawn, packs, seed)) if len(drawn) > 1 else []  # type: ignore[arg-type]
-    more = {"method": method.name, "sparsity": sparsity, **bars}
-    return Knowledge(model=subject.name, seed=seed, settings=settings | more, tasks=found, overlaps=overlaps)
+        overlaps = with_holm(knowledge_overlaps(drawn, subject.graph, packs, seed)) if len(drawn) > 1 else []  # type: ignore[arg-type]
+    return Knowledge(
+        model=subject.name,
+        seed=seed,
+        settings=settings | {"method": method.name, "sparsity": sparsity, **bars},
+        tasks={name: one.task for name, one in found.items()},
+        overlaps=overlaps,
+    )
+
+
+def _measured(pack: str, data: PairsModule, subject: Subject, method: Method, settings: Mapping[str, Any]) -> Measured:
+    """Ask the model a task's pairs; where it does the task, find its circuit and the nodes that carry it."""
+    task, kept = _asked(pack, data, subject, settings)
+    drawn = None
+    if task.reason is None and settings["circuits"]:
+        bench = Workbench.build(subject, data, settings["sparsity"], seed=settings["seed"])
+        circuit, drawn = knowledge_circuit(
+            bench, method, kept["train"], kept["test"], settings["resamples"], settings["seed"]
+        )
+        task = replace(task, circuit=circuit)
+    if task.reason is None and settings["heads"]:
+        task = with_holm(replace(task, roles=_roles(data, subject, kept, settings)))
+    return Measured(task, drawn)
 
 
 def _asked(
-    pack: str, data: PairsModule, subject: Subject, bars: Mapping[str, Any], min_accuracy: float
+    pack: str, data: PairsModule, subject: Subject, settings: Mapping[str, Any]
 ) -> tuple[KnownTask, dict[str, list[int]]]:
     """How well the model does a task, by group of pairs; and the pairs that it answers, by split."""
     splits = data.splits
@@ -182,16 +218,16 @@ def _asked(
     for name in ("train", "test"):
         pairs: EncodedPairs = getattr(data, name)
         outcome = PairBed(subject, pairs.batches(data.eval_batch_size)).full
-        right = (outcome.accuracy if bars["answered"] == "says" else outcome.margin > 0).bool().tolist()
+        right = (outcome.accuracy if settings["answered"] == "says" else outcome.margin > 0).bool().tolist()
         kept[name] = [place for place, good in enumerate(right) if good]
         accuracy.append(outcome.accuracy)
         shared.append(outcome.group + sum(map(len, shared)))
         for pair, good in zip(getattr(splits, name), right, strict=True):
             groups.setdefault(pair.template.split("/")[0] or "all", []).append(good)
     share = mean_estimate(torch.cat(accuracy), torch.cat(shared))
-    few = None if splits.exhaustive else _too_few(data, kept, bars)
-    if share.value is not None and share.value < min_accuracy:
-        few = f"the model does not do the task: accuracy {share}, {min_accuracy:g} is asked for"
+    few = None if splits.exhaustive else _too_few(data, kept, settings)
+    if share.value is not None and share.value < settings["min_accuracy"]:
+        few = f"the model does not do the task: accuracy {share}, {settings['min_accuracy']:g} is asked for"
     counts = {name: {"n": len(own), "answered": sum(own)} for name, own in sorted(groups.items())}
     answered = {name: len(rows) for name, rows in kept.items()}
     return KnownTask(pack, sum(map(len, accuracy)), share, answered, counts, None, few), kept
@@ -213,7 +249,7 @@ def _roles(
     data: PairsModule, subject: Subject, kept: Mapping[str, Sequence[int]], settings: Mapping[str, Any]
 ) -> dict[str, LookupHeads]:
     beds = (_bed(data, subject, getattr(data, name), rows, settings["pairs"]) for name, rows in kept.items())
-    wanted = {key: value for key, value in settings.items() if key != "pairs"}
+    wanted = {key: settings[key] for key in ("candidates", "top", "least", "alpha", "draws")}
     hops = _first_hops(data, subject, kept["train"], settings["pairs"])
     return lookup_heads(*beds, data.splits.role_names, first_hops=hops, **wanted)  # type: ignore[arg-type]
 

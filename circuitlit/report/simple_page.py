@@ -37,7 +37,12 @@ def write_simple_page(
     parts, drawn = [], False
     for heading, content in sections:
         if isinstance(content, go.Figure):
-            content = content.to_html(full_html=False, include_plotlyjs=not drawn, config={"responsive": True})
+            content = content.to_html(
+                full_html=False,
+                include_plotlyjs=not drawn,
+                config={"responsive": True},
+                div_id=f"figure-{len(parts)}",  # plotly's own is random, and equal results have equal pages
+            )
             drawn = True
         parts.append(f"<h2>{escape(heading)}</h2>{content}")
     page = f"""<!doctype html><html lang="en"><head><meta charset="utf-8"><title>{escape(title)}</title>

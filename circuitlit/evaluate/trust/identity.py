@@ -1,4 +1,4 @@
-"""What parts of a trust card depend on, so that a part is made anew when it changes."""
+"""What kept parts depend on, such as those of a trust card, so that a part is made anew when it changes."""
 
 from __future__ import annotations
 
@@ -9,19 +9,25 @@ from typing import Any
 from circuitlit.discover.method import Method
 from circuitlit.discover.workbench import Workbench
 from circuitlit.graph import Circuit
+from circuitlit.model import Subject
+from circuitlit.tasks import PairsModule
 from circuitlit.tasks.splits import SPLITS
 
 
 def identity(bench: Workbench, circuit: Circuit) -> dict[str, Any]:
-    """What every part depends on."""
-    pairs = [repr(getattr(bench.data.splits, split)) for split in SPLITS]
-    facts = {"task": bench.data.splits.name, "model": bench.subject.name, "weights": bench.subject.provenance}
-    return facts | {
+    """What every part of a trust card depends on."""
+    return identity_of_pairs(bench.subject, bench.data) | {
         "ablation": bench.references.kind,
-        "pairs": hashlib.sha256("".join(pairs).encode()).hexdigest(),
         "circuit": identity_of(circuit),
         **({} if bench.precision is None else {"precision": bench.precision}),
     }
+
+
+def identity_of_pairs(subject: Subject, data: PairsModule) -> dict[str, Any]:
+    """A model and its task's pairs."""
+    pairs = [repr(getattr(data.splits, split)) for split in SPLITS]
+    facts = {"task": data.splits.name, "model": subject.name, "weights": subject.provenance}
+    return facts | {"pairs": hashlib.sha256("".join(pairs).encode()).hexdigest()}
 
 
 def identity_of(value: Any) -> Any:
