@@ -6,6 +6,7 @@ import importlib.util
 import json
 import random
 import signal
+from dataclasses import replace
 from pathlib import Path
 from typing import Any
 
@@ -93,6 +94,18 @@ def test_a_first_step_ends_with_the_subject_and_says_the_bridge(byte_bpe: PreTra
         assert hop.wrong_answer == f" {countries[hop.corrupted[len(hop.clean) - len(city) :]]}" != hop.answer
         assert hop.first_hop is None
     assert all(pair.first_hop is None for pair in sva(byte_bpe, 8, 4, 8, 0).train)
+    pair = pairs.train[0]
+    with pytest.raises(UserError, match=r"pair 0 .*: a bridge is said at the end of the subject"):
+        PairsModule(replace(pairs, train=[replace(pair, roles=()), *pairs.train[1:]]), byte_bpe, 8, 0)
+    with pytest.raises(UserError, match="the same words behind it"):
+        _ = replace(pair, corrupted=f"{pair.corrupted} own").first_hop
+
+
+def test_of_all_inputs_there_are_one_must_be_answered(subject: Subject, byte_bpe: PreTrainedTokenizerBase) -> None:
+    data = data_of(sva, byte_bpe)
+    data.splits = replace(data.splits, exhaustive=True)
+    task = measure_knowledge(subject, {"linguistic": {"sva": data}}, method=EAP).tasks["sva"]
+    assert task.circuit is None and "0 answered test pairs" in str(task.reason)
 
 
 def test_mlps_that_write_are_path_patched(subject: Subject, byte_bpe: PreTrainedTokenizerBase) -> None:

@@ -111,6 +111,9 @@ BAD_PAIRS = {
     r"pair 0 \(pairs.jsonl:18\): role 'verb' is not one of other, end": [
         Pair(CLEAN, CORRUPTED, " Mary", roles=(("verb", 0, 4),), source="pairs.jsonl:18")
     ],
+    r"pair 0 \(mine\): a bridge .* give the pair the role 'subject'": [
+        Pair(CLEAN, CORRUPTED, " Mary", source="mine", bridge=(" Ann", " Bob"))
+    ],
 }
 
 

@@ -225,7 +225,7 @@ def _asked(
         for pair, good in zip(getattr(splits, name), right, strict=True):
             groups.setdefault(pair.template.split("/")[0] or "all", []).append(good)
     share = mean_estimate(torch.cat(accuracy), torch.cat(shared))
-    few = None if splits.exhaustive else _too_few(data, kept, settings)
+    few = _too_few(data, kept, settings)
     if share.value is not None and share.value < settings["min_accuracy"]:
         few = f"the model does not do the task: accuracy {share}, {settings['min_accuracy']:g} is asked for"
     counts = {name: {"n": len(own), "answered": sum(own)} for name, own in sorted(groups.items())}
@@ -234,8 +234,8 @@ def _asked(
 
 
 def _too_few(data: PairsModule, kept: Mapping[str, Sequence[int]], bars: Mapping[str, Any]) -> str | None:
-    """Why nothing may rest on the answered pairs, or None."""
-    pairs, groups = bars["least_pairs"], bars["least_groups"]
+    """Why nothing may rest on the answered pairs, or None; of all inputs there are, one will do."""
+    pairs, groups = (1, 1) if data.splits.exhaustive else (bars["least_pairs"], bars["least_groups"])
     for name, rows in kept.items():
         known = getattr(data, name).groups
         there = len({known[row] for row in rows}) if known else len(rows)

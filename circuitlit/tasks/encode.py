@@ -38,8 +38,8 @@ def encode(pairs: Sequence[Pair], tokenizer: PreTrainedTokenizerBase, role_names
 
     Raises:
         BadRows: pairs that are empty, twice there, without a difference, too long, of unequal token counts, that the
-            tokenizer cannot give back, that name an unknown role, or have an answer that is not separate from the
-            prompt or from the wrong answer.
+            tokenizer cannot give back, that name an unknown role, have a bridge without a subject, or have an answer
+            that is not separate from the prompt or from the wrong answer.
     """
     numbers = {name: number for number, name in enumerate(role_names)}
     faults = dict(_faulty_texts(pairs))
@@ -83,7 +83,7 @@ def _rows(
                 raise UserError(other_words[place])
             if not (pair.in_place or is_parted(texts)):
                 texts = parted(pair, tokenizer, front)
-            row = _row(pair, texts, numbers)
+            row, _ = _row(pair, texts, numbers), pair.first_hop  # which says what a bridge lacks
             if len(row.clean) > tokenizer.model_max_length:
                 raise UserError(f"{len(row.clean)} tokens, the model takes {tokenizer.model_max_length}; shorten it")
         except UserError as error:

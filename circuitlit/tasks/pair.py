@@ -8,6 +8,8 @@ import torch
 from jaxtyping import Bool, Int
 from torch import Tensor
 
+from circuitlit.errors import UserError
+
 
 @dataclass(frozen=True)
 class Pair:
@@ -29,7 +31,7 @@ class Pair:
         group: the sentence, fact, operands ... that pairs share, so that they are one observation of it; empty takes
             the template without its variant.
         bridge: continuations of the two prompts up to their subject that a two-step answer goes over and neither prompt
-            says: of "In the city of Lyon, people speak the", " France".
+            says: of "In the city of Lyon, people speak the", " France". Such a pair has a role "subject".
     """
 
     clean: str
@@ -47,12 +49,23 @@ class Pair:
 
     @property
     def first_hop(self) -> Pair | None:
-        """The first of two steps: both prompts up to the subject, and the bridge; None where the pair has no bridge."""
+        """The first of two steps: both prompts up to the subject, and the bridge; None where the pair has no bridge.
+
+        Raises:
+            UserError: it is not known where the subject ends.
+        """
         if self.bridge is None or self.corrupted is None:
             return None
-        start, end = next((start, end) for role, start, end in self.roles if role == "subject")
-        clean, corrupted = self.clean[:end], self.corrupted[: len(self.corrupted) - len(self.clean) + end]
-        return Pair(clean, corrupted, *self.bridge, template=self.template, group=clean[start:])
+        start, end = next(((start, end) for role, start, end in self.roles if role == "subject"), (0, 0))
+        rest = self.clean[end:]
+        if not end or not self.corrupted.endswith(rest):
+            raise UserError(
+                "a bridge is said at the end of the subject; give the pair the role 'subject' and both prompts the "
+                "same words behind it, or leave its bridge out"
+            )
+        clean, corrupted = self.clean[:end], self.corrupted.removesuffix(rest)
+        source = f"first step of '{self.clean}'"
+        return Pair(clean, corrupted, *self.bridge, template=self.template, group=clean[start:], source=source)
 
     @property
     def unit(self) -> str:
