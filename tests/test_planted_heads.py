@@ -2,6 +2,8 @@
 
 from __future__ import annotations
 
+from dataclasses import replace
+
 import pytest
 import torch
 from conftest import tiny_batch, tiny_model
@@ -97,6 +99,8 @@ def test_random_heads_are_of_the_same_layers_or_near_them() -> None:
     assert len({tuple(drawn) for drawn in sets}) > 10
     crowded = [(2, h) for h in range(7)]
     assert all(len(set(drawn)) == 7 for drawn in matched_heads(graph, crowded, 5, seed=0))
+    spared = [(layer, h) for layer in range(5) for h in range(8) if (layer, h) not in ((0, 0), (4, 7))]
+    assert matched_heads(graph, [(4, 7)], 2, seed=0, spared=spared) == [[(0, 0)]] * 2  # however far away
     with pytest.raises(UserError, match=r"lower heads\.top"):
         matched_heads(Graph(1, 4, 4), [(0, 0), (0, 1), (0, 2)], 1, seed=0)
 
@@ -162,6 +166,10 @@ def test_greater_than_on_planted_heads(by_hand: Heads) -> None:
     batch.choices[0, 4] = 5
     digits = year_check(PatchBed.build(subject, [batch]), roles, circuit, 4, 0)
     assert digits is not None and "splits years" in digits["reason"]
+    other = replace(batch, choices=batch.choices[:, :0], signs=batch.signs[:, :0])  # somebody's own task
+    for lacking in (other, replace(batch, roles=0 * batch.roles)):
+        found_none = year_check(PatchBed.build(subject, [lacking]), roles, circuit, 4, 0)
+        assert found_none is not None and "no token of the role 'yy', or no wrong years" in found_none["reason"]
     without = year_check(bed, roles, None, 4, 0)
     assert without is not None and "heads.circuit=RUN" in without["reason"]
     assert {digits["status"], without["status"]} == {"NOT MEASURABLE"} and checked["status"] == "OK"

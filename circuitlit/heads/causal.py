@@ -127,7 +127,8 @@ def _matched(free: Sequence[Head], counts: Sequence[tuple[int, int]], draw: rand
     drawn: list[Head] = []
     for layer, count in counts:
         left = [head for head in free if head not in drawn]
-        reach = next(r for r in range(len(free) + 1) if r == len(free) or _within(left, layer, r) >= 2 * count)
+        furthest = max(abs(head[0] - layer) for head in left)
+        reach = next((r for r in range(furthest) if _within(left, layer, r) >= 2 * count), furthest)
         near = [head for head in left if abs(head[0] - layer) <= reach]
         drawn += draw.sample(near, count)
     return sorted(drawn)

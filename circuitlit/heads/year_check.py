@@ -32,8 +32,12 @@ def year_check(
     if circuit is None:
         return {"status": UNMEASURABLE, "reason": "it is of a circuit's heads; give heads.circuit=RUN"}
     batch = bed.batches[0]
-    year = (batch.roles == list(role_names).index(YEAR)).long().cumsum(1).argmax(1)  # its last token
-    last_wrong = (batch.signs < 0).long().cumsum(1).argmax(1, keepdim=True)
+    here, wrong = batch.roles == list(role_names).index(YEAR), batch.signs < 0
+    if not bool((here.any(1) & wrong.any(1)).all()):
+        reason = f"a pair has no token of the role '{YEAR}', or no wrong years; give every pair both"
+        return {"status": UNMEASURABLE, "reason": reason}
+    year = here.long().cumsum(1).argmax(1)  # its last token
+    last_wrong = wrong.long().cumsum(1).argmax(1, keepdim=True)
     if not bool((batch.choices.gather(1, last_wrong) == batch.clean.gather(1, year[:, None])).all()):
         reason = "the tokenizer splits years into digits; it needs two digits in a token"
         return {"status": UNMEASURABLE, "reason": reason}
