@@ -47,10 +47,10 @@ class Clock:
     @contextmanager
     def phase(self, name: str, text: str) -> Iterator[None]:
         """Time a phase."""
-        CONSOLE.print(f"[bold]{text}[/bold] ...", highlight=False)
-        started = time.perf_counter()
         self._within += 1
         try:
+            CONSOLE.print(f"[bold]{text}[/bold] ...", highlight=False)
+            started = time.perf_counter()
             yield
         except Stopped as stop:
             stop.during = stop.during or (name, text)
