@@ -47,7 +47,7 @@ if [[ $parts == *" ranks "* ]]; then
   run guided logger=none task=arithmetic task.build.operation=composite task.build.low=1 task.build.high=12 task.build.n_train=600 \
     task.build.n_val=128 task.build.n_test=200 task.min_accuracy=0 'guided.ways=[uniform,union_circuit,random_layers,adalora]' \
     'guided.subtasks=["task.build.operation=add task.build.high=60","task.build.operation=multiply task.build.high=60"]' \
-    guided.circuit_pairs=64 method=eap tune.steps=100 tune.score=metric adapter.lr=1e-3 hydra.run.dir="$out/ranks" &
+    guided.circuit_pairs=64 guided.adalora_lr=5e-3 method=eap tune.steps=100 tune.score=metric adapter.lr=1e-3 hydra.run.dir="$out/ranks" &
   jobs+=($!)
 fi
 settle

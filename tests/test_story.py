@@ -202,6 +202,10 @@ def test_the_verb_spreads_ranks_and_compares(local: Path, tmp_path: Path, capsys
         more.append(setting)
         call(*settings(local, tmp_path, *more), verb="guided")
         assert (tuned.stat().st_mtime_ns == before) == same, setting
+    more[-3:] = ["guided.ways=[uniform,adalora]", "guided.adalora_lr=0.02"]
+    call(*settings(local, tmp_path, *more, "adapter.lr=1e-3"), verb="guided")
+    tuned_with = [json.loads((tmp_path / f"{way}-seed0" / "result.json").read_text()) for way in ("uniform", "adalora")]
+    assert [float(run["provenance"]["adapter"]["lr"]) for run in tuned_with] == [1e-3, 0.02]
     assert "must begin with uniform" in failure(
         capsys, *settings(local, tmp_path / "no", *more, "guided.ways=[adalora]"), verb="guided"
     )

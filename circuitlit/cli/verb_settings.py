@@ -112,6 +112,7 @@ OF_VERBS: dict[str, dict[str, Kind]] = {
         "guided.seeds": listed(SEED, 1),
         "guided.circuit_pairs": COUNT,
         "guided.probe_batches": COUNT,
+        "guided.adalora_lr": number(above=0, most=1e6) | None,
         "guided.subtasks": listed(text()),
     },
     "compare": {

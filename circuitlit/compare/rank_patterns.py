@@ -40,6 +40,7 @@ class RankSettings:
         seeds: of the tuning runs.
         circuit_pairs: validation pairs that circuits are scored on.
         probe_batches: training batches of the gradient probe.
+        adalora_lr: learning rate of AdaLoRA; None takes that which its maker has.
         subtasks: settings, parted by spaces, that each make a part of the task out of it; union_circuit needs two.
 
     Raises:
@@ -51,6 +52,7 @@ class RankSettings:
     seeds: list[int] = field(default_factory=lambda: list(range(5)))
     circuit_pairs: int = 32
     probe_batches: int = 4
+    adalora_lr: float | None = None
     subtasks: list[str] = field(default_factory=list)
 
     def __post_init__(self) -> None:

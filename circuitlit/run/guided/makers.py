@@ -56,7 +56,8 @@ def _settings(cfg: DictConfig, anatomy: Anatomy, ranks: list[int] | None) -> Dic
     mean = cfg.guided.rank
     if ranks is None:
         sizes = (f"adapter.build.init_r={mean}", f"adapter.build.target_r={max(1, 2 * mean // 3)}")
-        return composed("adapter=adalora", *sizes)
+        rate = cfg.guided.adalora_lr
+        return composed("adapter=adalora", *sizes, *([] if rate is None else [f"adapter.lr={rate}"]))
     own, scale = cfg.copy(), cfg.adapter.build.alpha / cfg.adapter.build.r
     own.adapter.build.r, own.adapter.build.alpha = mean, scale * mean
     own.adapter.build.rank_pattern, own.adapter.build.alpha_pattern = rank_patterns(anatomy, ranks, scale)
