@@ -14,7 +14,8 @@ from circuitlit.graph import Graph
 
 TRIED = 0.9  # share of the matched pairs that a round tries to swap; below 1, so that any swap can happen alone
 AT_ONCE = 2**26  # edges of all draws that are drawn together
-BLOCK = 16  # draws that are swapped together
+BLOCK = 16  # draws of a large graph that are swapped together
+SMALL = 2**16  # edges of all draws of a small one, whose rounds are too short for blocks of 16
 
 
 def random_circuit(graph: Graph, count: int, seed: int, copies: int = 1) -> Bool[Tensor, "copies edge"]:
@@ -168,13 +169,14 @@ def _swapped(
     """
     writer, offsets = graph.writer_of.numpy()[edges], graph.offsets.numpy()
     reader = np.tile(graph.reader_of.numpy()[edges].astype(np.int32), (draws, 1))
-    visible, scratch = graph.visible.numpy(), _Scratch.of(min(BLOCK, draws) * graph.n_edges)
+    block = min(draws, max(BLOCK, SMALL // graph.n_edges))
+    visible, scratch = graph.visible.numpy(), _Scratch.of(block * graph.n_edges)
     half = len(edges) // 2
     for _ in range(20 + 4000 // max(10, len(edges))):
         keys = random.integers(2**31, size=reader.shape)
         tried = random.random((draws, half)) < TRIED
-        for begin in range(0, draws, BLOCK):  # few draws at a time stay in the processor's cache
-            rows = slice(begin, begin + BLOCK)
+        for begin in range(0, draws, block):  # few draws at a time stay in the processor's cache
+            rows = slice(begin, begin + block)
             _swap(graph.n_edges, (writer, visible, offsets), reader[rows], _matched(keys[rows], tried[rows]), scratch)
     return (writer + offsets[reader]).astype(np.int32)
 
