@@ -31,6 +31,7 @@ FAST = [
     "data.batch_size=4",
     "sparsity.target=0.8",
 ]
+QUICK_LOOK = ["logger=none", "debug=fast", "task.build.n_test=7", "callbacks=none", "task.min_accuracy=0"]
 
 
 def write_local(folder: Path) -> Path:

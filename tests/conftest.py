@@ -10,6 +10,8 @@ import sys
 from pathlib import Path
 from typing import Any
 
+if gc.isenabled():  # until all is imported
+    gc.disable()
 if sys.dont_write_bytecode:  # each process would compile thousands of files, which takes longer than most tests
     sys.pycache_prefix = str(Path(__file__).parent.parent / ".pytest_cache" / "bytecode")
     sys.dont_write_bytecode = False
@@ -36,6 +38,7 @@ from transformers.models.qwen3 import modeling_qwen3
 from transformers.utils.logging import disable_progress_bar
 
 from circuitlit.cli.presets import conf_dir
+from circuitlit.evaluate.cost import memory
 from circuitlit.model import Subject
 from circuitlit.run.bench import foretold
 from circuitlit.tasks.pair import Batch
@@ -172,22 +175,29 @@ def _split_names_once() -> None:
 
 
 def _reckon_once() -> None:
-    """Let runs of one model and one shape of steps keep what memory they are said to take: a tenth of a tiny run."""
-    shapes_of, reckon, shapes, parts = foretold.meta_copy, foretold.memory_parts, {}, {}
+    """Let what a step of one model and one shape will hold be counted once: a tenth of a tiny run, and most of a plan.
+
+    Kept are also the shapes of the models of runs.
+    """
+    shapes_of, count, shapes, counts = foretold.meta_copy, memory._activations, {}, {}
+
+    def key_of(model: Any) -> tuple[Any, ...]:
+        numbers = tuple(parameter.shape for parameter in model.parameters())
+        return type(model), model.config.to_json_string(False), model.config._attn_implementation, model.dtype, numbers
 
     def meta_copy(subject: Subject) -> Subject:
-        config = subject.model.config
-        key = (type(subject.model), config.to_json_string(False), config._attn_implementation, subject.model.dtype)
+        key = key_of(subject.model)
         if key not in shapes:
             shapes[key] = shapes_of(subject)
         return shapes[key]
 
-    def memory_parts(subject: Subject, shape: Any) -> dict[str, float]:
-        if (id(subject), shape) not in parts:
-            parts[id(subject), shape] = reckon(subject, shape)
-        return parts[id(subject), shape]
+    def activations(subject: Subject, shape: memory.StepShape) -> float:
+        key = (*key_of(subject.model), shape)
+        if key not in counts:
+            counts[key] = count(subject, shape)
+        return counts[key]
 
-    foretold.meta_copy, foretold.memory_parts = meta_copy, memory_parts
+    foretold.meta_copy, memory._activations = meta_copy, activations
 
 
 _merge_presets_once()
@@ -202,6 +212,7 @@ def pytest_collection_finish() -> None:
     gc.collect()
     gc.freeze()
     gc.set_threshold(10_000, 10, 10)
+    gc.enable()
 
 
 @pytest.fixture(autouse=True)

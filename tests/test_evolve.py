@@ -72,9 +72,17 @@ def same(ours: object, theirs: object) -> bool:
     return json.dumps(ours, sort_keys=True) == json.dumps(theirs, sort_keys=True)
 
 
-def test_a_series_end_to_end_and_interrupted(series: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
-    whole = tmp_path / "whole"
-    call(*settings_of(series, whole), verb="evolve")
+@pytest.fixture(scope="module")
+def whole(series: Path, tmp_path_factory: pytest.TempPathFactory) -> Path:
+    """What the verb finds in the series."""
+    folder = tmp_path_factory.mktemp("evolve") / "whole"
+    call(*settings_of(series, folder), verb="evolve")
+    return folder
+
+
+def test_a_series_end_to_end_and_interrupted(
+    series: Path, whole: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
     found = results(whole)
     one = found["series"][0]
     rows = one["tasks"]["jsonl"]["rows"]
@@ -108,11 +116,11 @@ def test_a_series_end_to_end_and_interrupted(series: Path, tmp_path: Path, monke
     assert len(made) == len(STEPS) - 2
     assert same(results(broken), found)
     made.clear()
-    call(*settings_of(series, whole, "evolve.faithfulness=0.5"), verb="evolve")
+    call(*settings_of(series, broken, "evolve.faithfulness=0.5"), verb="evolve")
     assert len(made) == len(STEPS)  # other settings, other cells
 
 
-def test_in_python_checkpoints_are_followed_as_by_the_verb(series: Path, tmp_path: Path) -> None:
+def test_in_python_checkpoints_are_followed_as_by_the_verb(series: Path, whole: Path, tmp_path: Path) -> None:
     rows = [json.loads(line) for line in (series / "pairs.jsonl").read_text().splitlines()]
     pairs, method = Pairs.from_list(rows), Method.of(eap_ig, negative_metric, steps=1)
     heads = HeadsFollowed(length=6, draws=2, threshold=0.106, top=2)
@@ -129,8 +137,7 @@ def test_in_python_checkpoints_are_followed_as_by_the_verb(series: Path, tmp_pat
     found = follow_all()
     found.save(tmp_path)
     assert Evolution.load(tmp_path) == found and len(found.to_frame()) == len(STEPS)
-    call(*settings_of(series, tmp_path / "verb"), verb="evolve")
-    verb = Evolution.load(tmp_path / "verb")
+    verb = Evolution.load(whole)
     assert found.series[0].heads == verb.series[0].heads
     ours, theirs = (one.series[0].tasks[name].rows[-1] for one, name in ((found, "own"), (verb, "jsonl")))
     assert ours.circuit == theirs.circuit and ours.behaviour == theirs.behaviour

@@ -11,7 +11,7 @@ from pathlib import Path
 
 import pytest
 import yaml
-from cli import call, settings
+from cli import QUICK_LOOK, call, settings
 from hydra import compose, initialize_config_dir
 from hydra.core.hydra_config import HydraConfig
 from hydra.core.override_parser.overrides_parser import OverridesParser
@@ -107,11 +107,8 @@ def test_a_run_in_folders_with_any_name(local: Path, tmp_path: Path) -> None:
     assert json.loads((place / "out" / "result.json").read_text())["steps"] == 0
 
 
-@pytest.mark.parametrize("task", ["task=jsonl", "task=tracr_reverse model=tracr_reverse ablation=zero"])
-def test_a_quick_look_at_any_task(task: str, local: Path, tmp_path: Path) -> None:
-    words = ["logger=none", "debug=fast", "task.build.n_test=7", "callbacks=none", "task.min_accuracy=0"]
-    own = settings(local, tmp_path) if task == "task=jsonl" else [*task.split(), f"hydra.run.dir={tmp_path}"]
-    call(*own, *words, verb="attribute")
+def test_a_quick_look_at_a_task(local: Path, tmp_path: Path) -> None:
+    call(*settings(local, tmp_path), *QUICK_LOOK, verb="attribute")
     assert json.loads((tmp_path / "result.json").read_text())["n_pairs"] == 7
 
 

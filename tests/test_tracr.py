@@ -11,7 +11,7 @@ from pathlib import Path
 
 import pytest
 import torch
-from cli import call, failure
+from cli import QUICK_LOOK, call, failure
 
 from circuitlit.evaluate import TestBed, completeness
 from circuitlit.evaluate.knockouts import edge_minimality, node_minimality
@@ -162,6 +162,12 @@ def test_acdc_finds_the_program_exactly(name: str, tmp_path: Path) -> None:
 def test_a_task_of_another_model_is_refused(tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:
     line = failure(capsys, "task=tracr_proportion", "model=tracr_reverse", f"hydra.run.dir={tmp_path}", "logger=none")
     assert "model=tracr_proportion" in line
+
+
+def test_a_quick_look_at_a_program(tmp_path: Path) -> None:
+    own = ["task=tracr_reverse", "model=tracr_reverse", "ablation=zero", f"hydra.run.dir={tmp_path}"]
+    call(*own, *QUICK_LOOK, verb="attribute")
+    assert json.loads((tmp_path / "result.json").read_text())["n_pairs"] == 7
 
 
 @pytest.fixture(scope="module")
