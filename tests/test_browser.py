@@ -24,6 +24,7 @@ from selenium.webdriver.support.ui import WebDriverWait  # noqa: E402
 
 CHROMIUM = shutil.which("chromium") or shutil.which("chromium-browser") or shutil.which("google-chrome")
 DRIVER = shutil.which("chromedriver")
+POLL = 0.02  # seconds between two looks at the page
 pytestmark = pytest.mark.skipif(not (CHROMIUM and DRIVER), reason="Chromium and its driver are not installed")
 
 
@@ -86,12 +87,12 @@ def visit(browser: webdriver.Chrome, path: Path) -> None:
     """Open a page and wait until its figures are drawn."""
     browser.get_log("browser")
     browser.get(path.as_uri())
-    WebDriverWait(browser, 20).until(lambda b: b.execute_script("return document.body.dataset.drawn") == "true")
+    WebDriverWait(browser, 20, POLL).until(lambda b: b.execute_script("return document.body.dataset.drawn") == "true")
 
 
 def until(browser: webdriver.Chrome, script: str) -> None:
     """Wait for an expression to become true."""
-    WebDriverWait(browser, 10).until(lambda b: b.execute_script(f"return {script}"))
+    WebDriverWait(browser, 10, POLL).until(lambda b: b.execute_script(f"return {script}"))
 
 
 def data(browser: webdriver.Chrome, name: str) -> list:
@@ -256,7 +257,7 @@ def test_groups_are_made_saved_opened_and_restored_from_the_address(
     page.find_element(By.CSS_SELECTOR, "#grouped button").click()
     until(page, "cy.getElementById('a0.h0').parent().id() === 'open:first heads'")
     page.find_element(By.ID, "save-groups").click()
-    WebDriverWait(page, 10).until(lambda _: (tmp_path / "groups.json").exists())
+    WebDriverWait(page, 10, POLL).until(lambda _: (tmp_path / "groups.json").exists())
     assert json.loads((tmp_path / "groups.json").read_text()) == {"first heads": ["a0.h0", "a0.h1"]}
     page.get("about:blank")
     page.get(address)
@@ -318,7 +319,7 @@ def test_buttons_save_the_circuit_and_the_data(page: webdriver.Chrome, folder: P
     page.execute_cdp_cmd("Browser.setDownloadBehavior", {"behavior": "allow", "downloadPath": str(tmp_path)})
     for name in ("circuit.json", "data.json"):
         page.find_element(By.CSS_SELECTOR, f"[data-download='{name}']").click()
-        WebDriverWait(page, 10).until(lambda _, name=name: (tmp_path / name).exists())
+        WebDriverWait(page, 10, POLL).until(lambda _, name=name: (tmp_path / name).exists())
     assert json.loads((tmp_path / "circuit.json").read_text()) == json.loads((folder / "circuit.json").read_text())
     saved = json.loads((tmp_path / "data.json").read_text())
     for part in ("result", "history", "evolution"):
@@ -373,7 +374,7 @@ def test_pages_that_compare_fit_a_phone(browser: webdriver.Chrome, comparisons: 
         browser.get_log("browser")
         browser.get(comparisons[name].as_uri())
         drawn = "return document.querySelectorAll('.main-svg').length"
-        WebDriverWait(browser, 20).until(lambda b: b.execute_script(drawn) > 0)
+        WebDriverWait(browser, 20, POLL).until(lambda b: b.execute_script(drawn) > 0)
         wide = """return [...document.querySelectorAll('body *')].filter(e => !e.closest('.scroll, table')
             && e.getBoundingClientRect().right > 391).map(e => e.tagName + '.' + e.className)"""
         assert browser.execute_script("return document.documentElement.scrollWidth") <= 390
