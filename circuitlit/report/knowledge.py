@@ -128,7 +128,8 @@ def write_knowledge(result: Knowledge, folder: Path) -> Path:
         )
     lead += (
         "Circuits are compared with shuffled ones, and their overlap with circuits in which every node has as many "
-        "edges (J*: 0 chance, 1 the same edges)."
+        "edges (J*: 0 chance, 1 the same edges). Their brackets are 95 % intervals for other pairs of these sentences, "
+        "then for new sentences."
     )
     return write_simple_page(folder / "knowledge.html", f"What {result.model} knows", lead, sections)
 
