@@ -6,17 +6,16 @@ import json
 from abc import ABC, abstractmethod
 from collections.abc import Iterable
 from dataclasses import asdict, dataclass, field, fields, replace
-from functools import cache
 from importlib import metadata
 from pathlib import Path
 from typing import TYPE_CHECKING, Any, ClassVar, Self
 
 from circuitlit.errors import UserError
 from circuitlit.files import write_json
+from circuitlit.plain_types import converter_of
 
 if TYPE_CHECKING:
     import pandas as pd
-    from pydantic import TypeAdapter
 
 PACKAGES = ("circuitlit", "torch", "lightning", "transformers", "peft", "hydra-core", "wandb")  # that results depend on
 
@@ -65,7 +64,7 @@ class Result(ABC):
                 f"version {cls.version}; run the command again"
             )
         try:
-            return _adapter(cls).validate_python({key: value for key, value in content.items() if key != "schema"})
+            return converter_of(cls).validate_python({key: value for key, value in content.items() if key != "schema"})
         except ValidationError as error:
             first = error.errors()[0]
             place = ".".join(map(str, first["loc"]))
@@ -136,10 +135,3 @@ def version(package: str) -> str:
         return metadata.version(package)
     except metadata.PackageNotFoundError:
         return "not installed"
-
-
-@cache
-def _adapter(cls: type) -> TypeAdapter[Any]:
-    from pydantic import TypeAdapter
-
-    return TypeAdapter(cls)

@@ -10,14 +10,12 @@ from contextlib import contextmanager
 from dataclasses import dataclass
 from pathlib import Path
 from tempfile import TemporaryDirectory
-from typing import TYPE_CHECKING, Any, Generic, TypeVar
+from typing import Any, Generic, TypeVar
 
 from circuitlit.errors import sentence
 from circuitlit.files import write_json
 from circuitlit.lock import InUse, claimed_cell
-
-if TYPE_CHECKING:
-    from pydantic import TypeAdapter
+from circuitlit.plain_types import converter_of
 
 log = logging.getLogger(__name__)
 Made = TypeVar("Made")
@@ -75,7 +73,7 @@ class Store:
         if content.get("settings") != fingerprint(settings) or "content" not in content:
             return None
         try:
-            return _adapter(kind).validate_python(content["content"])
+            return converter_of(kind).validate_python(content["content"])
         except ValueError:  # of an earlier version
             return None
 
@@ -99,7 +97,7 @@ class Store:
             return found
         with claimed_cell(self.folder / f"{name}.json", wait):
             if self.known(name, settings, kind) is None:  # another process may have made it meanwhile
-                self._write(name, settings, content=_adapter(kind).dump_python(work()))
+                self._write(name, settings, content=converter_of(kind).dump_python(work()))
             found = self.known(name, settings, kind)  # as the next run will read it
         assert found is not None, f"{name}: what was written is not a {kind}"
         return found
@@ -181,9 +179,3 @@ def opened(folder: Path | str | Store | None) -> Iterator[Store]:
 def fingerprint(settings: object) -> str:
     """A short hash of settings."""
     return hashlib.sha256(json.dumps(settings, sort_keys=True, default=str).encode()).hexdigest()[:16]
-
-
-def _adapter(kind: type[Made]) -> TypeAdapter[Made]:
-    from pydantic import TypeAdapter
-
-    return TypeAdapter(kind)

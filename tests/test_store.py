@@ -19,6 +19,24 @@ class Figures:
     names: dict[str, int]
 
 
+@dataclass(frozen=True)
+class Share:
+    """Has the name of a class that circuitlit.store has, too."""
+
+    value: float
+
+
+@dataclass(frozen=True)
+class Shares:
+    first: Share
+    rest: list[Share]
+
+
+def test_names_in_annotations_are_those_of_their_own_module(tmp_path: Path) -> None:
+    kept = Shares(Share(0.25), [Share(0.75)])
+    assert Store(tmp_path).made("one", {}, Shares, lambda: kept) == kept == Store(tmp_path).known("one", {}, Shares)
+
+
 def test_a_part_is_made_once_with_each_settings(tmp_path: Path) -> None:
     calls: list[float] = []
 

@@ -5,7 +5,6 @@ from __future__ import annotations
 from dataclasses import replace
 
 from omegaconf import DictConfig
-from pydantic import TypeAdapter
 
 from circuitlit.cli.build import build_pairs, build_subject, plain, provenance
 from circuitlit.cli.checks import run_dir
@@ -15,6 +14,7 @@ from circuitlit.graph import Circuit
 from circuitlit.heads import HeadScores
 from circuitlit.heads.head_settings import HeadSettings
 from circuitlit.heads.score_heads import score_heads
+from circuitlit.plain_types import converter_of
 from circuitlit.progress import CONSOLE, phase, times
 from circuitlit.report.heads_figure import write_heads_page
 from circuitlit.report.heads_table import print_heads
@@ -22,7 +22,7 @@ from circuitlit.report.heads_table import print_heads
 
 def run(cfg: DictConfig) -> HeadScores:
     """Compute the scores of `heads.scores`; scores, their figure and the causal checks go into the run directory."""
-    settings = TypeAdapter(HeadSettings).validate_python(plain(cfg.heads))
+    settings = converter_of(HeadSettings).validate_python(plain(cfg.heads))
     prepare(cfg)
     with phase("load", f"Loading {cfg.model.name} and the pairs of task {cfg.task.name}"):
         circuit = None if settings.circuit is None else Circuit.load(settings.circuit)

@@ -19,6 +19,7 @@ from collections.abc import Sequence
 from dataclasses import asdict, dataclass
 from typing import Any
 
+from circuitlit.plain_types import converter_of
 from circuitlit.timeline.chance import BEYOND, NOT_BEYOND, UNDECIDED, Chance, Null, chances
 from circuitlit.timeline.intervals import intervals
 from circuitlit.timeline.labels import NAMES, Signals, best_labels, label_costs, progress_of
@@ -93,9 +94,7 @@ class Timeline:
     @classmethod
     def from_dict(cls, content: dict[str, Any]) -> Timeline:
         """What `to_dict` made plain; boundaries of older versions were not compared with chance."""
-        from pydantic import TypeAdapter
-
-        return TypeAdapter(cls).validate_python(content)
+        return converter_of(cls).validate_python(content)
 
     def boundaries(self) -> list[Boundary]:
         """Where one stage gives way to the next, without the run's own start and end."""
