@@ -29,6 +29,7 @@ ORDER = [
     "arguments",
     "files",
     "lock",
+    "plain_types",
     "store",
     "result",
     "progress",
