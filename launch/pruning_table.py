@@ -6,6 +6,7 @@ python launch/pruning_table.py FOLDER: reads FOLDER/*/study.json, writes FOLDER/
 from __future__ import annotations
 
 import sys
+from collections import Counter
 from collections.abc import Callable, Iterator, Sequence
 from pathlib import Path
 
@@ -55,7 +56,8 @@ def lines(studies: Sequence[MethodStudy]) -> Iterator[str]:
     """All tables of one model."""
     for task in {one.task: one for study in studies for one in study.tasks}.values():
         rows = [row for study in studies for row in study.methods if row.task == task.task]
-        sizes = sorted({row.sparsity for row in rows if row.kind == "control"})
+        shared = Counter(row.sparsity for row in rows)
+        sizes = sorted(size for size, methods in shared.items() if methods > 1)  # one that a method has alone it chose
         for title, figure in FIGURES.get(task.task, FIGURES["ioi"]).items():
             yield f"\n### {studies[0].model}, {task.task}: {title}\n"
             yield "| method | " + " | ".join(percent(size) for size in sizes) + " |"

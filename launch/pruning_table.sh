@@ -3,7 +3,8 @@
 # Edge Pruning's recipe, our masks, EAP, EAP-IG, on SmolLM2 and Gemma 3 270M. One GPU, all processes at once. Writes
 # OUT/MODEL/study.json with figures, and OUT/table.md. SEEDS=0 (then SEEDS=0,1,2 in the same folder: only what is missing
 # is made). ACDC=1: ACDC alone, at the sizes that it chooses, into OUT/MODEL-acdc; that takes long. MODELS: which. PARTS (6):
-# processes for each model. MORE: further settings. DRY=1 prints the commands.
+# processes for each model. MORE: further settings (PARTS=1 MORE=study.finished_only=true: a table of what is there). DRY=1
+# prints the commands.
 set -euo pipefail
 cd "$(dirname "$0")/.."
 out=${1:-runs/pruning_table} seeds=${SEEDS:-0} parts=${PARTS:-6} suffix=${ACDC:+-acdc}

@@ -3,14 +3,20 @@
 from __future__ import annotations
 
 import os
+import runpy
 import shlex
 import shutil
 import subprocess
 import sys
 from pathlib import Path
+from types import SimpleNamespace
+from typing import Any
 
 import pytest
 from hydra import compose, initialize_config_dir
+
+from circuitlit.evaluate.statistics import Estimate
+from circuitlit.evaluate.study.results import StudiedTask
 
 ROOT = Path(__file__).parent.parent
 SCRIPTS = sorted(path.name for pattern in ("*.sh", "*.sbatch") for path in (ROOT / "launch").glob(pattern))
@@ -167,3 +173,19 @@ def test_the_pruning_table_is_of_studies_that_compose(acdc: dict[str, str], tmp_
         folders.add(words[-1])
         assert list(cfg.study.seeds) == [0, 1] and bool(cfg.study.learners) == (not acdc)
     assert folders == {f"hydra.run.dir={tmp_path}/{m}{'-acdc' if acdc else ''}" for m in ("smollm2", "gemma3_270m")}
+
+
+def test_the_pruning_table_needs_no_random_circuits() -> None:
+    lines = runpy.run_path(str(ROOT / "launch" / "pruning_table.py"))["lines"]
+
+    def row(method: str, sparsity: float) -> SimpleNamespace:
+        size = {"task": "ioi", "sparsity": sparsity, "n_circuits": 1, "n_edges": 9, "seconds": 1.0}
+        return SimpleNamespace(method=method, kl=Estimate(0.5), logit_diff=Estimate(1.0), **size)
+
+    full: Any = SimpleNamespace(kl=Estimate(0.0), logit_diff=Estimate(2.0))
+    task = StudiedTask(task="ioi", n_pairs=9, n_train=9, n_edges_total=99, full=full, corrupted=full)
+    rows = [row("eap", 0.5), row("eap", 0.9), row("masks", 0.5), row("masks", 0.9), row("acdc", 0.93)]
+    study = SimpleNamespace(model="small", tasks=[task], methods=rows)
+    found = list(lines([study]))
+    assert found.count("| method | 50.0 % | 90.0 % |") == 2  # of KL and of the logit difference
+    assert [line for line in found if line.startswith("| acdc")] == ["| acdc | 93.0 % | 9 | 0.500 | 1.000 | 1 |"]

@@ -43,8 +43,9 @@ def test_the_state_goes_by_the_interval(low: float, high: float, side: Side, sta
 
 
 def test_what_is_not_measured_says_why() -> None:
-    row = TrustRow.of("a.b", "share", None, 0.6, why="the model errs on 3 of 90 pairs")
-    assert trust_cells(row) == ("a.b", "share", "-", "at least 0.6", "not measured: the model errs on 3 of 90 pairs")
+    row = TrustRow.of("a.b", "share", None, 0.6, why="not measurable: the model errs on 3 of 90 pairs")
+    why = "not measured: the model errs on 3 of 90 pairs"
+    assert trust_cells(row) == ("a.b", "share", "-", "at least 0.6", "-", why)
     assert TrustRow.of("a.b", "share", Estimate(), 0.6).why
 
 
@@ -202,3 +203,9 @@ def test_the_interval_is_drawn_against_the_bar() -> None:
         and trust_cells(both)[3] == "within 0.1 of 1"
     )
     assert interval_picture(TrustRow(name="a", figure="b")) == ""
+
+
+def test_a_row_says_how_many_pairs_and_sentences_it_stands_on() -> None:
+    found = Estimate(0.5, 0.0, 1.0)
+    assert trust_cells(TrustRow.of("a.b", "share", found, pairs=1000, groups=12))[4] == "1,000 (12)"
+    assert trust_cells(TrustRow.of("a.b", "share", found, pairs=64))[4] == "64"

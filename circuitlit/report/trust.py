@@ -17,7 +17,7 @@ from circuitlit.report.simple_page import write_simple_page
 if TYPE_CHECKING:
     from circuitlit.evaluate.trust.card import TrustCard
 
-HEADINGS = ("claim", "figure", "value", "bar", "state")
+HEADINGS = ("claim", "figure", "value", "bar", "pairs (sentences)", "state")
 LOGGED = ("value", "low", "high", "bar", "state", "p")
 WIDTH, HEIGHT = 160, 18  # of an interval's picture, pixels
 
@@ -29,10 +29,12 @@ def rows_of(content: Mapping[str, Any] | None) -> list[TrustRow]:
 
 
 def trust_cells(row: TrustRow) -> tuple[str, ...]:
-    """One line: name, figure, value with its interval, bar, state."""
+    """One line: name, figure, value with its interval, bar, the pairs and sentences that it stands on, state."""
     value = "-" if row.value is None else f"{row.value:.3f} [{row.low:.3f}, {row.high:.3f}]"
     bar = "-" if row.bar is None else f"{row.side} {row.bar:.4g}" + (f" of {row.around:g}" if row.around else "")
-    return row.name, row.figure, value, bar, f"{row.state}: {row.why}" if row.why else row.state
+    pairs = "-" if row.pairs is None else f"{row.pairs:,}" + ("" if row.groups is None else f" ({row.groups})")
+    why = row.why.removeprefix("not measurable: ")
+    return row.name, row.figure, value, bar, pairs, f"{row.state}: {why}" if why else row.state
 
 
 def interval_picture(row: TrustRow) -> str:
@@ -50,7 +52,8 @@ def interval_picture(row: TrustRow) -> str:
 
     middle = HEIGHT / 2
     strokes = "".join(f'<path d="M{x(bar)} 1V{HEIGHT - 1}" stroke-dasharray="3 2"/>' for bar in bars)
-    said = escape(", ".join(trust_cells(row)[2:]), quote=True)
+    value, bar, _, state = trust_cells(row)[2:]
+    said = escape(f"{value}, {bar}, {state}", quote=True)
     return (
         f'<svg role="img" aria-label="{said}" width="{WIDTH}" height="{HEIGHT}" fill="currentColor" '
         f'stroke="currentColor" stroke-width="1.5">{strokes}<path d="M{x(row.low)} {middle}H{x(row.high)}" '
@@ -68,7 +71,8 @@ def trust_table(rows: Iterable[TrustRow]) -> Markup:
         name, figure, *rest = (escape(cell) for cell in trust_cells(row))
         cells = [figure, rest[0], interval_picture(row), *rest[1:]]
         texts = "".join(f'<td class="text" style="white-space: normal">{cell}' for cell in cells)
-        lines.append(f'<tr><th class="text" scope="row">{name}{texts}')
+        broken = name.replace(".", ".<wbr>").replace("_", "_<wbr>")
+        lines.append(f'<tr><th class="text" scope="row" style="white-space: normal">{broken}{texts}')
     return Markup(f'<table class="wide"><thead><tr>{head}</thead><tbody>{"".join(lines)}</tbody></table>')
 
 
@@ -84,7 +88,9 @@ def write_trust(result: TrustCard, folder: Path) -> Path:
     """Write `trust.html` into a folder: one file that needs nothing else."""
     lead = (
         f"{result.n_edges:,} edges by {result.method}. There is no grade: each line stands for itself. "
-        "The state goes by the interval, of 95 % where nothing else is said; undecided where that straddles the bar."
+        "The state goes by the interval, of 95 % where nothing else is said; undecided where that straddles the bar. "
+        "Pairs are drawn for the card: they need not be those of the run that found the circuit, and figures then "
+        "differ a little."
     )
     table = str(trust_table(result.trust.values()))
     return write_simple_page(folder / "trust.html", _title(result), lead, [("Claims", table)])
