@@ -11,7 +11,7 @@ from collections.abc import Callable, Iterator, Sequence
 from pathlib import Path
 
 from circuitlit.evaluate.statistics import Estimate
-from circuitlit.evaluate.study.results import MethodRow, MethodStudy, StudiedTask
+from circuitlit.evaluate.study.results import LearnedMinusAttribution, MethodRow, MethodStudy, StudiedTask
 from circuitlit.report.table import Metric, percent
 
 Figure = Callable[[MethodRow | StudiedTask], Estimate | None]
@@ -67,7 +67,19 @@ def lines(studies: Sequence[MethodStudy]) -> Iterator[str]:
                 if any(size in own for size in sizes):
                     yield f"| {method} | " + " | ".join(cell(own.get(size), figure) for size in sizes) + " |"
             yield f"| full model | {cell(task, figure)} |" + " |" * (len(sizes) - 1)
+            if title.startswith("KL"):
+                yield from differences(
+                    [one for s in studies for one in s.learned_minus_attribution_kl], task.task, sizes
+                )
         yield from own_sizes(studies[0].model, task, [row for row in rows if row.sparsity not in sizes])
+
+
+def differences(all_tasks: Sequence[LearnedMinusAttribution], task: str, sizes: Sequence[float]) -> Iterator[str]:
+    """KL of what was learned minus that of the attribution that is best on validation pairs, pair by pair."""
+    own = [one for one in all_tasks if one.task == task]
+    for learner in dict.fromkeys(short(one.learner) for one in own):
+        at = {one.sparsity: one for one in own if short(one.learner) == learner}
+        yield f"| {learner} minus the better attribution | " + " | ".join(said(at.get(size)) for size in sizes) + " |"
 
 
 def own_sizes(model: str, task: StudiedTask, rows: Sequence[MethodRow]) -> Iterator[str]:
@@ -83,16 +95,26 @@ def own_sizes(model: str, task: StudiedTask, rows: Sequence[MethodRow]) -> Itera
         yield f"| {row.method} | {percent(row.sparsity)} | {row.n_edges:,} | {cells} | {row.seconds:.0f} |"
 
 
+def short(method: str) -> str:
+    """Its name without its target."""
+    return RECIPE if method.startswith(RECIPE) else method
+
+
 def label(row: MethodRow) -> str:
     """Of a method's line; several seeds say so."""
-    name = RECIPE if row.method.startswith(RECIPE) else row.method
+    name = short(row.method)
     return f"{name}, mean of {row.n_circuits}" if row.n_circuits > 1 else name
 
 
 def cell(row: MethodRow | StudiedTask | None, figure: Figure) -> str:
-    """A value with its interval for new sentences, or, where there is none, for other pairs."""
-    found = Metric.of(figure(row)) if row is not None else Metric()
-    return f"{found.text()} {found.sentences() or found.interval()}".strip()
+    """One of a row's figures; a dash without one."""
+    return said(figure(row) if row is not None else None) or "-"
+
+
+def said(estimate: Estimate | None) -> str:
+    """A value with its interval for new sentences, or, where there is none, for other pairs; empty without one."""
+    found = Metric.of(estimate)
+    return f"{found.text()} {found.sentences() or found.interval()}".strip() if estimate is not None else ""
 
 
 if __name__ == "__main__":

@@ -16,7 +16,7 @@ import pytest
 from hydra import compose, initialize_config_dir
 
 from circuitlit.evaluate.statistics import Estimate
-from circuitlit.evaluate.study.results import StudiedTask
+from circuitlit.evaluate.study.results import LearnedMinusAttribution, StudiedTask
 
 ROOT = Path(__file__).parent.parent
 SCRIPTS = sorted(path.name for pattern in ("*.sh", "*.sbatch") for path in (ROOT / "launch").glob(pattern))
@@ -185,7 +185,9 @@ def test_the_pruning_table_needs_no_random_circuits() -> None:
     full: Any = SimpleNamespace(kl=Estimate(0.0), logit_diff=Estimate(2.0))
     task = StudiedTask(task="ioi", n_pairs=9, n_train=9, n_edges_total=99, full=full, corrupted=full)
     rows = [row("eap", 0.5), row("eap", 0.9), row("masks", 0.5), row("masks", 0.9), row("acdc", 0.93)]
-    study = SimpleNamespace(model="small", tasks=[task], methods=rows)
+    less = LearnedMinusAttribution(task="ioi", sparsity=0.9, learner="masks", attribution="eap", n_seeds=1, value=-0.25)
+    study = SimpleNamespace(model="small", tasks=[task], methods=rows, learned_minus_attribution_kl=[less])
     found = list(lines([study]))
     assert found.count("| method | 50.0 % | 90.0 % |") == 2  # of KL and of the logit difference
     assert [line for line in found if line.startswith("| acdc")] == ["| acdc | 93.0 % | 9 | 0.500 | 1.000 | 1 |"]
+    assert found.count("| masks minus the better attribution |  | -0.250 |") == 1
