@@ -19,13 +19,14 @@ from transformers import AutoConfig, AutoModelForCausalLM, PreTrainedTokenizerBa
 from circuitlit.compare.effects import PairBed, plain_logits
 from circuitlit.compare.injected_facts import FactInjection, inject_facts
 from circuitlit.compare.injection import reverting_scores
-from circuitlit.compare.known_facts import Knowledge, KnownTask, lookup_heads, measure_knowledge
+from circuitlit.compare.known_facts import Knowledge, KnownTask, measure_knowledge
 from circuitlit.compare.transplant import Transplant
 from circuitlit.errors import UserError
 from circuitlit.evaluate import Estimate
 from circuitlit.heads import PatchBed
 from circuitlit.heads.attention import Heads
 from circuitlit.heads.knowledge import READ, RETRIEVAL, attention_blocked, attention_mass, role_effects
+from circuitlit.heads.lookup import lookup_heads
 from circuitlit.model import Subject
 from circuitlit.model.load import load_subject
 from circuitlit.report.injection import sentence

@@ -19,13 +19,14 @@ from transformers import PreTrainedTokenizerBase
 
 from circuitlit.compare import known_facts
 from circuitlit.compare.knowledge_circuits import Drawn, knowledge_circuit, knowledge_overlaps
-from circuitlit.compare.known_facts import Knowledge, lookup_heads, measure_knowledge
+from circuitlit.compare.known_facts import Knowledge, measure_knowledge
 from circuitlit.discover import eap
 from circuitlit.discover.method import Method
 from circuitlit.discover.workbench import Workbench
 from circuitlit.errors import Stopped, UserError
 from circuitlit.heads import PatchBed
 from circuitlit.heads.knowledge import mlp_writers, role_effects, roles_of, writing
+from circuitlit.heads.lookup import lookup_heads
 from circuitlit.heads.path_patching import path_patch
 from circuitlit.model import Subject
 from circuitlit.model.load import load_subject

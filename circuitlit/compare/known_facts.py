@@ -2,12 +2,9 @@
 
 from __future__ import annotations
 
-import random
 from collections.abc import Iterator, Mapping, Sequence
-from dataclasses import asdict, dataclass, field, replace
+from dataclasses import dataclass, field, replace
 from functools import partial
-from itertools import combinations
-from math import comb
 from pathlib import Path
 from typing import Any, ClassVar, Literal
 
@@ -28,14 +25,11 @@ from circuitlit.discover.workbench import Workbench
 from circuitlit.errors import UserError
 from circuitlit.evaluate import Estimate
 from circuitlit.evaluate.statistics import mean_estimate
-from circuitlit.evaluate.testing import benjamini_hochberg, enough_draws, paired_p, with_holm
+from circuitlit.evaluate.testing import with_holm
 from circuitlit.evaluate.trust.identity import identity_of, identity_of_pairs
 from circuitlit.files import file_name
-from circuitlit.graph import Graph
-from circuitlit.heads.causal import Behaviour, causal_check, metric_of_pairs
-from circuitlit.heads.knowledge import BRIDGES, MLPS, blocking, carrying, role_effects, roles_of, writing
+from circuitlit.heads.lookup import LookupHeads, lookup_heads
 from circuitlit.heads.path_patching import PatchBed
-from circuitlit.heads.roles import Head
 from circuitlit.model import Subject
 from circuitlit.progress import phase, say
 from circuitlit.result import Result
@@ -43,26 +37,6 @@ from circuitlit.store import opened
 from circuitlit.tasks import EncodedPairs, PairsModule
 from circuitlit.tasks.encode import encode
 from circuitlit.tasks.splits import END, OTHER
-
-
-@dataclass(frozen=True)
-class LookupHead:
-    """A head of a role: the metric lost without it, that as a share of the metric, its attention, q of all tried."""
-
-    head: str
-    drop: Estimate
-    share: float
-    attention: float | None
-    q: float
-
-
-@dataclass(frozen=True)
-class LookupHeads:
-    """The nodes of a role, how many were tried, and their check on test pairs beside random ones (None: no node)."""
-
-    heads: list[LookupHead]
-    tried: int
-    check: dict[str, Any] | None
 
 
 @dataclass(frozen=True)
@@ -268,64 +242,3 @@ def _bed(data: PairsModule, subject: Subject, pairs: EncodedPairs, rows: Sequenc
     answered = set(rows)
     chosen = [row for row in pairs.spread() if row in answered][:most]
     return PatchBed.build(subject, pairs.batches(data.eval_batch_size, order=chosen))
-
-
-def lookup_heads(
-    bed: PatchBed,
-    test: PatchBed,
-    role_names: Sequence[str],
-    *,
-    first_hops: PatchBed | None = None,
-    candidates: int = 40,
-    top: int = 5,
-    least: float = 0.02,
-    alpha: float = 0.05,
-    draws: int | None = None,
-) -> dict[str, LookupHeads]:
-    """Nodes of each role, chosen on training pairs and checked on test pairs against random ones of their layers.
-
-    With `first_hops`, the first steps of the training pairs, also those that carry what answers in two steps go over.
-    """
-    roles = roles_of(role_names, first_hops is not None)
-    found, draws = {}, draws or enough_draws(len(roles))
-    for role in roles:
-        if role in BRIDGES:
-            assert first_hops is not None
-            last = bed.graph.n_layers - 1  # what the last block puts out there, no later token reads
-            found_there = role_effects(first_hops, (OTHER, END), BRIDGES[role], candidates)
-            tried = [one for one in found_there if one.head[0] < last]
-        else:
-            tried = role_effects(bed, role_names, role, candidates)
-        q = benjamini_hochberg([paired_p(entry.drop, entry.groups) for entry in tried])
-        real = [
-            (entry, value) for entry, value in zip(tried, q, strict=True) if value <= alpha and entry.share >= least
-        ][:top]
-        check = None
-        if real:
-            heads = [entry.head for entry, _ in real]
-            behaviour, graph = _behaviour(test, role_names, role), test.graph
-            sets = _other_mlps(graph, heads, draws) if BRIDGES.get(role, role) == MLPS else None
-            check = asdict(causal_check(behaviour, graph, heads, draws, groups=test.groups, sets=sets))
-            check["heads"] = [entry.name for entry, _ in real]
-        listed = [LookupHead(e.name, e.estimate, e.share, e.attention, value) for e, value in real]
-        found[role] = LookupHeads(listed, len(tried), check)
-    return found
-
-
-def _behaviour(bed: PatchBed, role_names: Sequence[str], role: str) -> Behaviour:
-    if role in BRIDGES:
-        return carrying(bed, role_names, "subject")
-    read = roles_of(role_names)[role]
-    if read is not None:
-        return blocking(bed.heads, bed.batches, role_names, read)
-    return writing(bed) if role == MLPS else metric_of_pairs(bed, "interchange")
-
-
-def _other_mlps(graph: Graph, mlps: Sequence[Head], draws: int) -> list[list[Head]]:
-    """Random sets of as many other MLPs; all of them where there are fewer than `draws`."""
-    free = [(layer, -1) for layer in range(graph.n_layers) if (layer, -1) not in mlps]
-    count = min(len(mlps), len(free))
-    if comb(len(free), count) <= draws:
-        return [list(one) for one in combinations(free, count)]
-    rng = random.Random(0)
-    return [rng.sample(free, count) for _ in range(draws)]

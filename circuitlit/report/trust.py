@@ -17,7 +17,7 @@ from circuitlit.report.simple_page import write_simple_page
 if TYPE_CHECKING:
     from circuitlit.evaluate.trust.card import TrustCard
 
-HEADINGS = ("claim", "figure", "value", "bar", "pairs (sentences)", "state")
+HEADINGS = ("claim", "figure", "value", "bar", "state")
 LOGGED = ("value", "low", "high", "bar", "state", "p")
 WIDTH, HEIGHT = 160, 18  # of an interval's picture, pixels
 
@@ -29,12 +29,18 @@ def rows_of(content: Mapping[str, Any] | None) -> list[TrustRow]:
 
 
 def trust_cells(row: TrustRow) -> tuple[str, ...]:
-    """One line: name, figure, value with its interval, bar, the pairs and sentences that it stands on, state."""
+    """One line: name, figure, value with its interval, bar, state."""
     value = "-" if row.value is None else f"{row.value:.3f} [{row.low:.3f}, {row.high:.3f}]"
     bar = "-" if row.bar is None else f"{row.side} {row.bar:.4g}" + (f" of {row.around:g}" if row.around else "")
-    pairs = "-" if row.pairs is None else f"{row.pairs:,}" + ("" if row.groups is None else f" ({row.groups})")
     why = row.why.removeprefix("not measurable: ")
-    return row.name, row.figure, value, bar, pairs, f"{row.state}: {why}" if why else row.state
+    return row.name, row.figure, value, bar, f"{row.state}: {why}" if why else row.state
+
+
+def measured_on(row: TrustRow) -> str:
+    """The pairs and sentences that a line stands on; empty where nobody counted."""
+    if row.pairs is None:
+        return ""
+    return f"{row.pairs:,} pairs" + ("" if row.groups is None else f" of {row.groups:,} sentences")
 
 
 def interval_picture(row: TrustRow) -> str:
@@ -52,8 +58,7 @@ def interval_picture(row: TrustRow) -> str:
 
     middle = HEIGHT / 2
     strokes = "".join(f'<path d="M{x(bar)} 1V{HEIGHT - 1}" stroke-dasharray="3 2"/>' for bar in bars)
-    value, bar, _, state = trust_cells(row)[2:]
-    said = escape(f"{value}, {bar}, {state}", quote=True)
+    said = escape(", ".join(trust_cells(row)[2:]), quote=True)
     return (
         f'<svg role="img" aria-label="{said}" width="{WIDTH}" height="{HEIGHT}" fill="currentColor" '
         f'stroke="currentColor" stroke-width="1.5">{strokes}<path d="M{x(row.low)} {middle}H{x(row.high)}" '
@@ -63,13 +68,12 @@ def interval_picture(row: TrustRow) -> str:
 
 def trust_table(rows: Iterable[TrustRow]) -> Markup:
     """HTML with a line a claim."""
-    head = "".join(
-        f'<th class="text" scope="col">{heading}' for heading in (*HEADINGS[:3], "interval and bar", *HEADINGS[3:])
-    )
+    headings = (*HEADINGS[:3], "interval and bar", HEADINGS[3], "measured on", HEADINGS[4])
+    head = "".join(f'<th class="text" scope="col">{heading}' for heading in headings)
     lines = []
     for row in rows:
-        name, figure, *rest = (escape(cell) for cell in trust_cells(row))
-        cells = [figure, rest[0], interval_picture(row), *rest[1:]]
+        name, figure, value, bar, state = (escape(cell) for cell in trust_cells(row))
+        cells = [figure, value, interval_picture(row), bar, measured_on(row), state]
         texts = "".join(f'<td class="text" style="white-space: normal">{cell}' for cell in cells)
         broken = name.replace(".", ".<wbr>").replace("_", "_<wbr>")
         lines.append(f'<tr><th class="text" scope="row" style="white-space: normal">{broken}{texts}')
@@ -80,7 +84,8 @@ def print_trust(result: TrustCard, console: Console) -> None:
     """Print a line a claim."""
     table = grid(_title(result), HEADINGS)
     for row in result.trust.values():
-        table.add_row(*trust_cells(row))
+        name, figure, *rest = trust_cells(row)
+        table.add_row(name, "; ".join(filter(None, (figure, measured_on(row)))), *rest)
     console.print(table)
 
 
