@@ -1,4 +1,4 @@
-"""Tiny configurations of the families beyond conftest's: every kind of layer, every option, no factor of 1."""
+"""Tiny configurations of families beyond those of `shared.py`: every kind of layer, every option, no factor of 1."""
 
 from __future__ import annotations
 
