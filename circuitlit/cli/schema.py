@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import os
 from collections.abc import Iterator, Mapping
+from functools import cache
 from typing import Any
 
 from omegaconf import DictConfig, OmegaConf
@@ -69,9 +70,7 @@ def check_settings(cfg: DictConfig, verb: str) -> None:
         UserError: the first of them.
     """
     content: dict[str, Any] = OmegaConf.to_container(cfg, resolve=True)  # type: ignore[assignment]
-    own = known(verb)
-    others = {name: kind for of_verb in OF_VERBS.values() for name, kind in of_verb.items()}  # experiments may set them
-    for fault in _faults("", content, {name: k for name, k in others.items() if not is_section(name, own)} | own, verb):
+    for fault in _faults("", content, _allowed(verb), verb):
         raise UserError(fault)
     for key, value in _leaves("", content):
         kind = find(key, verb)
@@ -79,6 +78,14 @@ def check_settings(cfg: DictConfig, verb: str) -> None:
         if kind is not None and kind.literal and any(isinstance(each, str) and each.startswith("~") for each in texts):
             at_home = [os.path.expanduser(each) if isinstance(each, str) else each for each in texts]
             OmegaConf.update(cfg, key, at_home if isinstance(value, list) else at_home[0])
+
+
+@cache
+def _allowed(verb: str) -> dict[str, Kind]:
+    """The settings that a verb has, and those of other verbs, which experiments may set."""
+    own = known(verb)
+    others = {name: kind for of_verb in OF_VERBS.values() for name, kind in of_verb.items()}
+    return {name: kind for name, kind in others.items() if not is_section(name, own)} | own
 
 
 def _leaves(prefix: str, content: dict[str, Any]) -> Iterator[tuple[str, Any]]:
