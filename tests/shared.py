@@ -4,6 +4,8 @@ from __future__ import annotations
 
 import dataclasses
 import pickle
+from collections.abc import Iterable
+from itertools import product
 from pathlib import Path
 from typing import Any
 
@@ -37,6 +39,7 @@ yaml.SafeLoader = yaml.CSafeLoader  # what OmegaConf reads every file of conf/ w
 disable_progress_bar()  # as the console does, before anything is imported
 
 VOCAB = 50
+SLOW = pytest.mark.slow
 _GROUPED = {
     "hidden_size": 24,
     "intermediate_size": 40,
@@ -223,6 +226,28 @@ def norms_in_their_inputs_dtype(monkeypatch: pytest.MonkeyPatch) -> None:
         modeling_qwen3.Qwen3RMSNorm,
     ):
         monkeypatch.setattr(norm, "forward", forward)
+
+
+def covering(*choices: Iterable[Any]) -> list[Any]:
+    """Every combination of values as parameters of a test: some that hold every value by default, the others as slow.
+
+    Those of the default suite go through the longest list once; whenever a shorter one is through, the next one moves
+    on by one more, so that two short lists meet in all ways if the longest has room.
+    """
+    lists = [list(values) for values in choices]
+    chosen = set()
+    for turn in range(max(map(len, lists))):
+        through, at = 0, []
+        for values in lists:
+            at.append((turn + through) % len(values))
+            through += turn // len(values)
+        chosen.add(tuple(at))
+    return [
+        pytest.param(
+            *(values[at] for values, at in zip(lists, place, strict=True)), marks=[] if place in chosen else SLOW
+        )
+        for place in product(*(range(len(values)) for values in lists))
+    ]
 
 
 def tiny_model(name: str, seed: int = 0, **numbers: int):

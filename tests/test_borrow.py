@@ -9,7 +9,7 @@ from typing import Any
 
 import pytest
 import torch
-from conftest import tiny_batch, tiny_model
+from conftest import covering, tiny_batch, tiny_model
 from lightning import Trainer
 from peft import LoraConfig, get_peft_model
 from torch import Tensor, nn
@@ -133,8 +133,7 @@ USES = {
 
 
 @pytest.mark.filterwarnings("ignore")
-@pytest.mark.parametrize("kind", ["gpt2", "llama", "peft"])
-@pytest.mark.parametrize("use", USES)
+@pytest.mark.parametrize("use,kind", covering(USES, ["gpt2", "llama", "peft"]))
 def test_the_next_step_of_a_trainer_is_the_one_without_us(kind: str, use: str, local: Path) -> None:
     model = live(kind)
     twin = copy.deepcopy(model)

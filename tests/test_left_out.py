@@ -7,7 +7,7 @@ from dataclasses import replace
 import pytest
 import torch
 from brute_force import masked_logits
-from conftest import tiny_model
+from conftest import CONFIGS, covering, tiny_model
 
 from circuitlit import products
 from circuitlit.discover.gates import HardConcrete, Sampler, logistic_noise
@@ -48,8 +48,7 @@ def loss_and_gradient(
     return value.detach(), torch.autograd.grad(value, masks)[0]
 
 
-@pytest.mark.parametrize("kind", KINDS)
-@pytest.mark.parametrize("density", [1.0, 0.1])
+@pytest.mark.parametrize("subject,kind,density", covering(CONFIGS, KINDS, [1.0, 0.1]), indirect=["subject"])
 def test_tokens_and_cut_edges_left_out_change_nothing(
     subject: Subject, alike: Batch, kind: str, density: float, monkeypatch: pytest.MonkeyPatch
 ) -> None:

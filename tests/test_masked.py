@@ -71,11 +71,11 @@ def test_gradient_is_the_finite_difference(subject: Subject, batch: Batch) -> No
         return (run(subject, batch, masks, **way).log_softmax(-1) * weights).sum()
 
     (grad,) = torch.autograd.grad(loss(flat), flat)
-    for recompute, panel in product((False, True, "reads"), (1, 2)):
+    for recompute, panel in ((False, 2), (True, 1), ("reads", 2)):
         (same,) = torch.autograd.grad(loss(flat, recompute=recompute, panel=panel), flat)
         torch.testing.assert_close(same, grad, **TIGHT)
     step = 1e-5
-    for edge in torch.randperm(subject.graph.n_edges, generator=torch.Generator().manual_seed(2))[:8].tolist():
+    for edge in torch.randperm(subject.graph.n_edges, generator=torch.Generator().manual_seed(2))[:4].tolist():
         nudge = torch.zeros_like(flat)
         nudge[edge] = step
         with torch.no_grad():

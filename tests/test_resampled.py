@@ -7,6 +7,7 @@ from pathlib import Path
 import pytest
 import torch
 from cli import settings
+from conftest import covering
 from hydra import compose, initialize_config_dir
 
 from circuitlit.cli.build import attribute, build_method, build_subject, build_workbench
@@ -16,8 +17,10 @@ CONF = str(Path(__file__).parent.parent / "conf")
 ROWS = [0, 0, 3, 5, 5, 5, 2, 7]
 
 
-@pytest.mark.parametrize("roles", [False, True])
-@pytest.mark.parametrize("method", ["eap", "eap_ig", "clean_corrupted", "relp", "eap_ig_activations"])
+@pytest.mark.parametrize(
+    "method,roles",
+    covering(["eap", "eap_ig", "clean_corrupted", "relp", "eap_ig_activations"], [False, True]),
+)
 def test_one_pass_gives_every_resample(
     local: Path, tmp_path: Path, method: str, roles: bool, monkeypatch: pytest.MonkeyPatch
 ) -> None:
