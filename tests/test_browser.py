@@ -11,6 +11,7 @@ from pathlib import Path
 import pytest
 import torch
 from cli import call, settings
+from conftest import covering
 
 from circuitlit.graph import Circuit, EdgeScores, Graph
 from circuitlit.report import write_page
@@ -45,7 +46,7 @@ def folder(local: Path, tmp_path_factory: pytest.TempPathFactory) -> Path:
     """A run with many snapshots whose masks start equal, and two stages put on its page."""
     out = tmp_path_factory.mktemp("browser") / "run"
     more = [
-        "mask.schedule.steps=60",
+        "mask.schedule.steps=30",
         "callbacks.snapshot_every=2",
         "mask.init=equal",
         "mask.init_from=null",
@@ -53,7 +54,7 @@ def folder(local: Path, tmp_path_factory: pytest.TempPathFactory) -> Path:
     ]
     call(*settings(local, out, "logger=none", "callbacks.checkpoint_every=0", "explain.examples=3", *more))
     evolution = json.loads((out / "evolution.json").read_text())
-    start, middle, end = (asdict(Boundary(at, at, at)) for at in (0, 20, 60))
+    start, middle, end = (asdict(Boundary(at, at, at)) for at in (0, 10, 30))
     middle |= {"p": 0.005, "draws": 199, "status": "beyond chance"}
     ends = {"initialization": (start, middle), "rapid_learning": (middle, end)}
     stages = [
@@ -274,7 +275,7 @@ def apply_groups(folder: Path, groups: Path) -> Path:
     return groups / "run" / "report.html"
 
 
-def test_two_circuits_are_told_apart_in_one_graph(page: webdriver.Chrome, folder: Path, tmp_path: Path) -> None:
+def test_two_circuits_are_told_apart_in_one_graph(browser: webdriver.Chrome, folder: Path, tmp_path: Path) -> None:
     shutil.copytree(folder, tmp_path / "run")
     first = Circuit.load(folder)
     order = torch.randperm(first.kept.numel(), generator=torch.Generator().manual_seed(0)).float()[None]
@@ -282,37 +283,37 @@ def test_two_circuits_are_told_apart_in_one_graph(page: webdriver.Chrome, folder
     other = Circuit.cut(scores, first.n_edges)
     (tmp_path / "other").mkdir()
     other.save(tmp_path / "other")
-    visit(page, write_page(tmp_path / "run", [tmp_path / "other"]))
-    draw(page, "view.n = 1000; document.getElementById('layer').dispatchEvent(new Event('change'))")
+    visit(browser, write_page(tmp_path / "run", [tmp_path / "other"]))
+    draw(browser, "view.n = 1000; document.getElementById('layer').dispatchEvent(new Event('change'))")
     one, two = (set(circuit.edges()) for circuit in (first, other))
     sides = {"both": one & two, "a": one - two, "b": two - one}
-    found = page.execute_script(
+    found = browser.execute_script(
         "return cy.edges().not('.link').map(edge => [edge.data('side'), edge.data('source'), edge.data('target')])"
     )
     for side, edges in sides.items():
         assert sum(one[0] == side for one in found) == len(edges) > 0, side
-    page.find_element(By.CSS_SELECTOR, "[data-side=a]").click()
-    until(page, "cy.edges('[side = \"a\"]').length === 0 && cy.edges('[side = \"b\"]').length > 0")
-    page.execute_script(
+    browser.find_element(By.CSS_SELECTOR, "[data-side=a]").click()
+    until(browser, "cy.edges('[side = \"a\"]').length === 0 && cy.edges('[side = \"b\"]').length > 0")
+    browser.execute_script(
         "const at = document.getElementById('layer'); at.value = ''; at.dispatchEvent(new Event('change'))"
     )
-    until(page, f"cy.edges().not('.link').length === {len(one)}")
-    assert errors(page) == []
+    until(browser, f"cy.edges().not('.link').length === {len(one)}")
+    assert errors(browser) == []
 
 
-def test_a_thousand_edges_are_drawn_within_the_time(page: webdriver.Chrome, tmp_path: Path, folder: Path) -> None:
+def test_a_thousand_edges_are_drawn_within_the_time(browser: webdriver.Chrome, tmp_path: Path, folder: Path) -> None:
     graph = Graph(30, 9, 3)
     values = torch.randn(1, graph.n_edges, generator=torch.Generator().manual_seed(0))
     shutil.copytree(folder, tmp_path / "run", ignore=shutil.ignore_patterns("circuit.*", "expl*", "evol*"))
     Circuit.cut(EdgeScores(graph, values, "random"), 3500).save(tmp_path / "run")
-    visit(page, write_page(tmp_path / "run"))
+    visit(browser, write_page(tmp_path / "run"))
     strength = "const at = document.getElementById('strength'); at.value = 100; at.dispatchEvent(new Event('input'))"
-    draw(page, strength)
-    assert lines(page) == 1000
+    draw(browser, strength)
+    assert lines(browser) == 1000
     find = "at.value = graph.nodes[graph.source[5]]; at.dispatchEvent(new Event('input'))"
-    draw(page, f"const at = document.getElementById('search'); {find}")
-    draw(page, "document.getElementById('pin').click()")
-    assert errors(page) == []
+    draw(browser, f"const at = document.getElementById('search'); {find}")
+    draw(browser, "document.getElementById('pin').click()")
+    assert errors(browser) == []
 
 
 def test_buttons_save_the_circuit_and_the_data(page: webdriver.Chrome, folder: Path, tmp_path: Path) -> None:
@@ -327,29 +328,28 @@ def test_buttons_save_the_circuit_and_the_data(page: webdriver.Chrome, folder: P
     assert errors(page) == []
 
 
-@pytest.mark.parametrize("width", [390, 1300])
-@pytest.mark.parametrize("dark", [False, True])
+@pytest.mark.parametrize("dark,width", covering([False, True], [1300, 390]))
 def test_the_page_fits_phone_and_desk_in_light_and_dark(
-    page: webdriver.Chrome, folder: Path, dark: bool, width: int
+    browser: webdriver.Chrome, folder: Path, dark: bool, width: int
 ) -> None:
     scheme = {"features": [{"name": "prefers-color-scheme", "value": "dark" if dark else "light"}]}
-    page.execute_cdp_cmd("Emulation.setEmulatedMedia", scheme)
+    browser.execute_cdp_cmd("Emulation.setEmulatedMedia", scheme)
     phone = {"width": width, "height": 800, "deviceScaleFactor": 1, "mobile": width < 800}
-    page.execute_cdp_cmd("Emulation.setDeviceMetricsOverride", phone)
+    browser.execute_cdp_cmd("Emulation.setDeviceMetricsOverride", phone)
     try:
-        visit(page, folder / "report.html")
-        assert page.execute_script("return document.documentElement.scrollWidth") <= width
-        paper = page.execute_script("return getComputedStyle(document.body).backgroundColor")
+        visit(browser, folder / "report.html")
+        assert browser.execute_script("return document.documentElement.scrollWidth") <= width
+        paper = browser.execute_script("return getComputedStyle(document.body).backgroundColor")
         assert paper == ("rgb(20, 23, 27)" if dark else "rgb(255, 255, 255)")
-        ink = page.execute_script("return document.getElementById('plot-timeline').layout.font.color")
-        assert ink == ("#e6e9ed" if dark else "#1b1f24") and errors(page) == []
-        label = page.execute_script("return cy.nodes()[0].style('color')")
+        ink = browser.execute_script("return document.getElementById('plot-timeline').layout.font.color")
+        assert ink == ("#e6e9ed" if dark else "#1b1f24") and errors(browser) == []
+        label = browser.execute_script("return cy.nodes()[0].style('color')")
         assert label == ("rgb(230,233,237)" if dark else "rgb(27,31,36)")
-        page.find_element(By.CSS_SELECTOR, "[data-pattern]").click()
-        assert page.find_elements(By.CSS_SELECTOR, "#pattern canvas") and errors(page) == []
+        browser.find_element(By.CSS_SELECTOR, "[data-pattern]").click()
+        assert browser.find_elements(By.CSS_SELECTOR, "#pattern canvas") and errors(browser) == []
     finally:
-        page.execute_cdp_cmd("Emulation.clearDeviceMetricsOverride", {})
-        page.execute_cdp_cmd("Emulation.setEmulatedMedia", {"features": []})
+        browser.execute_cdp_cmd("Emulation.clearDeviceMetricsOverride", {})
+        browser.execute_cdp_cmd("Emulation.setEmulatedMedia", {"features": []})
 
 
 @pytest.fixture(scope="module")

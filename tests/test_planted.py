@@ -7,6 +7,7 @@ from functools import partial
 
 import pytest
 import torch
+from conftest import covering
 from planted_circuits import CONFIGS, pairs, planted_subject, true_edges
 
 from circuitlit.discover import (
@@ -111,8 +112,7 @@ def test_the_planted_edges_are_the_circuit(name: str, circuit: str) -> None:
     assert float(losses[~true].max()) > 0  # distractors are heard
 
 
-@pytest.mark.parametrize("name", CONFIGS)
-@pytest.mark.parametrize("method", ["exact", "acdc", "eap_ig"])
+@pytest.mark.parametrize("name,method", covering(CONFIGS, ["exact", "acdc", "eap_ig"]))
 def test_methods_find_induction(name: str, method: str) -> None:
     subject = planted_subject(name, "induction", seed=0)
     assert edge_auc(scored(subject, "induction", method), true_edges(subject, "induction")) > 0.95
