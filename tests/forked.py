@@ -10,7 +10,9 @@ from multiprocessing.process import BaseProcess
 from pathlib import Path
 
 _SERVER = multiprocessing.get_context("forkserver")
-_SERVER.set_forkserver_preload(["circuitlit.cli.main", "circuitlit.run.train", "hydra"])
+_SERVER.set_forkserver_preload(
+    ["circuitlit.cli.main", "circuitlit.run.train", "hydra", "pandas", "plotly.graph_objects"]
+)
 
 
 def start(log: Path, *argv: str, verb: str = "train", environment: Mapping[str, str] | None = None) -> BaseProcess:

@@ -36,6 +36,34 @@ from circuitlit.model.weights import CheckpointWeights, empty_model
 from circuitlit.tasks.pair import Batch
 
 every_family = pytest.mark.parametrize("name", FAMILIES)
+KINDS_OF_BLOCKS = (  # one family for each way to read and to write the stream, and for each kind of MLP and attention
+    "bloom",
+    "codegen",
+    "cohere:norms of heads",
+    "cohere",
+    "exaone4",
+    "falcon:one key",
+    "falcon:one norm",
+    "flint",
+    "gpt_bigcode:one key",
+    "gpt_neo",
+    "gpt_oss",
+    "granite",
+    "granitemoe_swa",
+    "hyperclovax:norms behind",
+    "mixtral",
+    "mpt",
+    "nemotron",
+    "olmo2",
+    "olmo:clipped",
+    "persimmon",
+    "phi",
+    "phi3",
+    "qwen2_moe",
+    "stablelm:parallel",
+    "vaultgemma",
+    "xglm",
+)
 
 
 @pytest.fixture(autouse=True)
@@ -110,6 +138,7 @@ def test_experts_are_in_no_cuda_graph(name: str) -> None:
 
 
 def test_every_row_is_tried() -> None:
+    assert set(KINDS_OF_BLOCKS) < set(FAMILIES)
     tried = {name.partition(":")[0] for name in FAMILIES} | {name.removesuffix("_sequential") for name in CONFIGS}
     assert tried | {"tracr"} == set(ANATOMIES)
 
@@ -126,7 +155,9 @@ def test_both_ends_and_all_between(name: str) -> None:
     close(masked(subject, few, flat), masked_logits(subject, few, MaskLayout(subject.graph).dense(flat)[0]))
 
 
-@every_family
+@pytest.mark.parametrize(
+    "name", [pytest.param(name, marks=[] if name in KINDS_OF_BLOCKS else [pytest.mark.slow]) for name in FAMILIES]
+)
 def test_gradients_are_differences_and_eap(name: str) -> None:
     """EAP is minus the masks' gradient at the model, also where attention and MLP read one norm."""
     subject, batch = subject_of(name), tiny_batch()

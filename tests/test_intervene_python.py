@@ -32,7 +32,7 @@ def test_nodes_are_intervened_on_from_python(benches: tuple[Workbench, Workbench
     bench, other = benches
     circuit = bench.cut(bench.score(Method.of(eap, negative_metric)))
     text = torch.randint(1, 41, (2, 6), generator=torch.Generator().manual_seed(0))
-    few = {"candidates": 2, "edges": 2, "steps": (1,), "doses": (0.0, 1.0), "pairs": 4, "control_pairs": 4}
+    few = {"candidates": 2, "edges": 2, "steps": (1,), "doses": (0.0, 1.0), "pairs": 4, "control_pairs": 4, "draws": 20}
     nodes = ["m0", "a1.h1"]
     result = intervene_on_nodes(bench, circuit, tuned=other.subject, nodes=nodes, text=text, **few)
     result.save(tmp_path)
@@ -59,7 +59,7 @@ def test_circuits_are_measured_across_tasks_from_python(benches: tuple[Workbench
     def prevent(circuits: Mapping[str, Circuit], tune_on: str = "one"):
         return compare_freezing(bench.subject, examples, circuits, tune, tune_on, nodes=1, seeds=(0,))
 
-    result = measure_generality(tasks, other.subject, pairs=4, control_pairs=4, revert=1, prevent=prevent)
+    result = measure_generality(tasks, other.subject, pairs=4, control_pairs=4, draws=20, revert=1, prevent=prevent)
     result.save(tmp_path)
     assert Generality.load(tmp_path) == result
     assert list(result.to_frame().columns) == ["circuit", "n_edges", "one", "two"]

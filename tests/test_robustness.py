@@ -128,7 +128,11 @@ def test_perturbed_pairs_stand_behind_the_others(bench: Workbench, kind: Any) ->
 
 
 @pytest.mark.parametrize(
-    ("method", "kinds"), [(Method.of(eap, negative_metric), list(KINDS)), (Method.of(eap_ig, steps=2), ["noise"])]
+    ("method", "kinds"),
+    [
+        (Method.of(eap, negative_metric), list(KINDS)),
+        pytest.param(Method.of(eap_ig, steps=2), ["noise"], marks=pytest.mark.slow),
+    ],
 )
 def test_no_perturbed_pair_is_no_change_and_all_are_the_other_control(
     bench: Workbench, method: Method, kinds: list[str]

@@ -50,6 +50,7 @@ def test_real_model_keeps_the_identities(subject: Subject) -> None:
     assert float(says_answer(ends[0], batch).float().mean()) >= 0.85
 
 
+@pytest.mark.slow  # test_in_a_notebook.py asks tiny models the same
 def test_a_notebooks_questions_have_the_models_own_answers(subject: Subject) -> None:
     assert subject.tokenizer is not None
     splits = ioi(subject.tokenizer, n_train=2, n_val=2, n_test=2, seed=0)

@@ -49,7 +49,10 @@ TRUE = {
 EDGES = {"reverse": 94, "proportion": 32}
 
 
-@pytest.fixture(scope="module", params=TRUE)
+PROGRAMS = ["proportion", pytest.param("reverse", marks=pytest.mark.slow)]  # which takes ten seconds to compile
+
+
+@pytest.fixture(scope="module", params=PROGRAMS)
 def program(request: pytest.FixtureRequest) -> str:
     return request.param
 
@@ -149,7 +152,7 @@ def test_masks_find_the_program_with_nearly_every_seed(program: str, tmp_path: P
     assert exact_seeds(tmp_path, program, ",".join(map(str, range(50, 70)))) >= 19
 
 
-@pytest.mark.parametrize("name", TRUE)
+@pytest.mark.parametrize("name", PROGRAMS)
 def test_acdc_finds_the_program_exactly(name: str, tmp_path: Path) -> None:
     out = [f"hydra.run.dir={tmp_path}", "logger=none", "evaluate.controls=3"]
     call(f"experiment=tracr_{name}", "method=acdc", "sparsity=own", *out, verb="attribute")
