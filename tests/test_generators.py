@@ -47,7 +47,7 @@ TASKS: dict[str, Callable[..., Pairs]] = {
     **{f"boolean_{prompt}": partial(boolean, prompt=prompt) for prompt in ("instruction", "few_shot")},
     **{f"arithmetic_{name}": partial(arithmetic, operation=name, high=300) for name in OPERATIONS},
 }
-SMALL, LARGE = (90, 20, 40), (10_000, 100, 200)
+SMALL, LARGE = (45, 10, 20), (10_000, 100, 200)
 
 
 def changed(pair: Pair) -> list[tuple[str, str]]:

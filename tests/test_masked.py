@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-from itertools import product
 from typing import Any
 
 import pytest
@@ -93,7 +92,7 @@ def test_recomputing_changes_no_gradient_in_float32(name: str) -> None:
         return torch.autograd.grad(run(subject, batch, flat, **way).log_softmax(-1).square().sum(), flat)[0]
 
     expected = grad()
-    for recompute, panel in product((False, True, "reads"), (1, 2)):
+    for recompute, panel in ((False, 2), (True, 1), ("reads", 2)):
         found = grad(recompute=recompute, panel=panel)
         torch.testing.assert_close(found, expected, rtol=1e-3, atol=1e-4 * float(expected.abs().max()))
 
