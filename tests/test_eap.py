@@ -339,14 +339,7 @@ def test_hash_seed_changes_nothing() -> None:
 
 @pytest.mark.parametrize(
     "name",
-    [
-        "information_flow",
-        "random_scores",
-        *(
-            pytest.param(name, marks=pytest.mark.slow)  # test_resampled.py builds and scores them as a command does
-            for name in ("eap", "eap_ig", "eap_ig_activations", "clean_corrupted", "relp")
-        ),
-    ],
+    ["eap", "eap_ig", "eap_ig_activations", "clean_corrupted", "relp", "information_flow", "random_scores"],
 )
 def test_every_method_from_the_command_line(name: str, local: Path, tmp_path: Path) -> None:
     call(*settings(local, tmp_path, f"method={name}", "logger=none"), verb="attribute")

@@ -249,10 +249,10 @@ def test_the_published_binarisation() -> None:
 @pytest.mark.parametrize(
     "more,method",
     [
-        pytest.param(["mask=sigmoid_topk"], "sigmoid_topk", marks=pytest.mark.slow),  # a study of test_study.py has it
+        (["mask=sigmoid_topk"], "sigmoid_topk"),
         (["mask=uniform_gradient"], "uniform_gradient"),
         (["compat=edge_pruning_2024", "mask.schedule.lr_warmup=2", "data.batch_size=4"], "edge_pruning_2024"),
-        pytest.param(["mask.sites=nodes"], "hard_concrete", marks=pytest.mark.slow),  # the next has them beside edges
+        (["mask.sites=nodes"], "hard_concrete"),
         (["mask.sites=both", "mask.roles=true"], "hard_concrete"),
     ],
     ids=str,

@@ -49,10 +49,7 @@ TRUE = {
 EDGES = {"reverse": 94, "proportion": 32}
 
 
-PROGRAMS = ["proportion", pytest.param("reverse", marks=pytest.mark.slow)]  # which takes ten seconds to compile
-
-
-@pytest.fixture(scope="module", params=PROGRAMS)
+@pytest.fixture(scope="module", params=TRUE)
 def program(request: pytest.FixtureRequest) -> str:
     return request.param
 
@@ -152,7 +149,7 @@ def test_masks_find_the_program_with_nearly_every_seed(program: str, tmp_path: P
     assert exact_seeds(tmp_path, program, ",".join(map(str, range(50, 70)))) >= 19
 
 
-@pytest.mark.parametrize("name", PROGRAMS)
+@pytest.mark.parametrize("name", TRUE)
 def test_acdc_finds_the_program_exactly(name: str, tmp_path: Path) -> None:
     out = [f"hydra.run.dir={tmp_path}", "logger=none", "evaluate.controls=3"]
     call(f"experiment=tracr_{name}", "method=acdc", "sparsity=own", *out, verb="attribute")
