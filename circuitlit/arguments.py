@@ -24,6 +24,17 @@ ADVICE = {  # how those are made that a function most often lacks
 }
 
 
+def check_once(name: str, values: Sequence[object]) -> None:
+    """Refuse a list that names something twice: its circuits would be counted as if they were several.
+
+    Raises:
+        UserError: it does.
+    """
+    twice = next((value for place, value in enumerate(values) if value in values[:place]), None)
+    if twice is not None:
+        raise UserError(f"{name}={list(values)} names {twice} twice; leave one out")
+
+
 def checks_arguments(function: Callable[Given, Made]) -> Callable[Given, Made]:
     """Have a public function refuse values of another kind than its annotations name.
 

@@ -77,9 +77,11 @@ def build_subject(cfg: DictConfig, unchecked: bool = False) -> Subject:
     )
 
 
-def build_workbench(cfg: DictConfig, subject: Subject, model: MaskedModel | None = None) -> Workbench:
-    """Pairs, masked model (made if not given) and references for one subject."""
-    data = build_pairs(cfg, subject)
+def build_workbench(
+    cfg: DictConfig, subject: Subject, model: MaskedModel | None = None, splits: Pairs | None = None
+) -> Workbench:
+    """Pairs, masked model (both made if not given) and references for one subject."""
+    data = build_pairs(cfg, subject) if splits is None else encoded(cfg, splits, subject)
     for name in ("train", "test"):
         if not len(getattr(data, name)):
             source = cfg.task.build.get("path")

@@ -2,16 +2,20 @@
 
 from __future__ import annotations
 
+from collections.abc import Iterable
 from dataclasses import dataclass
 
 from hydra import compose
 from hydra.core.hydra_config import HydraConfig
-from omegaconf import DictConfig, ListConfig
+from omegaconf import DictConfig, ListConfig, OmegaConf
 
 from circuitlit.cli.arguments import setting
 from circuitlit.cli.schema import check_settings
 from circuitlit.errors import UserError
 from circuitlit.files import file_name
+
+ONE_MODEL = ("model", "adapter")  # a series of runs loads one
+PAIRS_ALONE = (*ONE_MODEL, "ablation", "mask", "sparsity", "objective", "method")  # where entries only give pairs
 
 
 def composed(*settings: str) -> DictConfig:
@@ -28,6 +32,32 @@ def composed(*settings: str) -> DictConfig:
     cfg = compose(verb, [*own, *(setting(verb, word) for word in settings)])
     check_settings(cfg, verb)
     return cfg
+
+
+def typed() -> set[str]:
+    """The settings that stand in the command itself."""
+    return {_key(override) for override in HydraConfig.get().overrides.task}
+
+
+def check_shared(own: DictConfig, whole: DictConfig, label: str, groups: Iterable[str]) -> None:
+    """Refuse an entry that changes what is made once for all entries, for nobody would look at its own.
+
+    Args:
+        own: the entry's configuration.
+        whole: the command's.
+        label: of the entry, with its list.
+        groups: what all entries share.
+
+    Raises:
+        UserError: it changes one of them.
+    """
+    changed = next((group for group in groups if _plain(own, group) != _plain(whole, group)), None)
+    if changed:
+        raise UserError(f"{label} sets {changed}, which is one for all entries; set it beside the list")
+
+
+def _plain(cfg: DictConfig, group: str) -> object:
+    return OmegaConf.to_container(cfg[group], resolve=True) if group in cfg else None
 
 
 def _key(override: str) -> str:

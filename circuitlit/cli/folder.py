@@ -79,8 +79,14 @@ def occupied(cfg: DictConfig) -> Iterator[None]:
             yield
         except Exception as error:
             if explain(error) is not None and not shared and not goes_on(cfg):
-                sweep_up(folder, before | set((folder / TASKS).glob("*.json")))
+                sweep_up(folder, before | set((folder / TASKS).glob("*.json")) | _finished(folder))
             raise
+
+
+def _finished(folder: Path) -> set[Path]:
+    """All of the tunings of `guided` that are done."""
+    parts = [file.parent for file in folder.glob("*-seed*/guided.json")]
+    return {path for part in parts for path in (part, *part.rglob("*"))}
 
 
 def begin(cfg: DictConfig) -> None:

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import json
 from collections import defaultdict
+from collections.abc import Iterable
 from pathlib import Path
 from typing import Any
 
@@ -13,7 +14,7 @@ from torch import Tensor
 
 from circuitlit.cli.build import build_subject, device_of
 from circuitlit.cli.checks import run_dir
-from circuitlit.cli.configs import composed, entries
+from circuitlit.cli.configs import PAIRS_ALONE, check_shared, composed, entries
 from circuitlit.compare.weights import check_same_graph
 from circuitlit.errors import UserError
 from circuitlit.graph import Graph
@@ -84,15 +85,23 @@ def load_both(cfg: DictConfig) -> tuple[Subject, Subject]:
     return base, tuned
 
 
-def task_settings(items: ListConfig | None, key: str) -> dict[str, DictConfig]:
+def task_settings(items: ListConfig | None, key: str, shared: Iterable[str] = PAIRS_ALONE) -> dict[str, DictConfig]:
     """The configuration of each task of a list, by its label.
 
+    Args:
+        items: the list.
+        key: its setting.
+        shared: groups that no task may change; by default all but its pairs.
+
     Raises:
-        UserError: an item is no task.
+        UserError: an item is no task, or changes what all share.
     """
     if items is not None and not isinstance(items, ListConfig):
         raise UserError(f"{key}={items} is no list; write {key}=[ioi,sva]")
-    return {entry.name: composed(*entry.settings) for entry in entries(items, "task")}
+    made = {entry.name: composed(*entry.settings) for entry in entries(items, "task")}
+    for name, own in made.items():
+        check_shared(own, composed(), f"{key}: {name}", shared)
+    return made
 
 
 def passages(cfg: DictConfig, subject: Subject, count: int, length: int) -> Int[Tensor, "passage pos"]:

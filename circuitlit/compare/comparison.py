@@ -18,7 +18,7 @@ from circuitlit.compare.reuse import Reuse, Swaps, swap_nodes
 from circuitlit.compare.scored import SIZES, ScoredModel, facts_of, score_model
 from circuitlit.compare.turnover import Circuits, Turnover, turnover
 from circuitlit.compare.weight_figures import WeightChange, module_intruders, node_changes
-from circuitlit.compare.weights import check_same_graph, weight_changes
+from circuitlit.compare.weights import check_same_graph, check_same_tokens, weight_changes
 from circuitlit.discover.method import Method
 from circuitlit.discover.workbench import Resampler, Workbench
 from circuitlit.errors import UserError
@@ -155,10 +155,11 @@ def compare_models(
         scored: scores that are known already, as "base" or "tuned"; those that are made are added.
 
     Raises:
-        UserError: the models have different graphs, or a setting makes no sense.
+        UserError: the models have different graphs or tokens, or a setting makes no sense.
     """
     one, other = base.subject, tuned.subject
     check_same_graph(one, other)
+    check_same_tokens(base.data, tuned.data)
     if not delta > 1:
         raise UserError(f"delta={delta} must be a factor above 1")
     if 0 < halvings < LEAST:

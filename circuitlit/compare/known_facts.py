@@ -134,10 +134,14 @@ def measure_knowledge(
         seed: of the pairs, for the result.
 
     Raises:
-        UserError: no task at all.
+        UserError: no task at all, or one name in two packs.
     """
     if not any(packs.values()):
         raise UserError("packs hold no task; give some")
+    labels = [name for tasks in packs.values() for name in tasks]
+    twice = next((name for name in labels if labels.count(name) > 1), None)
+    if twice is not None:
+        raise UserError(f"two packs have a task called '{twice}'; give each a name of its own")
     settings = {"pairs": pairs, "candidates": candidates, "top": top, "alpha": alpha, "least": least, "draws": draws}
     method = method or Method.of(eap_ig, steps=5)
     bars = {"answered": answered, "least_pairs": least_pairs, "least_groups": least_groups}

@@ -7,13 +7,19 @@ from collections.abc import Mapping
 from pathlib import Path
 from typing import Literal
 
+from circuitlit.arguments import check_once
 from circuitlit.errors import UserError
 
 Score = Literal["metric", "accuracy"]
 
 
 def run_names(paths: list[str]) -> dict[str, Path]:
-    """Runs by the way they tuned (`dpo lora`), by their folder where the run did not finish, numbered where equal."""
+    """Runs by the way they tuned (`dpo lora`), by their folder where the run did not finish, numbered where equal.
+
+    Raises:
+        UserError: one run twice.
+    """
+    check_once("runs", [str(Path(path).resolve()) for path in paths])
     names: list[str] = []
     for path in paths:
         file = Path(path) / "result.json"
@@ -21,6 +27,7 @@ def run_names(paths: list[str]) -> dict[str, Path]:
         name = f"{found['tune']} {found['adapter']}" if {"tune", "adapter"} <= set(found) else Path(path).name
         names.append(name)
     labels = [f"{n} {names[:i].count(n) + 1}" if names.count(n) > 1 else n for i, n in enumerate(names)]
+    check_once("names of runs", labels)  # a folder may be called like a number that was made up
     return dict(zip(labels, map(Path, paths), strict=True))
 
 

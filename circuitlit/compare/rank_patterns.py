@@ -13,7 +13,7 @@ import torch
 from jaxtyping import Float
 from torch import Tensor
 
-from circuitlit.arguments import checks_arguments
+from circuitlit.arguments import check_once, checks_arguments
 from circuitlit.compare.layers import changed_layers, circuit_layers, union_layers
 from circuitlit.errors import UserError
 from circuitlit.evaluate import Estimate
@@ -56,6 +56,7 @@ class RankSettings:
     subtasks: list[str] = field(default_factory=list)
 
     def __post_init__(self) -> None:
+        check_once("seeds", self.seeds)
         ways = self.ways
         if not set(ways) <= set(WAYS) or ways[:1] != ["uniform"] or len(set(ways)) < len(ways):
             raise UserError(f"ways={ways} must begin with uniform and name each of {', '.join(WAYS)} at most once")

@@ -23,7 +23,7 @@ from circuitlit.compare.scored import facts_of, resampled_scores
 from circuitlit.compare.turnover import Circuits, Turnover, turnovers
 from circuitlit.compare.ways import WayOverlap, way_overlap
 from circuitlit.compare.weight_figures import Reach
-from circuitlit.compare.weights import check_same_graph, weight_changes
+from circuitlit.compare.weights import check_same_graph, check_same_tokens, weight_changes
 from circuitlit.discover.method import Method
 from circuitlit.discover.workbench import Workbench
 from circuitlit.errors import UserError
@@ -216,6 +216,7 @@ def compare_tunings(
         with phase(f"run_{name}", f"{name} at step {steps[name]}"):
             own = load(name, Path(path) / "checkpoints" / f"step_{steps[name]:06d}")
             check_same_graph(subject, own.subject, f"run {name}")
+            check_same_tokens(base.data, own.data, f"run {name}")
             circuits[name] = Circuits.of(resampled_scores(own, method, resamples, seed), draws, number)
             figures[name] = {
                 "run": str(path),

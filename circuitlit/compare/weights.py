@@ -18,6 +18,7 @@ from circuitlit.graph import Graph
 from circuitlit.model import Subject
 from circuitlit.model.linear import affine, is_linear
 from circuitlit.model.logits import final_norm, is_tied, unembedder
+from circuitlit.tasks import PairsModule
 
 
 @dataclass(frozen=True)
@@ -63,6 +64,22 @@ def check_same_graph(base: Subject, tuned: Subject, name: str = "tuned") -> None
     """
     if base.graph != tuned.graph:
         raise UserError(f"base has {base.graph}, {name} {tuned.graph}; only models of one graph can be compared")
+
+
+def check_same_tokens(base: PairsModule, tuned: PairsModule, name: str = "tuned") -> None:
+    """Refuse pairs that two models were given as different tokens: their answers could not be compared.
+
+    Raises:
+        UserError: a prompt or an answer differs.
+    """
+    for split in ("train", "test"):
+        own, other = getattr(base, split).rows, getattr(tuned, split).rows
+        place = next((row for row, (one, two) in enumerate(zip(own, other, strict=False)) if one != two), None)
+        if place is not None:
+            raise UserError(
+                f"base and {name} read pair {place + 1} of {split} as different tokens; only models of one "
+                "tokenizer, and the same pairs, can be compared"
+            )
 
 
 def weight_changes(base: Subject, tuned: Subject) -> Iterator[PartChange]:

@@ -220,6 +220,20 @@ class Workbench:
             return self.cut(scores).kept
         return top_k(scores.order, self.count)
 
+    def fitted(self, circuit: Circuit) -> Workbench:
+        """The same with masks for the token roles of a circuit, so that what it is compared with is of its kind.
+
+        Raises:
+            UserError: the task has other roles.
+        """
+        roles, known = circuit.scores.roles, self.data.splits.role_names
+        if roles and roles != known:
+            raise UserError(
+                f"the circuit has masks for the token roles {', '.join(roles)}, task {self.data.splits.name} has "
+                f"{', '.join(known)}; take a task with its roles"
+            )
+        return replace(self, layout=MaskLayout(circuit.graph, roles))
+
     def on(self, rows: Sequence[int]) -> Workbench:
         """The same with some training pairs alone, on which constants that stand in for cut edges are made, too."""
         bench, known = replace(self, data=self.data.with_train(rows)), self.references

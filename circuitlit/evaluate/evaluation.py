@@ -18,7 +18,7 @@ from circuitlit.evaluate.measure import TestBed
 from circuitlit.evaluate.smallest import smallest_circuit
 from circuitlit.evaluate.verdict import Bars, held_out, measure_circuit
 from circuitlit.files import json_types
-from circuitlit.graph import Circuit, MaskLayout
+from circuitlit.graph import Circuit
 from circuitlit.progress import phase
 
 Ranking = Literal["own", "absolute", "signed"]
@@ -86,14 +86,8 @@ def _fitted(found: Circuit, bench: Workbench, ranking: Ranking) -> tuple[Circuit
             "evaluate.ranking=absolute ranks effects by their size, the circuit holds scores without a sign; use "
             "evaluate.ranking=own"
         )
-    roles, known = found.scores.roles, bench.data.splits.role_names
-    if roles and roles != known:
-        raise UserError(
-            f"the circuit has masks for the token roles {', '.join(roles)}, task {bench.data.splits.name} has "
-            f"{', '.join(known)}; evaluate it on a task with its roles"
-        )
     circuit = found if found.n_edges else bench.cut(found.scores, found.provenance)
-    return circuit, replace(bench, count=circuit.n_edges, layout=MaskLayout(found.graph, roles))
+    return circuit, replace(bench.fitted(found), count=circuit.n_edges)
 
 
 def _curve(bench: Workbench, bed: TestBed, circuit: Circuit, ranking: Ranking, pairs: int | None, seed: int) -> Curve:

@@ -19,6 +19,7 @@ from circuitlit.objective import Outcome
 from circuitlit.progress import told
 from circuitlit.result import Result
 from circuitlit.tasks import EncodedPairs, Pair
+from circuitlit.tasks.chat import framed
 from circuitlit.tasks.variants import NEUTRAL, corruptions, encode_some, longer
 
 
@@ -102,7 +103,8 @@ def measure_generalisation(
     rows = data.test.spread(pairs)
     texts = [data.splits.test[row] for row in rows]
     base = _run(bench, circuit, data.test, rows)
-    changed = {"length": [longer(pair, front) for pair in texts]}
+    behind = framed([pair.clean for pair in texts], tokenizer)
+    changed = {"length": [longer(pair, front, behind) for pair in texts]}
     if bench.references.kind == "interchange":
         other = corruptions(data.splits.name, texts, tokenizer, seed)
         changed |= {f"corruption: {name}": made for name, made in other.items()}

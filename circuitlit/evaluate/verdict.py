@@ -202,7 +202,7 @@ def measure_controls(bench: Workbench, bed: TestBed, circuit: Circuit, found: Ou
     pairs = min(max(bars.control_pairs, len(found.group.unique())), len(found.kl))
     own, full, corrupted = (outcome.head(pairs) for outcome in (found, bed.full, bed.corrupted))
     kinds = {
-        "random": [random_circuit(graph, circuit.n_edges, seed, bench.layout.copies) for seed in range(number)],
+        "random": [random_circuit(graph, circuit.n_edges, seed, len(circuit.kept)) for seed in range(number)],
         "shuffled": list(shuffled_circuits(graph, circuit.kept, number, 0)),
     }
     outcomes = {

@@ -7,6 +7,7 @@ from typing import Any
 from omegaconf import DictConfig
 
 from circuitlit.cli.build import build_method, build_workbench
+from circuitlit.cli.configs import typed
 from circuitlit.cli.finish import finish, own_settings, prepare
 from circuitlit.cli.sides import load_both
 from circuitlit.compare.comparison import Comparison, compare_models
@@ -17,6 +18,9 @@ from circuitlit.progress import phase
 from circuitlit.report.comparison import print_comparison, write_comparison
 from circuitlit.run.tunings import run_tunings
 
+BOTH = ("resamples", "seed", "draws")  # settings of tuned=DIR and of runs=[A,B]
+RUNS = ("match", "level", "text")  # of runs=[A,B] alone
+
 
 def run(cfg: DictConfig) -> Comparison | TuningComparison:
     """Compare and write everything into the run directory.
@@ -26,6 +30,10 @@ def run(cfg: DictConfig) -> Comparison | TuningComparison:
     """
     if cfg.runs is not None and cfg.tuned is not None:
         raise UserError("tuned and runs exclude each other; give one of them")
+    for key in sorted(typed()):
+        name = key.split(".")[1] if key.startswith("compare.") else None
+        if name is not None and name not in BOTH and (name in RUNS) != (cfg.runs is not None):
+            raise UserError(f"{key} is read with {'runs=[A,B]' if name in RUNS else 'tuned=DIR'} alone; leave it out")
     prepare(cfg)
     if cfg.runs is not None:
         return run_tunings(cfg)
@@ -41,4 +49,4 @@ def run(cfg: DictConfig) -> Comparison | TuningComparison:
 
 def settings_of(cfg: DictConfig) -> dict[str, Any]:
     """What `compare_models` takes of a configuration."""
-    return own_settings(cfg.compare, "match", "level", "text") | {"reuse": Swaps(**cfg.compare.reuse)}
+    return own_settings(cfg.compare, *RUNS) | {"reuse": Swaps(**cfg.compare.reuse)}

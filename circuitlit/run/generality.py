@@ -9,6 +9,7 @@ from hydra.utils import instantiate
 from omegaconf import DictConfig, ListConfig
 
 from circuitlit.cli.build import attribute, build_workbench
+from circuitlit.cli.configs import ONE_MODEL
 from circuitlit.cli.finish import finish, own_settings, prepare
 from circuitlit.cli.sides import load_base, load_both, task_settings
 from circuitlit.cli.tuned import tuned_copy
@@ -24,7 +25,7 @@ from circuitlit.report.generality import print_generality, write_generality
 def run(cfg: DictConfig) -> Generality:
     """Measure all circuits on all tasks and write `generality.json` and a page into the run directory."""
     own = own_settings(cfg.generality, "tasks", "circuits", "prevent")
-    tasks = task_settings(cfg.generality.tasks, "generality.tasks")
+    tasks = task_settings(cfg.generality.tasks, "generality.tasks", ONE_MODEL)
     paths = list(cfg.generality.circuits) if isinstance(cfg.generality.circuits, ListConfig) else [None] * len(tasks)
     if len(paths) != len(tasks):
         raise UserError(f"generality.circuits names {len(paths)} circuits for {len(tasks)} tasks; name one for each")

@@ -5,6 +5,7 @@ from __future__ import annotations
 from omegaconf import DictConfig
 
 from circuitlit.cli.build import attribute, build_workbench
+from circuitlit.cli.configs import ONE_MODEL
 from circuitlit.cli.finish import finish, own_settings, prepare
 from circuitlit.cli.sides import component_kinds, load_base, load_side, passages, task_settings
 from circuitlit.compare.interventions import Interventions, intervene_on_nodes
@@ -15,7 +16,7 @@ from circuitlit.report.interventions import print_interventions, write_intervent
 
 def run(cfg: DictConfig) -> Interventions:
     """Intervene and write `intervene.json` and a page into the run directory."""
-    others = task_settings(cfg.intervene.other_tasks, "intervene.other_tasks")
+    others = task_settings(cfg.intervene.other_tasks, "intervene.other_tasks", ONE_MODEL)
     prepare(cfg)
     with phase("load", "Loading the model and the pairs"):
         subject = load_base(cfg)

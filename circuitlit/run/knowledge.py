@@ -23,6 +23,9 @@ def run(cfg: DictConfig) -> Knowledge | FactInjection:
     """Test all packs and find heads, or tune facts in, and write the result and a page into the run directory.
 
     Tasks of the packs are kept one by one.
+
+    Raises:
+        UserError: no task, a task in two packs, or settings of circuits that it does not find.
     """
     prepare(cfg)
     if cfg.knowledge.inject is not None:
@@ -30,6 +33,12 @@ def run(cfg: DictConfig) -> Knowledge | FactInjection:
     packs = {pack: task_settings(tasks, f"knowledge.packs.{pack}") for pack, tasks in cfg.knowledge.packs.items()}
     if not any(packs.values()):
         raise UserError("knowledge.packs names no task; name some, such as knowledge.packs.factual=[factual]")
+    sought = (cfg.ablation.kind, cfg.sparsity.select, cfg.mask.sites, cfg.mask.roles)
+    if sought != ("interchange", "top_k", "edges", False):
+        raise UserError(
+            "knowledge finds circuits of edges by top_k under ablation=interchange; leave ablation, sparsity.select, "
+            "mask.sites and mask.roles as they are"
+        )
     with phase("load", "Loading the model"):
         subject = load_base(cfg)
     made = {pack: {name: build_pairs(own, subject) for name, own in tasks.items()} for pack, tasks in packs.items()}

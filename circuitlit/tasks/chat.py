@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import logging
+from collections.abc import Sequence
 from dataclasses import replace
 
 from transformers import PreTrainedTokenizerBase
@@ -56,6 +57,17 @@ def in_chat(pairs: Pairs, tokenizer: PreTrainedTokenizerBase) -> Pairs:
     if strips and spaced:
         log.warning("the chat template strips the space at the end of %d prompts, so it is left out", spaced)
     return replace(pairs, **made)
+
+
+def framed(texts: Sequence[str], tokenizer: PreTrainedTokenizerBase) -> int:
+    """Characters that the chat template put ahead of all of some prompts; 0 where it was not used."""
+    if not tokenizer.chat_template:
+        return 0
+    try:
+        before = chat_frame(tokenizer)[0]
+    except UserError:  # a template that `in_chat` refuses
+        return 0
+    return len(before) if all(text.startswith(before) for text in texts) else 0
 
 
 def _framed(pair: Pair, before: str, after: str, strips: bool) -> Pair:

@@ -83,6 +83,19 @@ class Pairs:
         all_there = self.exhaustive and len(test) == len(self.test)
         return replace(self, train=train, val=val, test=test, new_words=words, exhaustive=all_there)
 
+    def with_more_tests(self, larger: Pairs, most: int) -> Pairs:
+        """The same with further test pairs of a larger draw of the task, which share nothing with training.
+
+        Args:
+            larger: whose test pairs are taken, but for those whose prompt is here already, and those whose sentence,
+                fact or operands training or validation has.
+            most: test pairs in all.
+        """
+        known = {pair.clean for split in SPLITS for pair in getattr(self, split)}
+        seen = {pair.unit for pair in (*self.train, *self.val)} - {""}
+        more = [pair for pair in larger.test if pair.clean not in known and pair.unit not in seen]
+        return replace(self, test=[*self.test, *more][:most])
+
     def __repr__(self) -> str:
         sizes = ", ".join(f"{split}={len(getattr(self, split))}" for split in SPLITS)
         return f"Pairs(name={self.name!r}, {sizes})"

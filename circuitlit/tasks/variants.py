@@ -22,12 +22,23 @@ SWAPS: Mapping[str, Mapping[str, tuple[str, str | None]]] = {
 } | {"gender_pronoun": {"the name of another pair": ("name", None)}}
 
 
-def longer(pair: Pair, front: str = NEUTRAL) -> Pair:
-    """The pair with a sentence in front of both prompts."""
+def longer(pair: Pair, front: str = NEUTRAL, behind: int = 0) -> Pair:
+    """The pair with a sentence in front of both prompts.
+
+    Args:
+        pair: the pair.
+        front: the sentence.
+        behind: characters of both prompts that stay ahead of it, a chat template's.
+    """
     shift = len(front) + 1
-    roles = tuple((role, start + shift, end + shift) for role, start, end in pair.roles)
-    corrupted = None if pair.corrupted is None else f"{front} {pair.corrupted}"
-    return replace(pair, clean=f"{front} {pair.clean}", corrupted=corrupted, roles=roles)
+    roles = tuple(
+        (role, start + shift, end + shift) if start >= behind else (role, start, end) for role, start, end in pair.roles
+    )
+    clean, corrupted = (
+        None if text is None else f"{text[:behind]}{front} {text[behind:]}" for text in (pair.clean, pair.corrupted)
+    )
+    assert clean is not None
+    return replace(pair, clean=clean, corrupted=corrupted, roles=roles)
 
 
 def swapped(pair: Pair, slot: str, word: str) -> Pair | None:

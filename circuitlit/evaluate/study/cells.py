@@ -10,6 +10,7 @@ from typing import Any, Literal
 import torch
 from torch import Tensor
 
+from circuitlit.arguments import check_once
 from circuitlit.errors import UserError
 from circuitlit.evaluate.similarity import Spread
 from circuitlit.evaluate.statistics import Estimate
@@ -68,10 +69,12 @@ class StudySettings:
         """Refuse what no study can be made with.
 
         Raises:
-            UserError: sparsities that are none, no seed, or a match without curves or at another sparsity.
+            UserError: sparsities that are none, one or a seed twice, or a match without curves.
         """
         if not self.sparsities or not all(isinstance(at, int | float) and 0 < at < 1 for at in self.sparsities):
             raise UserError(f"sparsities={list(self.sparsities)} are not shares between 0 and 1")
+        for name in ("sparsities", "seeds"):
+            check_once(name, getattr(self, name))
         if self.match and self.curve_pairs < 1:
             raise UserError("match compares on the curves' pairs; set curve_pairs to at least 1")
 

@@ -119,8 +119,9 @@ def measure_trust(
         seed: of all parts.
 
     Raises:
-        UserError: no such part.
+        UserError: no such part, or the circuit has masks for token roles that the task lacks.
     """
+    bench = bench.fitted(circuit)
     known_by, rows = identity(bench, circuit), []
     with opened(folder) as store:
         for name, own, known in _asked(only, settings, seed):
@@ -159,8 +160,9 @@ def share_trust(
         folder: of the card, the same for all processes.
 
     Raises:
-        UserError: no such part.
+        UserError: no such part, or the circuit has masks for token roles that the task lacks.
     """
+    bench = bench.fitted(circuit)
     known_by, store = identity(bench, circuit), Share(Path(folder))
     for name, own, known in _asked(only, settings, seed):
         kind, function, _, title = PARTS[name]

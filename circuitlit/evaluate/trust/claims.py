@@ -24,6 +24,8 @@ from circuitlit.graph import Circuit
 from circuitlit.progress import told
 from circuitlit.result import Result
 
+MOST_SENTENCES = 64  # of which random circuits see a pair: they are some two hundred
+
 
 @dataclass(frozen=True, kw_only=True, repr=False)
 class Claims(Result):
@@ -63,10 +65,10 @@ def measure_chance(bench: Workbench, circuit: Circuit, *, draws: int = 99, pairs
         bench: subject, pairs and masked model.
         circuit: its edges.
         draws: random circuits, and as many shuffles; fewer than 40 cannot be significant.
-        pairs: test pairs that they run on, at least one of every sentence.
+        pairs: test pairs that they run on, at least one of every sentence; of more than 64 sentences, of 64.
         seed: of nothing; draws are numbered.
     """
-    pairs = max(pairs, bench.data.test.n_groups)
+    pairs = max(pairs, min(bench.data.test.n_groups, MOST_SENTENCES))
     bed, bars = (
         TestBed.of(bench, bench.data.test, bench.data.test.spread(pairs)),
         Bars(controls=draws, control_pairs=pairs),

@@ -55,7 +55,8 @@ class Procedure:
             return cls(method or START, schedule or SCHEDULE, gates or GATES, error_weight)
         if method is None:
             raise UserError(
-                f"how the circuit was found is not known, its file names {made.method}; give the method, or masks=True"
+                f"how the circuit was found is not known, its file names {made.method}; give the "
+                "method, or masks=True (trust.stable.by=masks)"
             )
         return cls(method)
 

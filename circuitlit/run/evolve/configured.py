@@ -11,7 +11,7 @@ from typing import Any
 from omegaconf import DictConfig
 
 from circuitlit.cli.build import attribute, build_method, build_workbench, plain
-from circuitlit.cli.configs import Entry, composed, entries
+from circuitlit.cli.configs import ONE_MODEL, Entry, check_shared, composed, entries
 from circuitlit.cli.kept import settings_of
 from circuitlit.cli.learn import learn
 from circuitlit.discover.workbench import Workbench
@@ -50,12 +50,15 @@ def tasks_of(cfg: DictConfig) -> dict[str, DictConfig]:
     """The tasks with the settings that make them.
 
     Raises:
-        UserError: one has the name of another cell.
+        UserError: one has the name of another cell, or another model.
     """
     entered = entries(cfg.evolve.tasks, "task") or [Entry(str(cfg.task.name), ())]
     if {entry.name for entry in entered} & {HEADS, CAUSAL}:
         raise UserError(f"evolve.tasks: '{HEADS}' and '{CAUSAL}' are names of other cells; call the task otherwise")
-    return {entry.name: composed(*entry.settings) if entry.settings else cfg for entry in entered}
+    made = {entry.name: composed(*entry.settings) if entry.settings else cfg for entry in entered}
+    for name, own in made.items():
+        check_shared(own, cfg, f"evolve.tasks: {name}", ONE_MODEL)
+    return made
 
 
 def settings_from(cfg: DictConfig) -> FollowSettings:

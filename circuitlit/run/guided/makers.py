@@ -28,7 +28,15 @@ from circuitlit.store import Store
 
 
 def makers_of(cfg: DictConfig, base: Subject) -> RankMakers:
-    """Makers that load the models that they need, and keep none."""
+    """Makers that load the models that they need, and keep none.
+
+    Raises:
+        UserError: settings of a later way or of a subtask that cannot be, before anything is tuned.
+    """
+    for settings in cfg.guided.subtasks:
+        composed(*settings.split())
+    if "adalora" in cfg.guided.ways:
+        _settings(cfg, base.anatomy, None)
     return RankMakers(
         base.graph.n_layers,
         tune=partial(_tuned, cfg, base.anatomy),

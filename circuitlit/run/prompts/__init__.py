@@ -7,6 +7,7 @@ from omegaconf import DictConfig
 
 from circuitlit.cli import ranks
 from circuitlit.cli.build import build_bars, provenance
+from circuitlit.cli.configs import ONE_MODEL
 from circuitlit.cli.finish import finish, prepare
 from circuitlit.cli.sides import task_settings
 from circuitlit.compare.prompts import PromptComparison, compare_prompts
@@ -24,7 +25,7 @@ def run(cfg: DictConfig) -> PromptComparison | None:
     Where the model cannot do a task it is tuned first, if `prompts.tune` says how. What is finished is not made again
     by a second run in the same directory. None in a process that does not write.
     """
-    tasks = task_settings(cfg.prompts.tasks, "prompts.tasks")
+    tasks = task_settings(cfg.prompts.tasks, "prompts.tasks", ONE_MODEL)
     if cfg.mask.roles:
         raise UserError("mask.roles=true: token roles differ between prompts; use mask.roles=false")
     prepare(cfg, cfg.matmul_precision if torch.cuda.is_available() else "highest")
