@@ -65,6 +65,21 @@ def write_local(folder: Path) -> Path:
     return folder
 
 
+def move_weights(folder: Path) -> None:
+    """Write other weights into a model's folder, as a training run does."""
+    model = AutoModelForCausalLM.from_pretrained(folder)
+    with torch.no_grad():
+        model.get_output_embeddings().weight[-1, -1] += 0.5
+    model.save_pretrained(folder)
+
+
+def swap_prompts(file: Path) -> None:
+    """Swap clean and corrupted prompts in a file of pairs."""
+    rows = [json.loads(line) for line in file.read_text().splitlines()]
+    swapped = [row | {"clean": row["corrupted"], "corrupted": row["clean"]} for row in rows]
+    file.write_text("\n".join(map(json.dumps, swapped)))
+
+
 def settings(local: Path, out: Path, *more: str) -> list[str]:
     """A fast run on the folder of `write_local`: what takes long is in it only where `more` says how."""
     paths = [f"model.path={local}/model", f"task.build.path={local}/pairs.jsonl", f"hydra.run.dir={out}"]

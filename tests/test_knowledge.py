@@ -186,6 +186,16 @@ def test_knowledge_is_measured_from_python(local: Path, tmp_path: Path) -> None:
         measure_knowledge(bench.subject, {"factual": {}})
 
 
+def test_a_task_is_kept_only_for_the_same_weights(local: Path, tmp_path: Path) -> None:
+    bench, stamps = bench_of(local), []
+    for moved in (0.0, 0.0, 0.5):
+        with torch.no_grad():
+            bench.subject.embed.weight[-1] += moved
+        measure_knowledge(bench.subject, {"factual": {"own": bench.data}}, heads=False, circuits=False, folder=tmp_path)
+        stamps.append((tmp_path / "factual--own.json").stat().st_mtime_ns)
+    assert stamps[0] == stamps[1] < stamps[2]
+
+
 def test_the_verb_injects_facts_and_reverts_nodes(reader: Path, tmp_path: Path) -> None:
     more = ["experiment=inject_facts", "task=factual", "model=local", f"model.path={reader}", "adapter=none"]
     more += [f"hydra.run.dir={tmp_path}", "logger=none", "callbacks=headless", "callbacks.checkpoint_every=0"]

@@ -27,11 +27,13 @@ from circuitlit import (
     eap,
     eap_ig,
     measure_robustness,
+    measure_trust,
 )
 from circuitlit.discover.workbench import Ablation
 from circuitlit.evaluate.find import SCHEDULE, prepare_bench
 from circuitlit.evaluate.statistics import mean_of_halves
 from circuitlit.evaluate.trust.again import Again
+from circuitlit.evaluate.trust.identity import identity
 from circuitlit.evaluate.trust.rows import robustness_rows
 from circuitlit.model.planted import TOKENS, word_tokenizer
 from circuitlit.objective import negative_metric
@@ -227,6 +229,39 @@ def test_masks_are_trained_on_perturbed_pairs_and_kept(bench: Workbench, tmp_pat
     assert {path: path.stat().st_mtime_ns for path in tmp_path.glob("*.json")} == stamps
     found.save(tmp_path / "out")
     assert Robustness.load(tmp_path / "out") == found and len(found.to_frame()) == 2
+
+
+def test_parts_are_kept_only_for_the_same_weights_and_batches(tmp_path: Path) -> None:
+    """The number of pairs in a batch is nothing to what is measured on the circuit as it is."""
+    given = FAST | {"masks": True, "schedule": replace(SCHEDULE, steps=1), "shares": [0], "draws": 2, "pairs": 0}
+    ablations = {"kinds": ["zero"], "pairs": 2, "random": 1, "random_pairs": 2}
+    subject = Subject(tiny_model("llama", vocab_size=TOKENS).float(), tokenizer=word_tokenizer(), name="tiny")
+
+    def stamps(batch_size: int) -> dict[str, int]:
+        bench = prepare_bench(subject, made().data.splits, 0.8, batch_size=batch_size)
+        settings = {"robust": given | {"kinds": ["swapped"]}, "ablations": ablations}
+        measure_trust(bench, circuit_of(bench), only=list(settings), settings=settings, folder=tmp_path)
+        return {path.stem: path.stat().st_mtime_ns for path in tmp_path.rglob("*.json")}
+
+    first, again, other = stamps(4), stamps(4), stamps(2)
+    assert first == again and {name for name in first if other[name] == first[name]} == {"ablations"}
+    with torch.no_grad():
+        subject.model.get_output_embeddings().weight[-1] += 0.5
+    assert not set(stamps(2).items()) & set(other.items())
+
+
+def test_the_whole_ablation_is_what_a_part_depends_on(bench: Workbench) -> None:
+    circuit = circuit_of(bench)
+
+    def under(**settings: Any) -> dict[str, Any]:
+        ablation = Ablation(**settings)
+        return identity(replace(bench, references=bench.ablated(ablation), ablation=ablation), circuit)
+
+    mean, optimal = under(kind="mean"), under(kind="optimal", steps=1)
+    assert mean == under(kind="mean") == under(kind="mean", steps=3) != under(kind="mean", positional=True)
+    assert optimal == under(kind="optimal", steps=1) != mean
+    for other in ({"steps": 2}, {"lr": 0.1}, {"objective": negative_metric}):
+        assert optimal != under(**{"kind": "optimal", "steps": 1, **other})
 
 
 def test_what_cannot_be_asked_is_said(bench: Workbench) -> None:

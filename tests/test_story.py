@@ -8,7 +8,7 @@ from pathlib import Path
 
 import pytest
 import torch
-from cli import call, failure, settings
+from cli import call, failure, move_weights, settings, swap_prompts, write_local
 from conftest import tiny_model
 from transformers import AutoModelForCausalLM
 
@@ -209,6 +209,18 @@ def test_the_verb_spreads_ranks_and_compares(local: Path, tmp_path: Path, capsys
     assert "must begin with uniform" in failure(
         capsys, *settings(local, tmp_path / "no", *more, "guided.ways=[adalora]"), verb="guided"
     )
+
+
+def test_a_tuning_is_kept_only_for_the_same_weights_and_pairs(tmp_path: Path) -> None:
+    local, out = write_local(tmp_path / "local"), tmp_path / "out"
+    more = ["tune.steps=1", "guided.rank=2", "guided.seeds=[0]", "tune.score=metric", "guided.ways=[uniform]"]
+    stamps = []
+    for change in (None, None, swap_prompts, move_weights):
+        if change is not None:
+            change(local / ("model" if change is move_weights else "pairs.jsonl"))
+        call(*settings(local, out, *more, "logger=none", "callbacks=none"), verb="guided")
+        stamps.append((out / "uniform-seed0" / "guided.json").stat().st_mtime_ns)
+    assert stamps[0] == stamps[1] < stamps[2] < stamps[3]
 
 
 def test_ranks_from_the_union_of_two_parts_circuits(local: Path, tmp_path: Path) -> None:

@@ -7,7 +7,7 @@ from pathlib import Path
 from types import SimpleNamespace
 
 import pytest
-from cli import call, failure, settings
+from cli import call, failure, move_weights, settings, swap_prompts, write_local
 from hydra import compose, initialize_config_dir
 
 from circuitlit.evaluate.agreement import Agreement, Agreements
@@ -191,6 +191,34 @@ def test_a_stopped_study_goes_on(done: Path, local: Path, tmp_path: Path, capsys
         for where in (done, folder)
     )
     assert first == second
+
+
+def test_cells_are_kept_only_for_the_same_weights_pairs_and_training(
+    tmp_path: Path, capsys: pytest.CaptureFixture[str]
+) -> None:
+    local, out, learner = write_local(tmp_path / "local"), tmp_path / "out", "{name: cold,with: ['mask=hard_concrete']}"
+    own = ["study.attributions=[eap]", f"study.learners=[{learner}]", "study.sparsities=[0.7]", "study.seeds=[0]"]
+    own += ["study.resamples=0", "study.curve_pairs=0"]
+    call(*small(local, out, *own), verb="study")
+    reading = small(local, out, *own, "study.finished_only=true")
+
+    def kept(*more: str) -> set[str]:
+        call(*reading, *more, verb="study")
+        return {row["method"] for row in study_of(out)["methods"]}
+
+    scored = {"random circuits", "eap"}
+    assert kept() == {*scored, "cold"}
+    for setting in ("accumulate_grad_batches=2", "max_steps=1"):
+        assert kept(f"trainer.{setting}") == scored
+    assert kept("+trainer.gradient_clip_val=0.1") == kept("matmul_precision=medium") == scored
+    assert kept() == {*scored, "cold"}
+    before = (local / "pairs.jsonl").read_text()
+    swap_prompts(local / "pairs.jsonl")
+    assert "none is finished" in failure(capsys, *reading, verb="study")
+    (local / "pairs.jsonl").write_text(before)
+    assert kept() == {*scored, "cold"}
+    move_weights(local / "model")
+    assert "none is finished" in failure(capsys, *reading, verb="study")
 
 
 def test_a_cell_that_fails_is_recorded(local: Path, tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:

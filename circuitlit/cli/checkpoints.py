@@ -14,10 +14,10 @@ from torch import nn
 
 from circuitlit.cli.resume import differences
 from circuitlit.errors import UserError
+from circuitlit.model.contents import hash_of
 
 KEY = "trained_with"
 CONTENTS = ("training pairs", "weights")
-SAMPLED = 16  # weights of each tensor
 
 
 class Checkpoints(ModelCheckpoint):
@@ -113,19 +113,17 @@ def agree(name: str, checkpoint: Any, settings: dict[str, Any]) -> None:
 
 
 def contents(rows: Iterable[object], model: nn.Module | None) -> dict[str, str]:
-    """Short hashes of what a file's name does not say: the training pairs, and some weights of each frozen tensor.
+    """Short hashes of what a file's name does not say: the training pairs, and the frozen weights.
 
     Args:
         rows: encoded pairs.
         model: None where its weights are shared out.
     """
-    pairs, weights = hashlib.sha256(), hashlib.sha256()
+    pairs = hashlib.sha256()
     for row in rows:
         pairs.update(str(row).encode())
     found = {CONTENTS[0]: pairs.hexdigest()[:16]}
     if model is not None:
-        for parameter in model.parameters():
-            if not parameter.requires_grad:
-                weights.update(str(parameter.flatten()[:SAMPLED].tolist()).encode())
-        found[CONTENTS[1]] = weights.hexdigest()[:16]
+        frozen = ((name, own) for name, own in model.named_parameters() if not own.requires_grad)
+        found[CONTENTS[1]] = hash_of(frozen)
     return found

@@ -2,8 +2,10 @@
 
 from __future__ import annotations
 
+import hashlib
 import json
-from collections.abc import Iterable
+import os
+from collections.abc import Iterable, Mapping
 from pathlib import Path
 from typing import Any
 
@@ -13,8 +15,24 @@ from circuitlit.cli.build import plain
 
 
 def settings_of(cfg: DictConfig, groups: Iterable[str]) -> dict[str, Any]:
-    """Some groups of a configuration, and the seed."""
-    return {group: plain(cfg[group]) for group in groups} | {"seed": cfg.seed}
+    """Some groups of a configuration, the seed, and what is in the files that they name."""
+    own = {group: plain(cfg[group]) for group in groups}
+    return own | files_of(own) | {"seed": cfg.seed}
+
+
+def files_of(groups: Mapping[str, Any]) -> dict[str, dict[str, str]]:
+    """Hashes of the files that groups of settings name, such as pairs or start masks, if they name any.
+
+    Not of the model's, which are large: `contents_of` the loaded one says what they hold.
+    """
+    found, pending = {}, [own for group, own in groups.items() if group != "model"]
+    while pending:
+        value = pending.pop()
+        if isinstance(value, dict | list):
+            pending += value.values() if isinstance(value, dict) else value
+        elif isinstance(value, str) and os.path.isfile(value):
+            found[value] = hashlib.sha256(Path(value).read_bytes()).hexdigest()
+    return {"files": found} if found else {}
 
 
 def read_kept(file: Path) -> dict[str, Any]:

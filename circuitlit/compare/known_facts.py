@@ -26,7 +26,7 @@ from circuitlit.errors import UserError
 from circuitlit.evaluate import Estimate
 from circuitlit.evaluate.statistics import mean_estimate
 from circuitlit.evaluate.testing import with_holm
-from circuitlit.evaluate.trust.identity import identity_of, identity_of_pairs
+from circuitlit.evaluate.trust.identity import identity_of, identity_of_model, identity_of_pairs
 from circuitlit.files import file_name
 from circuitlit.heads.lookup import LookupHeads, lookup_heads
 from circuitlit.heads.path_patching import PatchBed
@@ -146,12 +146,12 @@ def measure_knowledge(
     method = method or Method.of(eap_ig, steps=5)
     bars = {"answered": answered, "least_pairs": least_pairs, "least_groups": least_groups}
     sought = {"heads": heads, "circuits": circuits, "resamples": resamples, "sparsity": sparsity, "seed": seed}
-    found: dict[str, Measured] = {}
+    of_model, found = identity_of_model(subject), {}
     with opened(folder) as store:
         for pack, tasks in packs.items():
             for name, data in tasks.items():
                 own = settings | bars | sought | {"min_accuracy": (min_accuracy or {}).get(name, 0.0)}
-                known_by = identity_of_pairs(subject, data) | own | {"pack": pack, "method": identity_of(method)}
+                known_by = of_model | identity_of_pairs(data) | own | {"pack": pack, "method": identity_of(method)}
                 known_by["batches"] = [data.batch_size, data.eval_batch_size]  # each has shuffled circuits of its own
                 part = "--".join(map(file_name, (pack, name)))
                 with phase(f"task_{name}", f"{pack}: {name}"):

@@ -67,6 +67,7 @@ class Workbench:
         capture: True replays a captured step on a GPU.
         precision: of float32 matrix products while masks are trained: "highest", "high" (TF32) or "medium"; None leaves
             torch's setting.
+        ablation: that `references` were made with.
         losses: those made so far by `loss`, with their captured CUDA graphs.
     """
 
@@ -79,6 +80,7 @@ class Workbench:
     select: Select = "top_k"
     capture: bool = True
     precision: str | None = None
+    ablation: Ablation = Ablation()
     losses: dict[tuple, MaskedLoss] = field(default_factory=dict, compare=False, repr=False)
 
     @classmethod
@@ -131,7 +133,7 @@ class Workbench:
         references = References(subject, ablation.kind, constants, cache_gib * 2**30, capture, host_gib * 2**30)
         references.fill(data.train.batches(data.batch_size, max(data.train.lengths)), len(data.train))
         count = 0 if sparsity is None else edge_budget(sparsity, layout.n_edges)
-        return cls(subject, data, model, layout, references, count, select, capture, precision)
+        return cls(subject, data, model, layout, references, count, select, capture, precision, ablation)
 
     @contextmanager
     def training(self) -> Iterator[None]:
@@ -240,7 +242,7 @@ class Workbench:
         if known.mean is None:
             return bench
         positional = known.mean.embed.shape[-2] > 1
-        return replace(bench, references=bench.ablated(Ablation(known.kind, positional)))
+        return replace(bench, references=bench.ablated(replace(self.ablation, kind=known.kind, positional=positional)))
 
     def with_more(self, rows: Sequence[Row]) -> Workbench:
         """The same, with as many training pairs behind those there are, each a changed one of them."""

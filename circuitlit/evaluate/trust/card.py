@@ -18,7 +18,7 @@ from circuitlit.evaluate.generalisation import Generalisation, measure_generalis
 from circuitlit.evaluate.model_errors import ModelErrors, measure_errors
 from circuitlit.evaluate.trust.claims import Claims, measure_chance, measure_need, measure_preserved
 from circuitlit.evaluate.trust.find_rivals import find_rivals
-from circuitlit.evaluate.trust.identity import identity, identity_of
+from circuitlit.evaluate.trust.identity import identity, identity_of, identity_of_search
 from circuitlit.evaluate.trust.measure_robustness import measure_robustness
 from circuitlit.evaluate.trust.measure_stability import measure_stability
 from circuitlit.evaluate.trust.rivals import Rivals
@@ -122,14 +122,14 @@ def measure_trust(
         UserError: no such part, or the circuit has masks for token roles that the task lacks.
     """
     bench = bench.fitted(circuit)
-    known_by, rows = identity(bench, circuit), []
+    known_by, anew, rows = identity(bench, circuit), identity_of_search(bench), []
     with opened(folder) as store:
         for name, own, known in _asked(only, settings, seed):
             kind, function, read, title = PARTS[name]
             with phase(name, title):
                 steps = {"folder": store.folder / name} if name in IN_STEPS else {}
                 work = partial(_timed, function, bench, circuit, own | steps)
-                found = store.tried(name, known_by | known, kind, work)
+                found = store.tried(name, known_by | (anew if steps else {}) | known, kind, work)
             rows += [_failed(name, found)] if isinstance(found, Failure) else _with_facts(read(found), found, known)
     return TrustCard(
         task=bench.data.splits.name,
@@ -163,10 +163,10 @@ def share_trust(
         UserError: no such part, or the circuit has masks for token roles that the task lacks.
     """
     bench = bench.fitted(circuit)
-    known_by, store = identity(bench, circuit), Share(Path(folder))
+    known_by, anew, store = identity(bench, circuit), identity_of_search(bench), Share(Path(folder))
     for name, own, known in _asked(only, settings, seed):
         kind, function, _, title = PARTS[name]
-        if store.settled(name, known_by | known):
+        if store.settled(name, known_by | (anew if name in IN_STEPS else {}) | known):
             continue
         try:
             if name in IN_STEPS:

@@ -22,7 +22,7 @@ from circuitlit.evaluate.overlap import StandIns
 from circuitlit.evaluate.statistics import Estimate, mean_estimate, mean_of_halves
 from circuitlit.evaluate.trust.again import LEAST_UNITS, Again, Rows, splits_of, too_few, units_of
 from circuitlit.evaluate.trust.halves import alike
-from circuitlit.evaluate.trust.identity import identity
+from circuitlit.evaluate.trust.identity import identity, identity_of_search
 from circuitlit.evaluate.trust.made import Made
 from circuitlit.evaluate.trust.procedure import Procedure
 from circuitlit.evaluate.trust.robustness import Perturbed, Robustness
@@ -94,7 +94,7 @@ def measure_robustness(
     bed = TestBed.of(bench, bench.data.test, bench.data.test.spread(pairs)) if pairs else None
     levels, found = sorted({*map(float, shares), 1.0}), []
     with opened(folder) as store:
-        known = identity(bench, circuit) | procedure.identity | {"pairs_run": pairs}
+        known = identity(bench, circuit) | identity_of_search(bench) | procedure.identity | {"pairs_run": pairs}
         for kind in dict.fromkeys(kinds):
             changed = perturb(bench.data.train, kind, seed)
             units = [[row for row in unit if changed[row]] for unit in units_of(bench.data.train)]

@@ -19,7 +19,7 @@ from circuitlit.evaluate.measure import TestBed
 from circuitlit.evaluate.statistics import Estimate
 from circuitlit.evaluate.trust.again import LEAST_UNITS, Again, Rows, splits_of, too_few, units_of
 from circuitlit.evaluate.trust.halves import alike, halves_of
-from circuitlit.evaluate.trust.identity import identity
+from circuitlit.evaluate.trust.identity import identity, identity_of_search
 from circuitlit.evaluate.trust.made import Made
 from circuitlit.evaluate.trust.procedure import Procedure
 from circuitlit.evaluate.trust.stability import Cause, Halves, Stability
@@ -88,7 +88,7 @@ def measure_stability(
     bed = TestBed.of(bench, bench.data.test, bench.data.test.spread(pairs)) if pairs else None
     compared = baseline if procedure.schedule is not None else None
     with opened(folder) as store:
-        known = identity(bench, circuit) | procedure.identity | {"pairs_run": pairs}
+        known = identity(bench, circuit) | identity_of_search(bench) | procedure.identity | {"pairs_run": pairs}
         again = Again(bench, procedure, bed, store, known, seed)
         splits = {cause: _splits(again, cause, halves, resamples) for cause in CAUSES[:2] if cause in causes}
         asked = {name: rows for of, ways in splits.items() for name, rows in _halves(of, ways).items()}

@@ -20,7 +20,7 @@ from circuitlit.discover.workbench import Workbench
 from circuitlit.evaluate.find import SCALE, fitted_masks
 from circuitlit.evaluate.measure import TestBed
 from circuitlit.evaluate.statistics import Estimate, mean_estimate, mean_of, paired_difference
-from circuitlit.evaluate.trust.identity import identity
+from circuitlit.evaluate.trust.identity import identity, identity_of_search
 from circuitlit.evaluate.trust.rivals import ACCEPTED, OPEN, REJECTED, RivalCircuit
 from circuitlit.graph import Circuit, EdgeScores
 from circuitlit.objective import Outcome, kl_divergence
@@ -78,7 +78,7 @@ class RivalSearch:
             choosing=TestBed.of(bench, validation, validation.spread(probe_pairs)),
             testing=testing,
             measured=testing.run(first.kept),
-            identity=identity(bench, first) | known,
+            identity=identity(bench, first) | identity_of_search(bench) | known,
             **settings,
         )
 

@@ -13,6 +13,7 @@ from circuitlit.cli.build import attribute, build_subject, build_workbench, plai
 from circuitlit.cli.checks import run_dir, writing_to
 from circuitlit.cli.configs import composed
 from circuitlit.cli.finish import prepare
+from circuitlit.cli.kept import files_of
 from circuitlit.cli.resume import TUNING, trained_with
 from circuitlit.cli.sides import load_side
 from circuitlit.compare.rank_patterns import RankedTuning, RankMakers
@@ -21,6 +22,7 @@ from circuitlit.finetune.guided_ranks import gradient_probe, rank_patterns
 from circuitlit.graph import Circuit
 from circuitlit.model import Subject
 from circuitlit.model.anatomy import Anatomy
+from circuitlit.model.contents import contents_of
 from circuitlit.progress import Clock
 from circuitlit.run import tune
 from circuitlit.run.story.settings import circuit_task
@@ -39,15 +41,17 @@ def makers_of(cfg: DictConfig, base: Subject) -> RankMakers:
         _settings(cfg, base.anatomy, None)
     return RankMakers(
         base.graph.n_layers,
-        tune=partial(_tuned, cfg, base.anatomy),
+        tune=partial(_tuned, cfg, base.anatomy, contents_of(base.model)),
         circuit=partial(_circuit, cfg),
         subtask=_subtask,
         probe=partial(_probe, cfg),
     )
 
 
-def _tuned(cfg: DictConfig, anatomy: Anatomy, name: str, seed: int, ranks: list[int] | None) -> RankedTuning:
-    """One way with one seed, unless it is there already with these settings."""
+def _tuned(
+    cfg: DictConfig, anatomy: Anatomy, contents: str, name: str, seed: int, ranks: list[int] | None
+) -> RankedTuning:
+    """One way with one seed, unless it is there already with these settings and contents of model and files."""
     own = _settings(cfg, anatomy, ranks)
     own.seed = seed
     folder = run_dir() / f"{name}-seed{seed}"
@@ -56,7 +60,8 @@ def _tuned(cfg: DictConfig, anatomy: Anatomy, name: str, seed: int, ranks: list[
         with writing_to(folder), Clock():
             return RankedTuning.read(tune.run(own), folder, ranks)
 
-    return Store(folder).made("guided", trained_with(own, TUNING, 1), RankedTuning, work)
+    known = trained_with(own, TUNING, 1) | files_of({"task": plain(own.task)}) | {"contents": contents}
+    return Store(folder).made("guided", known, RankedTuning, work)
 
 
 def _settings(cfg: DictConfig, anatomy: Anatomy, ranks: list[int] | None) -> DictConfig:

@@ -16,6 +16,7 @@ from circuitlit.cli.mistakes import explained
 from circuitlit.evaluate.study.compare_methods import make_cells
 from circuitlit.evaluate.study.results import MethodStudy
 from circuitlit.evaluate.study.summary import Finished, summarise_study
+from circuitlit.model.contents import contents_of
 from circuitlit.progress import phase, say
 from circuitlit.report.study import print_study, write_figures
 from circuitlit.run.study.configured import ConfiguredTask, settings_from
@@ -43,9 +44,10 @@ def run(cfg: DictConfig) -> MethodStudy | None:
     shares, store = shares_of(planned, cfg.study.part, cfg.study.parts), Store(run_dir() / "cells", explained)
     with phase("load", f"Loading {cfg.model.name}"):
         subject = build_subject(cfg)
+        contents = contents_of(subject.model)
     finished: Finished = []
     for (others, jobs), entry in product(enumerate(shares), tasks):
-        task = ConfiguredTask(entry, subject)
+        task = ConfiguredTask(entry, subject, contents)
         which = "finished" if cfg.study.finished_only else "open" if others else "all"
         own, chosen = task.jobs(jobs.get(entry.name, []), store, which)
         if chosen:

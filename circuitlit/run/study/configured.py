@@ -16,6 +16,7 @@ from circuitlit.cli.build import build_method, build_workbench, encoded, plain, 
 from circuitlit.cli.configs import Entry, composed
 from circuitlit.cli.kept import settings_of
 from circuitlit.cli.learn import learn
+from circuitlit.cli.resume import trained_with
 from circuitlit.discover.workbench import Workbench
 from circuitlit.errors import UserError
 from circuitlit.evaluate.study.cells import Cell, Circuits, Match, StudySettings
@@ -50,10 +51,12 @@ class ConfiguredTask:
     Attributes:
         entry: its label, and what makes it.
         subject: the model of all tasks.
+        contents: `contents_of` it.
     """
 
     entry: Entry
     subject: Subject
+    contents: str
 
     @cached_property
     def cfg(self) -> DictConfig:
@@ -77,7 +80,7 @@ class ConfiguredTask:
         """The task's own cell."""
 
         def prepare() -> tuple[object, Work]:
-            return _known(self.cfg), lambda task, _: ends(task, settings_from(self.cfg).min_accuracy)
+            return self._known(self.cfg), lambda task, _: ends(task, settings_from(self.cfg).min_accuracy)
 
         return Job(Cell(self.entry.name, "task"), prepare)
 
@@ -88,9 +91,16 @@ class ConfiguredTask:
             cfg, cell = composed(*planned.settings), planned.cell
             works = {"control": self._drawn, "attribution": self._scored, "learner": self._trained}
             sparsities = cfg.study.sparsities if cell.sparsity is None else [cell.sparsity]
-            return _known(cfg, cell.sparsity), lambda task, folder: works[cell.kind](cfg, task, folder, sparsities)
+            known = self._known(cfg, cell.sparsity) | (_training(cfg) if cell.kind == "learner" else {})
+            return known, lambda task, folder: works[cell.kind](cfg, task, folder, sparsities)
 
         return Job(planned.cell, prepare)
+
+    def _known(self, cfg: DictConfig, sparsity: float | None = None) -> dict[str, Any]:
+        """All that a cell depends on, but for what training alone does."""
+        sparsities = list(cfg.study.sparsities) if sparsity is None else [sparsity]
+        study = {key: cfg.study[key] for key in ("resamples", "curve_pairs")}
+        return settings_of(cfg, _GROUPS) | {"contents": self.contents, "sparsities": sparsities, **study}
 
     def _drawn(self, cfg: DictConfig, task: StudyTask, _folder: Path, sparsities: Sequence[float]) -> Circuits:
         return random_circuits(task, self._sized(cfg, sparsities), settings_from(cfg))
@@ -144,8 +154,8 @@ def _scores_key(cfg: DictConfig) -> str:
     return str((plain(cfg.method), cfg.mask.roles, cfg.data))
 
 
-def _known(cfg: DictConfig, sparsity: float | None = None) -> dict[str, Any]:
-    """All that a cell depends on."""
-    sparsities = list(cfg.study.sparsities) if sparsity is None else [sparsity]
-    study = {key: cfg.study[key] for key in ("resamples", "curve_pairs")}
-    return settings_of(cfg, _GROUPS) | {"sparsities": sparsities, **study}
+def _training(cfg: DictConfig) -> dict[str, Any]:
+    """What masks depend on beside: trainer, precision, and where training ends."""
+    ends = {key: cfg.trainer[key] for key in ("max_steps", "max_epochs")}
+    early = cfg.callbacks.stop_at_convergence
+    return {"training": trained_with(cfg, ("trainer",), 1), "ends": ends, "stop_at_convergence": early}
