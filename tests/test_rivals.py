@@ -5,7 +5,8 @@ from __future__ import annotations
 import json
 from dataclasses import replace
 from pathlib import Path
-from typing import Any
+from types import SimpleNamespace
+from typing import Any, cast
 
 import pytest
 import torch
@@ -20,6 +21,7 @@ from circuitlit import (
     MaskedModel,
     MaskLayout,
     MaskLearner,
+    Outcome,
     References,
     Rivals,
     Schedule,
@@ -140,6 +142,21 @@ def test_acceptance_goes_by_the_interval_and_by_exact_match() -> None:
     assert accepted(worse, 0.1, 0.06, 0.05) == "rejected"
     assert accepted(worse, 0.07, 0.0, 0.05) == "undecided"
     assert accepted(worse, 0.05, 0.0, 0.05) == "rejected"
+
+
+@pytest.mark.parametrize(("pairs", "ours", "theirs"), [(200, 200, 190), (200, 190, 180), (20, 20, 19), (40, 38, 36)])
+def test_a_rival_may_lose_just_what_is_allowed(pairs: int, ours: int, theirs: int) -> None:
+    """One pair more is too many; single precision made .05 of the pairs .0500000119."""
+    search = search_of("gpt2", "one", starts=[])
+
+    def says(right: int) -> Outcome:
+        nothing = torch.zeros(pairs)
+        return Outcome(nothing, nothing, nothing, nothing, (torch.arange(pairs) < right).float(), torch.arange(pairs))
+
+    for right, state in ((theirs, "accepted"), (theirs - 1, "rejected")):
+        bed = SimpleNamespace(run=lambda kept, right=right: says(right), corrupted=says(0))
+        asked = replace(search, measured=says(ours), choosing=cast(Any, bed), testing=cast(Any, bed))
+        assert asked._best({"whole": search.inside}).state == state
 
 
 def some(share: float, state: str) -> RivalCircuit:

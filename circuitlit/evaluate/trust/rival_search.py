@@ -166,7 +166,7 @@ class RivalSearch:
         kept, run = made[start], lambda edges: self.testing.run(edges[None])
         found, common = run(kept), int((kept & self.inside).sum())
         worse = paired_difference(found.kl, self.measured.kl, found.group)
-        lost = float(self.measured.exact_match.mean() - found.exact_match.mean())
+        lost = float((self.measured.exact_match.double() - found.exact_match.double()).mean())
         return RivalCircuit(
             share=common / self.bench.count,
             n_common=common,
@@ -197,9 +197,9 @@ def accepted(worse: Estimate, bar: float, lost: float, exact: float) -> str:
             hold out none for new ones could.
         bar: nats that it may be worse by.
         lost: share of pairs by which it says less often what the model says.
-        exact: what that may be.
+        exact: what that may be; a rival that loses exactly this is not rejected for it, however the shares are rounded.
     """
     assert worse.low is not None and worse.high is not None
-    if worse.low > bar or lost > exact:
+    if worse.low > bar or lost > exact + 1e-9:
         return REJECTED
     return ACCEPTED if worse.high <= bar else OPEN
