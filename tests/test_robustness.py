@@ -142,11 +142,16 @@ def test_no_perturbed_pair_is_no_change_and_all_are_the_other_control(
     found = measure_robustness(bench, circuit_of(bench), method=method, kinds=kinds, **FAST)
     assert len(found.perturbed) == len(kinds) * 4 and found.n_sentences == SENTENCES and found.n_halves == 3
     for one in found.perturbed:
-        assert one.alike and one.minus_replaced and one.kl_minus_replaced and one.beyond_degrees
         assert one.pairs == round(one.share * 12)
         if one.share == 0:
-            assert one.each == [1.0] * 3 and one.minus_replaced.value == 0 == one.kl_minus_replaced.value
-            assert one.beyond_degrees.value == 1
+            assert (one.reason, one.alike, one.each) == ("no pair is perturbed at this share", None, [])
+            continue
+        assert one.alike and one.minus_replaced and one.kl_minus_replaced and one.beyond_degrees
+    unperturbed = [
+        row for row in robustness_rows(found) if row.name.removesuffix("_kl").removesuffix("_beside")[-2:] == "_0"
+    ]
+    assert len(unperturbed) == 3 * len(kinds)
+    assert {(row.state, row.why) for row in unperturbed} == {("not measured", "no pair is perturbed at this share")}
     floor = [one.alike.value for one in found.perturbed if one.alike and one.share == 1]
     assert all(value is not None and value < 1 for value in floor)
     again = measure_robustness(bench, circuit_of(bench), method=method, **FAST)
@@ -212,13 +217,20 @@ def test_the_controls_tell_a_method_that_hears_nothing(bench: Workbench, by: str
     assert rows[2].why == "no test pairs were asked for" and rows[0].groups == SENTENCES and rows[0].draws == 8
 
 
+def test_a_share_that_rounds_to_no_pair_is_not_measured(bench: Workbench) -> None:
+    """Circuits of the same pairs are equal, which says nothing of perturbed ones."""
+    given = FAST | {"draws": 2, "resamples": 2, "pairs": 0, "shares": [0.04, 0.1]}
+    found = measure_robustness(bench, circuit_of(bench), method=Method.of(eap, negative_metric), **given)
+    assert [(one.pairs, one.alike is None) for one in found.perturbed] == [(0, True), (1, False), (12, False)]
+
+
 def test_masks_are_trained_on_perturbed_pairs_and_kept(bench: Workbench, tmp_path: Path) -> None:
     bench = prepare_bench(
         Subject(tiny_model("llama", vocab_size=TOKENS).float(), tokenizer=word_tokenizer()), bench.data.splits, 0.8
     )
     given = FAST | {"masks": True, "schedule": replace(SCHEDULE, steps=3), "shares": [0], "draws": 2}
     found = measure_robustness(bench, circuit_of(bench), **given, kinds=["swapped"], folder=tmp_path)
-    assert [one.each == [1.0, 1.0] for one in found.perturbed] == [True, False]
+    assert [len(one.each) for one in found.perturbed] == [0, 2]
     files = {path.name for path in tmp_path.glob("*.json")}
     assert files == {f"{way}_{n}_{size}.json" for n in (0, 1) for way in ("swapped", "replaced") for size in (12,)} | {
         "intact_0_0.json",

@@ -66,7 +66,8 @@ def measure_robustness(
         method: the attribution that found it, or that its masks started from; None takes mask gradients for masks.
         masks: True trains masks whatever the circuit's scores are; None goes by these.
         kinds: how pairs are perturbed: "noise", "mixed", "swapped"; see `perturb`.
-        shares: of the pairs that are perturbed; all of them are always perturbed as well.
+        shares: of the pairs that are perturbed; all of them are always perturbed as well. One that perturbs no pair is
+            not measured.
         draws: halves that circuits are found from.
         resamples: such halves where a method scores pair by pair, so that they cost two passes; the first `draws` have
             KLs and are compared with circuits of equal degrees.
@@ -209,6 +210,8 @@ class _Halves:
         return _Drawn(intact, ours, theirs, plan.counts, self._stand_ins(intact, 2 * number))
 
     def _level(self, drawn: Sequence[_Drawn], place: int, share: float) -> Perturbed:
+        if not any(one.counts[place] for one in drawn):
+            return Perturbed(kind=self.kind, share=share, reason="no pair is perturbed at this share")
         total = self.again.bench.layout.n_edges
         ours, theirs = ([getattr(one, way)[place] for one in drawn] for way in ("perturbed", "replaced"))
         each, others = (
