@@ -6,7 +6,7 @@ from dataclasses import replace
 
 import pytest
 import torch
-from planted_rivals import FIRST, edges_of, planted_rivals
+from planted_rivals import FIRST, edges_of, first_circuit, planted_rivals
 
 from circuitlit import Circuit, EdgeScores, Method, Outcome, UserError, eap_ig
 from circuitlit.evaluate.found import Measured
@@ -16,6 +16,8 @@ from circuitlit.evaluate.trust.chance import chance_rows
 from circuitlit.evaluate.trust.claims import Claims, idle_share, measure_chance, measure_need, measure_preserved
 from circuitlit.evaluate.trust.preserved import preserved_rows, tost_p, wins_p
 from circuitlit.evaluate.trust.procedure import START
+from circuitlit.evaluate.verdict import Bars, measure_circuit, verdict
+from circuitlit.report.table import notes
 
 
 def outcome(metric: torch.Tensor, groups: int = 6) -> Outcome:
@@ -103,6 +105,24 @@ def test_idle_edges_are_those_that_were_not_planted() -> None:
     preserved = measure_preserved(bench, circuit, pairs=16)
     assert preserved.claims[0].pairs == 16 and len(preserved.to_frame()) == len(preserved.claims)
     assert Claims.from_dict(preserved.to_dict()) == preserved
+
+
+def test_a_circuit_that_is_all_of_its_kind_is_not_compared() -> None:
+    """A chain of four edges has no shuffles, and of all edges there is one set: chance has no p, and does not fail."""
+    bench = planted_rivals("gpt2", "one", 0, held_out=16)
+    chain = first_circuit(bench, "one")
+    rows = measure_chance(bench, chain, draws=20).claims
+    assert [(row.name, row.state) for row in rows] == [("chance.random", "pass"), ("chance.shuffled", "not measured")]
+    assert rows[1].why == "no other circuit has these degrees, as far as 20 draws tell" and rows[1].p is None
+    found = measure_circuit(bench, chain, bars=Bars(controls=20, published_pairs=0))
+    assert found.status == "NOT MEASURABLE" and (found.reason or "").startswith("no other circuit has these degrees")
+    assert found.random and found.shuffled and found.random.p_holm == found.random.p == 1 / 21
+    assert found.shuffled.p is None and "KL below that of random ones: p = 0.048 (20 draws)." in notes(found.to_dict())
+    whole = Circuit.cut(chain.scores, bench.subject.graph.n_edges)
+    rows = measure_chance(bench, whole, draws=2).claims
+    assert [row.state for row in rows] == ["not measured"] * 2 and "no other circuit has this size" in rows[0].why
+    kept = Bars(controls=20, published_pairs=0, max_kl_share=-1.0)
+    assert verdict(found, kept)[0] == "FAILED"  # what does not go by chance is still judged
 
 
 def test_halves_of_batches_cost_no_further_pass() -> None:

@@ -35,7 +35,8 @@ class Measured:
         label: what it is of, for attributions.
         n_circuits: random circuits that the means run over.
         n_pairs: pairs, where they are not all.
-        p, p_holm: share of random circuits with a KL at most the circuit's, itself counted; corrected for both.
+        p, p_holm: share of random circuits with a KL at most the circuit's, itself counted; corrected for both. None
+            where no other circuit is like it.
         agreement: with what the model says, apart where the model is right and where it is wrong.
     """
 

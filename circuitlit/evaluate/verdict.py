@@ -6,6 +6,8 @@ from collections.abc import Sequence
 from dataclasses import dataclass, fields, replace
 from typing import Any
 
+import torch
+
 from circuitlit.discover.workbench import Workbench
 from circuitlit.evaluate.agreement import Agreements
 from circuitlit.evaluate.baseline import Baseline, cut_to_reachable
@@ -28,7 +30,7 @@ from circuitlit.evaluate.published import measure_published, published_rows
 from circuitlit.evaluate.statistics import paired_difference
 from circuitlit.evaluate.summary import Summary, summarise
 from circuitlit.evaluate.testing import LEVEL, enough_draws, holm, rank_p
-from circuitlit.evaluate.trust.chance import chance_rows
+from circuitlit.evaluate.trust.chance import chance_rows, no_other
 from circuitlit.evaluate.trust.preserved import preserved_rows
 from circuitlit.graph import Circuit, EdgeScores, reachable_edges
 from circuitlit.model import Subject
@@ -196,7 +198,8 @@ def measure_controls(bench: Workbench, bed: TestBed, circuit: Circuit, found: Ou
     """Random circuits of the same size, and shuffles with the same degrees, on pairs of every sentence.
 
     `subset` holds circuit, full model and corrupted run on the same pairs. `p` of a control is the share of its
-    circuits with a KL at most the circuit's, the circuit itself counted; `p_holm` is corrected for both controls.
+    circuits with a KL at most the circuit's, the circuit itself counted; `p_holm` is corrected for both controls. A
+    control whose circuits are all the circuit itself has neither: there is no other one to compare it with.
     """
     number, graph = bars.controls, bench.subject.graph
     pairs = min(max(bars.control_pairs, len(found.group.unique())), len(found.kl))
@@ -210,11 +213,13 @@ def measure_controls(bench: Workbench, bed: TestBed, circuit: Circuit, found: Ou
         for kind, circuits in kinds.items()
     }
     closeness = -float(own.kl.mean())
-    p = [rank_p(closeness, [-float(other.kl.mean()) for other in others]) for others in outcomes.values()]
+    differ = [kind for kind, circuits in kinds.items() if any(not torch.equal(kept, circuit.kept) for kept in circuits)]
+    p = [rank_p(closeness, [-float(other.kl.mean()) for other in outcomes[kind]]) for kind in differ]
+    claims = {kind: {"p": one, "p_holm": both} for kind, one, both in zip(differ, p, holm(p), strict=True)}
     facts = {"n_edges": circuit.n_edges, "n_circuits": number, "n_pairs": pairs}
     rows = {
-        kind: _entry(others, bed.full, bed.corrupted, **facts, p=one, p_holm=both)
-        for (kind, others), one, both in zip(outcomes.items(), p, holm(p), strict=True)
+        kind: _entry(others, bed.full, bed.corrupted, **facts, **claims.get(kind, {}))
+        for kind, others in outcomes.items()
     }
     metrics = _metrics(summarise([own], full, corrupted))
     first, last = (_entry([end], full, corrupted) for end in (full, corrupted))
@@ -248,7 +253,9 @@ def verdict(result: FoundCircuit, bars: Bars, exhaustive: bool = False) -> tuple
         )
     for control in ("random", "shuffled"):
         row: Measured = getattr(result, control)
-        assert row.p is not None and row.p_holm is not None and row.n_circuits is not None
+        assert row.n_circuits is not None
+        if row.p is None or row.p_holm is None:
+            return UNMEASURABLE, f"{no_other(control, row.n_circuits)}; there is nothing to compare it with"
         if row.p_holm < LEVEL:
             continue
         if row.p <= 1 / (1 + row.n_circuits):

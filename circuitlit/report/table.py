@@ -212,7 +212,8 @@ def notes(result: dict) -> list[str]:
     claims = [(kind, result[kind]) for kind in ("random", "shuffled") if "p_holm" in (result.get(kind) or {})]
     if claims:
         listed = ", ".join(f"{kind} ones: p = {row['p_holm']:.2g} ({row['n_circuits']} draws)" for kind, row in claims)
-        said.append(f"KL below that of {listed}; Holm's correction for {len(claims)} claims.")
+        corrected = f"; Holm's correction for {len(claims)} claims" if len(claims) > 1 else ""
+        said.append(f"KL below that of {listed}{corrected}.")
     return said
 
 

@@ -17,11 +17,22 @@ def chance_rows(own: Measured, controls: Mapping[str, Measured]) -> list[TrustRo
         own: the circuit on the pairs that random circuits ran on.
         controls: by kind, of `measure_controls`.
     """
-    return [_row(kind, one, own, len(controls)) for kind, one in controls.items()]
+    claims = sum(one.p_holm is not None for one in controls.values())
+    return [_row(kind, one, own, claims) for kind, one in controls.items()]
+
+
+def no_other(kind: str, draws: int) -> str:
+    """Why a circuit has no p where every draw is the circuit itself."""
+    alike = "these degrees" if kind == "shuffled" else "this size"
+    return f"no other circuit has {alike}, as far as {draws} draws tell"
 
 
 def _row(kind: str, one: Measured, own: Measured, claims: int) -> TrustRow:
-    assert own.kl and one.kl and one.p_holm is not None and one.n_circuits is not None
+    assert own.kl and one.kl and one.n_circuits is not None
+    if one.p_holm is None:
+        said, why = f"p of {kind} circuits being as close as this one", no_other(kind, one.n_circuits)
+        facts = {"pairs": one.n_pairs, "draws": one.n_circuits}
+        return TrustRow.of(f"chance.{kind}", said, None, LEVEL, side="at most", why=why, **facts)
     figure = f"p of {kind} circuits (KL {one.kl.value:.3f}) being as close as this one ({own.kl.value:.3f}), Holm"
     least = claims / (1 + one.n_circuits)
     few = f"{one.n_circuits} circuits cannot give a p below {LEVEL}" if least >= LEVEL else None
