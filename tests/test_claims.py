@@ -38,6 +38,10 @@ def test_the_full_model_is_preserved_and_half_of_it_is_not() -> None:
     assert (half["preserved.faithfulness"].p or 0) > 0.999 and (half["preserved.wins"].p or 1) < 1e-6
     single = preserved_rows(outcome(full.metric, 1), outcome(full.metric, 1), outcome(corrupted.metric, 1))
     assert single[0].name == "preserved.faithfulness" and len(single) == 3
+    alone = torch.where(torch.arange(60) % 6 == 0, full.metric, 0.0)  # without this sentence there is no behaviour
+    rows = preserved_rows(outcome(alone), outcome(alone), corrupted)
+    assert [row.name for row in rows[:2]] == ["preserved.faithfulness", "preserved.these_sentences"]
+    assert [row.state for row in rows[:2]] == ["undecided", "pass"] and "new sentences" in rows[0].why
 
 
 def test_the_p_of_equivalence_is_that_of_its_interval() -> None:

@@ -6,12 +6,16 @@ import json
 from pathlib import Path
 
 import pytest
+import torch
 from cli import call, settings
 
-from circuitlit import FoundCircuit, TrustCard
+from circuitlit import FoundCircuit, Outcome, TrustCard
+from circuitlit.evaluate.agreement import Agreements
+from circuitlit.evaluate.model_errors import ModelErrors
 from circuitlit.evaluate.statistics import Estimate
 from circuitlit.evaluate.trust import card
 from circuitlit.evaluate.trust.row import Side, TrustRow
+from circuitlit.evaluate.trust.rows import error_rows
 from circuitlit.lock import claimed_cell
 from circuitlit.report.trust import interval_picture, measured_on, trust_cells
 
@@ -40,6 +44,40 @@ def test_the_state_goes_by_the_interval(low: float, high: float, side: Side, sta
     wide = TrustRow.of("a.b", "share", Estimate(middle, low, high, -1.0, 1.0), 0.6, side=side)
     assert wide.state == "undecided" and (wide.low, wide.high) == (-1.0, 1.0)  # new sentences decide
     assert TrustRow.of("a.b", "share", Estimate(middle, low, high)).state == "shown"
+
+
+def test_without_an_interval_that_says_something_nothing_passes_or_fails() -> None:
+    """A single pair has none, and that of pairs does not stand for that of new sentences where these are several."""
+    high, low = Estimate(0.9, 0.8, 1.0), Estimate(0.2, 0.1, 0.3)
+    for found, state in ((high, "pass"), (low, "fail")):
+        assert TrustRow.of("a.b", "share", found, 0.6, pairs=9, sentences=1).state == state
+        for said, more in (("one pair", {"pairs": 1}), ("no interval for new sentences", {"pairs": 9, "sentences": 8})):
+            row = TrustRow.of("a.b", "share", found, 0.6, **more)
+            assert row.state == "undecided" and said in row.why and row.value == found.value
+            assert TrustRow.of("a.b", "share", found, **more).state == "shown"
+
+
+def test_errors_of_one_sentence_say_nothing_of_others() -> None:
+    """Without that sentence there is no error to agree with; with a second one there is an interval, and it is wide."""
+    group, nothing = torch.arange(80) % 8, torch.zeros(80)
+
+    def row(wrong: torch.Tensor, least: int = 9) -> dict[str, TrustRow]:
+        margin, one = torch.where(wrong, -1.0, 1.0), torch.ones(80, dtype=torch.long)
+        right = (margin > 0).float()
+        said = Outcome(nothing, margin, nothing, right, right, group, best_right=one, best_wrong=2 * one, margin=margin)
+        made = Agreements.of(said, said, least=least)
+        names = dict.fromkeys(("task", "model", "method", "ablation"), "x")
+        assert made.vocabulary is not None
+        counts = {"n_pairs": 80, "n_run": 80, "n_sentences": 8, "least": least}
+        found = ModelErrors(**names, **counts, vocabulary=made.vocabulary, candidates=made.candidates)
+        return {one.name: one for one in error_rows(found)}
+
+    single = row(group == 0)
+    assert single["errors.wrong"].state == "undecided" and "new sentences" in single["errors.wrong"].why
+    assert single["errors.right"].state == "pass" and single["errors.wrong"].value == 1
+    assert row(group < 2)["errors.wrong"].state == "pass"
+    few = row(group < 7, 11)["errors.right"]  # as errors are
+    assert (few.state, few.why) == ("not measured", "the model is right on 10 pairs, 11 right answers are needed")
 
 
 def test_what_is_not_measured_says_why() -> None:

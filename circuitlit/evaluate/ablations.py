@@ -58,6 +58,7 @@ class Ablations(Result):
         n_pairs: held-out pairs, the same for all kinds.
         n_random: random circuits; they run on the first pairs alone.
         kinds: one row a kind.
+        n_sentences: that the pairs are of; None in older files.
     """
 
     schema: ClassVar[str] = "ablations"
@@ -70,6 +71,7 @@ class Ablations(Result):
     n_pairs: int
     n_random: int
     kinds: list[UnderAblation]
+    n_sentences: int | None = None
 
     @property
     def ends(self) -> tuple[UnderAblation, UnderAblation] | None:
@@ -130,6 +132,7 @@ def measure_ablations(
         found_with=bench.references.kind,
         n_pairs=len(rows),
         n_random=random,
+        n_sentences=len(bench.data.test.collate(rows).group.unique()),
         kinds=[
             _under(bench, circuit, one, rows, seed, drawn, random_pairs)
             for one in told(settings, "ablations", len(settings))

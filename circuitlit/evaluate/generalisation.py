@@ -34,6 +34,7 @@ class Axis:
         share: KL(model || circuit) over that of the empty circuit on them; 0 is the full model, 1 the empty circuit.
         ratio: `share` over that of the pairs that it is compared with; 1 is no loss, above 1 the circuit holds worse.
         reason: why it was not measured.
+        n_sentences: of those pairs or of the ones that they are compared with, the fewer; None in older files.
     """
 
     name: str
@@ -42,6 +43,7 @@ class Axis:
     share: Estimate | None = None
     ratio: Estimate | None = None
     reason: str | None = None
+    n_sentences: int | None = None
 
 
 @dataclass(frozen=True, kw_only=True, repr=False)
@@ -170,7 +172,9 @@ def _axis(name: str, than: str, ours: Ends, theirs: Any, paired: bool = False) -
         found = combined([(1.0, _log_share(ours, 0)), (-1.0, _log_share(theirs, 1))])
     share = ratio_estimate(ours[0].kl, ours[1].kl, ours[0].group)
     ratio = {key: None if value is None else _exp(value) for key, value in found.estimate().to_dict().items()}
-    return Axis(name=name, than=than, n_pairs=len(ours[0].kl), share=share, ratio=Estimate(**ratio))
+    few = min(len(ends[0].group.unique()) for ends in (ours, theirs))
+    made = {"share": share, "ratio": Estimate(**ratio), "n_sentences": few}
+    return Axis(name=name, than=than, n_pairs=len(ours[0].kl), **made)
 
 
 def _log_share(ends: Ends, seed: int) -> Statistic:

@@ -82,6 +82,8 @@ class ModelErrors(Result):
         task, model, method, ablation: what was asked.
         n_pairs: pairs that the full model ran on.
         n_run: those of them that circuits ran on; the rest is stood for by weights.
+        n_sentences: that these are of; None in older files, like `least`.
+        least: right answers, and errors, that are needed to hold their figures against a bar.
         candidates, vocabulary: the circuit's agreement, as in `Agreements`.
         matched: the margin-matched control; None without candidates.
         biased: the control by a biased baseline; None without a baseline or errors.
@@ -97,6 +99,8 @@ class ModelErrors(Result):
     ablation: str
     n_pairs: int
     n_run: int
+    n_sentences: int | None = None
+    least: int | None = None
     vocabulary: Agreement
     candidates: Agreement | None = None
     matched: Matched | None = None
@@ -141,7 +145,7 @@ def measure_errors(
         circuit: its edges.
         split: whose pairs.
         most: pairs that circuits run on, of each kind: right or wrong among candidates, and among all tokens.
-        least: errors below which nothing is said of them.
+        least: errors below which nothing is said of them; the trust card wants as many right answers, too.
         within: logits by which matched margins may differ.
         baseline: an earlier circuit of the same model (one that was not trained for errors, say) for the control by a
             bias; None leaves that out.
@@ -172,6 +176,8 @@ def measure_errors(
         ablation=bench.references.kind,
         n_pairs=len(pairs),
         n_run=len(rows),
+        n_sentences=len(bed.full.group.unique()),
+        least=least,
         candidates=said.candidates,
         vocabulary=said.vocabulary,
         matched=matched,

@@ -31,10 +31,9 @@ def preserved_rows(found: Outcome, full: Outcome, corrupted: Outcome) -> list[Tr
     both = whole.estimate(LEVEL)
     sizes: dict[str, Any] = {"pairs": len(found.kl), "groups": len(found.group.unique())}
     rows = []
-    if both.low_sentences is not None:
+    if both.value is not None and sizes["groups"] > 1:
         said = {"figure": "faithfulness, 90 % interval for new sentences", "p": tost_p(whole, 1.0, MARGIN)}
-        new = Estimate(both.value, both.low_sentences, both.high_sentences)
-        rows.append(_near("preserved.faithfulness", new, 1.0, **said, **sizes))
+        rows.append(_near("preserved.faithfulness", both, 1.0, **said, sentences=sizes["groups"], **sizes))
     here = Estimate(both.value, both.low, both.high)
     name = "preserved.these_sentences" if rows else "preserved.faithfulness"
     rows.append(

@@ -23,8 +23,8 @@ class TrustRow:
         bar: what it is held against; None where it is only shown.
         side: of the bar on which the figure has to be; within is no further from `around` than the bar, either way.
         around: what it is to be near to.
-        state: "pass", "fail", "undecided" (the interval straddles the bar), "not measured" or "shown" (no bar).
-        why: why it was not measured; empty elsewhere.
+        state: "pass", "fail", "undecided" (the interval straddles the bar, or `why`), "not measured", "shown" (no bar).
+        why: why it was not measured, or why nothing passes or fails whatever the interval; empty elsewhere.
         pairs, groups: pairs and sentences that the interval stands on; None where nobody counted.
         draws, p: random sets or circuits that are compared, and the p-value; None where there are none.
         seconds: that its part took, without what of it was there already.
@@ -58,21 +58,30 @@ class TrustRow:
         side: Side = "at least",
         around: float = 0.0,
         why: str | None = None,
+        sentences: int | None = None,
         **facts: Any,
     ) -> TrustRow:
-        """Hold an estimate against a bar; without one, or with `why`, the row says that nothing was measured."""
+        """Hold an estimate against a bar; without an estimate the row says that nothing was measured, and `why`.
+
+        Of a single pair nothing passes or fails. Nor does it where the pairs are of several `sentences` and there is no
+        interval for new ones: that of other pairs of these is too narrow to stand for it.
+        """
         bounds = estimate and estimate.bounds
         common = {"name": name, "figure": figure, "bar": bar, "side": side, "around": around, **facts}
         if estimate is None or estimate.value is None or bounds is None:
             said = (why or "the figure does not exist for these pairs").removeprefix(f"{NOT_MEASURED}: ")
             return cls(**common, why=said)
         low, high = bounds
-        state = SHOWN
+        state, barred = SHOWN, ""
         if bar is not None:
             passes, fails = {
                 "at least": (low >= bar, high < bar),
                 "at most": (high <= bar, low > bar),
                 "within": (low >= around - bar and high <= around + bar, low > around + bar or high < around - bar),
             }[side]
-            state = PASS if passes else FAIL if fails else UNDECIDED
-        return cls(**common, value=estimate.value, low=low, high=high, state=state)
+            if facts.get("pairs") == 1:
+                barred = "one pair"
+            elif sentences is not None and sentences > 1 and estimate.low_sentences is None:
+                barred = "there is no interval for new sentences, this one is for other pairs of these"
+            state = UNDECIDED if barred else PASS if passes else FAIL if fails else UNDECIDED
+        return cls(**common, value=estimate.value, low=low, high=high, state=state, why=barred)

@@ -27,11 +27,17 @@ def claims_of(found: Claims) -> list[TrustRow]:
 def error_rows(found: ModelErrors) -> list[TrustRow]:
     """Agreement with right and wrong answers, kappa, and the controls."""
     said, main = found.main
-    why, both = main.reason, main.n_right + main.n_wrong
+    why, both, of = main.reason, main.n_right + main.n_wrong, {"sentences": found.n_sentences}
+    right, few = main.right, None
+    if found.least is not None and main.n_right < found.least:
+        right, few = None, f"the model is right on {main.n_right} pairs, {found.least} right answers are needed"
     rows = [
-        TrustRow.of("errors.right", f"agreement, model right, {said}", main.right, RIGHT, pairs=main.n_right),
-        TrustRow.of("errors.wrong", f"agreement, model wrong, {said}", main.wrong, WRONG, why=why, pairs=main.n_wrong),
-        TrustRow.of("errors.kappa", f"kappa of right and wrong, {said}", main.kappa, KAPPA, why=why, pairs=both),
+        TrustRow.of(f"errors.{name}", f"{figure}, {said}", estimate, bar, why=reason, pairs=pairs, **of)
+        for name, figure, estimate, bar, reason, pairs in (
+            ("right", "agreement, model right", right, RIGHT, few, main.n_right),
+            ("wrong", "agreement, model wrong", main.wrong, WRONG, why, main.n_wrong),
+            ("kappa", "kappa of right and wrong", main.kappa, KAPPA, why, both),
+        )
     ]
     matched, biased = found.matched, found.biased
     rows.append(
@@ -43,12 +49,15 @@ def error_rows(found: ModelErrors) -> list[TrustRow]:
             side="within",
             why=matched.reason if matched else "pairs have no wrong answer",
             pairs=matched and matched.n,
+            **of,
         )
     )
     few = found.candidates and found.candidates.reason
     absent = few or "no earlier circuit to add a bias to; name one: baseline, the setting trust.errors.baseline=RUN"
     figure, errors = "agreement, model wrong, minus a biased baseline's", found.candidates and found.candidates.n_wrong
-    rows.append(TrustRow.of("errors.biased", figure, biased and biased.beaten_by, BIASED, why=absent, pairs=errors))
+    rows.append(
+        TrustRow.of("errors.biased", figure, biased and biased.beaten_by, BIASED, why=absent, pairs=errors, **of)
+    )
     return rows
 
 
@@ -66,6 +75,7 @@ def ablation_rows(found: Ablations) -> list[TrustRow]:
             why=one.reason,
             pairs=found.n_pairs,
             draws=found.n_random,
+            sentences=found.n_sentences,
         )
         for one in found.kinds
     ]
@@ -82,6 +92,7 @@ def generalisation_rows(found: Generalisation) -> list[TrustRow]:
             side="at most",
             why=one.reason,
             pairs=one.n_pairs,
+            sentences=one.n_sentences,
         )
         for one in found.axes
     ]
