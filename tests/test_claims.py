@@ -44,6 +44,29 @@ def test_the_full_model_is_preserved_and_half_of_it_is_not() -> None:
     assert [row.state for row in rows[:2]] == ["undecided", "pass"] and "new sentences" in rows[0].why
 
 
+def test_pairs_without_the_metric_are_left_out_and_counted() -> None:
+    """They are neither wins nor losses; where no pair has it, only the KL is left."""
+    draw, absent = torch.Generator().manual_seed(0), torch.arange(60) % 2 == 1
+    full = outcome(torch.where(absent, torch.nan, 2 + torch.rand(60, generator=draw)))
+    corrupted = outcome(torch.where(absent, torch.nan, 0.0))
+    rows = {row.name.removeprefix("preserved."): row for row in preserved_rows(full, full, corrupted)}
+    assert [rows[name].state for name in ("faithfulness", "these_sentences", "wins")] == ["pass"] * 3
+    assert rows["wins"].value == 0.5 and "30 of 60 pairs" in rows["wins"].figure and rows["kl"].pairs == 60
+    assert [rows[name].pairs for name in ("faithfulness", "these_sentences", "wins")] == [30] * 3
+    nothing = outcome(torch.full((60,), torch.nan))
+    rows = preserved_rows(nothing, nothing, nothing)
+    assert [row.state for row in rows] == ["not measured", "not measured", "shown"]
+    assert rows[0].why == rows[1].why == "no pair has the task's metric"
+
+
+def test_single_precision_does_not_win() -> None:
+    """A circuit of all edges is the model, but for the last digit."""
+    full = outcome(torch.cat([torch.linspace(0.1, 20.0, 30), torch.full((30,), -1e-3)]))
+    noisy = outcome(full.metric * (1 + 3e-7) + 1e-6)
+    wins = next(row for row in preserved_rows(noisy, full, outcome(torch.zeros(60))) if row.name == "preserved.wins")
+    assert wins.value == 0.5 and wins.p == 1
+
+
 def test_the_p_of_equivalence_is_that_of_its_interval() -> None:
     draw = torch.Generator().manual_seed(1)
     for shift in (0.0, 0.05, 0.08, 0.12):
@@ -103,6 +126,12 @@ def test_idle_edges_are_those_that_were_not_planted() -> None:
     assert (rows["minimal.complete"].value or 0) > 0.9 and rows["minimal.knockouts"].value is not None
     with pytest.raises(UserError, match="too few"):
         measure_need(bench, circuit, random=5)
+    bench.data.test = replace(test := bench.data.test, rows=[test.rows[0]._replace(wrong=-1), *test.rows[1:]])
+    for knockouts, why in ((1, "1 of 4 pairs do not have the task's metric"), (0, "no nodes were removed")):
+        more = {"edges": 1, "random": 20, "knockouts": knockouts, "pairs": 4}
+        rows = {row.name: row for row in measure_need(bench, circuit, **more).claims}
+        assert rows["minimal.knockouts"].why == why and "1 of 4" in rows["minimal.complete"].why
+    bench.data.test = test
     few = planted_rivals("gpt2", "one", 0, held_out=8)
     chance = measure_chance(few, circuit, draws=40)
     assert chance.claims[0].state == "pass" and [row.draws for row in chance.claims] == [40, 40]

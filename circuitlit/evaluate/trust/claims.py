@@ -124,16 +124,17 @@ def measure_need(
     said = f"share of {len(taken)} of {len(inside):,} reachable edges that are needed no more than random ones"
     rest = completeness(bed, circuit, knockouts, seed=seed)
     sizes: dict[str, Any] = {"pairs": len(bed.full.kl), "groups": len(bed.full.group.unique())}
+    lacks = int((~torch.isfinite(bed.full.metric)).sum())
+    why = f"{lacks} of {len(bed.full.kl)} pairs do not have the task's metric" if lacks else None
+    gone = "share of the behaviour that is gone without the circuit"
     rows = [
         TrustRow.of("minimal.idle", said, share, draws=len(added), **sizes),
-        TrustRow.of(
-            "minimal.complete", "share of the behaviour that is gone without the circuit", rest.completeness, **sizes
-        ),
+        TrustRow.of("minimal.complete", gone, rest.completeness, why=why, **sizes),
         TrustRow.of(
             "minimal.knockouts",
             "faithfulness by which circuit and model differ without the same nodes",
             rest.knockout_gap,
-            why="no nodes were removed",
+            why=why if rest.n_knockouts else "no nodes were removed",
             draws=rest.n_knockouts,
             **sizes,
         ),
