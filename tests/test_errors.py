@@ -16,6 +16,7 @@ from circuitlit.discover.error_weight import for_errors
 from circuitlit.evaluate.agreement import Agreements
 from circuitlit.evaluate.find import SCHEDULE, prepare_bench
 from circuitlit.evaluate.model_errors import ModelErrors, fit_bias
+from circuitlit.evaluate.trust.rows import error_rows
 from circuitlit.evaluate.verdict import Bars, held_out
 from circuitlit.model import Subject
 from circuitlit.objective import Outcome, best_candidates, kl_divergence, model_errs
@@ -163,6 +164,31 @@ def test_a_planted_exception_is_lost_without_its_edges(local: Path) -> None:
     values = {key: getattr(idealised.candidates, key).value for key in ("right", "wrong", "gap", "wrong_too", "kappa")}
     assert values == pytest.approx({"right": 1, "wrong": 0, "gap": 1, "wrong_too": 0, "kappa": 0})
     assert idealised.matched is not None and idealised.matched.n == 0 and idealised.matched.reason
+
+
+def test_the_reason_for_no_biased_baseline_is_the_true_one(local: Path) -> None:
+    bench = planted(local)
+    whole = circuit(bench)
+
+    def why(baseline: Circuit | None = whole, least: int = 20) -> str:
+        found = measure_errors(bench, whole, least=least, baseline=baseline)
+        row = next(row for row in error_rows(found) if row.name == "errors.biased")
+        assert (row.state == "not measured") == bool(row.why)
+        return row.why
+
+    assert why() == "" and "name one" in why(None)
+    assert why(least=40) == "not measurable: the model errs on 32 of 80 pairs, 40 errors are needed"
+    data = bench.data
+    val, data.val = data.val, replace(data.val, rows=[], groups=(), numbers=())
+    assert why().endswith("has no validation pairs to fit a bias on")
+    data.val, data.test = val, replace(data.test, rows=[row._replace(wrong=-1) for row in data.test.rows])
+    assert why() == "pairs have no wrong answer" == why(None)
+
+
+def test_no_fewer_pairs_are_drawn_than_are_needed(local: Path) -> None:
+    """Of six errors two would be run, and the six said to be fewer than five."""
+    with pytest.raises(UserError, match="most=2 pairs of a kind are run, and least=5 errors are needed; give most=5"):
+        measure_errors(planted(local), circuit(planted(local)), most=2, least=5)
 
 
 def test_both_agreements_make_up_the_exact_match(local: Path, tmp_path: Path) -> None:

@@ -173,8 +173,8 @@ def _axis(name: str, than: str, ours: Ends, theirs: Any, paired: bool = False) -
     share = ratio_estimate(ours[0].kl, ours[1].kl, ours[0].group)
     ratio = {key: None if value is None else _exp(value) for key, value in found.estimate().to_dict().items()}
     few = min(len(ends[0].group.unique()) for ends in (ours, theirs))
-    made = {"share": share, "ratio": Estimate(**ratio), "n_sentences": few}
-    return Axis(name=name, than=than, n_pairs=len(ours[0].kl), **made)
+    count = len(ours[0].kl)
+    return Axis(name=name, than=than, n_pairs=count, share=share, ratio=Estimate(**ratio), n_sentences=few)
 
 
 def _log_share(ends: Ends, seed: int) -> Statistic:

@@ -87,6 +87,7 @@ class ModelErrors(Result):
         candidates, vocabulary: the circuit's agreement, as in `Agreements`.
         matched: the margin-matched control; None without candidates.
         biased: the control by a biased baseline; None without a baseline or errors.
+        no_bias: why there is none.
         words: slot values with the most errors.
     """
 
@@ -105,6 +106,7 @@ class ModelErrors(Result):
     candidates: Agreement | None = None
     matched: Matched | None = None
     biased: Biased | None = None
+    no_bias: str | None = None
     words: list[Word] = field(default_factory=list)
 
     @property
@@ -152,10 +154,12 @@ def measure_errors(
         seed: of the draw of pairs.
 
     Raises:
-        UserError: no such split, or no pairs in it.
+        UserError: no such split, no pairs in it, or `most` is below `least`.
 
     Source: arXiv 2609.35686, agreement apart and the bias control; the match by margin is ours.
     """
+    if most < least:
+        raise UserError(f"most={most} pairs of a kind are run, and least={least} errors are needed; give most={least}")
     pairs, texts = _pairs_of(bench, split)
     census = full_outcome(bench, pairs)
     kind = 2 * (census.margin <= 0).long() + (census.accuracy == 0).long()
@@ -167,7 +171,7 @@ def measure_errors(
     matched = biased = None
     if said.candidates is not None:
         matched = _matched(bed.full, found, within, least)
-        if baseline is not None and said.candidates.wrong is not None:
+        if baseline is not None and said.candidates.wrong is not None and len(bench.data.val):
             biased = _biased(bench, bed, found, circuit, baseline, weights, least)
     return ModelErrors(
         task=bench.data.splits.name,
@@ -182,6 +186,7 @@ def measure_errors(
         vocabulary=said.vocabulary,
         matched=matched,
         biased=biased,
+        no_bias=None if biased else _no_bias(bench, said.candidates, baseline),
         words=_words(texts, (census.margin <= 0) if said.candidates else census.accuracy == 0),
     )
 
@@ -240,10 +245,8 @@ def _biased(
     baseline: Circuit,
     weights: Float[Tensor, "pair"],
     least: int,
-) -> Biased | None:
+) -> Biased:
     """The bias is fitted on validation pairs, and the biased baseline measured on the pairs of `bed`."""
-    if not len(bench.data.val):
-        return None
     val = TestBed.of(bench, bench.data.val)
     bias = fit_bias(val.full, val.run(circuit.kept), val.run(baseline.kept))
     theirs = bed.run(baseline.kept)
@@ -259,6 +262,17 @@ def _biased(
         agreement=agreement,
         beaten_by=paired_difference(ours, others, found.group[wrong]),
     )
+
+
+def _no_bias(bench: Workbench, candidates: Agreement | None, baseline: Circuit | None) -> str:
+    """Why there is no biased baseline."""
+    if candidates is None:
+        return "pairs have no wrong answer"
+    if candidates.wrong is None and candidates.reason:
+        return candidates.reason
+    if baseline is None:
+        return "no earlier circuit to add a bias to; name one: baseline, the setting trust.errors.baseline=RUN"
+    return f"task {bench.data.splits.name} has no validation pairs to fit a bias on"
 
 
 def fit_bias(full: Outcome, circuit: Outcome, baseline: Outcome) -> float:

@@ -27,7 +27,8 @@ def claims_of(found: Claims) -> list[TrustRow]:
 def error_rows(found: ModelErrors) -> list[TrustRow]:
     """Agreement with right and wrong answers, kappa, and the controls."""
     said, main = found.main
-    why, both, of = main.reason, main.n_right + main.n_wrong, {"sentences": found.n_sentences}
+    why, both = main.reason, main.n_right + main.n_wrong
+    of: dict[str, Any] = {"sentences": found.n_sentences}
     right, few = main.right, None
     if found.least is not None and main.n_right < found.least:
         right, few = None, f"the model is right on {main.n_right} pairs, {found.least} right answers are needed"
@@ -52,11 +53,9 @@ def error_rows(found: ModelErrors) -> list[TrustRow]:
             **of,
         )
     )
-    few = found.candidates and found.candidates.reason
-    absent = few or "no earlier circuit to add a bias to; name one: baseline, the setting trust.errors.baseline=RUN"
     figure, errors = "agreement, model wrong, minus a biased baseline's", found.candidates and found.candidates.n_wrong
     rows.append(
-        TrustRow.of("errors.biased", figure, biased and biased.beaten_by, BIASED, why=absent, pairs=errors, **of)
+        TrustRow.of("errors.biased", figure, biased and biased.beaten_by, BIASED, why=found.no_bias, pairs=errors, **of)
     )
     return rows
 
