@@ -8,12 +8,14 @@ from pathlib import Path
 import pytest
 import torch
 from cli import call, settings
+from planted_rivals import first_circuit, planted_rivals
 
-from circuitlit import FoundCircuit, Outcome, TrustCard
+from circuitlit import FoundCircuit, Outcome, TrustCard, UserError
 from circuitlit.evaluate.agreement import Agreements
 from circuitlit.evaluate.model_errors import ModelErrors
 from circuitlit.evaluate.statistics import Estimate
 from circuitlit.evaluate.trust import card
+from circuitlit.evaluate.trust.card import measure_trust
 from circuitlit.evaluate.trust.row import Side, TrustRow
 from circuitlit.evaluate.trust.rows import error_rows
 from circuitlit.lock import claimed_cell
@@ -231,6 +233,25 @@ def test_any_file_of_a_circuit_has_a_card(local: Path, tmp_path: Path) -> None:
     assert rows["preserved.kl"].value == pytest.approx(found.trust["preserved.kl"].value)
     assert rows["stable"].state == "not measured" and "its file names theirs" in rows["stable"].why
     assert rows["minimal.idle"].value is not None and "<svg" in (tmp_path / "card" / "trust.html").read_text()
+
+
+def test_settings_that_no_part_takes_are_refused() -> None:
+    """Before anything is made: an unknown name was passed over, and a count of nothing gave a bare error."""
+    bench = planted_rivals("gpt2", "one", 0, held_out=8)
+    chain = first_circuit(bench, "one")
+    for given, said in (
+        ({"chanse": {"draws": 41}}, "there is no part chanse; take some of preserved, chance"),
+        ({"chance": {"draw": 41}}, "settings of chance: there is no argument draw; take some of draws, pairs"),
+        ({"chance": {"seed": 1}}, "there is no argument seed"),
+        ({"chance": {"draws": 0}}, "settings of chance: draws=0 is too few, at least 1 is needed"),
+        ({"preserved": {"pairs": -1}}, "pairs=-1 is too few"),
+        ({"minimal": {"knockouts": -1}}, "knockouts=-1 is too few, at least 0"),
+    ):
+        with pytest.raises(UserError, match=said):
+            measure_trust(bench, chain, only=["preserved"], settings=given)
+    allowed = {"preserved": {"pairs": 4}, "minimal": {"knockouts": 0}, "robust": {"pairs": 0}, "stable": {"pairs": 0}}
+    rows = measure_trust(bench, chain, only=["preserved"], settings=allowed | {"ablations": {"random": 0}}).trust
+    assert rows["preserved.kl"].pairs == 4
 
 
 def test_the_interval_is_drawn_against_the_bar() -> None:

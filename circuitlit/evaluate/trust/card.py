@@ -2,13 +2,15 @@
 
 from __future__ import annotations
 
+import inspect
 import logging
 import time
 from collections.abc import Callable, Iterator, Mapping, Sequence
 from dataclasses import dataclass, replace
 from functools import partial
+from operator import index
 from pathlib import Path
-from typing import Any, ClassVar, TypeVar
+from typing import Any, ClassVar, SupportsIndex, TypeVar
 
 from circuitlit.arguments import checks_arguments
 from circuitlit.discover.workbench import Workbench
@@ -54,6 +56,7 @@ PARTS: dict[str, tuple[type[Result], Callable[..., Any], Callable[..., list[Trus
     "unique": (Rivals, find_rivals, rival_rows, "Searching rivals"),
 }
 IN_STEPS = ("stable", "robust", "unique")  # parts that keep what they have done so far
+NONE_WILL_DO = {"minimal": ("knockouts",), "ablations": ("random",), "stable": ("pairs",), "robust": ("pairs",)}
 CHEAP = ("preserved", "chance", "errors", "ablations", "generalises", "minimal")  # without the training of masks
 
 
@@ -119,7 +122,8 @@ def measure_trust(
         seed: of all parts.
 
     Raises:
-        UserError: no such part, or the circuit has masks for token roles that the task lacks.
+        UserError: no such part or argument, a count below 1 of what has to be there, or a circuit with masks for token
+            roles that the task lacks.
     """
     bench = bench.fitted(circuit)
     known_by, anew, rows = identity(bench, circuit), identity_of_search(bench), []
@@ -160,7 +164,7 @@ def share_trust(
         folder: of the card, the same for all processes.
 
     Raises:
-        UserError: no such part, or the circuit has masks for token roles that the task lacks.
+        UserError: as for `measure_trust`.
     """
     bench = bench.fitted(circuit)
     known_by, anew, store = identity(bench, circuit), identity_of_search(bench), Share(Path(folder))
@@ -188,9 +192,26 @@ def _asked(
     unknown = [name for name in only if name not in PARTS]
     if unknown or not only:
         raise UserError(f"only={list(only)} are not some of {', '.join(PARTS)}")
+    for name, given in (settings or {}).items():
+        _check(name, given)
     for name in only:
         own = {**(settings or {}).get(name, {}), "seed": seed}
         yield name, own, {key: identity_of(value) for key, value in own.items()}
+
+
+def _check(name: str, given: Mapping[str, Any]) -> None:
+    """Refuse arguments that a part does not take, and counts of nothing."""
+    if name not in PARTS:
+        raise UserError(f"settings: there is no part {name}; take some of {', '.join(PARTS)}")
+    taken = inspect.signature(PARTS[name][1]).parameters
+    known = {key: one for key, one in taken.items() if key not in ("bench", "circuit", "folder", "seed")}
+    anything = any(one.kind is one.VAR_KEYWORD for one in known.values())
+    for key, value in given.items():
+        if key not in known and not anything:
+            raise UserError(f"settings of {name}: there is no argument {key}; take some of {', '.join(known)}")
+        counts, least = key in known and known[key].annotation == "int", int(key not in NONE_WILL_DO.get(name, ()))
+        if counts and isinstance(value, SupportsIndex) and index(value) < least:
+            raise UserError(f"settings of {name}: {key}={value} is too few, at least {least} is needed")
 
 
 def _told(name: str, title: str, work: Callable[[], Part]) -> Part:
