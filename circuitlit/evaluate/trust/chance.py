@@ -6,7 +6,7 @@ from collections.abc import Mapping
 
 from circuitlit.evaluate.found import Measured
 from circuitlit.evaluate.statistics import Estimate
-from circuitlit.evaluate.testing import LEVEL
+from circuitlit.evaluate.testing import LEVEL, enough_draws
 from circuitlit.evaluate.trust.row import TrustRow
 
 
@@ -23,8 +23,15 @@ def chance_rows(own: Measured, controls: Mapping[str, Measured]) -> list[TrustRo
 
 def no_other(kind: str, draws: int) -> str:
     """Why a circuit has no p where every draw is the circuit itself."""
+    if draws < enough_draws(1):  # so few may all be the circuit where there are others
+        return few_draws(draws)
     alike = "these degrees" if kind == "shuffled" else "this size"
     return f"no other circuit has {alike}, as far as {draws} draws tell"
+
+
+def few_draws(draws: int) -> str:
+    """Why a rank among so few says nothing."""
+    return f"{draws} circuits cannot give a p below {LEVEL}"
 
 
 def _row(kind: str, one: Measured, own: Measured, claims: int) -> TrustRow:
@@ -35,7 +42,7 @@ def _row(kind: str, one: Measured, own: Measured, claims: int) -> TrustRow:
         return TrustRow.of(f"chance.{kind}", said, None, LEVEL, side="at most", why=why, **facts)
     figure = f"p of {kind} circuits (KL {one.kl.value:.3f}) being as close as this one ({own.kl.value:.3f}), Holm"
     least = claims / (1 + one.n_circuits)
-    few = f"{one.n_circuits} circuits cannot give a p below {LEVEL}" if least >= LEVEL else None
+    few = few_draws(one.n_circuits) if least >= LEVEL else None
     p = None if few else Estimate(one.p_holm, one.p_holm, one.p_holm)
     facts = {"pairs": one.n_pairs, "draws": one.n_circuits, "p": one.p_holm}
     return TrustRow.of(f"chance.{kind}", figure, p, LEVEL, side="at most", why=few, **facts)
