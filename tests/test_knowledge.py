@@ -52,6 +52,11 @@ def test_roles_of_a_planted_lookup_are_exact() -> None:
         check = checked[role].check
         assert check["effect"]["value"] == pytest.approx(-shares[role] * float(bed.scale.mean()), rel=1e-6)
         assert abs(check["random"]["value"]) < 1e-5 and check["rank_p"] <= 1 / 21
+    turned = replace(batch, answer=batch.wrong[:, None], wrong=batch.answer[:, 0])  # what was a loss is a gain
+    checked = lookup_heads(bed, PatchBed.build(subject, [turned]), ROLE_NAMES, candidates=6, draws=20)
+    for role in FOUND:
+        check = checked[role].check
+        assert check["effect"]["value"] > 0 and check["rank_p"] == 1
     mass = attention_mass(bed.heads, [batch], ROLE_NAMES, "subject")
     assert mass[0].tolist() == pytest.approx([1, 0, 1], abs=1e-6)
 

@@ -2,7 +2,9 @@
 
 from __future__ import annotations
 
+from collections.abc import Sequence
 from dataclasses import replace
+from typing import Literal
 
 import pytest
 import torch
@@ -85,6 +87,26 @@ def test_ablating_the_planted_induction_head_undoes_repetition(by_hand: Heads) -
         low, high = check.random.low, check.random.high
         assert low <= check.random.value <= high < check.effect.value
     assert not subject.model.transformer.h[1].attn.c_proj._forward_pre_hooks
+
+
+def test_a_head_like_the_random_ones_is_seldom_significant() -> None:
+    graph = Graph(1, 40, 40)
+    others = [[(0, head)] for head in range(1, 40)]
+
+    def p_value(seed: int, direction: Literal[-1, 1] | None, shift: float = 0.0) -> float:
+        effects = torch.randn(40, generator=torch.Generator().manual_seed(seed))
+        effects[0] += shift
+
+        def behaviour(heads: Sequence[tuple[int, int]]) -> torch.Tensor:
+            return torch.full((1,), float(sum(effects[head] for _, head in heads)))
+
+        return causal_check(behaviour, graph, [(0, 0)], 39, sets=others, direction=direction).rank_p
+
+    for direction in (None, -1):
+        found = [p_value(seed, direction) for seed in range(120)]
+        assert sum(p <= 0.05 for p in found) <= 13  # binomial: more than 13 of 120 has a chance below .004
+    assert p_value(0, None, 9.0) == p_value(0, None, -9.0) == p_value(0, 1, 9.0) == p_value(0, -1, -9.0) == 1 / 40
+    assert p_value(0, -1, 9.0) == p_value(0, 1, -9.0) == 1
 
 
 def test_random_heads_are_of_the_same_layers_or_near_them() -> None:

@@ -40,8 +40,8 @@ class CausalCheck:
         effect: change when the role's heads are ablated.
         random: change when random heads are; the interval is over draws and examples.
         difference: effect minus random effect.
-        rank_p: share of random draws that change the mean at least as far in the effect's direction, in (0, 1]; the
-            smallest value possible is one over the draws plus one.
+        rank_p: share of random draws that change the mean at least as far, up or down, or in the one direction that
+            was named before; in (0, 1]. The smallest value possible is one over the draws plus one.
         draws: how many random sets were drawn; fewer than asked for where chance soon reaches the effect.
     """
 
@@ -64,8 +64,12 @@ def causal_check(
     watch: Watch = unwatched,
     groups: Groups = None,
     sets: Sequence[Sequence[Head]] | None = None,
+    direction: Literal[-1, 1] | None = None,
 ) -> CausalCheck:
     """Ablate some heads, and layer-matched random ones up to `draws` times.
+
+    The test is two-sided, by absolute changes of the mean, unless a direction is given that is known without these
+    examples; then a change the other way is never significant.
 
     Args:
         behaviour: what is measured.
@@ -77,6 +81,8 @@ def causal_check(
         watch: sees the sets go by.
         groups: which examples share a sentence; None where each stands alone.
         sets: random sets, where they are no heads; None draws layer-matched heads.
+        direction: 1 where the heads were chosen to raise the behaviour when ablated, -1 where to lower it; None where
+            either counts.
 
     Raises:
         UserError: fewer other heads in the model than random sets need.
@@ -84,12 +90,14 @@ def causal_check(
     intact = behaviour(())
     changed = behaviour(heads) - intact
     sets = matched_heads(graph, heads, draws, seed, spared) if sets is None else sets
-    direction = float(torch.sign(changed.mean()))
-    found = until_clear(
-        [float(changed.mean()) * direction],
-        (behaviour(drawn) - intact for drawn in watch(sets, "random heads")),
-        lambda other: [float(other.mean()) * direction],
-    )
+
+    def size(change: Tensor) -> float:
+        mean = float(change.mean())
+        return abs(mean) if direction is None else mean * direction
+
+    own = size(changed)
+    tries = (behaviour(drawn) - intact for drawn in watch(sets, "random heads"))
+    found = until_clear([own], tries, lambda other: [size(other)])
     others = torch.stack(found)
     return CausalCheck(
         tuple(heads),
@@ -97,7 +105,7 @@ def causal_check(
         mean_estimate(changed, groups),
         mean_estimate(others, groups),
         mean_estimate(changed - others, groups),
-        rank_p(float(changed.mean()) * direction, [float(other.mean()) * direction for other in found]),
+        rank_p(own, [size(other) for other in found]),
         len(found),
     )
 

@@ -53,6 +53,8 @@ def lookup_heads(
 ) -> dict[str, LookupHeads]:
     """Nodes of each role, chosen on training pairs and checked on test pairs against random ones of their layers.
 
+    They are chosen for what the metric loses without them; where it gains on the test pairs, the check fails.
+
     With `first_hops`, the first steps of the training pairs, also those that carry what answers in two steps go over.
     """
     roles = roles_of(role_names, first_hops is not None)
@@ -74,7 +76,8 @@ def lookup_heads(
             heads = [entry.head for entry, _ in real]
             behaviour, graph = _behaviour(test, role_names, role), test.graph
             sets = _other_mlps(graph, heads, draws) if BRIDGES.get(role, role) == MLPS else None
-            check = asdict(causal_check(behaviour, graph, heads, draws, groups=test.groups, sets=sets))
+            made = causal_check(behaviour, graph, heads, draws, groups=test.groups, sets=sets, direction=-1)
+            check = asdict(made)
             check["heads"] = [entry.name for entry, _ in real]
         listed = [LookupHead(e.name, e.estimate, e.share, e.attention, value) for e, value in real]
         found[role] = LookupHeads(listed, len(tried), check)
