@@ -31,6 +31,18 @@ def test_a_model_beside_itself_differs_in_nothing(local: Path) -> None:
     assert {row[-1] for row in mode_rows(found)} == {"other pairs do the same"}
 
 
+def test_swaps_that_do_not_decide_make_no_difference(local: Path) -> None:
+    bench = bench_of(local)
+    result = compare_models(bench, bench, METHOD, intruders=0, reuse=Swaps(pairs=8), halvings=20)
+    assert result.reuse is not None and result.modes is not None
+    assert None in {swap.fits for swap in result.reuse.swaps.values()}  # the model cannot do the task
+    assert all(mode.low <= 0 <= mode.high for mode in result.modes.values())
+    scorers = [Resampler(bench, METHOD)] * 2
+    nodes = list(result.reuse.swaps)
+    unlike = mode_shares(bench, scorers, halvings=20, fits_back=dict.fromkeys(nodes, False))
+    assert unlike["modified"].low > 0  # one that decides counts
+
+
 def test_heads_that_tuning_silenced_are_lost_beyond_other_pairs(local: Path, tmp_path: Path) -> None:
     base, tuned = bench_of(local), bench_of(local)
     with torch.no_grad():

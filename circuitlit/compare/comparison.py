@@ -90,7 +90,8 @@ class Comparison(Result):
         reuse: whether nodes do the same in both models; None where it was left out.
         held_out: answers on test pairs.
         weights: how far they moved.
-        modes: shares of the modes of nodes beside those of one model on other pairs; None where it was left out.
+        modes: shares of the modes of nodes beside those of one model on other pairs, where only swaps that decide
+            count; None where it was left out.
     """
 
     schema: ClassVar[str] = "comparison"

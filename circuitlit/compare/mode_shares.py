@@ -50,8 +50,9 @@ def mode_shares(
     """Shares of the modes of `node_modes` between two models, and between a model and itself on other pairs.
 
     Both are counted alike: each side has the scores of one half of the training pairs, and ten or more resamples of
-    that half. Weight changes are left out, which a model does not have from itself; swaps count for tuning alone, for a
-    node always fits its own model.
+    that half. Weight changes are left out, which a model does not have from itself. A node always fits its own model,
+    so swaps count for tuning alone, and only where one shows that a node does not fit: swaps that do not decide, as of
+    too few pairs, count as if they had not been made, or a model would differ from itself by its doubtful swaps.
 
     Args:
         base: the base model, with the pairs.
@@ -66,6 +67,7 @@ def mode_shares(
     """
     if halvings < LEAST:
         raise UserError(f"halvings={halvings} are too few for an interval; take at least {LEAST}")
+    decided = [{name: fits for name, fits in (own or {}).items() if fits is not None} for own in (fits_back, replaces)]
     found: list[tuple[dict[str, float], dict[str, float]]] = []
     for halving in range(halvings):
         draw = random.Random(f"{seed}/{halving}")
@@ -73,8 +75,8 @@ def mode_shares(
         rows = [[half, *(draw.choices(half, k=len(half)) for _ in range(resamples))] for half in halves]
         first, last = ([_resampled(scorer, drawn, base.count) for drawn in rows] for scorer in scorers)
         across = [
-            _shares(first[0], last[1], fits_back, replaces),
-            _shares(first[1], last[0], fits_back, replaces),
+            _shares(first[0], last[1], *decided),
+            _shares(first[1], last[0], *decided),
         ]
         within = [_shares(first[0], first[1]), _shares(last[1], last[0])]
         found.append((_mean(across), _mean(within)))
