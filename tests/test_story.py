@@ -20,12 +20,15 @@ from circuitlit.compare.layers import (
     top_layers,
     union_layers,
 )
+from circuitlit.compare.rank_patterns import RankedTuning, RankMakers, RankSettings, compare_rank_patterns
+from circuitlit.evaluate import Estimate
 from circuitlit.finetune import adapted, examples_of_task, lora
 from circuitlit.finetune.guided_ranks import gradient_probe, rank_patterns, spread_ranks
 from circuitlit.finetune.only import train_only
 from circuitlit.graph import Circuit, EdgeScores, Graph
 from circuitlit.model import Subject
 from circuitlit.model.load import load_subject
+from circuitlit.report.guided import _verdict, write_guided
 from circuitlit.report.suggestions import suggestions
 from circuitlit.tasks import jsonl
 from circuitlit.timeline.story import TuningStory
@@ -178,6 +181,34 @@ def test_only_the_circuits_weights_move(local: Path, tmp_path: Path) -> None:
     assert out.tolist() == [True] * 8 + [False] * 8
     subject.model.requires_grad_(False)
     assert train_only(subject, ["m1"]) == sum(p.numel() for p in subject.model.transformer.h[1].mlp.parameters()) + 32
+
+
+def shifted_by_seed(seeds: list[int]) -> RankComparison:
+    """Ways that differ by what each seed adds to all pairs, and by little else."""
+    shifts = {"uniform": (0.0, 0.0), "gradient_probe": (0.3, 0.1)}
+
+    def tune(way: str, seed: int, ranks: list[int] | None) -> RankedTuning:
+        metric = [shifts[way][seed] + 0.01 * (pair % 3) for pair in range(40)]
+        group, zeros = [pair // 10 for pair in range(40)], [0.0] * 40
+        return RankedTuning(
+            task="t", model="m", steps=1, ranks=ranks, n_trained=10, accuracy=zeros, metric=metric, group=group
+        )
+
+    makers = RankMakers(2, tune, lambda *_: pytest.fail("no circuit is needed"), lambda *_: torch.tensor([1.0, 2.0]))
+    return compare_rank_patterns(makers, RankSettings(list(shifts), rank=2, seeds=seeds), score="metric")
+
+
+def test_ways_are_told_apart_beyond_seeds_or_not_at_all(tmp_path: Path) -> None:
+    one, two = shifted_by_seed([0]), shifted_by_seed([0, 1])
+    for result in (one, two, shifted_by_seed([0, 0])):
+        assert result.ways["gradient_probe"].minus["uniform"].low > 0  # over pairs and these seeds alone
+        page = write_guided(result, tmp_path).read_text()
+        assert "better than uniform" not in page.replace("no better than uniform", "")
+        assert ("none: one seed" in page) == (result is not two) == ("there is no verdict" in page)
+        assert ("held-out pairs and seeds" in page) == (result is two)
+    assert two.ways["gradient_probe"].minus["uniform"].bounds[0] < 0
+    assert _verdict(Estimate(1.0, 0.5, 1.5, 0.1, 1.9), True) == "better than uniform"
+    assert _verdict(Estimate(-1.0, -1.5, -0.5, -1.9, -0.1), True) == "worse than uniform"
 
 
 @pytest.mark.slow

@@ -37,7 +37,7 @@ class RankSettings:
         ways: of `WAYS`, uniform first; random_layers shuffles the ranks of base_circuit, without it those of
             union_circuit, and must come after it.
         rank: mean rank of a layer, at least 2: every layer keeps rank 1.
-        seeds: of the tuning runs.
+        seeds: of the tuning runs; without two different ones no way is called better or worse.
         circuit_pairs: validation pairs that circuits are scored on.
         probe_batches: training batches of the gradient probe.
         adalora_lr: learning rate of AdaLoRA; None takes that which its maker has.
@@ -136,7 +136,7 @@ class RankedWay:
     Attributes:
         n_trained: trainable parameters.
         of_uniform: these over those of uniform ranks.
-        score: mean over held-out pairs and seeds.
+        score: mean over held-out pairs and seeds; with one seed its intervals say nothing of others.
         minus: the same less that of uniform ranks, and less that of random layers.
         by_seed: the score of each seed.
         ranks: of each layer, for random layers by seed; None for AdaLoRA.

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import math
 from pathlib import Path
 
 import plotly.graph_objects as go
@@ -28,9 +29,13 @@ def print_guided(result: RankComparison, console: Console) -> None:
 
 def write_guided(result: RankComparison, folder: Path) -> Path:
     """Write `guided.html` into a folder."""
+    seeds = ", ".join(map(str, result.settings.seeds))
+    over, verdict = "held-out pairs", "one seed says nothing of others, so there is no verdict"
+    if _several(result):
+        over, verdict = "held-out pairs and seeds", "verdicts go by it"
     lead = (
-        f"{result.steps} steps, seeds {', '.join(map(str, result.settings.seeds))}; brackets are 95 % "
-        "intervals over held-out pairs and seeds. Circuits were scored on validation pairs."
+        f"{result.steps} steps, seeds {seeds}; brackets are 95 % intervals over {over}. The second one of a difference "
+        f"is for new sentences; {verdict}. Circuits were scored on validation pairs."
     )
     sections = [("Score", html_table(_HEAD, _rows(result))), ("Ranks by layer", ranks_figure(result))]
     return write_simple_page(folder / "guided.html", f"{result.task}: where LoRA's ranks go", lead, sections)
@@ -50,15 +55,20 @@ def _rows(result: RankComparison) -> list[list[str]]:
     rows = []
     for name, way in result.ways.items():
         trained = f"{count(way.n_trained)} ({way.of_uniform:.4f})"
-        differences = [str(Metric.of(way.minus.get(other))) for other in BESIDE]
-        verdict = _verdict(way.minus["uniform"]) if name != "uniform" else ""
+        beside = [Metric.of(way.minus.get(other)) for other in BESIDE]
+        differences = [f"{metric} {metric.sentences()}".rstrip() for metric in beside]
+        verdict = _verdict(way.minus["uniform"], _several(result)) if name != "uniform" else ""
         rows.append([name.replace("_", " "), trained, str(Metric.of(way.score)), *differences, verdict])
     return rows
 
 
-def _verdict(difference: Estimate) -> str:
-    if difference.low is not None and difference.low > 0:
-        return "better than uniform"
-    if difference.high is not None and difference.high < 0:
-        return "worse than uniform"
-    return "no better than uniform"
+def _several(result: RankComparison) -> bool:
+    return len(set(result.settings.seeds)) > 1
+
+
+def _verdict(difference: Estimate, several: bool) -> str:
+    """By the interval for new sentences where there is one; none without a second seed."""
+    if not several:
+        return "none: one seed"
+    low, high = difference.bounds or (-math.inf, math.inf)
+    return "better than uniform" if low > 0 else "worse than uniform" if high < 0 else "no better than uniform"
