@@ -6,8 +6,9 @@ import itertools
 import json
 import random
 from collections.abc import Sequence
-from dataclasses import asdict
+from dataclasses import asdict, replace
 from pathlib import Path
+from types import SimpleNamespace
 
 import pytest
 import torch
@@ -27,9 +28,11 @@ from circuitlit.discover.method import Method
 from circuitlit.discover.workbench import Workbench
 from circuitlit.errors import UserError
 from circuitlit.evaluate.overlap import TESTS
+from circuitlit.evaluate.testing import with_holm
 from circuitlit.graph import EdgeScores, Graph
 from circuitlit.model import Subject
 from circuitlit.objective import negative_metric
+from circuitlit.report.tunings import way_sentences
 
 
 def test_checkpoints_are_matched_on_the_score_that_all_reach() -> None:
@@ -173,3 +176,22 @@ def test_two_ways_are_told_from_seeds_where_they_differ_and_only_there() -> None
     assert way_overlap(["sft", "sft", "dpo"], dict.fromkeys(itertools.combinations(range(3), 2), 0.5)) is None
     few = way_overlap(["sft", "sft", "dpo", "dpo"], {pair: 0.5 for pair in itertools.combinations(range(4), 2)})
     assert few is not None and few.groupings == 3 and few.rank_p is None
+    least = way_overlap(["sft"] * 4 + ["dpo"] * 4, dict.fromkeys(itertools.combinations(range(8), 2), 0.5))
+    assert least is not None and least.groupings == 35 and least.rank_p is None  # two claims of 1 / 35 never reach .05
+
+
+def test_too_few_runs_are_not_called_alike() -> None:
+    names = ["sft"] * 5 + ["dpo"] * 5
+    overlaps = {(a, b): 0.9 if names[a] == names[b] else 0.5 for a, b in itertools.combinations(range(10), 2)}
+    own = way_overlap(names, overlaps)
+    assert own is not None and own.groupings == 126 and own.rank_p == pytest.approx(1 / 126)
+
+    def said(**changed: float | None) -> str:
+        return way_sentences(SimpleNamespace(ways={"edges": replace(own, **changed)}))[0]  # type: ignore[arg-type]
+
+    alone = with_holm({"nodes": own, "edges": own})["edges"]
+    real = said(p_holm=alone.p_holm)
+    assert "Edges: two seeds of one way share more" in real and "p = 0.016 among all 126" in real
+    assert "Edges: too few runs to tell whether" in said(p_holm=0.3) and "p = 0.300 among" in said(p_holm=0.3)
+    assert "do not share more than runs of two ways beyond doubt" in said(rank_p=2 / 126, p_holm=0.3)
+    assert "too few runs" in said(rank_p=None, p_holm=None) and "not tested with all 126" in said(rank_p=None)

@@ -7,7 +7,7 @@ from collections.abc import Iterator, Mapping, Sequence
 from dataclasses import dataclass
 from statistics import mean
 
-FEWEST = 20  # groupings, that the least p is .05
+FEWEST = 40  # groupings: the least p is .025, that two such claims can be below .05 after correction
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -19,7 +19,7 @@ class WayOverlap:
         between: the same of two ways, by their names joined with " / ".
         difference: mean of `within` over its pairs less mean of `between` over its.
         groupings: ways to deal the runs to groups of these sizes; the true one is among them.
-        rank_p: share of them whose difference is at least as large. None where there are too few for .05.
+        rank_p: share of them whose difference is at least as large. None where they are fewer than `FEWEST`.
         p_holm: corrected for all claims of the result.
     """
 

@@ -12,6 +12,7 @@ from rich.console import Console
 from circuitlit.compare.tunings import RunPair, TunedRun, TuningComparison
 from circuitlit.compare.turnover import Turnover
 from circuitlit.compare.weight_figures import Reach
+from circuitlit.evaluate.testing import LEVEL, above_all
 from circuitlit.report.figures import error_bars, finish
 from circuitlit.report.grid import grid
 from circuitlit.report.overlap import OVERLAP_HEADINGS, overlap_rows, overlap_sentence
@@ -79,13 +80,18 @@ def way_sentences(result: TuningComparison) -> list[str]:
     """Whether ways to tune differ by more than seeds do."""
     found = []
     for part, own in result.ways.items():
-        beside = "too few runs to test it" if own.p_holm is None else f"p = {own.p_holm:.3f}"
-        verdict = own.p_holm is not None and own.p_holm < 0.05
-        text = "share more than runs of two ways" if verdict else "do not share more than runs of two ways beyond doubt"
-        found.append(
-            f"{part.capitalize()}: two seeds of one way {text}: {own.difference:+.3f} of the overlap beyond chance, "
-            f"{beside} among all {own.groupings:,} dealings of the runs to such groups, corrected for all claims."
-        )
+        real = own.p_holm is not None and own.p_holm < LEVEL
+        few = own.p_holm is None or (not real and above_all(own.rank_p, own.groupings - 1))
+        told = "two seeds of one way share more than runs of two ways"
+        if few:
+            told = f"too few runs to tell whether {told}"
+        elif not real:
+            told = "two seeds of one way do not share more than runs of two ways beyond doubt"
+        dealings = f"all {own.groupings:,} dealings of the runs to such groups"
+        tested = f"not tested with {dealings}"
+        if own.p_holm is not None:
+            tested = f"p = {own.p_holm:.3f} among {dealings}, corrected for all claims"
+        found.append(f"{part.capitalize()}: {told}: {own.difference:+.3f} of the overlap beyond chance, {tested}.")
     return found
 
 
