@@ -4,8 +4,10 @@ from __future__ import annotations
 
 import importlib.util
 import json
+import math
 import random
 import signal
+from collections.abc import Sequence
 from dataclasses import replace
 from pathlib import Path
 from typing import Any
@@ -24,7 +26,7 @@ from circuitlit.discover import eap
 from circuitlit.discover.method import Method
 from circuitlit.discover.workbench import Workbench
 from circuitlit.errors import Stopped, UserError
-from circuitlit.heads import PatchBed
+from circuitlit.heads import PatchBed, lookup
 from circuitlit.heads.knowledge import mlp_writers, role_effects, roles_of, writing
 from circuitlit.heads.lookup import lookup_heads
 from circuitlit.heads.path_patching import path_patch
@@ -82,6 +84,36 @@ def test_what_carries_a_bridge_is_found_on_the_first_step_alone() -> None:
     shallow = PatchBed.build(planted_lookup(), [lookups()])  # where it is in the last layer, which no later token reads
     checked = lookup_heads(shallow, shallow, names, first_hops=shallow, candidates=6, draws=20)
     assert checked["bridge"].heads == [] and checked["bridge"].tried == 3 and checked["retrieval"].heads
+
+
+def test_nothing_carries_what_corruption_does_not_cost() -> None:
+    """Right and wrong answers exchanged: the metric is lost with nothing, and rises without what says the answer."""
+    batch, names = lookups(), ("other", "relation", "subject", "end")
+    bed = PatchBed.build(planted_lookup(3), [replace(batch, answer=batch.wrong[:, None], wrong=batch.answer[:, 0])])
+    assert float(bed.scale.mean()) < 0
+    assert float(role_effects(bed, names, "retrieval", 6)[-1].drop.mean()) < 0
+    found = lookup_heads(bed, bed, names, first_hops=bed, candidates=6, draws=20)
+    assert all(role.heads == [] and role.check is None and role.tried for role in found.values())
+    even = replace(bed, scale=bed.scale.abs() * (1 - 2 * (torch.arange(len(bed.scale)) % 2)))  # about 0
+    assert all(math.isnan(one.share) for one in role_effects(even, names, "retrieval", 6))
+
+
+def test_random_nodes_beside_a_bridge_leave_out_the_last_block(monkeypatch: pytest.MonkeyPatch) -> None:
+    """What it puts out where the subject stands, no later token reads, so it would be too easy to beat."""
+    bed, names = PatchBed.build(planted_lookup(3), [lookups()]), ("other", "relation", "subject", "end")
+    ablated: list[tuple[int, int]] = []
+
+    def measure(nodes: Sequence[tuple[int, int]]) -> torch.Tensor:
+        ablated.extend(nodes)
+        return bed.metric
+
+    monkeypatch.setattr(lookup, "carrying", lambda *_: measure)
+    everyone = {"least": -1.0, "alpha": 1.0, "top": 1}
+    lookup_heads(bed, bed, names, first_hops=bed, draws=4, candidates=6, **everyone)
+    assert {layer for layer, _ in ablated} == {0, 1} and {head < 0 for _, head in ablated} == {True, False}
+    ablated.clear()
+    lookup_heads(bed, bed, names, first_hops=bed, draws=4, candidates=6, **{**everyone, "top": 3})
+    assert {layer for layer, _ in ablated} == {0, 1}  # half of the heads, and all MLPs but the last
 
 
 def test_a_first_step_ends_with_the_subject_and_says_the_bridge(byte_bpe: PreTrainedTokenizerBase) -> None:

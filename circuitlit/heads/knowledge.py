@@ -14,6 +14,7 @@ reads. Whether the whole answer needs what they put out there is asked on other 
 
 from __future__ import annotations
 
+import math
 from collections.abc import Callable, Iterator, Sequence
 from contextlib import ExitStack, contextmanager
 from dataclasses import dataclass
@@ -194,7 +195,8 @@ class RoleHead:
         head: layer and number; -1 is the layer's MLP.
         drop: of the metric, over pairs; positive is needed.
         groups: which pairs share a fact.
-        share: mean drop over the mean of the metric on clean less corrupted prompts.
+        share: mean drop over the mean of the metric on clean less corrupted prompts; NaN where that is not above 0
+            with its 95 % interval, as there nothing can be lost.
         attention: share of its attention on the role's tokens; None for retrieval.
     """
 
@@ -226,7 +228,8 @@ def role_effects(bed: PatchBed, role_names: Sequence[str], role: str, candidates
         candidates: for entity and relation heads, only so many with the most attention on the role's tokens are
             blocked; a head that hardly looks there cannot lose by not looking.
     """
-    scale = float(bed.scale.double().mean())
+    clear = mean_estimate(bed.scale, bed.groups).bounds
+    scale = float(bed.scale.double().mean()) if clear is not None and clear[0] > 0 else math.nan
     graph, read = bed.graph, roles_of(role_names)[role]
     if read is None:
         senders = head_writers(graph) if role == RETRIEVAL else mlp_writers(graph)
@@ -245,4 +248,4 @@ def role_effects(bed: PatchBed, role_names: Sequence[str], role: str, candidates
             head = divmod(place, bed.graph.n_heads)
             drop = bed.metric - metric([head])
             made.append(RoleHead(head, drop, bed.groups, float(drop.double().mean()) / scale, float(mass[head])))
-    return sorted(made, key=lambda entry: -entry.share)
+    return sorted(made, key=lambda entry: -float(entry.drop.double().mean()))

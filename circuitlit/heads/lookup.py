@@ -16,6 +16,7 @@ from circuitlit.heads.causal import Behaviour, causal_check, metric_of_pairs
 from circuitlit.heads.knowledge import BRIDGES, MLPS, blocking, carrying, role_effects, roles_of, writing
 from circuitlit.heads.path_patching import PatchBed
 from circuitlit.heads.roles import Head
+from circuitlit.heads.tail import MLP
 from circuitlit.tasks.splits import END, OTHER
 
 
@@ -53,18 +54,20 @@ def lookup_heads(
 ) -> dict[str, LookupHeads]:
     """Nodes of each role, chosen on training pairs and checked on test pairs against random ones of their layers.
 
-    They are chosen for what the metric loses without them; where it gains on the test pairs, the check fails.
+    They are chosen for what the metric loses without them; where it gains on the test pairs, the check fails. Where the
+    metric does not clearly fall with corruption, there are none.
 
     With `first_hops`, the first steps of the training pairs, also those that carry what answers in two steps go over.
     """
     roles = roles_of(role_names, first_hops is not None)
     found, draws = {}, draws or enough_draws(len(roles))
+    last = bed.graph.n_layers - 1
+    silent = [(last, head) for head in (MLP, *range(bed.graph.n_heads))]  # at the subject no later token reads them
     for role in roles:
         if role in BRIDGES:
             assert first_hops is not None
-            last = bed.graph.n_layers - 1  # what the last block puts out there, no later token reads
             found_there = role_effects(first_hops, (OTHER, END), BRIDGES[role], candidates)
-            tried = [one for one in found_there if one.head[0] < last]
+            tried = [one for one in found_there if one.head not in silent]
         else:
             tried = role_effects(bed, role_names, role, candidates)
         q = benjamini_hochberg([paired_p(entry.drop, entry.groups) for entry in tried])
@@ -75,8 +78,11 @@ def lookup_heads(
         if real:
             heads = [entry.head for entry, _ in real]
             behaviour, graph = _behaviour(test, role_names, role), test.graph
-            sets = _other_mlps(graph, heads, draws) if BRIDGES.get(role, role) == MLPS else None
-            made = causal_check(behaviour, graph, heads, draws, groups=test.groups, sets=sets, direction=-1)
+            spared = silent if role in BRIDGES else []
+            sets = _other_mlps(graph, [*heads, *spared], len(heads), draws) if heads[0][1] == MLP else None
+            made = causal_check(
+                behaviour, graph, heads, draws, spared=spared, groups=test.groups, sets=sets, direction=-1
+            )
             check = asdict(made)
             check["heads"] = [entry.name for entry, _ in real]
         listed = [LookupHead(e.name, e.estimate, e.share, e.attention, value) for e, value in real]
@@ -93,10 +99,10 @@ def _behaviour(bed: PatchBed, role_names: Sequence[str], role: str) -> Behaviour
     return writing(bed) if role == MLPS else metric_of_pairs(bed, "interchange")
 
 
-def _other_mlps(graph: Graph, mlps: Sequence[Head], draws: int) -> list[list[Head]]:
-    """Random sets of as many other MLPs; all of them where there are fewer than `draws`."""
-    free = [(layer, -1) for layer in range(graph.n_layers) if (layer, -1) not in mlps]
-    count = min(len(mlps), len(free))
+def _other_mlps(graph: Graph, taken: Sequence[Head], count: int, draws: int) -> list[list[Head]]:
+    """Random sets of other MLPs, as many if there are; all sets where there are fewer than `draws`."""
+    free = [(layer, MLP) for layer in range(graph.n_layers) if (layer, MLP) not in taken]
+    count = min(count, len(free))
     if comb(len(free), count) <= draws:
         return [list(one) for one in combinations(free, count)]
     rng = random.Random(0)
