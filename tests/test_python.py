@@ -61,6 +61,7 @@ from circuitlit import (
     time_attribution,
     time_training,
 )
+from circuitlit.discover import random_scores
 from circuitlit.evaluate.ability import Ability
 from circuitlit.evaluate.find import prepare_bench
 from circuitlit.evaluate.study.cells import Match
@@ -68,6 +69,7 @@ from circuitlit.evaluate.verdict import Bars
 from circuitlit.files import json_types
 from circuitlit.finetune import examples_of_task, lora
 from circuitlit.finetune.guided_ranks import rank_patterns
+from circuitlit.graph import EdgeScores
 from circuitlit.heads.head_settings import CausalChecks, Repeats
 from circuitlit.objective import negative_metric
 from circuitlit.report import write_page
@@ -201,6 +203,20 @@ def test_in_python_ranks_are_compared(local: Path, tmp_path: Path) -> None:
         compare_rank_patterns(makers, parts)
     with pytest.raises(UserError, match="trains 1,024 parameters, uniform 512"):
         compare_rank_patterns(replace(makers, tune=lambda way, *more: _of_size(tune(way, *more), way)), few)
+
+
+def test_an_attribution_of_any_name_is_not_what_masks_start_from(local: Path) -> None:
+    rows = [json.loads(line) for line in (local / "pairs.jsonl").read_text().splitlines()]
+    bench, begun = prepare_bench(local / "model", Pairs.from_list(rows)), []
+
+    def learn(_: Workbench, start: EdgeScores, seed: int) -> EdgeScores:
+        begun.append(start.method)
+        return start
+
+    settings = StudySettings(sparsities=(0.7,), seeds=(0,), resamples=0, curve_pairs=0, controls=1)
+    methods = {"start": Method.of(eap_ig, steps=1)}
+    compare_methods({"own": bench}, methods, {"masks": learn}, settings, start=Method.of(random_scores))
+    assert begun == ["random_scores"]
 
 
 def _of_size(run: RankedTuning, way: str) -> RankedTuning:

@@ -33,6 +33,7 @@ from circuitlit.progress import phase, say
 from circuitlit.store import Failure, Store
 
 Learn = Callable[[Workbench, EdgeScores, int], EdgeScores]  # trains masks from some scores on, with a seed
+START = ("start of masks",)  # key of those scores; labels of attributions are text, so none is equal to it
 Work = Callable[[StudyTask, Path], Any]  # makes what a cell holds; its circuit goes into the folder
 
 
@@ -199,7 +200,7 @@ def _trained(
         bench = replace(sized[sparsity], data=task.bench.data.with_seed(seed))
 
         def train() -> Scored:
-            scores, seconds = task.attribution(start, bench, "start")
+            scores, seconds = task.attribution(start, bench, START)
             begun = time.perf_counter()
             return learn(bench, scores, seed), seconds + time.perf_counter() - begun
 

@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import time
-from collections.abc import Callable, Mapping
+from collections.abc import Callable, Hashable, Mapping
 from dataclasses import dataclass, field, replace
 from pathlib import Path
 from typing import Any
@@ -53,14 +53,14 @@ class StudyTask:
     test: TestBed
     val: TestBed | None
     panel: PanelBed | None = None
-    known: dict[str, Scored] = field(default_factory=dict)
+    known: dict[Hashable, Scored] = field(default_factory=dict)
 
     @classmethod
     def build(cls, bench: Workbench, probe_pairs: int, published_pairs: int | None = 0) -> StudyTask:
         """Run full model and ablated one on the held-out pairs and on the first validation pairs."""
         return cls(bench, held_out(bench), validation(bench, probe_pairs), PanelBed.build(bench, published_pairs))
 
-    def attribution(self, method: Method, bench: Workbench, key: str) -> Scored:
+    def attribution(self, method: Method, bench: Workbench, key: Hashable) -> Scored:
         """Scores of a method, made once for each key."""
         if key not in self.known:
             started = time.perf_counter()
