@@ -123,7 +123,7 @@ def test_random_heads_are_of_the_same_layers_or_near_them() -> None:
     assert all(len(set(drawn)) == 7 for drawn in matched_heads(graph, crowded, 5, seed=0))
     spared = [(layer, h) for layer in range(5) for h in range(8) if (layer, h) not in ((0, 0), (4, 7))]
     assert matched_heads(graph, [(4, 7)], 2, seed=0, spared=spared) == [[(0, 0)]] * 2  # however far away
-    with pytest.raises(UserError, match=r"lower heads\.top"):
+    with pytest.raises(UserError, match=r"take fewer heads \(heads\.top, or knowledge\.top\)"):
         matched_heads(Graph(1, 4, 4), [(0, 0), (0, 1), (0, 2)], 1, seed=0)
 
 

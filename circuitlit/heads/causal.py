@@ -124,7 +124,8 @@ def matched_heads(
     taken = {*heads, *spared}
     free = [(layer, h) for layer in range(graph.n_layers) for h in range(graph.n_heads) if (layer, h) not in taken]
     if len(free) < len(heads):
-        raise UserError(f"{len(heads)} heads leave too few others for a random control; lower heads.top")
+        said = "take fewer heads (heads.top, or knowledge.top)"
+        raise UserError(f"{len(heads)} heads leave too few others for a random control; {said}")
     draw = random.Random(seed)
     counts = sorted(Counter(layer for layer, _ in heads).items())
     return [_matched(free, counts, draw) for _ in range(draws)]
