@@ -95,7 +95,7 @@ def other_circuit(folder: Path, roles: tuple[str, ...] = (), graph: Graph = TINY
 BAD = {
     "no circuit": ([], "circuit has no value"),
     "other graph": (["circuit={tmp}/other"], "the model has 2 layers x 2 heads (2 key/value)"),
-    "other roles": (["circuit={tmp}/roles"], "evaluate it on a task with its roles"),
+    "other roles": (["circuit={tmp}/roles"], "take a task with its roles"),
     "not a circuit": (["circuit={tmp}"], "not a readable circuit"),
     "gates by size": (["circuit={tmp}/gates", "evaluate.ranking=absolute"], "scores without a sign"),
     "other reference": (["circuit={tmp}/same", "evaluate.reference=ioi_gpt2"], "take scores of that model"),

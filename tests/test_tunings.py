@@ -156,7 +156,7 @@ def test_the_verb_compares_ways_to_tune(local: Path, tmp_path: Path, capsys: pyt
     frozen = settings(local, tmp_path / "bad", *common, "adapter=lora", "tune.freeze=[a0.h1]")
     words = failure(capsys, *frozen, verb="finetune")
     assert "tune.freeze needs adapter=none" in words
-    words = failure(capsys, *settings(local, tmp_path / "bad", *fast, f"runs=[{local},{local}]"), verb="compare")
+    words = failure(capsys, *settings(local, tmp_path / "bad", *fast, f"runs=[{local},{local}/model]"), verb="compare")
     assert "has no checkpoints with validation metric" in words
 
 

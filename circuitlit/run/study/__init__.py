@@ -10,7 +10,7 @@ from omegaconf import DictConfig
 
 from circuitlit.cli.build import build_subject
 from circuitlit.cli.checks import run_dir
-from circuitlit.cli.configs import ONE_MODEL, Entry, check_shared, composed, entries
+from circuitlit.cli.configs import Entry, entries
 from circuitlit.cli.finish import finish, prepare
 from circuitlit.cli.mistakes import explained
 from circuitlit.evaluate.study.compare_methods import make_cells
@@ -36,8 +36,6 @@ def run(cfg: DictConfig) -> MethodStudy | None:
     tasks = entries(cfg.study.tasks, "task") or [Entry(cfg.task.name, ())]
     attributions, learners = entries(cfg.study.attributions, "method"), entries(cfg.study.learners, "mask")
     check(cfg, attributions, learners)
-    for entry in tasks:
-        check_shared(composed(*entry.settings), cfg, f"study.tasks: {entry.name}", ONE_MODEL)
     prepare(cfg)
     settings, planned = settings_from(cfg), plan(tasks, attributions, learners)
     settings.check_match([entry.name for entry in attributions])

@@ -13,7 +13,7 @@ from lightning import seed_everything
 from omegaconf import DictConfig
 
 from circuitlit.cli.build import build_method, build_workbench, encoded, plain, provenance, training_precision
-from circuitlit.cli.configs import Entry, composed
+from circuitlit.cli.configs import ONE_MODEL, Entry, check_shared, composed
 from circuitlit.cli.kept import settings_of
 from circuitlit.cli.learn import learn
 from circuitlit.cli.resume import trained_with
@@ -60,8 +60,14 @@ class ConfiguredTask:
 
     @cached_property
     def cfg(self) -> DictConfig:
-        """Its configuration."""
-        return composed(*self.entry.settings)
+        """Its configuration.
+
+        Raises:
+            UserError: it sets another model than the study's.
+        """
+        own = composed(*self.entry.settings)
+        check_shared(own, composed(), f"study.tasks: {self.entry.name}", ONE_MODEL)
+        return own
 
     @cached_property
     def built(self) -> StudyTask:
