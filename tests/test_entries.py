@@ -21,7 +21,7 @@ from circuitlit.evaluate.study.cells import StudySettings
         ("behaviour", ["behaviour.tasks=[{name: own, with: [mask=sigmoid_topk]}]"], "behaviour.tasks: own sets mask"),
         (
             "knowledge",
-            ['knowledge.packs.factual=[{name: own, with: ["method=eap"]}]'],
+            ["knowledge.packs.factual=[{name: own, with: [method=eap]}]"],
             "knowledge.packs.factual: own sets method",
         ),
         (

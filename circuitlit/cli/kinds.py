@@ -31,6 +31,7 @@ class Kind:
         open: True where it may hold other settings than those; with none in `inner`, names of the user's.
         is_list: True where the value is a list.
         nullable: True where it may be null.
+        each: kind of every setting inside, where their names are the user's.
     """
 
     wants: str
@@ -40,6 +41,7 @@ class Kind:
     open: bool = False
     is_list: bool = False
     nullable: bool = False
+    each: Kind | None = None
 
     def __or__(self, other: Kind | None) -> Kind:
         """Either kind; `| None` lets the setting be null, which messages do not mention."""
@@ -248,7 +250,7 @@ def table(values: Kind) -> Kind:
         found = (values.fault(f"{key}.{name}", each) for name, each in value.items())
         return next((each for each in found if each), None)
 
-    return Kind("names with values", fault, open=True)
+    return Kind("names with values", fault, open=True, each=values)
 
 
 def built(targets: Mapping[str, Mapping[str, Kind]]) -> Kind:

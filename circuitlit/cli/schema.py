@@ -34,7 +34,7 @@ def path_to(key: str, verb: str) -> list[Kind | None]:
         return []
     found: list[Kind | None] = [known(verb)[home]]
     for name in key[len(home) :].split(".")[1:]:
-        found.append(found[-1].inner.get(name) if found[-1] else None)
+        found.append(found[-1].inner.get(name, found[-1].each) if found[-1] else None)
     return found
 
 
