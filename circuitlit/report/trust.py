@@ -94,8 +94,8 @@ def write_trust(result: TrustCard, folder: Path) -> Path:
     lead = (
         f"{result.n_edges:,} edges by {result.method}. There is no grade: each line stands for itself. "
         "The state goes by the interval, of 95 % where nothing else is said; undecided where that straddles the bar. "
-        "Pairs are held-out ones of the task, some of them drawn for the card alone, so that figures differ a little from "
-        "those of the run that found the circuit."
+        "Pairs are held-out ones of the task, some of them drawn for the card alone, so that figures differ a little "
+        "from those of the run that found the circuit."
     )
     table = str(trust_table(result.trust.values()))
     return write_simple_page(folder / "trust.html", _title(result), lead, [("Claims", table)])
