@@ -2,15 +2,25 @@
 
 from __future__ import annotations
 
+import json
+from dataclasses import replace
 from pathlib import Path
 
 import pytest
 from cli import failure, settings
+from tokenizers import Tokenizer, models, pre_tokenizers
+from transformers import PreTrainedTokenizerFast
 
+from circuitlit import compare_models, load_subject
 from circuitlit.compare.matched_checkpoints import run_names
 from circuitlit.compare.rank_patterns import RankSettings
+from circuitlit.compare.weights import check_same_tokens
+from circuitlit.discover import eap
+from circuitlit.discover.method import Method
 from circuitlit.errors import UserError
+from circuitlit.evaluate.find import prepare_bench
 from circuitlit.evaluate.study.cells import StudySettings
+from circuitlit.tasks import Pairs
 
 
 @pytest.mark.parametrize(
@@ -77,3 +87,26 @@ def test_nothing_is_named_twice(tmp_path: Path) -> None:
     with pytest.raises(UserError, match="twice"):
         run_names([str(tmp_path), f"{tmp_path}/../{tmp_path.name}"])
     assert len(run_names([str(tmp_path / "a"), str(tmp_path / "b")])) == 2
+
+
+def test_models_that_read_the_pairs_as_different_tokens_are_not_compared(local: Path) -> None:
+    subject = load_subject(local / "model")
+    rows = [json.loads(line) for line in (local / "pairs.jsonl").read_text().splitlines()]
+    bench = prepare_bench(subject, Pairs.from_list(rows), 0.5)
+    check_same_tokens(bench.data, bench.data)
+    words = subject.tokenizer.get_vocab()  # type: ignore[union-attr]
+    exchanged = {**words, "w1": words["w2"], "w2": words["w1"]}
+    other = Tokenizer(models.WordLevel(exchanged, unk_token="[unk]"))
+    other.pre_tokenizer = pre_tokenizers.WhitespaceSplit()  # type: ignore[assignment]
+    permuted = PreTrainedTokenizerFast(tokenizer_object=other, unk_token="[unk]")
+    tuned = prepare_bench(replace(subject, tokenizer=permuted), Pairs.from_list(rows), 0.5)
+    with pytest.raises(UserError, match="as different tokens"):
+        compare_models(bench, tuned, Method.of(eap))
+
+
+def test_guided_looks_at_all_settings_before_it_tunes(
+    local: Path, tmp_path: Path, capsys: pytest.CaptureFixture[str]
+) -> None:
+    more = ["guided.ways=[uniform,adalora]", "guided.seeds=[0]", "adapter.build.r=4", "tune.steps=2"]
+    assert "adapter.build.r" in failure(capsys, *settings(local, tmp_path / "run", *more), verb="guided")
+    assert not list((tmp_path / "run").glob("*-seed*"))
