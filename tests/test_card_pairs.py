@@ -13,11 +13,11 @@ import torch
 from omegaconf import OmegaConf
 
 from circuitlit import load_subject
+from circuitlit.cli.build import build_splits
 from circuitlit.errors import UserError
 from circuitlit.evaluate.find import prepare_bench
 from circuitlit.evaluate.verdict import Bars, held_out, measure_controls
 from circuitlit.graph import Circuit, EdgeScores
-from circuitlit.run.trust import _splits
 from circuitlit.tasks import Pair, Pairs
 from circuitlit.tasks.chat import framed
 from circuitlit.tasks.variants import longer
@@ -38,11 +38,11 @@ def few(tokenizer: object, n_test: int) -> Pairs:
 @pytest.mark.parametrize(("wanted", "made"), [(None, 5), (3, 5), (12, 12), (1000, 31)])
 def test_a_card_has_the_runs_own_pairs_first(wanted: int | None, made: int, monkeypatch: pytest.MonkeyPatch) -> None:
     told: list[str] = []
-    monkeypatch.setattr("circuitlit.run.trust.say", told.append)
+    monkeypatch.setattr("circuitlit.cli.build.say", told.append)
     cfg = OmegaConf.create({"task": {"name": "few", "build": {"_partial_": True, "n_test": 5}}})
     cfg.task.build["_target_"] = f"{__name__}.few"
     subject: Any = SimpleNamespace(tokenizer=None)
-    found = _splits(cfg, subject, wanted)
+    found = build_splits(cfg, subject, wanted)
     assert found.test[:5] == few(None, 5).test and len(found.test) == made
     assert not {pair.clean for pair in found.test} & {pair.clean for pair in found.train}
     assert ["gives 31 test pairs, not the 1000" in text for text in told] == ([True] if wanted == 1000 else [])

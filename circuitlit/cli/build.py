@@ -6,6 +6,7 @@ import logging
 import os
 import sys
 from dataclasses import replace
+from functools import partial
 from typing import Any
 
 import torch
@@ -26,6 +27,7 @@ from circuitlit.masked.one_block import one_block
 from circuitlit.model import Subject
 from circuitlit.model.limits import check_rows
 from circuitlit.model.load import load_subject
+from circuitlit.progress import say
 from circuitlit.result import PACKAGES, version
 from circuitlit.tasks import Pairs, PairsModule, in_chat
 from circuitlit.tasks.faults import BadRows
@@ -145,6 +147,26 @@ def masked_model(cfg: DictConfig, subject: Subject) -> MaskedModel:
 def build_pairs(cfg: DictConfig, subject: Subject) -> PairsModule:
     """The pairs of the group `task`, encoded for a model, with their loaders."""
     return encoded(cfg, instantiate(cfg.task.build)(tokenizer=subject.tokenizer), subject)
+
+
+def build_splits(cfg: DictConfig, subject: Subject, wanted: int | None) -> Pairs:
+    """A task's pairs, with test pairs of a larger draw behind its own; fewer than wanted where there are no more."""
+    build, own = partial(instantiate, cfg.task.build), cfg.task.build.get("n_test")
+    splits = build()(tokenizer=subject.tokenizer)
+    if wanted is None or own is None:
+        return splits
+    size, words = wanted, {"n_new_words": 0} if "n_new_words" in cfg.task.build else {}
+    while size > own:
+        try:
+            larger = build(n_test=size, **words)(tokenizer=subject.tokenizer)
+        except UserError:  # so many cannot be made
+            size //= 2
+        else:
+            splits = splits.with_more_tests(larger, wanted)
+            break
+    if len(splits.test) < wanted:
+        say(f"task {cfg.task.name} gives {len(splits.test)} test pairs, not the {wanted} of trust.errors.pairs")
+    return splits
 
 
 def encoded(cfg: DictConfig, splits: Pairs, subject: Subject) -> PairsModule:

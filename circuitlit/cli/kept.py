@@ -31,7 +31,8 @@ def files_of(groups: Mapping[str, Any]) -> dict[str, dict[str, str]]:
         if isinstance(value, dict | list):
             pending += value.values() if isinstance(value, dict) else value
         elif isinstance(value, str) and os.path.isfile(value):
-            found[value] = hashlib.sha256(Path(value).read_bytes()).hexdigest()
+            with open(value, "rb") as file:
+                found[value] = hashlib.file_digest(file, "sha256").hexdigest()
     return {"files": found} if found else {}
 
 

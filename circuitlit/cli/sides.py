@@ -99,8 +99,9 @@ def task_settings(items: ListConfig | None, key: str, shared: Iterable[str] = PA
     if items is not None and not isinstance(items, ListConfig):
         raise UserError(f"{key}={items} is no list; write {key}=[ioi,sva]")
     made = {entry.name: composed(*entry.settings) for entry in entries(items, "task")}
+    whole = composed() if made else DictConfig({})
     for name, own in made.items():
-        check_shared(own, composed(), f"{key}: {name}", shared)
+        check_shared(own, whole, f"{key}: {name}", shared)
     return made
 
 

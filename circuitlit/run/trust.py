@@ -2,23 +2,19 @@
 
 from __future__ import annotations
 
-from functools import partial
-
 from hydra.utils import instantiate
 from omegaconf import DictConfig
 
-from circuitlit.cli.build import build_procedure, build_subject, build_workbench, plain, preset_method
+from circuitlit.cli.build import build_procedure, build_splits, build_subject, build_workbench, plain, preset_method
 from circuitlit.cli.checks import run_dir
 from circuitlit.cli.finish import finish, prepare
 from circuitlit.cli.loggers import open_loggers
 from circuitlit.errors import UserError
 from circuitlit.evaluate.trust.card import TrustCard, measure_trust, share_trust
 from circuitlit.graph import load_circuit
-from circuitlit.model import Subject
 from circuitlit.progress import phase, say
 from circuitlit.report.trust import print_trust, write_trust
 from circuitlit.report.wandb_log import log_trust
-from circuitlit.tasks import Pairs
 
 
 def run(cfg: DictConfig) -> TrustCard | None:
@@ -40,7 +36,7 @@ def run(cfg: DictConfig) -> TrustCard | None:
         circuit, earlier = load_circuit(cfg.circuit, subject.graph), settings["errors"].pop("baseline")
         if earlier is not None:
             settings["errors"]["baseline"] = load_circuit(earlier, subject.graph)
-        bench = build_workbench(cfg, subject, splits=_splits(cfg, subject, pairs))
+        bench = build_workbench(cfg, subject, splits=build_splits(cfg, subject, pairs))
     if not circuit.n_edges:
         circuit = bench.cut(circuit.scores, circuit.provenance)
     stable, robust = settings["stable"], settings["robust"]
@@ -57,22 +53,3 @@ def run(cfg: DictConfig) -> TrustCard | None:
     with open_loggers(cfg) as loggers:
         log_trust(loggers, found, run_dir())
     return found
-
-
-def _splits(cfg: DictConfig, subject: Subject, wanted: int | None) -> Pairs:
-    """The run's pairs, with test pairs of a larger draw behind its own; fewer than wanted where there are no more."""
-    build = partial(instantiate, cfg.task.build)
-    splits, own = build()(tokenizer=subject.tokenizer), cfg.task.build.get("n_test")
-    words = {"n_new_words": 0} if "n_new_words" in cfg.task.build else {}
-    size = wanted if wanted is not None and own is not None else 0
-    while own is not None and size > own:
-        try:
-            larger = build(n_test=size, **words)(tokenizer=subject.tokenizer)
-        except UserError:  # so many cannot be made
-            size //= 2
-            continue
-        splits = splits.with_more_tests(larger, wanted or size)
-        break
-    if wanted is not None and own is not None and len(splits.test) < wanted:
-        say(f"task {cfg.task.name} gives {len(splits.test)} test pairs, not the {wanted} of trust.errors.pairs")
-    return splits
