@@ -129,11 +129,7 @@ class Store:
         write_json(self.folder / f"{name}.json", {"settings": fingerprint(settings), **content})
 
     def _read(self, name: str) -> dict[str, Any]:
-        try:
-            content = json.loads((self.folder / f"{name}.json").read_text())
-        except (OSError, ValueError):
-            return {}
-        return content if isinstance(content, dict) else {}
+        return _object_in(self.folder / f"{name}.json")
 
 
 class Share(Store):
@@ -174,6 +170,20 @@ def opened(folder: Path | str | Store | None) -> Iterator[Store]:
     else:
         with TemporaryDirectory() as made:
             yield Store(Path(made))
+
+
+def is_part(path: Path) -> bool:
+    """True for a file in which a store keeps a part that was made."""
+    return {"settings", "content"} <= _object_in(path).keys()
+
+
+def _object_in(path: Path) -> dict[str, Any]:
+    """What a json file holds; empty if it is missing, damaged, or no object."""
+    try:
+        content = json.loads(path.read_text())
+    except (OSError, ValueError):
+        return {}
+    return content if isinstance(content, dict) else {}
 
 
 def fingerprint(settings: object) -> str:

@@ -73,6 +73,21 @@ def test_a_failing_command_takes_away_only_what_it_made(
     assert (tmp_path / "notes.txt").read_text() == "mine"
 
 
+def test_a_mistake_at_the_end_loses_nothing_that_is_finished(
+    local: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]
+) -> None:
+    def refused(*args: object) -> None:
+        raise UserError("the server does not answer")
+
+    for module in ("train", "trust"):
+        monkeypatch.setattr(f"circuitlit.run.{module}.log_{'run' if module == 'train' else 'trust'}", refused)
+    assert "does not answer" in failure(capsys, *settings(local, tmp_path / "run", "logger=none"))
+    card = settings(local, tmp_path / "card", "logger=none", f"circuit={tmp_path}/run", "trust.errors.pairs=null")
+    assert "does not answer" in failure(capsys, *card, "trust.only=[preserved,errors]", verb="trust")
+    kept = {path.name for path in tmp_path.rglob("*.*")}
+    assert {"result.json", "circuit.safetensors", "trust.json", "trust.html", "errors.json"} <= kept
+
+
 @pytest.mark.parametrize("verb", ["train", "attribute"])
 def test_a_used_folder_is_refused_or_cleared_when_told_to(
     verb: str, local: Path, tmp_path: Path, capsys: pytest.CaptureFixture[str]

@@ -18,10 +18,10 @@ from circuitlit.cli.checks import run_dir
 from circuitlit.cli.mistakes import explain, sweep_up
 from circuitlit.errors import UserError
 from circuitlit.lock import NAME, claimed
+from circuitlit.store import is_part
 
 FRESH = ("train", "attribute", "finetune")  # verbs whose files would mix with those of an earlier run
 PARTED = ("study", "evolve", "trust")  # verbs that several processes can share out; these claim cell by cell
-TASKS = "tasks"  # where `knowledge` keeps the tasks it has finished, also after a mistake in a later one
 LEFT = (
     "adapter checkpoints csv masks tuned wandb circuit.json circuit.safetensors evolution.json held_out.json "
     "explanation.json history.json result.json report.html"
@@ -56,7 +56,7 @@ def settle_run_id(cfg: DictConfig) -> None:
 
 @contextmanager
 def occupied(cfg: DictConfig) -> Iterator[None]:
-    """Hold the run's folder while the block runs; after a mistake take away what the block made.
+    """Hold the run's folder while the block runs; after a mistake take away what it made, if no part of it is finished.
 
     Raises:
         UserError: another process works in the folder, or it holds a run.
@@ -78,15 +78,16 @@ def occupied(cfg: DictConfig) -> Iterator[None]:
         try:
             yield
         except Exception as error:
-            if explain(error) is not None and not shared and not goes_on(cfg):
-                sweep_up(folder, before | set((folder / TASKS).glob("*.json")) | _finished(folder))
+            new = set(folder.rglob("*.json")) - before
+            lost = explain(error) is not None and not any(_finished(cfg.verb, path) for path in new)
+            if lost and not shared and not goes_on(cfg):
+                sweep_up(folder, before)
             raise
 
 
-def _finished(folder: Path) -> set[Path]:
-    """All of the tunings of `guided` that are done."""
-    parts = [file.parent for file in folder.glob("*-seed*/guided.json")]
-    return {path for part in parts for path in (part, *part.rglob("*"))}
+def _finished(verb: str, path: Path) -> bool:
+    """True for a verb's result, and for a part of it: both are whole, and worth what they took to make."""
+    return path in (run_dir() / f"{verb}.json", run_dir() / "result.json") or is_part(path)
 
 
 def begin(cfg: DictConfig) -> None:

@@ -1,12 +1,10 @@
-"""Results that are kept in files and made once: the settings that they depend on as a hash, and reading them back."""
+"""The settings that results which are kept in files, and made once, depend on."""
 
 from __future__ import annotations
 
 import hashlib
-import json
 import os
 from collections.abc import Iterable, Mapping
-from pathlib import Path
 from typing import Any
 
 from omegaconf import DictConfig
@@ -34,12 +32,3 @@ def files_of(groups: Mapping[str, Any]) -> dict[str, dict[str, str]]:
             with open(value, "rb") as file:
                 found[value] = hashlib.file_digest(file, "sha256").hexdigest()
     return {"files": found} if found else {}
-
-
-def read_kept(file: Path) -> dict[str, Any]:
-    """A file's content; empty if it is missing or damaged."""
-    try:
-        content = json.loads(file.read_text())
-    except (OSError, ValueError):
-        return {}
-    return content if isinstance(content, dict) else {}

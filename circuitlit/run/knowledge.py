@@ -7,7 +7,6 @@ from omegaconf import DictConfig
 from circuitlit.cli.build import build_method, build_pairs
 from circuitlit.cli.checks import run_dir
 from circuitlit.cli.finish import finish, own_settings, prepare
-from circuitlit.cli.folder import TASKS
 from circuitlit.cli.sides import load_base, load_side, task_settings
 from circuitlit.compare.injected_facts import FactInjection, inject_facts
 from circuitlit.compare.known_facts import Knowledge, measure_knowledge
@@ -48,7 +47,7 @@ def run(cfg: DictConfig) -> Knowledge | FactInjection:
         method=build_method(cfg),
         sparsity=cfg.sparsity.target,
         min_accuracy={name: own.task.get("min_accuracy", 0) for tasks in packs.values() for name, own in tasks.items()},
-        folder=run_dir() / TASKS,
+        folder=run_dir() / "tasks",
         seed=cfg.seed,
         **own_settings(cfg.knowledge, "packs", "inject"),
     )
