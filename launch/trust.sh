@@ -1,7 +1,7 @@
 #!/usr/bin/env bash
 # bash launch/trust.sh [OUT]: whole trust cards on one GPU. Circuits of four tasks with 96.6 % of the edges removed; on IOI
-# also a second seed, and EAP-IG's and ACDC's circuits of as many edges. Run it again to go on. ACDC=0 leaves the slow one
-# out; DRY=1.
+# also a second seed, and EAP-IG's and ACDC's circuits of about as many edges. Run it again to go on. ACDC=0 leaves the
+# slow one out; DRY=1 prints the commands.
 set -euo pipefail
 cd "$(dirname "$0")/.."
 out=${1:-runs/trust}
@@ -29,7 +29,8 @@ common=(-m circuitlit attribute task=ioi logger=none data.eval_batch_size=200)
 run "$out/ioi-eap_ig" "${common[@]}" method=eap_ig sparsity.target=0.966
 card "$out/ioi-eap_ig" ioi
 if [[ ${ACDC:-1} != 0 ]]; then
-  run "$out/ioi-acdc" "${common[@]}" method=acdc sparsity=own method.score.threshold=null method.score.count=2402 \
-    'method.score.bracket=[1.0e-4,1.0e-2]' method.score.chunk=32 method.max_batches=1 data.batch_size=64
+  # this threshold gives 2,387 edges
+  run "$out/ioi-acdc" "${common[@]}" method=acdc sparsity=own method.score.threshold=3.14e-4 method.score.chunk=64 \
+    method.max_batches=1 data.batch_size=32
   card "$out/ioi-acdc" ioi "trust.only=[$parts,unique]" # a search of its own for every half would take hours
 fi

@@ -415,7 +415,7 @@ def test_accepted_rivals_are_layers_and_what_all_share_is_core(tmp_path: Path) -
     kept, cut = circuit.kept[0].nonzero()[:, 0].tolist(), (~circuit.kept[0]).nonzero()[:, 0].tolist()
     half = len(kept) // 2
     none = Estimate(0.0, 0.0, 0.0)
-    shared = {"start": "whole", "tried": {}, "kl": none, "worse": none, "exact_match": none}
+    shared = {"start": "whole", "tried": {}, "kl": none, "worse": none, "exact_match": none, "lost": none}
     near = RivalCircuit(share=0.5, n_common=half, state=ACCEPTED, edges=[*kept[:half], *cut[:half]], **shared)
     far = RivalCircuit(share=0.0, n_common=0, state="rejected", edges=cut, **shared)
     facts = {"task": "ioi", "model": "m", "method": "x", "ablation": "zero", "steps": 1, "starts": []}

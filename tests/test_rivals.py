@@ -138,22 +138,22 @@ def test_common_edges_are_exactly_as_many_in_masks_and_circuit(common: int) -> N
 
 def test_acceptance_goes_by_the_interval_and_by_exact_match() -> None:
     worse = Estimate(0.08, 0.06, 0.09, -5.0, 5.0)  # of few new sentences nothing is known; these sentences decide
-    assert accepted(worse, 0.1, 0.0, 0.05) == "accepted"
-    assert accepted(worse, 0.1, 0.06, 0.05) == "rejected"
-    assert accepted(worse, 0.07, 0.0, 0.05) == "undecided"
-    assert accepted(worse, 0.05, 0.0, 0.05) == "rejected"
+    same, fewer, far_fewer = Estimate(0.0, -0.02, 0.02), Estimate(0.06, 0.04, 0.08), Estimate(0.08, 0.06, 0.1)
+    assert accepted(worse, 0.1, same, 0.05) == "accepted"
+    assert accepted(worse, 0.1, fewer, 0.05) == accepted(worse, 0.07, same, 0.05) == "undecided"
+    assert accepted(worse, 0.1, far_fewer, 0.05) == accepted(worse, 0.05, same, 0.05) == "rejected"
 
 
 @pytest.mark.parametrize(("pairs", "ours", "theirs"), [(200, 200, 190), (200, 190, 180), (20, 20, 19), (40, 38, 36)])
 def test_a_rival_may_lose_just_what_is_allowed(pairs: int, ours: int, theirs: int) -> None:
-    """One pair more is too many; single precision made .05 of the pairs .0500000119."""
+    """One pair more is too many to accept; single precision made .05 of the pairs .0500000119."""
     search = search_of("gpt2", "one", starts=[])
 
     def says(right: int) -> Outcome:
         nothing = torch.zeros(pairs)
         return Outcome(nothing, nothing, nothing, nothing, (torch.arange(pairs) < right).float(), torch.arange(pairs))
 
-    for right, state in ((theirs, "accepted"), (theirs - 1, "rejected")):
+    for right, state in ((theirs, "accepted"), (theirs - 1, "undecided"), (0, "rejected")):
         bed = SimpleNamespace(run=lambda kept, right=right: says(right), corrupted=says(0))
         asked = replace(search, measured=says(ours), choosing=cast(Any, bed), testing=cast(Any, bed))
         assert asked._best({"whole": search.inside}).state == state
@@ -169,6 +169,7 @@ def some(share: float, state: str) -> RivalCircuit:
         kl=nothing,
         worse=nothing,
         exact_match=nothing,
+        lost=nothing,
         state=state,
         edges=[],
     )

@@ -29,8 +29,10 @@ def rows_of(content: Mapping[str, Any] | None) -> list[TrustRow]:
 
 
 def trust_cells(row: TrustRow) -> tuple[str, ...]:
-    """One line: name, figure, value with its interval, bar, state."""
-    value = "-" if row.value is None else f"{row.value:.3f} [{row.low:.3f}, {row.high:.3f}]"
+    """One line: name, figure, value with its interval if it has one, bar, state."""
+    value = "-" if row.value is None else f"{row.value:.3f}"
+    if row.value is not None and row.low != row.high:
+        value += f" [{row.low:.3f}, {row.high:.3f}]"
     bar = "-" if row.bar is None else f"{row.side} {row.bar:.4g}" + (f" of {row.around:g}" if row.around else "")
     why = row.why.removeprefix("not measurable: ")
     return row.name, row.figure, value, bar, f"{row.state}: {why}" if why else row.state

@@ -166,7 +166,7 @@ class RivalSearch:
         kept, run = made[start], lambda edges: self.testing.run(edges[None])
         found, common = run(kept), int((kept & self.inside).sum())
         worse = paired_difference(found.kl, self.measured.kl, found.group)
-        lost = float((self.measured.exact_match.double() - found.exact_match.double()).mean())
+        lost = paired_difference(self.measured.exact_match, found.exact_match, found.group)
         return RivalCircuit(
             share=common / self.bench.count,
             n_common=common,
@@ -175,6 +175,7 @@ class RivalSearch:
             kl=mean_estimate(found.kl, found.group),
             worse=worse,
             exact_match=mean_estimate(found.exact_match, found.group),
+            lost=lost,
             state=accepted(worse, self.bar, lost, self.exact),
             random_kl=mean_of([float(run(one).kl.mean()) for one in random]) if random else None,
             ranked_kl=self._least(ranked or {}),
@@ -189,17 +190,19 @@ class RivalSearch:
         return mean_estimate(self.testing.run(best[None]).kl, self.testing.full.group)
 
 
-def accepted(worse: Estimate, bar: float, lost: float, exact: float) -> str:
-    """The state of a rival.
+def accepted(worse: Estimate, bar: float, lost: Estimate, exact: float) -> str:
+    """The state of a rival. Intervals are those of these sentences: with those few that tasks hold out, none for new
+    sentences could decide.
 
     Args:
-        worse: its KL minus the circuit's; the interval of these sentences decides, with those few sentences that tasks
-            hold out none for new ones could.
+        worse: its KL minus the circuit's; accepted, and rejected, by its interval.
         bar: nats that it may be worse by.
-        lost: share of pairs by which it says less often what the model says.
-        exact: what that may be; a rival that loses exactly this is not rejected for it, however the shares are rounded.
+        lost: share of pairs by which it says less often what the model says; accepted by the share itself, rejected
+            by its interval.
+        exact: what that may be; a rival that loses exactly this is accepted, however the shares are rounded.
     """
-    assert worse.low is not None and worse.high is not None
-    if worse.low > bar or lost > exact + 1e-9:
+    assert worse.low is not None and worse.high is not None and lost.value is not None and lost.low is not None
+    most = exact + 1e-9
+    if worse.low > bar or lost.low > most:
         return REJECTED
-    return ACCEPTED if worse.high <= bar else OPEN
+    return ACCEPTED if worse.high <= bar and lost.value <= most else OPEN

@@ -27,7 +27,8 @@ class RivalCircuit:
         kl: KL(model || it), nats.
         worse: its KL minus the first circuit's, the same pairs; nats.
         exact_match: share of pairs on which it says what the model says.
-        state: "accepted", "rejected" or "undecided" (the interval straddles the bar).
+        lost: share of pairs by which it says so less often than the first circuit.
+        state: "accepted", "rejected" or "undecided" (an interval straddles its bar).
         random_kl, ranked_kl: KL of random edges, and of the start's best ones, that share as much; None where there
             was no start.
         edges: numbers of its edges.
@@ -40,6 +41,7 @@ class RivalCircuit:
     kl: Estimate
     worse: Estimate
     exact_match: Estimate
+    lost: Estimate
     state: str
     random_kl: Estimate | None = None
     ranked_kl: Estimate | None = None
@@ -191,7 +193,7 @@ class Rivals(Result):
             kind = "redundant" if self.redundancy is not None and self.redundancy.backs_up else "rewired"
             return f"{SEVERAL}, {kind}", f"a rival with {u:.0%} of the edges is accepted"
         if self.free.state == REJECTED:
-            return UNDECIDED, "the search without a constraint does not reach the circuit's KL itself; raise its steps"
+            return UNDECIDED, "the search without a constraint does not find as good a circuit itself; raise its steps"
         if low >= MOST:
             return self._unique()
         if low > FEW and u < MOST:
@@ -208,7 +210,9 @@ class Rivals(Result):
     def rows(self) -> Iterator[dict[str, Any]]:
         """A row a circuit, the free one last."""
         for one in self.tried:
-            parts = {name: getattr(one, name) for name in ("kl", "worse", "exact_match", "random_kl", "ranked_kl")}
+            parts = {
+                name: getattr(one, name) for name in ("kl", "worse", "exact_match", "lost", "random_kl", "ranked_kl")
+            }
             values = {name: part and part.value for name, part in parts.items()}
             kind = "free" if one is self.free else "held"
             yield {"search": kind, "share": one.share, "state": one.state, "start": one.start, **values}
