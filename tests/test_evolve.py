@@ -6,16 +6,19 @@ import json
 import math
 import random
 import shutil
+from collections.abc import Callable
 from pathlib import Path
+from typing import Any
 
 import numpy as np
 import pytest
 import torch
-from cli import call, failure
+import wandb
+from cli import call, failure, move_weights
 from hydra import compose, initialize_config_dir
 from transformers import GPTNeoXConfig, GPTNeoXForCausalLM
 
-from circuitlit import Method, Pairs, PairsModule, Subject, Workbench, eap_ig
+from circuitlit import Method, Pairs, PairsModule, Subject, Workbench, eap, eap_ig
 from circuitlit.errors import UserError
 from circuitlit.evaluate.similarity import corrected_jaccard
 from circuitlit.finetune.mixture import KINDS, LISTS, VOCABULARY, mixture, mixture_pairs, mixture_tokenizer
@@ -25,11 +28,12 @@ from circuitlit.objective import negative_metric
 from circuitlit.report.evolution_table import causal_lines
 from circuitlit.run.evolve import configured
 from circuitlit.run.evolve.series import claims_of, parted
+from circuitlit.timeline import follow as following
 from circuitlit.timeline.checkpoints import SCHEDULES, Checkpoint, hub_checkpoints, local_checkpoints, scheduled_steps
 from circuitlit.timeline.evolution import Evolution
-from circuitlit.timeline.follow import Series, follow_checkpoints
+from circuitlit.timeline.follow import Series, follow_checkpoints, head_jobs
 from circuitlit.timeline.measured_heads import FollowSettings, HeadsFollowed
-from circuitlit.timeline.series import Point, follow, smoothed, velocities
+from circuitlit.timeline.series import Noise, Point, follow, smoothed, velocities
 
 STEPS = (0, 1, 2, 10)
 NUMBERS = {"hidden_size": 16, "intermediate_size": 32, "num_hidden_layers": 2, "num_attention_heads": 2}
@@ -120,15 +124,21 @@ def test_a_series_end_to_end_and_interrupted(
     assert len(made) == len(STEPS)  # other settings, other cells
 
 
-def test_in_python_checkpoints_are_followed_as_by_the_verb(series: Path, whole: Path, tmp_path: Path) -> None:
-    rows = [json.loads(line) for line in (series / "pairs.jsonl").read_text().splitlines()]
-    pairs, method = Pairs.from_list(rows), Method.of(eap_ig, negative_metric, steps=1)
-    heads = HeadsFollowed(length=6, draws=2, threshold=0.106, top=2)
-    settings = FollowSettings(resamples=2, probe_pairs=4, heads=heads)
+def bench_of(series: Path) -> Callable[[Subject], Workbench]:
+    """Makes the workbench of the verb."""
+    pairs = Pairs.from_list([json.loads(line) for line in (series / "pairs.jsonl").read_text().splitlines()])
 
     def bench(subject: Subject) -> Workbench:
         assert subject.tokenizer is not None
         return Workbench.build(subject, PairsModule(pairs, subject.tokenizer, 8, 0, eval_batch_size=16), 0.7)
+
+    return bench
+
+
+def test_in_python_checkpoints_are_followed_as_by_the_verb(series: Path, whole: Path, tmp_path: Path) -> None:
+    bench, method = bench_of(series), Method.of(eap_ig, negative_metric, steps=1)
+    heads = HeadsFollowed(length=6, draws=2, threshold=0.106, top=2)
+    settings = FollowSettings(resamples=2, probe_pairs=4, heads=heads)
 
     def follow_all() -> Evolution:
         checkpoints = local_checkpoints(series, None)
@@ -148,7 +158,73 @@ def test_in_python_checkpoints_are_followed_as_by_the_verb(series: Path, whole: 
     assert made == {file: file.stat().st_mtime_ns for file in (tmp_path / "cells").iterdir()}
 
 
-def test_masks_begin_with_those_of_the_checkpoint_before(series: Path, tmp_path: Path) -> None:
+def counted(monkeypatch: pytest.MonkeyPatch, place: Any) -> list[str]:
+    """The steps at which a task is measured from now on."""
+    made, work = [], place.measure_task
+
+    def measured(bench: Workbench, *args: Any) -> Any:
+        made.append(str(bench.subject.provenance["path"]).rsplit("step", 1)[1])
+        return work(bench, *args)
+
+    monkeypatch.setattr(place, "measure_task", measured)
+    return made
+
+
+def test_new_weights_in_the_same_place_are_measured(
+    series: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    moved, made = tmp_path / "series", counted(monkeypatch, configured)
+    shutil.copytree(series, moved)
+    words = ["evolve.schedule=[0,1]", "evolve.smallest=false", "evolve.resamples=0", "evolve.heads.run=false"]
+    for _ in range(2):
+        call(*settings_of(moved, tmp_path / "out", *words), verb="evolve")
+    assert made == ["0", "1"]
+    move_weights(moved / "step1")
+    call(*settings_of(moved, tmp_path / "out", *words), verb="evolve")
+    assert made == ["0", "1", "1"]
+
+
+def test_a_late_mistake_leaves_what_is_measured(
+    series: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]
+) -> None:
+    def refuses(**_: object) -> None:
+        raise wandb.Error("No API key configured.")
+
+    monkeypatch.setattr(wandb, "init", refuses)
+    words = ["evolve.schedule=[0]", "evolve.smallest=false", "evolve.resamples=0", "evolve.heads.run=false"]
+    said = failure(capsys, *settings_of(series, tmp_path, *words, "logger=wandb"), verb="evolve")
+    assert "(No API key configured); take logger=wandb_offline" in said
+    assert [*tmp_path.glob("cells/*.json")] and [*tmp_path.glob("circuits/*/circuit.json")]
+
+
+def test_in_python_new_weights_and_a_new_last_checkpoint_are_measured(
+    series: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    moved, made = tmp_path / "series", counted(monkeypatch, following)
+    shutil.copytree(series, moved)
+    settings = FollowSettings(resamples=2, smallest=False, probe_pairs=4, heads=HeadsFollowed(run=False))
+
+    def follow(*steps: int) -> Noise:
+        bench, method = bench_of(series), Method.of(eap, negative_metric)
+        found = follow_checkpoints(local_checkpoints(moved, steps), {"own": bench}, method, settings, folder=tmp_path)
+        return found.series[0].tasks["own"].noise
+
+    short = follow(0, 1)
+    assert short == follow(0, 1) and made == ["0", "1"]
+    assert follow(0, 1, 2) != short and made == ["0", "1", "1", "2"]  # the noise floor is the last one's
+    move_weights(moved / "step0")
+    follow(0, 1, 2)
+    assert made == ["0", "1", "1", "2", "0"]
+
+
+def test_more_claims_ablate_induction_heads_beside_more_random_ones() -> None:
+    few, more = (head_jobs(FollowSettings(), ["known"], True, draws) for draws in (20, 100))
+    assert few[0].settings == more[0].settings and few[1].settings != more[1].settings
+
+
+def test_masks_begin_with_those_of_the_checkpoint_before(
+    series: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
     masks = ["evolve.circuits=masks", "mask.schedule.steps=3", "evolve.cold_every=2", "evolve.heads.run=false"]
     call(*settings_of(series, tmp_path / "a", *masks, "evolve.schedule=[0,1,2]"), verb="evolve")
     rows = results(tmp_path / "a")["series"][0]["tasks"]["jsonl"]["rows"]
@@ -158,6 +234,12 @@ def test_masks_begin_with_those_of_the_checkpoint_before(series: Path, tmp_path:
     (tmp_path / "a/cells/local--jsonl--step2.json").unlink()
     call(*settings_of(series, tmp_path / "a", *masks, "evolve.schedule=[0,1,2]"), verb="evolve")
     assert same(results(tmp_path / "a")["series"][0]["tasks"]["jsonl"]["rows"], rows)
+    made = counted(monkeypatch, configured)
+    call(
+        *settings_of(series, tmp_path / "a", *masks, "evolve.schedule=[0]", "trainer.accumulate_grad_batches=2"),
+        verb="evolve",
+    )
+    assert made == ["0"]
 
 
 def test_what_fails_is_recorded_and_the_rest_goes_on(series: Path, tmp_path: Path) -> None:

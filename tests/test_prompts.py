@@ -7,12 +7,16 @@ import shutil
 from pathlib import Path
 
 import pytest
-from cli import call, failure, settings
+from cli import call, failure, move_weights, settings, swap_prompts, write_local
 from hydra import compose, initialize_config_dir
+from omegaconf import DictConfig
 
 from circuitlit.compare.prompts import PromptComparison
+from circuitlit.errors import UserError
 from circuitlit.graph import Circuit
 from circuitlit.report.prompts import write_prompts
+from circuitlit.run import prompts
+from circuitlit.run.prompts import makers
 
 CONF = Path(__file__).parent.parent / "conf"
 TASKS = "prompts.tasks=[{name: one, with: ['seed=0']}, {name: two, with: ['seed=1']}]"
@@ -106,6 +110,42 @@ def test_a_model_that_cannot_is_tuned_first(local: Path, tmp_path: Path) -> None
     assert tuned.stat().st_mtime_ns != before
     call(*words[:-1], tune.replace("steps=2", "steps=3"), "task.min_accuracy=0", verb="prompts")
     assert not PromptComparison.load(tmp_path).tuned
+
+
+def test_what_a_model_could_do_is_kept_for_these_weights_pairs_and_this_tuning_alone(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    local, out = write_local(tmp_path / "local"), tmp_path / "out"
+    tune = f"prompts.tune=['task=jsonl', 'task.build.path={local}/pairs.jsonl', 'logger=none', 'data.batch_size=4']"
+    words, tunings = settings(local, out, *MORE, "task.min_accuracy=0.9", "prompts.draws=20", tune), []
+
+    def tuned(cfg: DictConfig) -> None:
+        tunings.append(cfg.tune.steps)
+        shutil.copytree(local / "model", out / "tuned", dirs_exist_ok=True)
+        for name in ("result", "history"):
+            (out / f"{name}.json").write_text("{}")
+        if len(tunings) == interrupted:
+            raise UserError("interrupted")
+
+    monkeypatch.setattr(makers.tune, "run", tuned)
+    monkeypatch.setattr(prompts, "compare_prompts", lambda *_, **__: None)
+    interrupted = 0
+    for times, change in enumerate(
+        [
+            lambda: call(*words, verb="prompts"),
+            lambda: move_weights(local / "model"),
+            lambda: swap_prompts(local / "pairs.jsonl"),
+            lambda: words.append("data.pad_to=max"),
+        ]
+    ):
+        change()
+        call(*words, verb="prompts")
+        assert len(tunings) == times + 1
+    interrupted = 5
+    with pytest.raises(SystemExit):
+        call(*words[:-1], "data.pad_to=bucket", verb="prompts")
+    call(*words, verb="prompts")
+    assert len(tunings) == 6  # the tuned model is the interrupted run's
 
 
 def test_one_prompt_is_refused(local: Path, tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:

@@ -21,6 +21,7 @@ from circuitlit.compare.layers import (
     union_layers,
 )
 from circuitlit.compare.rank_patterns import RankedTuning, RankMakers, RankSettings, compare_rank_patterns
+from circuitlit.errors import UserError
 from circuitlit.evaluate import Estimate
 from circuitlit.finetune import adapted, examples_of_task, lora
 from circuitlit.finetune.guided_ranks import gradient_probe, rank_patterns, spread_ranks
@@ -30,8 +31,10 @@ from circuitlit.model import Subject
 from circuitlit.model.load import load_subject
 from circuitlit.report.guided import _verdict, write_guided
 from circuitlit.report.suggestions import suggestions
+from circuitlit.run import story
 from circuitlit.tasks import jsonl
 from circuitlit.timeline.story import TuningStory
+from circuitlit.timeline.telling import Once
 
 STORY = [
     "method=eap",
@@ -86,6 +89,21 @@ def test_a_story_is_told(local: Path, tmp_path: Path) -> None:
     again = json.loads((tmp_path / "story.json").read_text())
     assert list(again["seconds_by_phase"]) == ["full_nodes"]
     assert again["ways"] == story["ways"] and again["between"] == story["between"]
+
+
+def test_a_story_is_kept_for_the_same_weights_alone(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    local, told = write_local(tmp_path / "local"), []
+
+    def tell(*_: object, once: Once, **__: object) -> None:
+        once("part", "a part", lambda: told.append("anew") or {"found": 1}, dict[str, int])
+        raise UserError("enough")
+
+    monkeypatch.setattr(story, "tell_story", tell)
+    for times, change in ((1, None), (1, None), (2, move_weights), (2, None)):
+        _ = change and change(local / "model")
+        with pytest.raises(SystemExit):
+            call(*settings(local, tmp_path / "out", *STORY), verb="finetune")
+        assert len(told) == times
 
 
 def test_layers_of_edges_by_hand() -> None:

@@ -13,6 +13,7 @@ from lightning.pytorch.loggers import WandbLogger
 from lightning.pytorch.utilities import rank_zero_only
 from omegaconf import DictConfig, OmegaConf
 
+from circuitlit.errors import UserError
 from circuitlit.progress import CONSOLE
 
 STEP = "trainer/global_step"
@@ -49,6 +50,9 @@ def wandb_logger(
         offline: write files only; `wandb sync` uploads them later.
         group: of runs; None puts the jobs of a sweep into one that is called as its folder.
         tags, job_type, notes: of the run.
+
+    Raises:
+        UserError: W&B takes no runs of this user's, without a login say.
     """
     import wandb
 
@@ -58,21 +62,25 @@ def wandb_logger(
     if rank_zero_only.rank != 0:
         return WandbLogger(project=project, offline=True)
     Path(folder).mkdir(parents=True, exist_ok=True)
-    run = wandb.init(
-        project=project,
-        entity=entity,
-        name=name,
-        id=run_id,
-        group=group,
-        tags=list(tags) or None,
-        job_type=job_type,
-        notes=notes,
-        dir=folder,
-        resume="allow",
-        mode="offline" if offline else "online",
-        # one second: a killed run keeps what it logged
-        settings=wandb.Settings(silent=True, x_transaction_log_flush_interval=1),
-    )
+    try:
+        run = wandb.init(
+            project=project,
+            entity=entity,
+            name=name,
+            id=run_id,
+            group=group,
+            tags=list(tags) or None,
+            job_type=job_type,
+            notes=notes,
+            dir=folder,
+            resume="allow",
+            mode="offline" if offline else "online",
+            # one second: a killed run keeps what it logged
+            settings=wandb.Settings(silent=True, x_transaction_log_flush_interval=1),
+        )
+    except wandb.Error as error:
+        said = str(error).rstrip(".")
+        raise UserError(f"W&B cannot be reached ({said}); take logger=wandb_offline, which needs no login") from error
     run.define_metric(STEP, hidden=True)
     for prefix in ("train", "val", "masks"):
         run.define_metric(f"{prefix}/*", step_metric=STEP)

@@ -1,10 +1,11 @@
-"""What a model is, as a short hash of its settings and of every weight: a path or a name does not say it."""
+"""What a model is: a hash of its settings and of every weight, or of its files; a path or a name does not say it."""
 
 from __future__ import annotations
 
 import hashlib
 import json
 from collections.abc import Iterable
+from pathlib import Path
 
 import torch
 from torch import Tensor
@@ -49,3 +50,13 @@ def hash_of(weights: Iterable[tuple[str, Tensor]], settings: str = "") -> str:
         for part in (words.sum(0), words.sum(1), flat[len(flat) - rest :]):
             digest.update(part.cpu().numpy().tobytes())
     return digest.hexdigest()[:16]
+
+
+def stamps_of(*places: str | Path | None) -> dict[str, list[int]]:
+    """Size and time of change of every file in models' folders, by path: what says that weights are new unread.
+
+    Names of the hub and of packages have none.
+    """
+    folders = [Path(place).expanduser() for place in places if place]
+    files = [file for one in folders for file in ([one] if one.is_file() else sorted(one.glob("*"))) if file.is_file()]
+    return {str(file): [(found := file.stat()).st_size, found.st_mtime_ns] for file in files}

@@ -20,6 +20,7 @@ from circuitlit.errors import UserError
 from circuitlit.evaluate.overlap import DRAWS, TESTS
 from circuitlit.evaluate.testing import enough_draws
 from circuitlit.model import Subject
+from circuitlit.model.contents import stamps_of
 from circuitlit.progress import phase, say
 from circuitlit.store import Failure, Store
 from circuitlit.timeline.cells import HeadsAtCheckpoint, InductionCheck, TaskAtCheckpoint
@@ -156,9 +157,10 @@ def follow_checkpoints(
     most = enough_draws(TESTS * len(tasks) + 2)
 
     def jobs(checkpoint: Checkpoint, _number: int, _before: Before) -> list[Job]:
-        known, final = [asdict(settings), asdict(checkpoint)], checkpoint == one.final
+        known = [asdict(settings), asdict(checkpoint), stamps_of(checkpoint.path, checkpoint.adapter)]
+        final = checkpoint == one.final
         measured = [
-            Job(task, known, lambda one, to, build=build: measure_task(build(one), method, settings, to, final))
+            Job(task, [*known, final], lambda at, to, build=build: measure_task(build(at), method, settings, to, final))
             for task, build in tasks.items()
         ]
         return measured + head_jobs(settings, known, final, settings.heads.draws or most)
@@ -173,12 +175,12 @@ def follow_checkpoints(
 
 
 def head_jobs(settings: FollowSettings, known: object, final: bool, draws: int) -> list[Job]:
-    """The measurements of heads at a checkpoint; `known` are all settings that they depend on."""
+    """The measurements of heads at a checkpoint; `known` are all settings that they depend on but for the draws."""
     if not settings.heads.run:
         return []
     jobs = [Job(HEADS, known, lambda subject, _: measure_heads(subject, settings))]
     if final and settings.heads.draws != 0:
-        jobs.append(Job(CAUSAL, known, lambda subject, _: check_induction(subject, settings, draws)))
+        jobs.append(Job(CAUSAL, [known, draws], lambda subject, _: check_induction(subject, settings, draws)))
     return jobs
 
 

@@ -12,13 +12,14 @@ from omegaconf import DictConfig
 
 from circuitlit.cli.build import attribute, build_method, build_workbench, plain
 from circuitlit.cli.configs import ONE_MODEL, Entry, check_shared, composed, entries
-from circuitlit.cli.kept import settings_of
+from circuitlit.cli.kept import settings_of, training_of
 from circuitlit.cli.learn import learn
 from circuitlit.discover.workbench import Workbench
 from circuitlit.errors import UserError
 from circuitlit.evaluate.testing import enough_draws
 from circuitlit.graph import EdgeScores
 from circuitlit.model import Subject
+from circuitlit.model.contents import stamps_of
 from circuitlit.run.evolve.series import claims_of, configured
 from circuitlit.timeline.cells import TaskAtCheckpoint
 from circuitlit.timeline.checkpoints import Checkpoint
@@ -122,4 +123,6 @@ def known(cfg: DictConfig, checkpoint: Checkpoint) -> dict[str, Any]:
     """All settings that a measurement depends on."""
     own = plain(cfg.evolve)
     chosen = {"evolve": {key: own[key] for key in _OWN}, "checkpoint": asdict(checkpoint)}
-    return settings_of(cfg, _GROUPS) | chosen
+    stamps = stamps_of(checkpoint.path, checkpoint.adapter or cfg.adapter.path)
+    masks = training_of(cfg) if own["circuits"] == "masks" else {}
+    return settings_of(cfg, _GROUPS) | chosen | masks | {"weights": stamps}

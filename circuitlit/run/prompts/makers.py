@@ -13,8 +13,9 @@ from circuitlit.cli.arguments import setting
 from circuitlit.cli.build import attribute, build_subject, build_workbench, plain
 from circuitlit.cli.checkpoints import fits
 from circuitlit.cli.checks import run_dir
-from circuitlit.cli.kept import settings_of
+from circuitlit.cli.kept import files_of, settings_of
 from circuitlit.cli.learn import learn, training_settings
+from circuitlit.cli.resume import TUNING, trained_with
 from circuitlit.cli.sides import load_side
 from circuitlit.discover.workbench import Workbench
 from circuitlit.errors import UserError
@@ -24,6 +25,7 @@ from circuitlit.files import file_name
 from circuitlit.graph import Circuit
 from circuitlit.masked import MaskedModel
 from circuitlit.model import Subject
+from circuitlit.model.contents import stamps_of
 from circuitlit.progress import Clock, say
 from circuitlit.run import tune
 from circuitlit.store import Store
@@ -53,10 +55,7 @@ class Asked:
 def able(cfg: DictConfig, tasks: dict[str, DictConfig]) -> Asked:
     """A model for all prompts, tuned if `prompts.tune` says how and the untuned one cannot do one of them."""
     store, folder = Store(run_dir()), run_dir() / "tuned"
-    settings = settings_of(cfg, ("model", "adapter")) | {
-        "tasks": {name: plain(own.task) for name, own in tasks.items()}
-    }
-    settings["tune"] = cfg.prompts.tune and plain(cfg.prompts.tune)
+    settings = _asked_with(cfg, tasks)
     untuned = store.known("untuned", settings, dict[str, Behaviour]) if folder.is_dir() else None
     if untuned is None:
         asked = _asked(tasks, build_subject(cfg))
@@ -71,6 +70,7 @@ def able(cfg: DictConfig, tasks: dict[str, DictConfig]) -> Asked:
             say(f"{name}: {reason}")
         untuned = asked.behaviour
         del asked  # makes room for the model that is tuned
+        (run_dir() / "untuned.json").unlink(missing_ok=True)  # it speaks of the tuned model that is overwritten
         _tune(cfg)
         store.made("untuned", settings, dict[str, Behaviour], lambda: untuned)
     return replace(_asked(tasks, load_side(cfg, str(folder), "tuned")), untuned=untuned, tuning=settings)
@@ -90,8 +90,21 @@ def _asked(tasks: dict[str, DictConfig], subject: Subject) -> Asked:
     return Asked(benches, {name: ask(bench, aloud=False)[0] for name, bench in benches.items()})
 
 
-def _tune(cfg: DictConfig) -> None:
-    """Run `finetune` in this run's directory, with the settings of `prompts.tune` on this run's model."""
+def _asked_with(cfg: DictConfig, tasks: dict[str, DictConfig]) -> dict[str, Any]:
+    """All that the untuned model's behaviour and the tuned model depend on."""
+    tuning = None if cfg.prompts.tune is None else _tuning(cfg)
+    groups = {name: {"task": plain(own.task), "data": plain(own.data)} for name, own in tasks.items()}
+    files = files_of(groups | ({} if tuning is None else {"": [plain(tuning.task), plain(tuning.tune)]}))
+    return settings_of(cfg, ("model", "adapter")) | {
+        **files,
+        "tasks": groups,
+        "tune": tuning and trained_with(tuning, TUNING, 1),
+        "weights": stamps_of(cfg.model.path, cfg.adapter.path),
+    }
+
+
+def _tuning(cfg: DictConfig) -> DictConfig:
+    """The settings of `finetune` that `prompts.tune` gives, on this run's model."""
     settings = compose("finetune", [setting("finetune", str(word)) for word in cfg.prompts.tune])
     OmegaConf.set_struct(settings, False)
     for group in ("model", "paths"):
@@ -99,8 +112,13 @@ def _tune(cfg: DictConfig) -> None:
     settings.seed, settings.callbacks.progress_bar = cfg.seed, cfg.callbacks.progress_bar
     settings.callbacks.checkpoint_every, settings.trainer.accelerator = 0, cfg.trainer.accelerator
     settings.trainer.enable_checkpointing = False
+    return settings
+
+
+def _tune(cfg: DictConfig) -> None:
+    """Tune in this run's directory."""
     with Clock():
-        tune.run(settings)
+        tune.run(_tuning(cfg))
     for name in ("result", "history"):
         (run_dir() / f"{name}.json").replace(run_dir() / f"tuning_{name}.json")
 

@@ -16,11 +16,13 @@ from circuitlit.cli.build import build_pairs, build_subject, build_workbench
 from circuitlit.cli.checks import run_dir, writing_to
 from circuitlit.cli.finish import finish, prepare
 from circuitlit.cli.kept import settings_of
+from circuitlit.cli.resume import trained_with
 from circuitlit.cli.sides import load_side, passages
 from circuitlit.compare.comparison import Comparison
 from circuitlit.compare.interventions import Interventions
 from circuitlit.discover.workbench import Workbench
 from circuitlit.model import Subject
+from circuitlit.model.contents import stamps_of
 from circuitlit.report.comparison import print_comparison, write_comparison
 from circuitlit.report.interventions import print_interventions, write_interventions
 from circuitlit.result import Result
@@ -64,7 +66,8 @@ class ConfiguredMakers:
 
     def once(self, name: str, text: str, work: Callable[[], Any], kind: type) -> Any:
         """A part of the story, made once with these settings."""
-        settings = settings_of(self.cfg, _GROUPS)
+        weights = stamps_of(self.cfg.model.path, self.cfg.adapter.path)
+        settings = settings_of(self.cfg, _GROUPS) | trained_with(self.cfg, ("trainer",), 1) | {"weights": weights}
         return Store(run_dir() / "parts").made(name, settings, kind, partial(made, name, text, work, kind))
 
     def finished(self, own: DictConfig, other: DictConfig, result: Result, folder: Path, subject: Subject) -> Result:

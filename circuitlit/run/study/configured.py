@@ -14,9 +14,8 @@ from omegaconf import DictConfig
 
 from circuitlit.cli.build import build_method, build_workbench, encoded, plain, provenance, training_precision
 from circuitlit.cli.configs import ONE_MODEL, Entry, check_shared, composed
-from circuitlit.cli.kept import settings_of
+from circuitlit.cli.kept import settings_of, training_of
 from circuitlit.cli.learn import learn
-from circuitlit.cli.resume import trained_with
 from circuitlit.discover.workbench import Workbench
 from circuitlit.errors import UserError
 from circuitlit.evaluate.study.cells import Cell, Circuits, Match, StudySettings
@@ -97,7 +96,7 @@ class ConfiguredTask:
             cfg, cell = composed(*planned.settings), planned.cell
             works = {"control": self._drawn, "attribution": self._scored, "learner": self._trained}
             sparsities = cfg.study.sparsities if cell.sparsity is None else [cell.sparsity]
-            known = self._known(cfg, cell.sparsity) | (_training(cfg) if cell.kind == "learner" else {})
+            known = self._known(cfg, cell.sparsity) | (training_of(cfg) if cell.kind == "learner" else {})
             return known, lambda task, folder: works[cell.kind](cfg, task, folder, sparsities)
 
         return Job(planned.cell, prepare)
@@ -158,10 +157,3 @@ class ConfiguredTask:
 
 def _scores_key(cfg: DictConfig) -> str:
     return str((plain(cfg.method), cfg.mask.roles, cfg.data))
-
-
-def _training(cfg: DictConfig) -> dict[str, Any]:
-    """What masks depend on beside: trainer, precision, and where training ends."""
-    ends = {key: cfg.trainer[key] for key in ("max_steps", "max_epochs")}
-    early = cfg.callbacks.stop_at_convergence
-    return {"training": trained_with(cfg, ("trainer",), 1), "ends": ends, "stop_at_convergence": early}
