@@ -97,6 +97,7 @@ class Store:
             return found
         with claimed_cell(self.folder / f"{name}.json", wait):
             if self.known(name, settings, kind) is None:  # another process may have made it meanwhile
+                (self.folder / f"{name}.json").unlink(missing_ok=True)  # it speaks of files that work may overwrite
                 self._write(name, settings, content=converter_of(kind).dump_python(work()))
             found = self.known(name, settings, kind)  # as the next run will read it
         assert found is not None, f"{name}: what was written is not a {kind}"

@@ -55,6 +55,17 @@ def test_a_part_is_made_once_with_each_settings(tmp_path: Path) -> None:
     assert [path.name for path in (tmp_path / "parts").iterdir()] == ["first.json"]
 
 
+def test_what_was_there_is_forgotten_once_another_is_begun(tmp_path: Path) -> None:
+    def stopped() -> Figures:
+        raise KeyboardInterrupt  # after it has written over the files that the first one speaks of, say
+
+    store = Store(tmp_path)
+    store.made("first", {"seed": 1}, Figures, lambda: Figures([], {}))
+    with pytest.raises(KeyboardInterrupt):
+        store.made("first", {"seed": 2}, Figures, stopped)
+    assert store.known("first", {"seed": 1}, Figures) is None
+
+
 @pytest.mark.parametrize("damage", ["", "{", "[]", '{"settings": "ok"}'])
 def test_a_damaged_or_older_file_is_made_anew(tmp_path: Path, damage: str) -> None:
     store = Store(tmp_path)
