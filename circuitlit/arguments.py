@@ -35,6 +35,16 @@ def check_once(name: str, values: Sequence[object]) -> None:
         raise UserError(f"{name}={list(values)} names {twice} twice; leave one out")
 
 
+def check_resamples(resamples: int) -> None:
+    """Refuse a single bootstrap sample, which was taken for none.
+
+    Raises:
+        UserError: it is one.
+    """
+    if resamples == 1:
+        raise UserError("resamples=1 has no spread; take at least 2, or 0 for none")
+
+
 def checks_arguments(function: Callable[Given, Made]) -> Callable[Given, Made]:
     """Have a public function refuse values of another kind than its annotations name.
 

@@ -10,6 +10,7 @@ import torch
 from cli import call, settings
 from conftest import tiny_batch, tiny_model
 
+from circuitlit import Pairs, PairsModule, load_subject, measure_behaviour
 from circuitlit.evaluate import Behaviour
 from circuitlit.model import Subject
 
@@ -38,6 +39,19 @@ def test_the_verdict_is_at_the_bar() -> None:
     found = Behaviour.measure(subject, [tiny_batch(rows=4, answers=1)])
     assert found.verdict(0) is None
     assert "task.min_accuracy=0 searches anyway" in str(found.verdict(1.0))
+
+
+def test_few_pairs_are_of_all_of_a_file(local: Path) -> None:
+    subject = load_subject(local / "model")
+    rows, answers = [json.loads(line) for line in (local / "pairs.jsonl").read_text().splitlines()], []
+    for number, row in enumerate(rows):  # it is right on the first half
+        said = int(subject.model(subject.tokenizer(row["clean"], return_tensors="pt").input_ids).logits[0, -1].argmax())
+        said, other = (f" {subject.tokenizer.decode([word])}" for word in (said, 5 if said == 4 else 4))
+        right, wrong = (said, other) if number < len(rows) / 2 else (other, said)
+        answers.append(row | {"answer": right, "wrong_answer": wrong, "split": "test"})
+    data = PairsModule(Pairs.from_list([*answers, rows[0]]), subject.tokenizer, 8, 0, eval_batch_size=8)
+    (few,) = measure_behaviour(subject, {"mine": data}, splits=["test"], pairs=len(rows) // 2).splits
+    assert few.n_pairs == len(rows) // 2 and 0.3 < few.accuracy.value < 0.7
 
 
 def test_from_the_command_line(local: Path, tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:

@@ -319,6 +319,8 @@ def test_pairs_of_names_say_where_they_stand() -> None:
         (["evolve.schedule=late"], "has no step 4000"),
         (["evolve.part=2", "evolve.parts=2"], "parts 0 to 1"),
         (["evolve.folder=null"], "has no revisions"),
+        (["evolve.resamples=1"], "at least 2, or 0"),
+        (["evolve.heads.backup=20"], "add heads.algorithm=B"),
     ],
 )
 def test_wrong_input(

@@ -5,6 +5,7 @@ from __future__ import annotations
 import logging
 import os
 import random
+import shutil
 from dataclasses import replace
 from pathlib import Path
 from typing import Any
@@ -13,7 +14,7 @@ import lightning
 import numpy as np
 import pytest
 import torch
-from cli import call, write_local
+from cli import call, failure, write_local
 from lightning.pytorch.loggers import CSVLogger
 from peft import LoraConfig, get_peft_model
 from torch import nn
@@ -35,11 +36,12 @@ from circuitlit import (
 from circuitlit.discover.workbench import Resampler
 from circuitlit.evaluate.find import prepare_bench
 from circuitlit.evaluate.similarity import corrected_jaccard, noise_floor
+from circuitlit.evaluate.study.cells import StudySettings
 from circuitlit.graph import Circuit
 from circuitlit.timeline.checkpoints import Checkpoint
 from circuitlit.timeline.drift import alarms_of
 from circuitlit.timeline.measured_heads import FollowSettings, HeadsFollowed
-from circuitlit.timeline.watcher import Watcher
+from circuitlit.timeline.watcher import Watcher, WatchSettings
 from circuitlit.watch import pace
 from circuitlit.watch.live import as_it_was, language_model, refuse_sharded, subject_of, whole_model
 from circuitlit.watch.pace import Pace
@@ -391,6 +393,11 @@ def test_settings_and_models_that_cannot_be_watched(local: Path, tmp_path: Path)
     for wrong in ({"on_drift": "halt"}, {"every": 0}, {"share": 0.0}):
         with pytest.raises(UserError, match=next(iter(wrong))):
             CircuitWatch(pairs, **wrong)  # type: ignore[arg-type]
+    with pytest.raises(UserError, match="'overlp' is no figure; choose from overlap, faithfulness"):
+        WatchSettings(without=("overlp",))
+    for kind in (WatchSettings, FollowSettings, StudySettings):
+        with pytest.raises(UserError, match=r"resamples=1 .* at least 2, or 0"):
+            kind(resamples=1)
     with pytest.raises(UserError, match="nothing was watched"):
         _ = CircuitWatch(pairs).result
     sharded = tiny(local)
@@ -414,6 +421,25 @@ def test_settings_and_models_that_cannot_be_watched(local: Path, tmp_path: Path)
     assert whole_model(wrapped) is two["policy"]
     with pytest.raises(UserError, match="two checkpoints or more"):
         watch_checkpoints([Checkpoint(0, "a")], pairs)
+
+
+@pytest.mark.parametrize(
+    "word,says",
+    [
+        ("sparsity.select=greedy", "by top_k"),
+        ("mask.roles=true", "mask.roles as they are"),
+        ("data.chat=true", "chat template"),  # it is asked for
+        ("watch.resamples=1", "at least 2"),
+    ],
+)
+def test_the_verb_looks_at_a_setting_or_refuses_it(
+    local: Path, tmp_path: Path, capsys: pytest.CaptureFixture[str], word: str, says: str
+) -> None:
+    for step in (1, 2):
+        shutil.copytree(local / "model", tmp_path / f"series/step{step}")
+    words = [f"checkpoints={tmp_path}/series", "model=local", "model.path=null", "task=jsonl", "watch.passages=0"]
+    words += [f"task.build.path={local}/pairs.jsonl", f"hydra.run.dir={tmp_path}/out", word]
+    assert says in failure(capsys, *words, verb="watch")
 
 
 def _in_a_process(rank: int, local: Path, folder: Path) -> None:

@@ -68,7 +68,7 @@ def measure_behaviour(
         subject: the model.
         tasks: encoded pairs by the task's name.
         splits: those that the task has; also "val".
-        pairs: most of each split.
+        pairs: most of each split, of as many of its sentences as possible.
         min_accuracy: share of right answers that each task asks for before it is searched; 0 where none is given.
 
     Raises:
@@ -83,7 +83,7 @@ def measure_behaviour(
             least = (min_accuracy or {}).get(name, 0.0)
             for split in splits:
                 own = getattr(data, split)
-                order = sorted(range(min(pairs, len(own))), key=own.lengths.__getitem__)
+                order = sorted(own.spread(pairs), key=own.lengths.__getitem__)
                 if order:
                     found = Behaviour.measure(subject, own.batches(data.eval_batch_size, order=order))
                     measured = {field.name: getattr(found, field.name) for field in fields(found)}

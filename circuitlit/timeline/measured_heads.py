@@ -10,6 +10,7 @@ import torch
 from jaxtyping import Float, Int
 from torch import Tensor
 
+from circuitlit.arguments import check_resamples
 from circuitlit.errors import UserError
 from circuitlit.evaluate.found import OK, UNMEASURABLE
 from circuitlit.evaluate.testing import LEAST_DRAWS
@@ -51,13 +52,17 @@ class HeadsFollowed:
     draws: int | None = None
 
     def __post_init__(self) -> None:
-        """Refuse a part that the algorithm does not have.
+        """Refuse a part that the algorithm does not have, and to ask for backup of name movers that nobody looks for.
 
         Raises:
-            UserError: `algorithm` is none of B, C and D.
+            UserError: `algorithm` is none of B, C and D, or None with `backup`.
         """
         if self.algorithm not in (None, "B", "C", "D"):
             raise UserError(f"algorithm={self.algorithm} is none of B, C, D; None leaves it out")
+        if self.backup and self.algorithm is None:
+            raise UserError(
+                f"heads.backup={self.backup} asks who takes over from the name movers; add heads.algorithm=B"
+            )
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -81,6 +86,14 @@ class FollowSettings:
     draws: int | None = None
     seed: int = 0
     heads: HeadsFollowed = HeadsFollowed()
+
+    def __post_init__(self) -> None:
+        """Refuse a single resample.
+
+        Raises:
+            UserError: it is one.
+        """
+        check_resamples(self.resamples)
 
 
 def measure_heads(subject: Subject, settings: FollowSettings) -> HeadsAtCheckpoint:

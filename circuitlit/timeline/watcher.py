@@ -16,6 +16,7 @@ from jaxtyping import Float, Int
 from safetensors.torch import load_file
 from torch import Tensor
 
+from circuitlit.arguments import check_resamples
 from circuitlit.discover import eap
 from circuitlit.discover.method import Method
 from circuitlit.discover.workbench import Ablation, Resampler, Workbench
@@ -73,6 +74,17 @@ class WatchSettings:
     limits: Limits = NONE_GIVEN
     without: tuple[str, ...] = ()
     seed: int = 0
+
+    def __post_init__(self) -> None:
+        """Refuse what would watch something else than it says.
+
+        Raises:
+            UserError: a single resample, or a figure that is none.
+        """
+        check_resamples(self.resamples)
+        unknown, figures = next(iter({*self.without} - {*vars(NONE_GIVEN)}), None), ", ".join(vars(NONE_GIVEN))
+        if unknown is not None:
+            raise UserError(f"without: '{unknown}' is no figure; choose from {figures}")
 
 
 @dataclass

@@ -10,7 +10,7 @@ from typing import Any, Literal
 import torch
 from torch import Tensor
 
-from circuitlit.arguments import check_once
+from circuitlit.arguments import check_once, check_resamples
 from circuitlit.errors import UserError
 from circuitlit.evaluate.similarity import Spread
 from circuitlit.evaluate.statistics import Estimate
@@ -69,8 +69,9 @@ class StudySettings:
         """Refuse what no study can be made with.
 
         Raises:
-            UserError: sparsities that are none, one or a seed twice, or a match without curves.
+            UserError: sparsities that are none, one or a seed twice, a single resample, or a match without curves.
         """
+        check_resamples(self.resamples)
         if not self.sparsities or not all(isinstance(at, int | float) and 0 < at < 1 for at in self.sparsities):
             raise UserError(f"sparsities={list(self.sparsities)} are not shares between 0 and 1")
         for name in ("sparsities", "seeds"):

@@ -36,8 +36,10 @@ def check(cfg: DictConfig) -> None:
     """Refuse settings that do not go together.
 
     Raises:
-        UserError: masks in parts, a part that does not exist, or a checkpoint to go on from.
+        UserError: a single resample, backup without the algorithm, masks in parts, a part that does not exist, or a
+            checkpoint to go on from.
     """
+    settings_from(cfg)
     settings = cfg.evolve
     if settings.part not in range(settings.parts):
         raise UserError(f"evolve.part={settings.part} is not one of the parts 0 to {settings.parts - 1}")

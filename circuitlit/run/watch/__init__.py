@@ -2,10 +2,8 @@
 
 from __future__ import annotations
 
-from dataclasses import replace
 from functools import partial
 
-from hydra.utils import instantiate
 from omegaconf import DictConfig
 
 from circuitlit.cli.build import PACKAGES, plain, version
@@ -13,7 +11,7 @@ from circuitlit.cli.checks import run_dir
 from circuitlit.cli.finish import finish, prepare
 from circuitlit.report.evolution_page import write_evolution_page
 from circuitlit.report.watch import print_watch, write_watch_page
-from circuitlit.run.watch.configured import checkpoints_of, load, settings_from
+from circuitlit.run.watch.configured import checkpoints_of, load, pairs_for, settings_from
 from circuitlit.timeline.follow import one_at_a_time
 from circuitlit.timeline.watch_checkpoints import watch_series
 from circuitlit.timeline.watched import WatchedCircuit
@@ -23,18 +21,13 @@ def run(cfg: DictConfig) -> WatchedCircuit:
     """Read the circuit at every checkpoint, then write `watch.json`, `evolve.json` and their pages.
 
     Raises:
-        UserError: fewer than two checkpoints, or a start that cannot be read.
+        UserError: settings that no watch looks at, fewer than two checkpoints, or a start that cannot be read.
     """
+    settings = settings_from(cfg)
     prepare(cfg)
-    checkpoints, build = checkpoints_of(cfg), instantiate(cfg.task.build)
     loaded = partial(one_at_a_time, partial(load, cfg))
     found, evolution = watch_series(
-        checkpoints,
-        lambda tokenizer: replace(build(tokenizer=tokenizer), name=cfg.task.name),
-        cfg.circuit,
-        settings_from(cfg),
-        loaded,
-        run_dir(),
+        checkpoints_of(cfg), partial(pairs_for, cfg), cfg.circuit, settings, loaded, run_dir()
     )
     evolution.save(run_dir())
     page = write_evolution_page(evolution, run_dir())

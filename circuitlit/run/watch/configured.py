@@ -2,7 +2,9 @@
 
 from __future__ import annotations
 
+from dataclasses import replace
 from pathlib import Path
+from typing import Any
 
 from hydra.utils import instantiate
 from omegaconf import DictConfig
@@ -12,6 +14,7 @@ from circuitlit.discover.workbench import Ablation
 from circuitlit.errors import UserError
 from circuitlit.model import Subject
 from circuitlit.run.evolve.series import configured
+from circuitlit.tasks import Pairs, in_chat
 from circuitlit.timeline.checkpoints import Checkpoint, local_checkpoints
 from circuitlit.timeline.watched import Limits
 from circuitlit.timeline.watcher import WatchSettings
@@ -39,8 +42,22 @@ def load(cfg: DictConfig, checkpoint: Checkpoint) -> Subject:
     )
 
 
+def pairs_for(cfg: DictConfig, tokenizer: Any) -> Pairs:
+    """The task's pairs, as messages where `data.chat` says so."""
+    pairs = replace(instantiate(cfg.task.build)(tokenizer=tokenizer), name=cfg.task.name)
+    return in_chat(pairs, tokenizer) if cfg.data.chat else pairs
+
+
 def settings_from(cfg: DictConfig) -> WatchSettings:
-    """What is read at each."""
+    """What is read at each.
+
+    Raises:
+        UserError: settings that no watch looks at, or that are none.
+    """
+    if (cfg.sparsity.select, cfg.mask.sites, cfg.mask.roles) != ("top_k", "edges", False):
+        raise UserError(
+            "watch finds circuits of edges by top_k; leave sparsity.select, mask.sites and mask.roles as they are"
+        )
     own = plain(cfg.watch)
     names = ("pairs", "resamples", "passages", "length")
     more = {key: value for key, value in cfg.ablation.items() if key != "kind"}
