@@ -24,13 +24,14 @@ WIDTH = HEADS * PART  # axes of the stream: word t, its answer t + 5, and spare 
 MOVER, BACKUP = (0, 2), (1, 5)
 
 
-def planted(answer: float) -> Subject:
+def planted(answer: float, layers: int = 2) -> Subject:
     """A model that says `t + 5` after token t: a0.h2 writes it; a1.h5 writes `answer` times what is missing of it.
 
     a1.h5 reads the word and, against it, the answer as a0.h2 has written it. All other heads write little noise.
     """
     torch.manual_seed(0)
-    model = GPT2LMHeadModel(GPT2Config(n_embd=WIDTH, n_layer=2, n_head=HEADS, vocab_size=WIDTH, n_positions=8)).double()
+    size = {"n_embd": WIDTH, "n_layer": layers, "n_head": HEADS, "vocab_size": WIDTH, "n_positions": 8}
+    model = GPT2LMHeadModel(GPT2Config(**size)).double()
     with torch.no_grad():
         for parameter in model.parameters():
             parameter.zero_()
@@ -59,12 +60,12 @@ def asked(rows: int = 24) -> Batch:
     return replace(batch, **said, answer=words[:, None] + WORDS, wrong=other + WORDS)
 
 
-def found(answer: float, draws: int = 39) -> Backup:
-    return find_backup(PatchBed.build(planted(answer), [asked()]), [MOVER], draws)
+def found(answer: float, layers: int = 2) -> Backup:
+    return find_backup(PatchBed.build(planted(answer, layers), [asked()]), [MOVER], 39)
 
 
 def test_a_planted_backup_is_found_and_repairs() -> None:
-    backup = found(1.0)
+    backup = found(1.0, 5)  # has 39 other heads
     assert backup.status == "OK" and backup.ablated == ["a0.h2"]
     assert backup.taking_over == ["a1.h5"] == [backup.rises[0].head]
     assert backup.rank_p == 1 / 40 and backup.draws == (39, 39)
@@ -120,7 +121,7 @@ def test_where_nothing_is_lost_nothing_can_be_taken_over() -> None:
 
 
 def test_what_is_said_of_a_backup() -> None:
-    told = backup_text(asdict(found(1.0)))
+    told = backup_text(asdict(found(1.0, 5)))
     assert "a1.h5" in told and "takes over" in told and "made good" in told
     assert "Nobody takes over beyond chance" in backup_text(asdict(found(0.0)))
     bed = PatchBed.build(planted(1.0), [asked()])

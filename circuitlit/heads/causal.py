@@ -6,6 +6,8 @@ import random
 from collections import Counter
 from collections.abc import Callable, Sequence
 from dataclasses import dataclass
+from itertools import combinations
+from math import comb
 from typing import Literal
 
 import torch
@@ -27,6 +29,7 @@ from circuitlit.masked.ablation import Kind
 from circuitlit.model import Subject, take_positions
 from circuitlit.objective import task_metric
 
+TRIES = 3  # for each set, until others than those drawn are looked for further away
 Behaviour = Callable[[Sequence[Head]], Float[Tensor, "example"]]
 
 
@@ -42,7 +45,8 @@ class CausalCheck:
         difference: effect minus random effect.
         rank_p: share of random draws that change the mean at least as far, up or down, or in the one direction that
             was named before; in (0, 1]. The smallest value possible is one over the draws plus one.
-        draws: how many random sets were drawn; fewer than asked for where chance soon reaches the effect.
+        draws: how many random sets were drawn; fewer than asked for where chance soon reaches the effect, or where a
+            small model has no more.
     """
 
     heads: tuple[Head, ...]
@@ -113,10 +117,11 @@ def causal_check(
 def matched_heads(
     graph: Graph, heads: Sequence[Head], draws: int, seed: int, spared: Sequence[Head] = ()
 ) -> list[list[Head]]:
-    """Random sets of as many heads, from the same layers or near them, none of them in `heads` or `spared`.
+    """Different random sets of as many heads, from the same layers or near them, none of them in `heads` or `spared`.
 
     The heads of a layer are matched by draws from the free heads of that layer; where these are fewer than twice as
-    many, by draws from the nearest layers too, so that a layer full of the role still has a random control.
+    many, or give fewer than `draws` sets, by draws from the nearest layers too, so that a layer full of the role still
+    has a random control. Of a small model there are fewer sets: the same one again would say nothing of chance.
 
     Raises:
         UserError: too few heads are left for as large a set.
@@ -126,18 +131,25 @@ def matched_heads(
     if len(free) < len(heads):
         said = "take fewer heads (heads.top, or knowledge.top)"
         raise UserError(f"{len(heads)} heads leave too few others for a random control; {said}")
-    draw = random.Random(seed)
-    counts = sorted(Counter(layer for layer, _ in heads).items())
-    return [_matched(free, counts, draw) for _ in range(draws)]
+    if comb(len(free), len(heads)) <= draws:
+        return [list(one) for one in combinations(free, len(heads))]
+    counts, sets = sorted(Counter(layer for layer, _ in heads).items()), {}
+    for wide in range(graph.n_layers):
+        draw, sets = random.Random(seed), {}
+        for _ in range(TRIES * draws):
+            sets[tuple(_matched(free, counts, draw, wide))] = None
+            if len(sets) == draws:
+                return [list(one) for one in sets]
+    return [list(one) for one in sets]
 
 
-def _matched(free: Sequence[Head], counts: Sequence[tuple[int, int]], draw: random.Random) -> list[Head]:
-    """One set: for each layer so many of the free heads nearest to it."""
+def _matched(free: Sequence[Head], counts: Sequence[tuple[int, int]], draw: random.Random, wide: int) -> list[Head]:
+    """One set: for each layer so many of the free heads nearest to it, up to `wide` layers away or as far as needed."""
     drawn: list[Head] = []
     for layer, count in counts:
         left = [head for head in free if head not in drawn]
         furthest = max(abs(head[0] - layer) for head in left)
-        reach = next((r for r in range(furthest) if _within(left, layer, r) >= 2 * count), furthest)
+        reach = next((r for r in range(wide, furthest) if _within(left, layer, r) >= 2 * count), furthest)
         near = [head for head in left if abs(head[0] - layer) <= reach]
         drawn += draw.sample(near, count)
     return sorted(drawn)
