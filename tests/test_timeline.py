@@ -182,6 +182,18 @@ def test_agreement_of_runs() -> None:
     assert (convergence.verdict, convergence.moved[-1]) == ("not reproducible", "unknown")
 
 
+def test_two_runs_are_too_few_to_agree_and_one_is_no_two(
+    mask_run: Path, tmp_path: Path, capsys: pytest.CaptureFixture[str]
+) -> None:
+    near, far = agreement([timeline_of(0, 20, 50), timeline_of(0, 22, 75)], [{}] * 2, 100)[:2]
+    assert (near.verdict, far.verdict) == ("too few runs", "not reproducible")
+    shutil.copytree(mask_run, tmp_path / "copy")
+    (tmp_path / "link").symlink_to(mask_run)
+    for name, says in (("copy", "has the very masks of"), ("link", "twice; leave one out")):
+        runs = f"runs=[{mask_run},{tmp_path}/{name}]"
+        assert says in failure(capsys, runs, f"hydra.run.dir={tmp_path}/verb", verb="timeline")
+
+
 def test_only_boundaries_beyond_chance_agree() -> None:
     doubtful = replace(timeline_of(0, 20), stages=(Stage(NAMES[0]), Stage(NAMES[1], Boundary(20, 20, 20, p=0.3))))
     from_the_start = Timeline("learning", (Stage(NAMES[0]), Stage(NAMES[1], Boundary(0, 0, 0))))
@@ -273,7 +285,7 @@ def test_seeds_and_a_shorter_warm_up_are_compared(
     content = json.loads((tmp_path / "verb" / "agreement.json").read_text())
     assert content["repetitions"] == [True, True, False]
     assert [row["stage"] for row in content["starts"]] == list(NAMES[1:])
-    assert {row["verdict"] for row in content["starts"]} <= {"agree", "not reproducible", "not beyond chance"}
+    assert {row["verdict"] for row in content["starts"]} <= {"too few runs", "not reproducible", "not beyond chance"}
     assert "short (other schedule)" in capsys.readouterr().out.replace("\n", " ")
 
 

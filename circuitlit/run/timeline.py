@@ -7,6 +7,7 @@ from typing import TYPE_CHECKING
 
 from omegaconf import DictConfig
 
+from circuitlit.arguments import check_once
 from circuitlit.cli.checks import run_dir
 from circuitlit.errors import UserError
 from circuitlit.files import write_json
@@ -33,6 +34,7 @@ def run(cfg: DictConfig) -> MaskTimeline | TimelineAgreement | Evolution:
     folders = [Path(folder) for folder in (cfg.runs or ([cfg.run] if cfg.run else []))]
     if not folders or (cfg.run and cfg.runs):
         raise UserError("name one run (run=DIR) or several to compare (runs=[A,B,C])")
+    check_once("runs", [str(folder.resolve()) for folder in folders])
     watched = [folder for folder in folders if (folder / "evolve.json").is_file()]
     if watched and len(folders) > 1:
         raise UserError(f"{watched[0]} holds circuits of a model over its training; runs= compares runs of train alone")
