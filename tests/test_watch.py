@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import json
 import logging
 import os
 import random
@@ -26,6 +27,7 @@ from circuitlit import (
     Evolution,
     LightningCircuitWatch,
     Limits,
+    Pairs,
     Subject,
     UserError,
     WatchedCircuit,
@@ -326,6 +328,21 @@ def test_a_training_that_goes_on_is_watched_on(local: Path, tmp_path: Path) -> N
     assert second.result.limits == whole.result.limits
     for ours, theirs in zip(second.result.readings, whole.result.readings, strict=True):
         assert replace(ours, seconds=0) == replace(theirs, seconds=0)
+
+
+def test_a_training_that_goes_on_is_watched_with_the_same_settings_or_other_limits(
+    local: Path, tmp_path: Path, caplog: pytest.LogCaptureFixture
+) -> None:
+    saved = {"save_strategy": "steps", "save_steps": 4}
+    hf_trainer(local, tmp_path, CircuitWatch(pairs_of(local), every=4, settings=SETTINGS), **saved)
+    more = saved | {"resume": str(tmp_path / "checkpoint-4")}
+    few = Pairs.from_list([json.loads(line) for line in (local / "pairs.jsonl").read_text().splitlines()][:30])
+    for pairs, changes, says in ((few, {}, "other pairs"), (pairs_of(local), {"sparsity": 0.3}, "other settings")):
+        with pytest.raises(UserError, match=says):
+            hf_trainer(local, tmp_path, CircuitWatch(pairs, every=4, settings=replace(SETTINGS, **changes)), **more)
+    strict = CircuitWatch(pairs_of(local), every=4, settings=replace(SETTINGS, limits=Limits(accuracy=2.0)))
+    hf_trainer(local, tmp_path, strict, **more)
+    assert strict.result.limits.accuracy == 2 and strict.result.alarms[0][0] == 8
 
 
 def test_afterwards_the_checkpoints_give_the_same_readings(local: Path, tmp_path: Path) -> None:

@@ -24,6 +24,7 @@ from circuitlit.errors import UserError
 from circuitlit.evaluate import Behaviour, Estimate, TestBed, paired_difference, summarise
 from circuitlit.evaluate.similarity import Spread, noise_floor
 from circuitlit.evaluate.statistics import mean_estimate
+from circuitlit.evaluate.trust.identity import identity_of
 from circuitlit.files import save_tensors
 from circuitlit.graph import Circuit, load_circuit
 from circuitlit.heads import heads_in_circuit
@@ -32,7 +33,9 @@ from circuitlit.heads.text import read_passages, sample_passages
 from circuitlit.model import Subject
 from circuitlit.model.limits import longest_prompt
 from circuitlit.objective import Outcome, negative_metric
+from circuitlit.store import fingerprint
 from circuitlit.tasks import Pairs, PairsModule
+from circuitlit.tasks.splits import SPLITS
 from circuitlit.timeline.cells import MeasuredCircuit, TaskAtCheckpoint
 from circuitlit.timeline.drift import alarms_of, limits_at_start
 from circuitlit.timeline.series import Alike, Noise
@@ -85,6 +88,20 @@ class WatchSettings:
         unknown, figures = next(iter({*self.without} - {*vars(NONE_GIVEN)}), None), ", ".join(vars(NONE_GIVEN))
         if unknown is not None:
             raise UserError(f"without: '{unknown}' is no figure; choose from {figures}")
+
+
+def watched_with(pairs: Pairs, settings: WatchSettings, circuit: Circuit | str | Path | None) -> dict[str, str]:
+    """All that earlier readings depend on, as short hashes; not limits, which further readings may have others of."""
+    by = settings.ablation
+    parts = {
+        "pairs": [repr(getattr(pairs, split)) for split in SPLITS],
+        "circuit": identity_of(circuit),
+        "method": identity_of(settings.method),
+        "ablation": None if by is None else [by.kind, by.positional, by.steps, by.lr, identity_of(by.objective)],
+    }
+    names = ("sparsity", "pairs", "resamples", "passages", "length", "text", "seed")
+    parts["settings"] = {name: getattr(settings, name) for name in names}
+    return {name: fingerprint(value) for name, value in parts.items()}
 
 
 @dataclass

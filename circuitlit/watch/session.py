@@ -24,7 +24,7 @@ from circuitlit.result import PACKAGES, version
 from circuitlit.tasks import Pairs
 from circuitlit.timeline.watch_checkpoints import SERIES, PairsOf, watched_circuit, with_stages
 from circuitlit.timeline.watched import Alarm, Reading, Unread, WatchedCircuit
-from circuitlit.timeline.watcher import TEXT, Watcher, WatchSettings
+from circuitlit.timeline.watcher import TEXT, Watcher, WatchSettings, watched_with
 from circuitlit.watch.live import as_it_was, subject_of, whole_model
 from circuitlit.watch.pace import SHARE, Pace
 
@@ -65,7 +65,9 @@ class WatchSession:
     _begun: int = 0  # step at which this process began
     _trained: float = 0.0
     _stopped: bool = False
-    _versions: dict[str, str] = field(default_factory=lambda: {name: version(name) for name in PACKAGES})
+    _facts: dict[str, dict[str, str]] = field(
+        default_factory=lambda: {"versions": {name: version(name) for name in PACKAGES}}
+    )
 
     def __post_init__(self) -> None:
         if self.on_drift not in ("warn", "stop"):
@@ -141,11 +143,19 @@ class WatchSession:
         pairs = self.pairs if isinstance(self.pairs, Pairs) else self.pairs(self.tokenizer)
         known = WatchedCircuit.load(self.folder) if step and (self.folder / WatchedCircuit.file).is_file() else None
         self._watcher = Watcher(SERIES, pairs, self.settings, self.folder, self.circuit)
+        self._facts["watched_with"] = own = watched_with(pairs, self.settings, self.circuit)
         if known is not None:
+            changed = [name for name, value in known.provenance.get("watched_with", own).items() if value != own[name]]
+            if changed:
+                raise UserError(
+                    f"the readings in {self.folder} were made with other {changed[0]}; go on with the same, or watch "
+                    "into another folder"
+                )
             self.readings = [one for one in known.readings if one.step <= step]
             self.unread = list(known.unread)
         if self.readings and known is not None:
-            self._watcher.go_on(self.readings, known.limits)
+            given = {name: value for name, value in asdict(self.settings.limits).items() if value is not None}
+            self._watcher.go_on(self.readings, replace(known.limits, **given))
             return _say(f"goes on from {len(self.readings)} readings in {self.folder}")
         for old in ("circuits", "start"):
             shutil.rmtree(self.folder / old, ignore_errors=True)
@@ -202,7 +212,7 @@ class WatchSession:
             training_seconds=self._trained or None,
             cost=self._cost(),
             seconds=pace.spent,
-            provenance={"versions": self._versions},
+            provenance=self._facts,
         )
         self.result.save(self.folder)
 
