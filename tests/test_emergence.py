@@ -9,8 +9,10 @@ from typing import Any
 
 import numpy as np
 import pytest
+import torch
 
 from circuitlit.evaluate import Estimate
+from circuitlit.evaluate.statistics import mean_estimate
 from circuitlit.report.size_tables import when_text
 from circuitlit.timeline.account import account
 from circuitlit.timeline.emergence import (
@@ -31,6 +33,7 @@ from circuitlit.timeline.handovers import Handover, Held, HeldAt, Role, beyond_c
 from circuitlit.timeline.series import Noise
 from circuitlit.timeline.sizes import by_size
 from circuitlit.timeline.stages import Timeline
+from circuitlit.timeline.summary import _emerged
 
 
 def test_emergence_and_handovers_by_hand() -> None:
@@ -41,6 +44,21 @@ def test_emergence_and_handovers_by_hand() -> None:
     assert emergence([0.5] * 5, [0.4] * 5, [0.6] * 5) is None
     scores = [{"a": 0.1, "b": 0.0, "c": 0.9}, {"a": 0.8, "b": 0.2, "c": 0.9}, {"a": 0.2, "b": 0.7, "c": 0.9}]
     assert handovers([1, 2, 4], scores, 0.5) == [Handover(head="a", peak=2, lost=4, taken_over_by=["b"])]
+
+
+def test_one_sentence_that_is_learned_is_no_task() -> None:
+    sentences, pairs = torch.arange(2).repeat_interleave(20), torch.arange(40)
+
+    def emerged(learned: torch.Tensor) -> int | None:
+        rows: Any = [
+            SimpleNamespace(step=step, tokens=None, behaviour=SimpleNamespace(accuracy=mean_estimate(right, sentences)))
+            for step, right in ((0, torch.zeros(40)), (1, learned.float()))
+        ]
+        found = _emerged(rows)
+        return found and found.step
+
+    assert emerged(sentences == 0) is None  # though of these two sentences half are right, .35 to .65
+    assert emerged(pairs % 2 == 0) == 1
 
 
 def entry(parameters: int, begun: tuple[float, float | None], nodes: float, name: str = "m") -> SeriesEvolution:

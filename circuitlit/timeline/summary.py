@@ -129,9 +129,7 @@ def _task(
         TaskRow(**_own(one), step=at.step, tokens=at.tokens, likeness=alike)
         for (at, one, _), alike in zip(cells, likeness, strict=True)
     ]
-    accuracy = [row.behaviour.accuracy for row in rows]
-    ends = ([getattr(one, name) for one in accuracy] for name in ("value", "low", "high"))
-    emerged = time_of_emergence([row.step for row in rows], [row.tokens for row in rows], *ends)
+    emerged = _emerged(rows)
     return TaskEvolution(
         rows=rows,
         noise=noise,
@@ -141,6 +139,14 @@ def _task(
         roles=_roles(rows, heads, threshold),
         algorithm_roles=_algorithm_roles(rows),
     )
+
+
+def _emerged(rows: Sequence[TaskRow]) -> Time | None:
+    """When the accuracy does, by the intervals that a verdict goes by: those for new sentences where there are any."""
+    accuracy = [row.behaviour.accuracy for row in rows]
+    ends = ([one.bounds and one.bounds[end] for one in accuracy] for end in (0, 1))
+    values = [one.value for one in accuracy]
+    return time_of_emergence([row.step for row in rows], [row.tokens for row in rows], values, *ends)
 
 
 def _own(cell: Any) -> dict[str, Any]:
