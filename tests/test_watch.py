@@ -447,15 +447,18 @@ def test_settings_and_models_that_cannot_be_watched(local: Path, tmp_path: Path)
         ("mask.roles=true", "mask.roles as they are"),
         ("data.chat=true", "chat template"),  # it is asked for
         ("watch.resamples=1", "at least 2"),
+        ("watch.limits.text_kl=0.1", "passages=0 leaves other text out"),
+        ("base={series}/step2", "begin with step 0"),
     ],
 )
 def test_the_verb_looks_at_a_setting_or_refuses_it(
     local: Path, tmp_path: Path, capsys: pytest.CaptureFixture[str], word: str, says: str
 ) -> None:
-    for step in (1, 2):
+    for step in (0, 2):
         shutil.copytree(local / "model", tmp_path / f"series/step{step}")
     words = [f"checkpoints={tmp_path}/series", "model=local", "model.path=null", "task=jsonl", "watch.passages=0"]
-    words += [f"task.build.path={local}/pairs.jsonl", f"hydra.run.dir={tmp_path}/out", word]
+    words += [f"task.build.path={local}/pairs.jsonl", f"hydra.run.dir={tmp_path}/out"]
+    words.append(word.format(series=tmp_path / "series"))
     assert says in failure(capsys, *words, verb="watch")
 
 

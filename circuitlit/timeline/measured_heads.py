@@ -73,7 +73,8 @@ class FollowSettings:
         faithfulness: of the smallest circuit.
         smallest: False does not search for it.
         probe_pairs: validation pairs that choose it.
-        resamples: bootstrap samples of the training pairs at the last checkpoint, for the noise floor; 0 makes none.
+        resamples: bootstrap samples of the training pairs at the last checkpoint, for the noise floor of attributed
+            circuits; 0 makes none.
         draws: random circuits beside what neighbours share; None takes as many as significance needs.
         seed: of samples and random tokens.
         heads: what is asked of them.

@@ -82,9 +82,13 @@ class WatchSettings:
         """Refuse what would watch something else than it says.
 
         Raises:
-            UserError: a single resample, or a figure that is none.
+            UserError: a single resample, a figure that is none, or no passages of a text that is to be watched.
         """
         check_resamples(self.resamples)
+        if not self.passages and (self.text is not None or self.limits.text_kl is not None):
+            raise UserError(
+                "passages=0 leaves other text out; leave text and limits.text_kl out, too, or take passages"
+            )
         unknown, figures = next(iter({*self.without} - {*vars(NONE_GIVEN)}), None), ", ".join(vars(NONE_GIVEN))
         if unknown is not None:
             raise UserError(f"without: '{unknown}' is no figure; choose from {figures}")

@@ -23,10 +23,16 @@ CONFIGURED = ""  # path of the model of the group `model`
 
 
 def checkpoints_of(cfg: DictConfig) -> list[Checkpoint]:
-    """The checkpoints of the folder, after the start if that is none of them."""
+    """The checkpoints of the folder, after the start if that is none of them.
+
+    Raises:
+        UserError: a second start.
+    """
     schedule = None if cfg.watch.schedule is None else list(cfg.watch.schedule)
     found = local_checkpoints(Path(cfg.checkpoints).expanduser(), schedule, CONFIGURED, key="checkpoints")
     if found[0].step == 0:
+        if cfg.base is not None:
+            raise UserError(f"checkpoints={cfg.checkpoints} begin with step 0, which is the start; leave base out")
         return found
     if found[0].adapter is not None:
         if cfg.base is not None:
