@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 from dataclasses import asdict, replace
+from functools import cache
 
 import pytest
 import torch
@@ -60,6 +61,7 @@ def asked(rows: int = 24) -> Batch:
     return replace(batch, **said, answer=words[:, None] + WORDS, wrong=other + WORDS)
 
 
+@cache
 def found(answer: float, layers: int = 2) -> Backup:
     return find_backup(PatchBed.build(planted(answer, layers), [asked()]), [MOVER], 39)
 
