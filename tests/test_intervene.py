@@ -129,7 +129,7 @@ def test_intervene_ablates_scales_and_transfers(local: Path, tuned: Path, tmp_pa
     drops = [row["drop"]["value"] for row in nodes]
     assert drops == sorted(drops, reverse=True) and all(row["q"] >= row["p"] for row in nodes)
     assert own["specificity"]["value"] is not None and set(own["other_tasks"]) == {"old"}
-    assert len(result["enhancement"]["random_changes"]) == 20
+    assert len(result["enhancement"]["random_changes"]) == 3  # so small a model has no other sets
     assert result["transfer"]["gap_is_clear"] and result["transfer"]["weights"]["gain_share"]["value"] is not None
     page = (tmp_path / "intervene.html").read_text()
     assert "Dose and response" in page and 'src="http' not in page

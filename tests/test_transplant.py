@@ -218,13 +218,16 @@ def test_conflict_by_hand() -> None:
 def test_random_sets_match_in_size_kind_and_layer() -> None:
     graph = Graph(6, 4, 4)
     nodes = ["a1.h0", "a1.h2", "a3.h3", "m2"]
-    sets = matched_nodes(graph, nodes, 20)
-    assert len({tuple(members) for members in sets}) > 5
+    sets = matched_nodes(graph, nodes, 10)
+    assert len({tuple(members) for members in sets}) == 10
     for members in sets:
         assert len(set(members)) == 4 and not set(members) & set(nodes)
         assert sorted(node.split(".")[0] for node in members if node[0] == "a") == ["a1", "a1", "a3"]
         assert sum(node[0] == "m" for node in members) == 1
     assert mean_overlap(nodes, sets) == 0
+    further = matched_nodes(graph, nodes, 200)  # there are 12 in these very layers
+    assert len({tuple(members) for members in further}) == 200 and mean_overlap(nodes, further) == 0
+    assert len(matched_nodes(graph, ["m2"], 50)) == 5
     most = [node for node in graph.nodes if node != "a0.h0"]
     assert mean_overlap(most, matched_nodes(graph, most, 5)) > 0.9
     edges = [graph.edge_index("a0.h1->a3.h0<q>"), graph.edge_index("m0->m4")]

@@ -3,56 +3,70 @@
 from __future__ import annotations
 
 import random
-from collections.abc import Collection, Sequence
+from collections.abc import Collection, Iterable, Sequence
 
 from circuitlit.graph import Graph
 from circuitlit.graph.nodes import place_of
 
 NEAR = 4  # nearest nodes among which a draw is made
+TRIES = 3  # for each set, until others than those drawn are looked for further away
 
 
 def matched_nodes(
     graph: Graph, nodes: Collection[str], draws: int, seed: int = 0, among: Collection[str] | None = None
 ) -> list[list[str]]:
-    """Random sets that match in size, kind (head or MLP) and, as far as possible, layers.
+    """Different random sets that match in size, kind (head or MLP) and, as far as possible, layers.
 
     A head is replaced by another head of its layer as long as there is one outside the set, else, like every MLP, by
-    one of the nearest of its kind. Where a kind has too few nodes outside the set, its nodes are drawn from all of
-    that kind, so that the sets overlap: `mean_overlap` says how far. Nodes that are neither are left out.
+    one of the nearest of its kind. Where that gives fewer than `draws` sets, nodes from further away are drawn, too,
+    and a small model has fewer sets: the same one again would say nothing of chance. Where a kind has too few nodes
+    outside the set, its nodes are drawn from all of that kind, so that the sets overlap: `mean_overlap` says how far.
+    Nodes that are neither are left out.
 
     Args:
         graph: names the nodes.
         nodes: the set to match.
-        draws: how many sets.
+        draws: how many sets, if there are so many.
         seed: of the draws.
         among: nodes that are drawn, such as a circuit's; None draws any.
     """
-    draw, own = random.Random(seed), set(nodes)
     pool = [node for node in graph.nodes if among is None or node in among]
     by_kind = {kind: [n for n in pool if n[0] == kind] for kind in "am"}
-    sets = []
-    for _ in range(draws):
-        drawn: list[str] = []
-        for members in by_kind.values():
-            wanted = sorted(node for node in own if node in members)
-            left = [node for node in members if node not in own]
-            if len(left) < len(wanted):
-                drawn += draw.sample(members, len(wanted))
-                continue
-            for node in draw.sample(wanted, len(wanted)):
-                picked = _near(node, left, draw)
-                left.remove(picked)
-                drawn.append(picked)
-        sets.append(sorted(drawn))
-    return sets
+    reach, sets = NEAR, {}
+    while True:
+        draw, sets = random.Random(seed), {}
+        for _ in range(TRIES * draws):
+            sets[tuple(_matched(set(nodes), by_kind.values(), reach, draw))] = None
+            if len(sets) == draws:
+                break
+        if len(sets) == draws or reach >= len(pool):
+            return [list(drawn) for drawn in sets]
+        reach *= 2
 
 
-def _near(node: str, left: list[str], draw: random.Random) -> str:
+def _matched(own: set[str], kinds: Iterable[list[str]], reach: int, draw: random.Random) -> list[str]:
+    """One set."""
+    drawn: list[str] = []
+    for members in kinds:
+        wanted = sorted(node for node in own if node in members)
+        left = [node for node in members if node not in own]
+        if len(left) < len(wanted):
+            drawn += draw.sample(members, len(wanted))
+            continue
+        for node in draw.sample(wanted, len(wanted)):
+            picked = _near(node, left, draw, reach)
+            left.remove(picked)
+            drawn.append(picked)
+    return sorted(drawn)
+
+
+def _near(node: str, left: list[str], draw: random.Random, reach: int = NEAR) -> str:
+    """One of a node's layer, if there is any and none from further away is asked for; else one of the nearest."""
     layer = place_of(node)[0]
     same = [other for other in left if place_of(other)[0] == layer]
-    if same:
+    if same and reach == NEAR:
         return draw.choice(same)
-    return draw.choice(sorted(left, key=lambda other: abs(place_of(other)[0] - layer))[:NEAR])
+    return draw.choice(sorted(left, key=lambda other: abs(place_of(other)[0] - layer))[: max(reach, len(same))])
 
 
 def mean_overlap(nodes: Collection[str], sets: Sequence[Collection[str]]) -> float:
