@@ -9,7 +9,7 @@ import torch
 from jaxtyping import Bool, Float, Int
 from torch import Tensor
 
-from circuitlit.tasks.pair import Batch
+from circuitlit.tasks.pair import ALONE, Batch
 
 Objective = Callable[[Float[Tensor, "batch answer vocab"], Float[Tensor, "batch answer vocab"], Batch], Tensor]
 
@@ -76,11 +76,10 @@ def probability_difference(logits: Float[Tensor, "batch answer vocab"], batch: B
 def task_metric(logits: Float[Tensor, "batch answer vocab"], batch: Batch) -> Float[Tensor, "batch"]:
     """What a task is measured by, the more the better.
 
-    Probability difference where a pair has choices, else logit difference; where no pair of the batch has a wrong
-    answer, the answer's log-probability.
+    Probability difference where a pair has choices, else logit difference. In a task without wrong answers it is the
+    answer's log-probability; in one where some pairs have them it is NaN for the others, whatever batch they are in.
     """
-    by_logits = logit_difference(logits, batch)
-    by_logits = torch.where((batch.wrong < 0).all(), log_probability(logits, batch), by_logits)
+    by_logits = torch.where(batch.wrong == ALONE, log_probability(logits, batch), logit_difference(logits, batch))
     if batch.signs.shape[1] == 0:
         return by_logits
     return torch.where(batch.signs.abs().sum(-1) > 0, probability_difference(logits, batch).nan_to_num(), by_logits)
@@ -107,7 +106,7 @@ def best_candidates(
     """The best right and the best wrong candidate of every example, and by how many logits the right one leads.
 
     Candidates are a pair's choices where it has some, else answer and wrong answer where the two first differ. Without
-    a wrong one the tokens are -1 and the lead is NaN.
+    a wrong one the tokens are -1, the wrong one is what `batch.wrong` says, and the lead is NaN.
     """
     right, wrong = torch.take_along_dim(batch.answer, batch.contrast[:, None], 1)[:, 0], batch.wrong
     margin = logit_difference(logits, batch)
@@ -119,7 +118,7 @@ def best_candidates(
         right, wrong = (torch.where(chosen, token, one) for token, one in zip(tokens, (right, wrong), strict=True))
         margin = torch.where(chosen, sides[0].values - sides[1].values, margin)
     known = ~margin.isnan()
-    return torch.where(known, right, -1), torch.where(known, wrong, -1), margin
+    return torch.where(known, right, -1), torch.where(known, wrong, batch.wrong.clamp(max=ALONE)), margin
 
 
 def says_answer(logits: Float[Tensor, "batch answer vocab"], batch: Batch) -> Bool[Tensor, "batch"]:
@@ -182,7 +181,7 @@ class Outcome:
         exact_match: 1 where it says what the full model says, else 0.
         group: number of the sentence (or other item) that pairs share; not given, each pair stands alone.
         log_prob: log-probability of the answer in nats, mean over its tokens; NaN where it was not measured.
-        best_right, best_wrong: its best candidates (`best_candidates`); -1 where there are none.
+        best_right, best_wrong: its best candidates (`best_candidates`); below 0 where there are none.
         margin: by how many logits the right one leads; NaN where there are none.
     """
 
@@ -231,17 +230,14 @@ class Outcome:
 
     @property
     def metric(self) -> Float[Tensor, "pair"]:
-        """The task's metric: probability difference where a pair has choices, logit difference elsewhere.
-
-        Where no pair has either, the answer's log-probability.
-        """
+        """What `task_metric` gives each pair."""
         difference = torch.where(self.prob_diff.isnan(), self.logit_diff, self.prob_diff)
-        return self.log_prob if bool(difference.isnan().all()) else difference
+        return torch.where(difference.isnan() & (self.best_wrong == ALONE), self.log_prob, difference)
 
     @property
     def said(self) -> Int[Tensor, "pair"]:
         """The candidate that it says: the right one where that leads, else the wrong one; -1 without candidates."""
-        return torch.where(self.margin > 0, self.best_right, self.best_wrong)
+        return torch.where(self.margin > 0, self.best_right, self.best_wrong).clamp(min=-1)
 
     def head(self, count: int) -> Outcome:
         """The first `count` pairs."""

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+from dataclasses import replace
 from itertools import chain, islice
 from types import SimpleNamespace
 
@@ -10,6 +11,7 @@ import torch
 
 from circuitlit.errors import UserError
 from circuitlit.tasks import Pair, Pairs, PairsModule, ioi
+from circuitlit.tasks.pair import ALONE, LACKING
 from circuitlit.tasks.sampler import MicroBatches, shard
 
 LENGTHS = torch.randint(5, 40, (50,), generator=torch.Generator().manual_seed(0)).tolist()
@@ -111,3 +113,13 @@ def test_the_module_refuses_settings_out_of_range(byte_bpe):
     assert empty.val_dataloader() == [] and len(list(empty.test_dataloader())) == 1
     with pytest.raises(UserError, match="task mine has no training pairs"):
         empty.train_dataloader()
+
+
+def test_a_pair_knows_whether_others_of_its_task_have_a_wrong_answer(byte_bpe):
+    """Its metric is the same whatever batch, and whatever split, it is in."""
+    bare, compared = Pair("Mary and", "John and", " Tom"), Pair("Tom and", "John and", " Mary", " Tom")
+    splits = {"train": [bare], "val": [], "test": [replace(bare, clean="Anna and"), compared]}
+    for test, wrong in ((splits["test"], LACKING), (splits["test"][:1], ALONE)):
+        data = PairsModule(Pairs("mine", **{**splits, "test": test}), byte_bpe, batch_size=4, seed=0)
+        assert [data.train.rows[0].wrong, data.test.rows[0].wrong] == [wrong, wrong]
+    assert data.test.collate([0]).wrong.tolist() == [ALONE]

@@ -18,6 +18,7 @@ from circuitlit.evaluate.trust.preserved import preserved_rows, tost_p, wins_p
 from circuitlit.evaluate.trust.procedure import START
 from circuitlit.evaluate.verdict import Bars, measure_circuit, verdict
 from circuitlit.report.table import notes
+from circuitlit.tasks.pair import LACKING
 
 
 def outcome(metric: torch.Tensor, groups: int = 6) -> Outcome:
@@ -126,7 +127,7 @@ def test_idle_edges_are_those_that_were_not_planted() -> None:
     assert (rows["minimal.complete"].value or 0) > 0.9 and rows["minimal.knockouts"].value is not None
     with pytest.raises(UserError, match="too few"):
         measure_need(bench, circuit, random=5)
-    bench.data.test = replace(test := bench.data.test, rows=[test.rows[0]._replace(wrong=-1), *test.rows[1:]])
+    bench.data.test = replace(test := bench.data.test, rows=[test.rows[0]._replace(wrong=LACKING), *test.rows[1:]])
     for knockouts, why in ((1, "1 of 4 pairs do not have the task's metric"), (0, "no nodes were removed")):
         more = {"edges": 1, "random": 20, "knockouts": knockouts, "pairs": 4}
         rows = {row.name: row for row in measure_need(bench, circuit, **more).claims}

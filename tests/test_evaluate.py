@@ -15,13 +15,14 @@ from circuitlit.model import Subject
 from circuitlit.objective import (
     Outcome,
     kl_divergence,
+    log_probability,
     logit_difference,
     probability_difference,
     says,
     says_answer,
     task_metric,
 )
-from circuitlit.tasks.pair import Batch
+from circuitlit.tasks.pair import ALONE, LACKING, Batch
 
 
 def two_token_batch() -> Batch:
@@ -29,7 +30,7 @@ def two_token_batch() -> Batch:
     batch.answer = torch.tensor([[0, 1], [2, 0]])
     batch.answer_mask = torch.tensor([[True, True], [True, False]])
     batch.contrast = torch.tensor([1, 0])
-    batch.wrong = torch.tensor([2, -1])
+    batch.wrong = torch.tensor([2, LACKING])
     return batch
 
 
@@ -80,6 +81,28 @@ def test_probability_difference_sums_signed_choices() -> None:
     assert float(own[0]) == pytest.approx(0.5)
     torch.testing.assert_close(own[1], logit_difference(logits, batch)[1], equal_nan=True)
     assert bool(says_answer(logits, batch)[0])  # token 0 is a right choice
+
+
+def test_a_pairs_metric_does_not_depend_on_its_batch() -> None:
+    """Where only some have a wrong answer, the others have no metric; where none has, it is a log-probability."""
+    logits = torch.randn(2, 2, 3, generator=torch.Generator().manual_seed(0))
+    batch = two_token_batch()
+
+    def alone(row: int, batch: Batch) -> torch.Tensor:
+        part = Batch(**{name: value[row : row + 1] for name, value in vars(batch).items()})
+        found = task_metric(logits[row : row + 1], part)
+        outcome = Outcome.of(logits[row : row + 1], logits[row : row + 1].log_softmax(-1), part)
+        torch.testing.assert_close(outcome.metric, found, equal_nan=True)
+        return found
+
+    for wrong in ([2, LACKING], [ALONE, ALONE]):
+        batch.wrong = torch.tensor(wrong)
+        whole, outcome = task_metric(logits, batch), Outcome.of(logits, logits.log_softmax(-1), batch)
+        torch.testing.assert_close(whole, torch.cat([alone(row, batch) for row in (0, 1)]), equal_nan=True)
+        torch.testing.assert_close(whole, outcome.metric, equal_nan=True)
+        torch.testing.assert_close(whole[1:], outcome.rows(slice(1, 2)).metric, equal_nan=True)
+        assert bool(whole[1].isnan()) == (LACKING in wrong) and int(outcome.said.min()) >= -1
+    torch.testing.assert_close(whole, log_probability(logits, batch))
 
 
 def outcome(logit_diff: list[float], kl: list[float] | None = None) -> Outcome:

@@ -14,7 +14,7 @@ from transformers import PreTrainedTokenizerBase
 
 from circuitlit.arguments import checks_arguments
 from circuitlit.errors import UserError
-from circuitlit.tasks.encode import encode
+from circuitlit.tasks.encode import encode, marked
 from circuitlit.tasks.encoded import EncodedPairs, Row
 from circuitlit.tasks.faults import BadRows
 from circuitlit.tasks.pair import Batch
@@ -48,7 +48,7 @@ def _encoded(splits: Pairs, tokenizer: PreTrainedTokenizerBase) -> list[EncodedP
             faults += error.faults
     if faults:
         raise BadRows(faults, sum(len(getattr(splits, name)) for name in SPLITS))
-    return made
+    return marked(made)
 
 
 class PairsModule(LightningDataModule):

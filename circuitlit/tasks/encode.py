@@ -8,6 +8,7 @@ import multiprocessing
 import os
 from collections.abc import Iterable, Iterator, Sequence
 from contextlib import contextmanager
+from dataclasses import replace
 from functools import partial
 
 from transformers import PreTrainedTokenizerBase
@@ -15,7 +16,7 @@ from transformers import PreTrainedTokenizerBase
 from circuitlit.errors import UserError
 from circuitlit.tasks.encoded import EncodedPairs, Row
 from circuitlit.tasks.faults import BadRows, Fault
-from circuitlit.tasks.pair import Pair
+from circuitlit.tasks.pair import LACKING, Pair
 from circuitlit.tasks.splits import END
 from circuitlit.tasks.texts import Texts, corrupted_of, is_parted, misread, parted, tokenised
 from circuitlit.tasks.tokens import Offsets, front_tokens, touched
@@ -55,7 +56,22 @@ def encode(pairs: Sequence[Pair], tokenizer: PreTrainedTokenizerBase, role_names
         faults |= {number: row for (number, _), row in found if isinstance(row, Fault)}
         raise BadRows([faults[number] for number in sorted(faults)], len(pairs))
     _warn_of_words_in_one(pairs)
-    return EncodedPairs(rows, tuple(role_names), _groups(pairs))
+    return marked([EncodedPairs(rows, tuple(role_names), _groups(pairs))])[0]
+
+
+def marked(splits: Sequence[EncodedPairs]) -> list[EncodedPairs]:
+    """The splits of a task, in which a pair with nothing to compare its answer with knows whether others have that.
+
+    Its metric, which is a difference in the others, is then the same in every batch.
+    """
+    if not any(row.wrong >= 0 or row.choices for split in splits for row in split.rows):
+        return list(splits)
+    return [
+        replace(
+            split, rows=[row if row.wrong >= 0 or row.choices else row._replace(wrong=LACKING) for row in split.rows]
+        )
+        for split in splits
+    ]
 
 
 def _groups(pairs: Sequence[Pair]) -> tuple[int, ...]:

@@ -27,7 +27,7 @@ class Row(NamedTuple):
         answer: all answer tokens.
         end: position of the last prompt token, which predicts the first answer token.
         contrast: first answer token at which answer and wrong answer differ; 0 without a wrong answer.
-        wrong: token of the wrong answer there, -1 without one.
+        wrong: token of the wrong answer there, below 0 without one, as in `Batch`.
         roles: role of every token of `clean`; forced answer tokens are "other", 0.
         choices: right and wrong tokens at the first answer position, where the pair names several.
         signs: +1 for each right one of `choices`, -1 for each wrong one.

@@ -10,6 +10,8 @@ from torch import Tensor
 
 from circuitlit.errors import UserError
 
+ALONE, LACKING = -1, -2  # in place of a wrong answer's token
+
 
 @dataclass(frozen=True)
 class Pair:
@@ -90,7 +92,8 @@ class Batch:
         answer: answer tokens.
         answer_mask: True for real answer tokens (rows with shorter answers are padded).
         contrast: column of `positions` at which answer and wrong answer first differ; 0 without a wrong answer.
-        wrong: token of the wrong answer in that column, -1 where the pair has none.
+        wrong: token of the wrong answer in that column; `ALONE` where no pair of the task has one or choices, `LACKING`
+            where other pairs have.
         roles: role of every token (index into the task's role names; 0 is "other").
         choices: tokens that may follow at the first answer position, where a task has many right answers; any token
             where `signs` is 0.
