@@ -73,7 +73,7 @@ def capabilities(
         change = paired_difference(after, before, base.group)
         at = len(names) + place if by_metric else place
         scale = max(abs(float(before.mean())), abs(float(after.mean()))) if by_metric else 1.0
-        real = adjusted[at] <= alpha and abs(change.value or 0.0) > min_effect * scale
+        real = adjusted[at] <= alpha and change.agrees and abs(change.value or 0.0) > min_effect * scale
         able = levels[2 * place], levels[2 * place + 1]
         found[name] = Capability(
             _verdict(real, change.value or 0.0, able[0] <= alpha, able[1] <= alpha),

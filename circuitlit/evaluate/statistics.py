@@ -52,6 +52,11 @@ class Estimate:
             return self.low_sentences, self.high_sentences
         return None if self.low is None or self.high is None else (self.low, self.high)
 
+    @property
+    def agrees(self) -> bool:
+        """Whether the value has the sign of the interval's middle: large sentences can pull the mean of pairs away."""
+        return self.value is not None and self.bounds is not None and self.value * sum(self.bounds) > 0
+
     def __str__(self) -> str:
         if self.value is None or self.low is None or self.high is None or math.isnan(self.value):
             return "-"

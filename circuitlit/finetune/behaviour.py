@@ -118,17 +118,19 @@ class BehaviourChange:
         """
         change = self.metric_change
         if score == "accuracy":
-            if self.gained > self.lost and self.accuracy_p < LEVEL:
+            rises = self.gained > self.lost and self.accuracy_p < LEVEL
+            if rises and self.accuracy_change.agrees:
                 return None
             reason = (
                 f"held-out accuracy went from {self.accuracy_base.value:.3f} to {self.accuracy_tuned.value:.3f}, "
-                f"which is no significant rise (p = {self.accuracy_p:.2g})"
+                f"{'but its mean over sentences fell' if rises else 'which is no significant rise'} "
+                f"(p = {self.accuracy_p:.2g})"
             )
-            rose = change.bounds is not None and change.bounds[0] > 0
+            rose = change.bounds is not None and change.bounds[0] > 0 and change.agrees
             return f"{reason}; the metric rose by {change}, tune.score=metric judges by that" if rose else reason
         if change.bounds is None:
             raise UserError("tune.score=metric needs pairs with wrong answers; use tune.score=accuracy")
-        if change.bounds[0] > 0:
+        if change.bounds[0] > 0 and change.agrees:
             return None
         return f"the held-out metric changed by {change}, which is no significant rise"
 
