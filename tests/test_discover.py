@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import re
 from dataclasses import replace
 
 import pytest
@@ -14,6 +15,8 @@ from circuitlit.discover import (
     MaskLearner,
     Schedule,
     SigmoidTopK,
+    acdc,
+    exact,
     initial_log_alpha,
     mask_gradients,
 )
@@ -30,6 +33,27 @@ def parts(name: str = "llama", objective=kl_divergence) -> tuple[Subject, Masked
     subject = Subject(tiny_model(name))
     loss = MaskedLoss(MaskedModel(subject, panel=2), MaskLayout(subject.graph), objective)
     return subject, loss, References(subject, "interchange")
+
+
+@pytest.mark.parametrize(
+    "build, said",
+    [
+        (lambda: Schedule(0, 0.3), "steps=0"),
+        (lambda: Schedule(9, 0.3, fall="lin"), "fall=lin"),
+        (lambda: Schedule(9, 0.3, hard=2), "hard=2"),
+        (lambda: Schedule(9, 0.3, start_sparsity=95), "start_sparsity=95"),
+        (lambda: Schedule(9, 0.3, sizes=(0, 1)), "sizes="),
+        (lambda: HardConcrete(low=0.0), "low=0.0 below 0"),
+        (lambda: exact(None, None, [], chunk=-1), "chunk=-1"),
+        (lambda: acdc(None, None, [], threshold=0.1, chunk=0), "chunk=0"),
+        (lambda: mask_gradients(None, None, [], steps=2, draws=5), "draws=5"),
+        (lambda: mask_gradients(None, None, [], steps=0), "steps=0"),
+    ],
+)
+def test_settings_out_of_their_range_are_refused(build, said: str) -> None:
+    """Python's callers have no command line that checks; some of these ran for ever, or scored every edge 0."""
+    with pytest.raises(UserError, match=re.escape(said)):
+        build()
 
 
 def test_gate_probability_is_the_frequency() -> None:

@@ -18,6 +18,7 @@ import torch
 from jaxtyping import Float
 from torch import Tensor
 
+from circuitlit.errors import UserError
 from circuitlit.graph import EdgeScores, MaskLayout
 from circuitlit.masked.kernels import fused
 
@@ -161,6 +162,13 @@ class HardConcrete(Gates):
     temperature: float = 2 / 3
     low: float = -0.1
     high: float = 1.1
+
+    def __post_init__(self) -> None:
+        if not self.temperature > 0 or not self.low < 0 or not self.high > 1:
+            raise UserError(
+                f"mask.gates: temperature={self.temperature} must be above 0, low={self.low} below 0 and "
+                f"high={self.high} above 1"
+            )
 
     def sample(
         self, log_alpha: Float[Tensor, "mask"], noise: Float[Tensor, "mask"], scale: Scale = 1.0

@@ -8,6 +8,7 @@ from dataclasses import dataclass
 from typing import Literal
 
 from circuitlit.discover.gates import mixed
+from circuitlit.errors import UserError
 
 
 @dataclass(frozen=True)
@@ -42,6 +43,21 @@ class Schedule:
     final_noise: float = 1.0
     hard: float = 0.0
     sizes: Sequence[float] | None = None
+
+    def __post_init__(self) -> None:
+        shares = ("lr_final", "warmup", "harden", "hard")
+        wrong = [name for name in shares if not 0 <= getattr(self, name) <= 1]
+        wrong += ["steps"] if self.steps < 1 else []
+        wrong += ["lr"] if not self.lr >= 0 else []
+        wrong += ["final_noise"] if not 0 < self.final_noise <= 1 else []
+        wrong += ["start_sparsity"] if self.start_sparsity is not None and not 0 <= self.start_sparsity < 1 else []
+        wrong += ["fall"] if self.fall not in ("geometric", "linear") else []
+        drawn = self.sizes is not None
+        wrong += ["sizes"] if drawn and (len(self.sizes) != 2 or not all(0 < size <= 1 for size in self.sizes)) else []
+        if wrong:
+            raise UserError(
+                f"mask.schedule.{wrong[0]}={getattr(self, wrong[0])} is out of its range; see its docstring"
+            )
 
     def open_share(self, step: int, target: float, seed: int = 0) -> float:
         """Share of edges kept in expectation at a step; `seed` matters for drawn sizes alone."""

@@ -62,6 +62,8 @@ def acdc(
 
     Source: Conmy et al., arXiv 2304.14997, Algorithm 1, with KL summed over the vocabulary.
     """
+    if chunk < 1:
+        raise UserError(f"method.score.chunk={chunk} is not at least 1")
     if (threshold is None) == (count is None):
         raise UserError("ACDC needs either a threshold or a count: set method.score.threshold or method.score.count")
     if threshold is not None and not 0 < threshold < math.inf:

@@ -9,6 +9,7 @@ import torch
 from circuitlit.discover.held_loss import HeldLoss
 from circuitlit.discover.masked_loss import MaskedLoss
 from circuitlit.discover.method import Traits, declares
+from circuitlit.errors import UserError
 from circuitlit.graph import EdgeScores
 from circuitlit.masked import References
 from circuitlit.tasks.pair import Batch
@@ -30,8 +31,13 @@ def exact(loss: MaskedLoss, references: References, batches: Iterable[Batch], *,
     Returns:
         Scores in the loss's unit. With KL none is negative; with a metric those of edges that hold it down are.
 
+    Raises:
+        UserError: no edge is to be tried at once.
+
     Source: activation patching of single edges, as "EActP" in MIB (Mueller et al., arXiv 2504.13151).
     """
+    if chunk < 1:
+        raise UserError(f"method.score.chunk={chunk} is not at least 1")
     held, graph = HeldLoss(loss, references, batches), loss.layout.graph
     full = held.value()
     values = torch.zeros(graph.n_edges, dtype=torch.float64)

@@ -11,6 +11,7 @@ from torch import Tensor
 
 from circuitlit.discover.masked_loss import MaskedLoss
 from circuitlit.discover.method import Traits, declares
+from circuitlit.errors import UserError
 from circuitlit.graph import EdgeScores
 from circuitlit.masked import References
 from circuitlit.tasks.pair import Batch
@@ -47,9 +48,16 @@ def mask_gradients(
     Returns:
         Scores in the loss's unit; ranked by magnitude.
 
+    Raises:
+        UserError: a setting out of its range.
+
     Source: EAP-IG (Hanna et al., arXiv 2403.17806) integrates over inputs; auto-circuit's "integrated edge gradients"
     over the masks, as here, at left or right ends instead of midpoints.
     """
+    if steps < 1 or not 0 <= draws <= steps:
+        raise UserError(
+            f"method.score.steps={steps} must be at least 1 and method.score.draws={draws} from 0 to as many"
+        )
     graph, layout = loss.layout.graph, loss.layout
     device = references.subject.device
     total = torch.zeros(layout.size, device=device)
