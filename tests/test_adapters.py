@@ -24,6 +24,8 @@ from circuitlit.graph import MaskLayout
 from circuitlit.masked import MaskedModel, References
 from circuitlit.masked.ablation import Kind
 from circuitlit.model import Subject, unwrap
+from circuitlit.model.adapters import has_adapters
+from circuitlit.model.slices import plain_copy
 
 SOME = {"target_modules": ["q_proj", "v_proj", "o_proj", "up_proj", "down_proj"]}
 Q = {"target_modules": ["q_proj"]}
@@ -303,3 +305,24 @@ def test_an_adapter_that_is_not_whole_is_refused_by_name(kind: str, base: Path, 
     with pytest.raises(UserError, match=words) as found:
         loaded(base, make(tmp_path / "adapter"))
     assert "\n" not in str(found.value)
+
+
+@pytest.mark.parametrize("state", ["on", "off", "merged", "merged and off"])
+@pytest.mark.parametrize("kind", ["lora", "dora", "ia3", "norms", "lora and whole modules"])
+def test_a_plain_copy_does_what_the_model_does(kind: str, state: str) -> None:
+    """Also where the adapter is switched off: it was merged then, and weights of another model were compared."""
+    wrapped = get_peft_model(tiny_model("llama"), WITH[kind]())
+    torch.manual_seed(0)
+    with torch.no_grad():
+        for parameter in wrapped.parameters():
+            if parameter.requires_grad:
+                parameter.add_(0.3 * torch.randn_like(parameter))
+    if "merged" in state:
+        wrapped.merge_adapter()
+    if "off" in state:
+        wrapped.base_model.disable_adapter_layers()
+    ids = tiny_batch().clean
+    expected = wrapped.eval()(input_ids=ids).logits
+    found = plain_copy(Subject(unwrap(wrapped)))
+    assert not has_adapters(found.model)
+    torch.testing.assert_close(found.model(input_ids=ids).logits, expected)

@@ -11,10 +11,12 @@ import torch
 from cli import WORDS, call, failure, settings
 from conftest import tiny_model
 from lightning import Trainer
-from peft import LoraConfig, PeftModel
+from peft import LoraConfig, PeftModel, get_peft_model
 from safetensors.torch import load_file
 from transformers import AutoModelForCausalLM, AutoTokenizer, PreTrainedTokenizerBase
 
+from circuitlit import load_subject
+from circuitlit.compare.capability import capabilities
 from circuitlit.errors import UserError
 from circuitlit.evaluate.statistics import INTERVALS
 from circuitlit.finetune import (
@@ -30,12 +32,16 @@ from circuitlit.finetune import (
     behaviour_change,
     examples_of_file,
     examples_of_task,
+    ia3,
     lora,
     reference_log_probs,
     save_model,
     steps_to_save,
 )
+from circuitlit.finetune.finetune_model import finetune_model
+from circuitlit.finetune.freeze import Frozen
 from circuitlit.finetune.grpo import advantages, says_right
+from circuitlit.model import Subject, unwrap
 from circuitlit.objective import Outcome
 from circuitlit.tasks import encode, jsonl
 
@@ -286,6 +292,34 @@ def test_paired_tests_by_hand() -> None:
     assert "tune.score=metric" in (more_certain.shortfall("accuracy") or "")
     same = behaviour_change(base, base)
     assert same.accuracy_p == 1 and same.accuracy_change.value == 0 and same.shortfall("accuracy")
+
+
+@pytest.mark.parametrize("make", [lora, ia3, None])
+def test_what_an_adapter_would_undo_is_refused(local: Path, model, examples, make):
+    """IA3 scaled frozen heads, and a second tuning wrote a folder that loads as another model."""
+    subject = load_subject(str(local / "model"))
+    adapter = make(subject.model, 4) if make else LoraConfig(modules_to_save=["ln_f"], target_modules=["c_fc"])
+    subject = Subject(unwrap(get_peft_model(subject.model, adapter)), subject.tokenizer)
+    with pytest.raises(UserError, match="tune.freeze needs adapter=none"):
+        Frozen(subject, ["a0.h0"])
+    with pytest.raises(UserError, match="has an adapter on it already"):
+        finetune_model(subject, examples, steps=1)
+
+
+def test_a_rise_of_one_large_sentence_while_all_others_fall_is_no_rise():
+    """The pairs' mean and the sentences' mean have different signs; the test is of the latter."""
+    first = torch.arange(120) < 100
+    groups = torch.where(first, 0, torch.arange(120))
+    nothing = torch.zeros(120)
+    base, tuned = (
+        Outcome(nothing, right.float(), nothing * torch.nan, right.float(), nothing, groups)
+        for right in (~first, first)
+    )
+    change = behaviour_change(base, tuned)
+    assert change.gained == 100 and change.accuracy_p < 1e-6
+    assert "its mean over sentences fell" in (change.shortfall("accuracy") or "") and change.shortfall("metric")
+    for outcomes in ((base, tuned), (tuned, base)):
+        assert capabilities({"own": outcomes}, chance=0.1, min_effect=0.05)["own"].verdict == "unchanged"
 
 
 def test_a_model_behaves_like_itself(model, examples) -> None:

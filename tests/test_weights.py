@@ -63,6 +63,13 @@ def test_figures_from_factors_are_those_of_the_product(name: str, kind: str) -> 
     assert min(near) > 0
 
 
+def test_adapters_that_are_switched_off_change_nothing() -> None:
+    wrapped = randomised(adapted(tiny_model("gpt2"), lora(tiny_model("gpt2"), 20)))
+    wrapped.base_model.disable_adapter_layers()
+    changes = list(weight_changes(Subject(tiny_model("gpt2")), Subject(unwrap(wrapped))))
+    assert max(one.change.norm for one in changes) < 1e-9
+
+
 def test_parts_hold_every_weight_once() -> None:
     for name in ("gpt2", "llama", "gpt_neox", "qwen3"):
         subject = Subject(tiny_model(name))

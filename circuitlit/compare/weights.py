@@ -212,7 +212,9 @@ def _shares_weights(base: Subject, tuned: Subject) -> bool:
     """True where the tuned model is the base with nothing but plain low-rank adapters on linear modules."""
     adapters = [module for module in tuned.model.modules() if hasattr(module, "base_layer")]
     plain = all(
-        isinstance(module.base_layer, nn.Linear | Conv1D) and not len(getattr(module, "lora_magnitude_vector", ()))
+        isinstance(module.base_layer, nn.Linear | Conv1D)
+        and not len(getattr(module, "lora_magnitude_vector", ()))
+        and not module.disable_adapters
         for module in adapters
     )
     if not adapters or not plain or any(hasattr(module, "base_layer") for module in base.model.modules()):

@@ -27,6 +27,7 @@ from circuitlit.finetune.sft import SupervisedTuner
 from circuitlit.finetune.tuner import Optimisation, Tuner
 from circuitlit.graph import Circuit
 from circuitlit.model import Subject
+from circuitlit.model.adapters import has_adapters
 from circuitlit.model.slices import withheld
 from circuitlit.progress import phase
 from circuitlit.result import Result
@@ -114,7 +115,7 @@ def finetune_model(
     """Tune a model on examples, and test it on held-out ones.
 
     Args:
-        subject: the model; it is tuned itself, so give a copy of what is to stay.
+        subject: the model, without adapters; it is tuned itself, so give a copy of what is to stay.
         examples: by split (`examples_of_task`, `examples_of_file`).
         objective: "sft" (supervised), "dpo" (preferences) or "grpo" (rewards).
         adapter: of PEFT (LoRA, AdaLoRA or IA3); None tunes all weights.
@@ -135,6 +136,8 @@ def finetune_model(
     """
     if make is None and objective not in TUNERS:
         raise UserError(f"objective={objective} is none of {', '.join(TUNERS)}; choose one")
+    if has_adapters(subject.model):
+        raise UserError("the model has an adapter on it already; load the base model, or merge the adapter first")
     data, device = TuningData(dict(examples), batch_size, seed), subject.device
     with phase("before", f"Testing on {len(data.test)} held-out pairs"):
         held_out = HeldOut(subject.model, data.test.chosen, eval_batch_size, subject.device)

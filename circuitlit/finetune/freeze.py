@@ -12,6 +12,7 @@ from torch import Tensor
 from circuitlit.errors import UserError
 from circuitlit.graph.nodes import known_nodes
 from circuitlit.model import Subject
+from circuitlit.model.adapters import has_adapters
 from circuitlit.model.slices import slices
 
 
@@ -25,12 +26,12 @@ class Frozen(Callback):
         nodes: heads and MLPs.
 
     Raises:
-        UserError: an unknown node, or a model with adapters, whose factors belong to all heads of a module.
+        UserError: an unknown node, or a model with adapters, which act on the nodes' modules from outside their weights.
     """
 
     def __init__(self, subject: Subject, nodes: Sequence[str]) -> None:
-        if any("lora_" in name for name, _ in subject.model.named_parameters()):
-            raise UserError("tune.freeze needs adapter=none: an adapter's factors belong to all heads of a module")
+        if has_adapters(subject.model):
+            raise UserError("tune.freeze needs adapter=none: an adapter's factors go on frozen modules, too")
         self.nodes, self._subject = known_nodes(subject.graph, nodes), subject
         self._kept: list[tuple[Tensor, Tensor]] = []
 

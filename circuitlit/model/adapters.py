@@ -59,6 +59,11 @@ def load_adapter(model: nn.Module, adapter: str) -> PeftModel:
     return wrapped
 
 
+def has_adapters(model: nn.Module) -> bool:
+    """Whether PEFT has put anything in the place of a model's own modules."""
+    return any(hasattr(module, "base_layer") or hasattr(module, "modules_to_save") for module in model.modules())
+
+
 def _alone(wrapped: PeftModel, missing: list[str]) -> list[str]:
     """Those missing weights that no other name stands for (VB-LoRA's layers share their bank)."""
     weights = wrapped.state_dict(keep_vars=True)

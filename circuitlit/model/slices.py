@@ -30,17 +30,21 @@ def withheld(graph: Graph, nodes: Collection[str]) -> list[str]:
 
 
 def plain_copy(subject: Subject) -> Subject:
-    """A copy with weights of its own in which adapters are merged."""
+    """A copy with weights of its own in which adapters are merged, or gone where they are switched off."""
     model = copy.deepcopy(subject.model)
     for name, module in list(model.named_modules()):
         if hasattr(module, "base_layer") and hasattr(module, "merge"):
-            module.merge()  # type: ignore[operator]
+            if not module.disable_adapters:
+                module.merge()  # type: ignore[operator]
+            elif module.merged:
+                module.unmerge()  # type: ignore[operator]
             parent, _, last = name.rpartition(".")
             setattr(model.get_submodule(parent), last, module.base_layer)
         elif hasattr(module, "modules_to_save"):
             active = getattr(module, "active_adapters", ["default"])[0]
+            own = module.original_module if module.disable_adapters else module.modules_to_save[active]  # type: ignore[index]
             parent, _, last = name.rpartition(".")
-            setattr(model.get_submodule(parent), last, module.modules_to_save[active])  # type: ignore[index]
+            setattr(model.get_submodule(parent), last, own)
     return Subject(model, subject.tokenizer, subject.name, dict(subject.provenance))
 
 
