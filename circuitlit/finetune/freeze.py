@@ -26,7 +26,7 @@ class Frozen(Callback):
         nodes: heads and MLPs.
 
     Raises:
-        UserError: an unknown node, or a model with adapters, which act on the nodes' modules from outside their weights.
+        UserError: an unknown node, or a model with adapters, which change what frozen weights do.
     """
 
     def __init__(self, subject: Subject, nodes: Sequence[str]) -> None:
