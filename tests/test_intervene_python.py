@@ -44,6 +44,17 @@ def test_nodes_are_intervened_on_from_python(benches: tuple[Workbench, Workbench
             intervene_on_nodes(bench, circuit, text=text, **few | wrong)
 
 
+def test_a_set_is_compared_with_random_ones_on_the_same_pairs(benches: tuple[Workbench, Workbench]) -> None:
+    """Of all heads the random sets are the set itself: its response to doses is larger on other pairs, not its rank."""
+    bench = benches[1]
+    circuit = bench.cut(bench.score(Method.of(eap, negative_metric)))
+    heads, text = ["a0.h0", "a0.h1", "a1.h0", "a1.h1"], torch.ones(2, 6, dtype=torch.long)
+    few = {"candidates": 1, "edges": 1, "steps": (1,), "doses": (0.0, 1.0), "pairs": 12, "control_pairs": 8}
+    found = intervene_on_nodes(bench, circuit, nodes=heads, text=text, draws=20, **few).enhancement
+    assert abs(found.slope) > 2 * abs(found.random_slope.value or 0.0)
+    assert found.rank_p == 1
+
+
 def test_circuits_are_measured_across_tasks_from_python(benches: tuple[Workbench, Workbench], tmp_path: Path) -> None:
     bench, other = benches
     assert bench.subject.tokenizer is not None

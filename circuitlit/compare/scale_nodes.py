@@ -18,32 +18,33 @@ def scale(case: Case, doses: list[float]) -> Enhancement:
     """Dose and response of the chosen nodes and of random sets."""
     writers, batches = case.writers, case.bed.batches
     bed, small = PairBed(case.subject, batches), PairBed(case.subject, _first(batches, case.control_pairs))
-    rows = []
+    rows, first = [], []  # what changes on the pairs that random sets see, too
     for dose in doses:
         outcome = bed.measure(scaled(writers, case.chosen, dose))
         kl = text_kl(case.subject, case.text, _dosed(case, dose))
         change = mean_estimate(outcome.metric - bed.full.metric, outcome.group)
         metric = mean_estimate(outcome.metric, outcome.group)
+        first.append(float((outcome.metric - bed.full.metric)[: len(small.full.kl)].mean()))
         rows.append(Dose(dose, metric, change, float(outcome.kl.mean()), mean_estimate(kl, None)))
     responses = [row.change.value or 0.0 for row in rows]
-    own = slope(doses, responses)
+    own = abs(slope(doses, first))
 
     def dosed(members: Sequence[str]) -> list[float]:
         outcomes = (small.measure(scaled(writers, members, dose)) for dose in doses)
         return [float((outcome.metric - small.full.metric).mean()) for outcome in outcomes]
 
-    random = until_clear([abs(own)], map(dosed, case.sets()), lambda values: [abs(slope(doses, values))])
+    random = until_clear([own], map(dosed, case.sets()), lambda values: [abs(slope(doses, values))])
     slopes = [slope(doses, values) for values in random]
     return Enhancement(
         nodes=case.chosen,
         doses=rows,
-        slope=own,
+        slope=slope(doses, responses),
         monotonicity=monotonicity(doses, responses),
         best_dose=max(rows, key=lambda row: row.metric.value or 0.0).dose,
         random_changes=random,
         random_slope=mean_of(slopes),
         random_monotonicity=mean_of([monotonicity(doses, values) for values in random]),
-        rank_p=rank_p(abs(own), [abs(value) for value in slopes]),
+        rank_p=rank_p(own, [abs(value) for value in slopes]),
     )
 
 
