@@ -191,6 +191,15 @@ def test_what_these_formats_cannot_hold(tmp_path: Path) -> None:
         export_circuit(Circuit.cut(scores, 3), tmp_path / "x.json", "mib_json", 8)
     with pytest.raises(UserError, match="format=xml"):
         export_circuit(circuit_of(GROUPED, True), tmp_path / "x.xml", "xml", 8)
+    for name, format in (("x.json", "mib_pt"), ("x.pt", "eap_ig_json"), ("x", "mib_json")):
+        with pytest.raises(UserError, match="is read from files that end in"):
+            export_circuit(circuit_of(GROUPED, True), tmp_path / name, format, 8)
+    (tmp_path / "folder.pt").mkdir()
+    with pytest.raises(UserError, match="is a folder"):
+        export_circuit(circuit_of(GROUPED, True), tmp_path / "folder.pt", "mib_pt", 8)
+    (tmp_path / "folder.pt").rmdir()
+    with pytest.raises(UserError, match="cannot be written"):
+        export_circuit(circuit_of(GROUPED, True), Path("/proc/x.pt"), "mib_pt", 8)
     (tmp_path / "file").write_text("in the way")
     with pytest.raises(UserError, match="cannot be written"):
         export_circuit(circuit_of(GROUPED, True), tmp_path / "file" / "x.json", "mib_json", 8)

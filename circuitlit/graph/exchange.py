@@ -46,10 +46,16 @@ def export_circuit(circuit: Circuit, path: Path, format: str, d_model: int) -> N
         d_model: width of the model's residual stream, which those readers want.
 
     Raises:
-        UserError: the circuit has masks by token role, the format is unknown, or the file cannot be written.
+        UserError: the circuit has masks by token role, the format is unknown, or the file has another ending than its
+            readers look for, or cannot be written.
     """
     if format not in FORMATS:
         raise UserError(f"format={format} is not one of {', '.join(FORMATS)}; choose one")
+    suffix = ".pt" if format == "mib_pt" else ".json"
+    if path.suffix != suffix:
+        raise UserError(f"{path}: {format} is read from files that end in {suffix}; name one like that")
+    if path.is_dir():
+        raise UserError(f"{path} is a folder; name a file")
     if circuit.scores.roles:
         raise UserError("these formats have one score an edge, this circuit one a token role; find it without roles")
     graph = circuit.graph
@@ -160,7 +166,8 @@ def _matrices(
 
 def _write_pt(path: Path, content: dict[str, Any]) -> None:
     partial = path.with_name(path.name + ".part")
-    torch.save(content, partial)
+    with partial.open("wb") as file:  # torch's own opening raises no OSError
+        torch.save(content, file)
     os.replace(partial, path)
 
 
