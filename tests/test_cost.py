@@ -161,6 +161,16 @@ def test_a_norm_is_known_by_what_it_does() -> None:
     assert recognise(torch.nn.Identity()) is None
 
 
+@pytest.mark.parametrize("dtype", [torch.float16, torch.bfloat16, torch.float32, torch.float64])
+def test_a_norm_is_known_in_every_precision(dtype: torch.dtype) -> None:
+    """In float16 none was: relevance patching had no rule for a LayerNorm, and nothing was fused."""
+    norm, rms = torch.nn.LayerNorm(48, dtype=dtype), torch.nn.RMSNorm(48, eps=1e-5, dtype=dtype)
+    for module in (norm, rms):
+        torch.nn.init.normal_(module.weight, 1, 0.3)
+        found = recognise(module)
+        assert found is not None and found.centred == (module is norm) and not found.one_more
+
+
 @pytest.mark.parametrize("bias", [True, False])
 @pytest.mark.parametrize("centred", [True, False])
 def test_normed_projection_is_norm_then_product(centred: bool, bias: bool) -> None:
