@@ -8,7 +8,7 @@ from pathlib import Path
 
 import pytest
 import torch
-from cli import call, settings
+from cli import call, failure, settings
 from conftest import tiny_batch
 from test_compare import bench_of, head_edges, linear_subject
 
@@ -97,6 +97,14 @@ def test_the_verb_writes_both_circuits_and_finds_nothing_between_equal_models(lo
     assert result["n_different"] == 0 and result["edges_in_both"] == result["n_edges"]
     assert result["base_model"] == result["tuned_model"]
     assert (tmp_path / "base" / "circuit.json").is_file() and (tmp_path / "tuned" / "circuit.json").is_file()
+
+
+@pytest.mark.parametrize("word", ["mask=sigmoid_topk", "mask.gates.temperature=0.3", "objective.error_weight=0.5"])
+def test_settings_that_the_difference_does_not_use_are_refused(
+    word: str, local: Path, tmp_path: Path, capsys: pytest.CaptureFixture[str]
+) -> None:
+    said = failure(capsys, *settings(local, tmp_path, f"tuned={local}/model", word), verb="difference")
+    assert f"no use for {word if word.startswith('mask=') else word.partition('=')[0]}; leave it" in said
 
 
 def test_the_difference_is_found_from_python(local: Path, tmp_path: Path) -> None:

@@ -10,6 +10,7 @@ from omegaconf import DictConfig
 from circuitlit.cli import ranks
 from circuitlit.cli.build import build_method, build_workbench
 from circuitlit.cli.checks import run_dir
+from circuitlit.cli.configs import typed
 from circuitlit.cli.finish import finish, prepare
 from circuitlit.cli.fit import fit
 from circuitlit.cli.sides import load_both
@@ -29,6 +30,11 @@ def run(cfg: DictConfig) -> LearnedDifference:
         raise UserError(
             "difference needs masks on edges alone (mask.sites=edges mask.roles=false) and a sparsity.target"
         )
+    own = ("mask.gates", "mask.learner", "mask.constraint_gradient", "mask.schedule.hard", "mask.init_from")
+    unused = [key for key in sorted(typed()) if key.startswith((*own, "objective.error_weight"))]
+    if unused or cfg.mask.name != "hard_concrete":
+        what = ", ".join(unused) or f"mask={cfg.mask.name}"
+        raise UserError(f"difference has gates and a start of its own and no use for {what}; leave it as it is")
     if ranks.processes(cfg) > 1 or cfg.strategy.get("shard"):
         raise UserError("difference runs in one process; use strategy=single")
     prepare(cfg)
