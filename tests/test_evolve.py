@@ -7,6 +7,7 @@ import math
 import random
 import shutil
 from collections.abc import Callable
+from functools import partial
 from pathlib import Path
 from typing import Any
 
@@ -16,13 +17,14 @@ import torch
 import wandb
 from cli import call, failure, move_weights
 from hydra import compose, initialize_config_dir
+from lightning import Trainer
 from transformers import GPTNeoXConfig, GPTNeoXForCausalLM
 
 from circuitlit import Method, Pairs, PairsModule, Subject, Workbench, eap, eap_ig
 from circuitlit.errors import UserError
 from circuitlit.evaluate.similarity import corrected_jaccard
 from circuitlit.finetune.mixture import KINDS, LISTS, VOCABULARY, mixture, mixture_pairs, mixture_tokenizer
-from circuitlit.finetune.pretrain import log_steps
+from circuitlit.finetune.pretrain import Recipe, log_steps, pretrain
 from circuitlit.graph import Circuit, EdgeScores, Graph
 from circuitlit.objective import negative_metric
 from circuitlit.report.evolution_table import causal_lines
@@ -416,6 +418,22 @@ def test_the_mixture_can_be_learned_by_its_mechanisms() -> None:
     with pytest.raises(UserError, match="unknown"):
         mixture({"poems": 1}, 2, 64, 0)
     assert random.Random(0) and len(LISTS) == 4
+
+
+def test_a_series_that_was_interrupted_is_trained_anew_and_deletes_nothing_else(tmp_path: Path) -> None:
+    """The folder may be one that the user keeps other things in."""
+    recipe, quiet = Recipe(8, 1, 2, 2, 2, 24, 1e-3, 0.1, 0.0, {"names": 1.0}, 1, 0), {"enable_progress_bar": False}
+    (tmp_path / "notes.txt").write_text("mine")
+
+    def interrupted(**settings: Any) -> Trainer:
+        raise KeyboardInterrupt
+
+    with pytest.raises(KeyboardInterrupt):
+        pretrain(recipe, tmp_path, interrupted)
+    assert pretrain(recipe, tmp_path, partial(Trainer, accelerator="cpu", enable_model_summary=False, **quiet))
+    made = {path.name for path in tmp_path.iterdir()}
+    assert made == {"notes.txt", "pretrain.json", "checkpoints.json", "step0", "step1", "step2"}
+    assert not pretrain(recipe, tmp_path, interrupted)
 
 
 def test_emergence_trains_once_and_evolves(tmp_path: Path) -> None:

@@ -4,7 +4,6 @@ from __future__ import annotations
 
 import json
 import os
-import shutil
 from dataclasses import asdict, dataclass
 from pathlib import Path
 from typing import Any
@@ -180,7 +179,6 @@ def pretrain(recipe: Recipe, folder: Path, trainer: Any) -> bool:
             raise UserError(f"{folder} holds a series of other settings; choose another folder: pretrain.folder=DIR")
         if (folder / "checkpoints.json").is_file():
             return False
-        shutil.rmtree(folder)
     folder.mkdir(parents=True, exist_ok=True)
     write_json(settings, asdict(recipe))
     rows = mixture(recipe.shares, recipe.steps * recipe.batch_size, recipe.length, recipe.seed)
