@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import json
+import signal
 from dataclasses import replace
 from pathlib import Path
 from typing import Any
@@ -16,12 +17,13 @@ from test_compare import bench_of
 from tokenizers import Tokenizer, models, pre_tokenizers, trainers
 from transformers import AutoConfig, AutoModelForCausalLM, PreTrainedTokenizerBase, PreTrainedTokenizerFast
 
+from circuitlit.compare import injected_facts
 from circuitlit.compare.effects import PairBed, plain_logits
 from circuitlit.compare.injected_facts import FactInjection, inject_facts
 from circuitlit.compare.injection import reverting_scores
 from circuitlit.compare.known_facts import Knowledge, KnownTask, measure_knowledge
 from circuitlit.compare.transplant import Transplant
-from circuitlit.errors import UserError
+from circuitlit.errors import Stopped, UserError
 from circuitlit.evaluate import Estimate
 from circuitlit.heads import PatchBed
 from circuitlit.heads.attention import Heads
@@ -217,6 +219,30 @@ def test_the_verb_injects_facts_and_reverts_nodes(reader: Path, tmp_path: Path) 
     change = result["behaviour"]["new"]
     assert change["metric_tuned"]["value"] > change["metric_base"]["value"]
     assert "first order" in (tmp_path / "injection.html").read_text()
+
+
+def test_injection_goes_on_with_the_tuning_that_is_done(
+    reader: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]
+) -> None:
+    """What tuning wrote made the resumed run seem finished, without any injection."""
+    more = ["experiment=inject_facts", "task=factual", "model=local", f"model.path={reader}", "adapter=none"]
+    more += [f"hydra.run.dir={tmp_path}", "logger=none", "callbacks=headless", "callbacks.checkpoint_every=4"]
+    more += ["knowledge.inject.new=2", "knowledge.inject.revised=2", "knowledge.inject.only_known=false"]
+    more += ["knowledge.inject.nodes=1", "knowledge.inject.draws=20", "tune.steps=4", "tune.lr=3e-3"]
+    with monkeypatch.context() as patch, pytest.raises(SystemExit):
+
+        def stop(*_: object) -> None:
+            raise Stopped(signal.SIGINT)
+
+        patch.setattr(injected_facts, "reverting_scores", stop)
+        call(*more, verb="knowledge")
+    assert (
+        f"the tuning is kept; go on with: python -m circuitlit knowledge resume={tmp_path}" in capsys.readouterr().err
+    )
+    written = (tmp_path / "checkpoints" / "last.ckpt").stat().st_mtime_ns
+    call(f"resume={tmp_path}", verb="knowledge")
+    assert (tmp_path / "checkpoints" / "last.ckpt").stat().st_mtime_ns == written
+    assert json.loads((tmp_path / "injection.json").read_text())["tuning"]["steps"] == 4
 
 
 def test_the_verb_tests_packs(local: Path, tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:

@@ -137,7 +137,7 @@ def newest(folder: Path) -> str | None:
 
 def finished(cfg: DictConfig) -> dict[str, Any]:
     """The result of a resumed run that has all its steps behind it, which is said; else nothing."""
-    if cfg.resume is None:
+    if cfg.resume is None or cfg.verb not in ("train", "finetune"):  # injected facts go on after their tuning
         return {}
     try:
         result = json.loads((Path(cfg.resume) / "result.json").read_text())

@@ -134,7 +134,12 @@ def farewell(stop: Stopped, cfg: DictConfig, argv: list[str]) -> str:
         after = {"evaluation": "training is done, the evaluation remains", "after": "tuning is done, its test remains"}
         kept = "saved" if stop.step is not None else after.get(name, "all of it remains")
         command.append(f"resume={folder}")
-    elif cfg.verb in KEEPING and not (cfg.verb == "knowledge" and cfg.knowledge.inject is not None):
+    elif cfg.verb == "knowledge" and cfg.knowledge.inject is not None:
+        if not any((folder / "checkpoints").glob("*.ckpt")):
+            return f"{stopped}; nothing of it is kept"
+        kept = "the tuning is kept"
+        command.append(f"resume={folder}")
+    elif cfg.verb in KEEPING:
         kept = "what is finished is kept"
         command += [word for word in argv[1:] if word != cfg.verb and not word.startswith("hydra.run.dir=")]
         command.append(f"hydra.run.dir={folder}")
