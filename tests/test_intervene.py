@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import json
+from dataclasses import replace
 from pathlib import Path
 
 import pytest
@@ -11,7 +12,10 @@ from cli import WORDS, call, failure, settings
 from peft import LoraConfig, get_peft_model
 from transformers import AutoConfig, AutoModelForCausalLM, AutoTokenizer
 
+from circuitlit.compare.capabilities import Capabilities
+from circuitlit.evaluate import Estimate
 from circuitlit.graph import Circuit, EdgeScores, Graph
+from circuitlit.report.capabilities import acquisition_sentences
 
 
 @pytest.fixture(scope="module")
@@ -61,6 +65,12 @@ def test_capabilities_sees_what_an_adapter_gained_and_lost(local: Path, tuned: P
     assert found["nodes"] and found["tried"][str(len(found["nodes"]))] >= 0.8 and "old" not in result["acquisition"]
     assert found["random_gain_share"]["value"] is not None
     assert "plotly" in (tmp_path / "capabilities.html").read_text().lower()
+    whole = Capabilities.load(tmp_path)
+    (said,) = acquisition_sentences(whole)
+    assert said.endswith(f"(p = {found['p_holm']:.2g}).")
+    unclear = replace(whole.acquisition["new"], gap=Estimate(0.1, -0.1, 0.3))
+    (said,) = acquisition_sentences(whole.replaced(acquisition={"new": unclear}))
+    assert "no nodes can be said to carry the gain" in said and "random" not in said
 
 
 def test_generality_reverts_the_nodes_that_did_the_damage(local: Path, tuned: Path, tmp_path: Path) -> None:

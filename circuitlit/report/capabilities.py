@@ -42,14 +42,20 @@ def acquisition_sentences(result: Capabilities) -> list[str]:
     """One sentence a gain."""
     made = []
     for name, found in result.acquisition.items():
-        wanted = result.settings["share"]
+        wanted, bounds = result.settings["share"], found.gap.bounds
+        if bounds is None or bounds[0] <= 0 <= bounds[1]:
+            made.append(
+                f"{name}: its metric is not clearly another after tuning ({found.gap} on the pairs that choose nodes), "
+                "so no nodes can be said to carry the gain."
+            )
+            continue
         if found.nodes is None:
             made.append(f"{name}: no set of nodes carries {wanted:g} of the gain by its {found.by}.")
             continue
         made.append(
             f"{name}: the {found.by} of {len(found.nodes)} nodes ({' '.join(found.nodes)}) carry "
             f"{Metric.of(found.gain_share)} of the gain on held-out pairs, random sets like them "
-            f"{Metric.of(found.random_gain_share)}."
+            f"{Metric.of(found.random_gain_share)}{'' if found.p_holm is None else f' (p = {found.p_holm:.2g})'}."
         )
     return made
 
