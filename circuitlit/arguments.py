@@ -69,6 +69,8 @@ def checks_arguments(function: Callable[Given, Made]) -> Callable[Given, Made]:
             return function(*args, **kwargs)
         for name, value in given.items():
             if name in hints and not _fits(value, hints[name]):
+                if isinstance(value, str) and (known := _choices(hints[name])):
+                    raise UserError(f"{_name(function, args)}: {name}={value} is none of {', '.join(known)}")
                 wanted = _said(hints[name])
                 how = next(
                     (f"; give {text}" for kind, text in ADVICE.items() if kind in re.findall(r"\w+", wanted)), ""
@@ -115,7 +117,7 @@ def _fits(value: object, hint: Any) -> bool:
     if kind in (Union, UnionType):
         return any(_fits(value, one) for one in inner)
     if kind is Literal:
-        return isinstance(value, str) or value in inner  # functions name the choices themselves
+        return value in inner
     if kind is not None and issubclass(kind, Mapping):
         return isinstance(value, Mapping) and all(_fits(one, inner[1]) for one in value.values())
     if kind in (list, Sequence):
@@ -127,6 +129,14 @@ def _fits(value: object, hint: Any) -> bool:
         return not isinstance(hint, type) or isinstance(value, hint)
     except TypeError:  # a protocol that instances cannot be asked for
         return True
+
+
+def _choices(hint: Any) -> list[str]:
+    """The texts that an annotation names one by one."""
+    kind, inner = get_origin(hint), get_args(hint)
+    if kind is Literal:
+        return [one for one in inner if isinstance(one, str)]
+    return [text for one in inner for text in _choices(one)] if kind in (Union, UnionType) else []
 
 
 def _said(hint: Any) -> str:

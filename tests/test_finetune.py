@@ -5,6 +5,7 @@ from __future__ import annotations
 import json
 import math
 from pathlib import Path
+from typing import Any
 
 import pytest
 import torch
@@ -304,6 +305,24 @@ def test_what_an_adapter_would_undo_is_refused(local: Path, model, examples, mak
         Frozen(subject, ["a0.h0"])
     with pytest.raises(UserError, match="has an adapter on it already"):
         finetune_model(subject, examples, steps=1)
+
+
+@pytest.mark.parametrize(
+    ("given", "said"),
+    [
+        ({"score": "acc"}, "score=acc is none of accuracy, metric"),
+        ({"eval_batch_size": 0}, "eval_batch_size=0 must be at least 1"),
+        ({"probe_pairs": -1}, "probe_pairs=-1 at least 0"),
+        ({"weight_decay": -1.0}, "weight_decay=-1.0 is below 0"),
+        ({"lr": math.inf}, "lr=inf must be above 0"),
+    ],
+)
+def test_settings_out_of_their_range_are_refused(local: Path, examples, given: dict[str, Any], said: str):
+    subject = load_subject(str(local / "model"))
+    with pytest.raises(UserError, match=said):
+        finetune_model(subject, examples, **{"steps": 1, **given})
+    with pytest.raises(UserError, match="no split val; give one"):
+        finetune_model(subject, {name: examples[name] for name in ("train", "test")}, steps=1)
 
 
 def test_a_rise_of_one_large_sentence_while_all_others_fall_is_no_rise():

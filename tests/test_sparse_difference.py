@@ -118,6 +118,12 @@ def test_the_difference_is_found_from_python(local: Path, tmp_path: Path) -> Non
     assert result.n_edges == benches[0].count and 0 <= result.edges_in_both <= result.n_edges
     page = write_difference(result, tmp_path).read_text()
     assert "Each model under both circuits" in page and 'src="http' not in page
+    for wrong in ({"sparsity": 95}, {"pairs": 0}):
+        with pytest.raises(UserError, match="must be at least 1 and sparsity"):
+            find_difference(benches[0], benches[1], Method.of(eap, negative_metric), **wrong)
+    short = {"sparsity": 0.9, "pairs": 2, "schedule": Schedule(2, 0.3)}
+    few = find_difference(benches[0], benches[1], Method.of(eap, negative_metric), **short)
+    assert few.n_edges == round(0.1 * few.n_edges_total) != result.n_edges
     with pytest.raises(UserError, match="penalty=0 must be above 0"):
         find_difference(benches[0], benches[1], Method.of(eap, negative_metric), penalty=0)
 

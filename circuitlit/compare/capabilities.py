@@ -10,6 +10,7 @@ from circuitlit.arguments import checks_arguments
 from circuitlit.compare.capability import Capability, capabilities, greedy_order, smallest_prefix
 from circuitlit.compare.effects import PairBed, gain_share, plain_logits
 from circuitlit.compare.transplant import Transplant, everything
+from circuitlit.errors import UserError
 from circuitlit.evaluate import Estimate
 from circuitlit.evaluate.matched import matched_nodes, mean_overlap
 from circuitlit.evaluate.statistics import mean_estimate, mean_of
@@ -116,8 +117,13 @@ def compare_capabilities(
         seed: of the random sets.
 
     Raises:
-        UserError: the models have different graphs.
+        UserError: the models have different graphs, or a setting is out of its range.
     """
+    for label, value in (("chance", chance), ("min_effect", min_effect), ("alpha", alpha), ("share", share)):
+        if not 0 <= value <= 1:
+            raise UserError(f"{label}={value} is not a share between 0 and 1")
+    if not tasks or pairs < 1:
+        raise UserError(f"compare_capabilities needs at least one task, and pairs={pairs} of at least 1")
     move, outcomes = Transplant(base, tuned), {}
     for name, data in tasks.items():
         with phase(f"behaviour_{name}", f"Testing both on {name}"):

@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 from collections.abc import Iterator, Sequence
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from functools import partial
 from pathlib import Path
 from typing import Any, ClassVar
@@ -24,6 +24,7 @@ from circuitlit.evaluate.overlap import shared_by_pairs
 from circuitlit.evaluate.overlap_figures import SharedFigures
 from circuitlit.evaluate.testing import with_holm
 from circuitlit.graph import Circuit, EdgeScores
+from circuitlit.graph.select import edge_budget
 from circuitlit.objective import Objective, kl_divergence
 from circuitlit.progress import phase
 from circuitlit.result import Result
@@ -99,7 +100,7 @@ def find_difference(
         penalty: nats that an edge in the difference mask costs.
         pairs: training pairs that edges are left out on, one by one.
         schedule: of the training.
-        sparsity: share of edges that each circuit lacks; None takes the workbench's.
+        sparsity: share of edges that each circuit lacks; None takes the workbenches'.
         objective: of each model against its full model.
         init, init_scale: see `initial_log_alpha`.
         seed: of the noise.
@@ -109,12 +110,17 @@ def find_difference(
     Raises:
         UserError: models of different graphs, a penalty that is not above 0, or masks on more than edges.
     """
-    benches, layout = (base, tuned), base.layout
+    layout = base.layout
     check_same_graph(base.subject, tuned.subject)
     if not penalty > 0:
         raise UserError(f"penalty={penalty} must be above 0; without it any edge may differ")
+    if pairs < 1 or (sparsity is not None and not 0 < sparsity < 1):
+        raise UserError(f"pairs={pairs} must be at least 1 and sparsity={sparsity} a share between 0 and 1")
+    if sparsity is not None:  # trained and cut at one size
+        base, tuned = (replace(one, count=edge_budget(sparsity, layout.n_edges)) for one in (base, tuned))
     if layout.sites != "edges" or layout.roles or not base.count:
         raise UserError("find_difference needs masks on edges alone (sites='edges', roles=False) and a sparsity")
+    benches = base, tuned
     with phase("attribution", f"Scoring {layout.n_edges:,} edges of both"):
         start = _mean_scores([bench.score(method) for bench in benches])
         initial = initial_log_alpha(layout, init, start, base.count, init_scale)

@@ -31,6 +31,8 @@ class TuningData(LightningDataModule):
         super().__init__()
         if batch_size < 1:
             raise UserError(f"data.batch_size={batch_size} is below 1; raise it")
+        if absent := {"train", "val", "test"} - set(examples):
+            raise UserError(f"the examples have no split {sorted(absent)[0]}; give one, which may be empty for val")
         self.train, self.val, self.test = (examples[name] for name in ("train", "val", "test"))
         for name in ("train", "test"):
             if not len(getattr(self, name)):

@@ -138,6 +138,12 @@ def finetune_model(
         raise UserError(f"objective={objective} is none of {', '.join(TUNERS)}; choose one")
     if has_adapters(subject.model):
         raise UserError("the model has an adapter on it already; load the base model, or merge the adapter first")
+    if folder is not None and subject.tokenizer is None:
+        raise UserError("folder is for a model with its tokenizer; give load_subject one: tokenizer=...")
+    if eval_batch_size < 1 or probe_pairs < 0:
+        raise UserError(
+            f"eval_batch_size={eval_batch_size} must be at least 1 and probe_pairs={probe_pairs} at least 0"
+        )
     data, device = TuningData(dict(examples), batch_size, seed), subject.device
     with phase("before", f"Testing on {len(data.test)} held-out pairs"):
         held_out = HeldOut(subject.model, data.test.chosen, eval_batch_size, subject.device)

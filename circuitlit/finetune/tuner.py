@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import math
 from abc import ABC, abstractmethod
 from dataclasses import dataclass
 from typing import Any
@@ -37,7 +38,9 @@ class Optimisation:
     def __post_init__(self) -> None:
         if not isinstance(self.steps, int) or self.steps < 1:
             raise UserError(f"tune.steps={self.steps} is not a whole number of at least 1")
-        if not self.lr > 0 or not 0 <= self.warmup < 1:
+        if not self.weight_decay >= 0:
+            raise UserError(f"tune.weight_decay={self.weight_decay} is below 0")
+        if not 0 < self.lr < math.inf or not 0 <= self.warmup < 1:
             raise UserError(f"tune.lr={self.lr} must be above 0 and tune.warmup={self.warmup} a share below 1")
 
     def factor(self, step: int) -> float:
