@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import json
 import math
+from dataclasses import replace
 from pathlib import Path
 from typing import Any
 
@@ -45,6 +46,7 @@ from circuitlit.finetune.grpo import advantages, says_right
 from circuitlit.model import Subject, unwrap
 from circuitlit.objective import Outcome
 from circuitlit.tasks import encode, jsonl
+from circuitlit.tasks.pair import LACKING
 
 QUIET = {
     "logger": False,
@@ -323,6 +325,15 @@ def test_settings_out_of_their_range_are_refused(local: Path, examples, given: d
         finetune_model(subject, examples, **{"steps": 1, **given})
     with pytest.raises(UserError, match="no split val; give one"):
         finetune_model(subject, {name: examples[name] for name in ("train", "test")}, steps=1)
+
+
+def test_a_metric_that_some_pairs_lack_is_refused_before_the_tuning(local: Path, examples):
+    """It was refused after it, and the tuned model was lost."""
+    subject, test = load_subject(str(local / "model")), examples["test"]
+    rows = [row._replace(wrong=LACKING) if place else row for place, row in enumerate(test.chosen.rows)]
+    lacking = {**examples, "test": replace(test, chosen=replace(test.chosen, rows=rows))}
+    with pytest.raises(UserError, match=r"tune\.score=metric needs pairs with wrong answers"):
+        finetune_model(subject, lacking, score="metric", steps=1, fit=lambda *_: pytest.fail("tuned"))
 
 
 def test_a_rise_of_one_large_sentence_while_all_others_fall_is_no_rise():

@@ -147,6 +147,8 @@ def finetune_model(
     data, device = TuningData(dict(examples), batch_size, seed), subject.device
     with phase("before", f"Testing on {len(data.test)} held-out pairs"):
         held_out = HeldOut(subject.model, data.test.chosen, eval_batch_size, subject.device)
+        if score == "metric" and not bool(held_out.base.metric.isfinite().all()):
+            raise UserError("tune.score=metric needs pairs with wrong answers; use tune.score=accuracy")
         watched = _watched(subject, data, min(probe_pairs, len(data.val)), eval_batch_size)
         optimisation = Optimisation(steps, lr, warmup, weight_decay)
         own = {"objective": objective, "seed": seed, "batch_size": eval_batch_size}

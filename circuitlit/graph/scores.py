@@ -66,7 +66,7 @@ class EdgeScores:
         if not bool(self.values.isfinite().all()):
             raise UserError(
                 f"{self.method} gave scores that are not finite; load the model in float32 (model.dtype=float32), or "
-                "in float64 where it is that already"
+                "in float64 where it is that already; a metric needs a wrong answer or choices in each pair"
             )
         if self.kind not in KINDS:
             raise ValueError(f"kind={self.kind} is none of {', '.join(KINDS)}")
