@@ -13,11 +13,13 @@ import torch
 from cli import WORDS, call, failure, settings
 from conftest import tiny_model
 from lightning import Trainer
+from omegaconf import OmegaConf
 from peft import LoraConfig, PeftModel, get_peft_model
 from safetensors.torch import load_file
 from transformers import AutoModelForCausalLM, AutoTokenizer, PreTrainedTokenizerBase
 
 from circuitlit import load_subject
+from circuitlit.cli import sides
 from circuitlit.compare.capability import capabilities
 from circuitlit.errors import UserError
 from circuitlit.evaluate.statistics import INTERVALS
@@ -334,6 +336,18 @@ def test_a_metric_that_some_pairs_lack_is_refused_before_the_tuning(local: Path,
     lacking = {**examples, "test": replace(test, chosen=replace(test.chosen, rows=rows))}
     with pytest.raises(UserError, match=r"tune\.score=metric needs pairs with wrong answers"):
         finetune_model(subject, lacking, score="metric", steps=1, fit=lambda *_: pytest.fail("tuned"))
+
+
+def test_an_adapter_belongs_to_a_revision_of_its_model(local: Path, tmp_path: Path, examples, monkeypatch):
+    """Beside an adapter that was tuned on a revision its model was loaded as the hub has it today."""
+    subject = load_subject(str(local / "model"), revision="step1000")
+    finetune_model(subject, examples, adapter=lora(subject.model, 1), steps=1, folder=tmp_path)
+    asked: list[tuple[str, str | None]] = []
+    monkeypatch.setattr(sides, "load_subject", lambda path, revision, **_: asked.append((path, revision)))
+    monkeypatch.setattr(sides, "device_of", lambda _: "cpu")
+    cfg = OmegaConf.create({"model": {"dtype": "float32", "trust_remote_code": False}, "paths": {"cache_dir": ""}})
+    sides.load_side(cfg, str(tmp_path), "tuned")
+    assert asked == [(str(local / "model"), "step1000")]
 
 
 def test_a_rise_of_one_large_sentence_while_all_others_fall_is_no_rise():

@@ -101,7 +101,7 @@ def check(cfg: DictConfig) -> None:
 def adapt(cfg: DictConfig, bench: Workbench) -> Together:
     """Put fresh adapters on the subject, which change nothing yet."""
     config = instantiate(cfg.adapter.build, _convert_="all")(bench.subject.model, cfg.mask.schedule.steps)
-    adapters = finetune.adapted(bench.subject.model, config)
+    adapters = finetune.adapted(bench.subject.model, config, bench.subject.provenance.get("revision"))
     model = MaskedModel(bench.subject, cfg.mask.panel, cfg.mask.recompute, live=True)
     own = {name: getattr(bench, name) for name in ("subject", "data", "layout", "count", "select", "capture")}
     joint = JointWorkbench(**own, model=model, references=_references(bench, adapters), adapters=adapters)

@@ -42,10 +42,11 @@ def load_side(cfg: DictConfig, path: str, which: str) -> Subject:
     if (folder / "tuned").is_dir():
         return load_side(cfg, str(folder / "tuned"), which)
     if (folder / "adapter_config.json").is_file():
-        under = _read(folder / "adapter_config.json").get("base_model_name_or_path")
+        own = _read(folder / "adapter_config.json")
+        under = own.get("base_model_name_or_path")
         if not under:
             raise UserError(f"{which}={path}: adapter_config.json does not say which model it is for; add that to it")
-        return load_subject(under, name=which, adapter=str(folder), **common)
+        return load_subject(under, name=which, adapter=str(folder), revision=own.get("revision"), **common)
     if (folder / "config.json").is_file():
         return load_subject(folder, name=which, **common)
     if (folder / "circuit.json").is_file():

@@ -134,15 +134,17 @@ def ia3(
     )
 
 
-def adapted(model: PreTrainedModel, config: AdapterConfig) -> PeftModel:
+def adapted(model: PreTrainedModel, config: AdapterConfig, revision: str | None = None) -> PeftModel:
     """The model with fresh adapters on it, which alone are trainable; at first they change nothing.
+
+    Their folder names the model and its revision on the hub.
 
     Raises:
         UserError: no module, or none for one of the patterns, or no layer that an adapter can go on, or an adapter that
             acts outside the weights.
     """
     try:
-        wrapped = get_peft_model(model, config)
+        wrapped = get_peft_model(model, config, revision=revision)
     except ValueError as error:
         raise UserError(f"adapter.build.target_modules fits this model ill ({str(error).splitlines()[0]})") from error
     names = [name for name, module in wrapped.named_modules() if hasattr(module, "lora_A")]

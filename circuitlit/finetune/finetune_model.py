@@ -211,7 +211,7 @@ def _tuner(
     if adapter is not None:
         if circuit is not None:
             raise UserError("tune.circuit needs adapter=none: an adapter's factors belong to all heads of a module")
-        return make(adapted(subject.model, adapter), optimisation, seed=seed)
+        return make(adapted(subject.model, adapter, subject.provenance.get("revision")), optimisation, seed=seed)
     reference: dict[str, Any] = {}
     if objective == "dpo":
         reference["reference"] = reference_log_probs(subject.model, data.train, batch_size, subject.device)
