@@ -9,7 +9,7 @@ import pytest
 import torch
 from cli import call, settings
 from conftest import tiny_batch, tiny_model
-from transformers import AutoTokenizer
+from transformers import AutoModelForCausalLM, AutoTokenizer
 
 from circuitlit.compare.effects import without_nodes
 from circuitlit.errors import UserError
@@ -38,6 +38,8 @@ def test_it_reloads_equal_to_the_node_ablated_model(name: str, cut: list[str], l
     expected = MaskedModel(subject)(layout.dense(masks), batch.clean, ablated, batch.positions)
     tokenizer = AutoTokenizer.from_pretrained(local / "model")
     size = save_pruned(model, pruned(model, cut), cut, tokenizer, tmp_path / "small")
+    with pytest.raises(OSError):  # drawn at random, what is cut would be there again
+        AutoModelForCausalLM.from_pretrained(tmp_path / "small")
     again = load_pruned(tmp_path / "small")
     logits = again(batch.clean).logits.gather(1, batch.positions[..., None].expand(-1, -1, 50))
     assert torch.allclose(logits, expected, rtol=0, atol=1e-10)

@@ -1,7 +1,7 @@
 """A smaller model: heads and MLPs that a circuit does without are cut out of the weights, and write nothing any more.
 
-The folder of such a model is an ordinary one with `pruned.json` beside it, which says what is gone; `load_pruned` reads
-it. Of every group of heads that share keys and values as many stay as in the fullest group of the layer, the spare ones
+The folder of such a model holds `pruned.json`, which says what is gone; `load_pruned` reads it. The weights' file has a
+name that nobody else looks for: transformers would draw at random what is cut. Of every group of heads that share keys and values as many stay as in the fullest group of the layer, the spare ones
 with an output of nought, for attention wants groups of equal size.
 """
 
@@ -26,6 +26,7 @@ from circuitlit.graph.select import nodes_of
 from circuitlit.model.families import anatomy_of, graph_of
 
 FORMAT = 1
+WEIGHTS = "pruned.safetensors"
 
 
 class _Silent(nn.Module):
@@ -86,9 +87,9 @@ def save_pruned(
     to.mkdir(parents=True, exist_ok=True)
     model.config.save_pretrained(to)
     tokenizer.save_pretrained(to)
-    save_tensors(to / "model.safetensors", _unique(small), {"format": "pt"})
+    save_tensors(to / WEIGHTS, _unique(small), {"format": "pt"})
     write_json(to / "pruned.json", {"format": FORMAT, "cut": sorted(cut), "dtype": str(small.dtype).split(".")[1]})
-    return (to / "model.safetensors").stat().st_size
+    return (to / WEIGHTS).stat().st_size
 
 
 def load_pruned(folder: Path | str) -> PreTrainedModel:
@@ -101,7 +102,7 @@ def load_pruned(folder: Path | str) -> PreTrainedModel:
     try:
         said = json.loads((folder / "pruned.json").read_text())
         cut, dtype = set(said["cut"]), getattr(torch, said["dtype"])
-        weights = load_file(folder / "model.safetensors")
+        weights = load_file(folder / WEIGHTS)
     except (OSError, ValueError, KeyError, AttributeError) as error:
         raise UserError(f"{folder} is no pruned model ({error}); make one: export format=pruned circuit=RUN") from error
     config = AutoConfig.from_pretrained(folder)
