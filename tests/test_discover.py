@@ -23,6 +23,7 @@ from circuitlit.discover import (
 from circuitlit.discover.gates import logistic_noise
 from circuitlit.errors import UserError
 from circuitlit.graph import Circuit, EdgeScores, MaskLayout
+from circuitlit.graph.select import edge_budget
 from circuitlit.masked import MaskedModel, References, mean_writers
 from circuitlit.masked.ablation import Kind
 from circuitlit.model import Subject
@@ -231,6 +232,16 @@ def test_hard_steps_run_the_circuit_that_is_cut() -> None:
         cut = Circuit.cut(learner.scores(), count=count).kept
         assert torch.equal(masks, cut.to(masks)) is same
         assert (int(((masks > 0) & (masks < 1)).sum()) == 0) is same
+
+
+def test_the_schedule_ends_on_the_size_of_the_cut() -> None:
+    """Rounding of the fall could move half an edge, and of a graph with few edges none was left."""
+    for edges, kept in ((46, 16.5), (46, 19.5), (32_491, 196.5)):
+        target = 1 - kept / edges
+        share = Schedule(100, 0.3, start_sparsity=0.3, warmup=0.5).open_share(99, target)
+        assert share == 1 - target and round(share * edges) == edge_budget(target, edges)
+    alphas = torch.arange(46.0)
+    assert int((alphas + HardConcrete().shift_to_cut(alphas, 0.01) > HardConcrete().threshold).sum()) == 1
 
 
 def test_the_shift_to_a_cut_keeps_the_very_count_though_gates_lie_close() -> None:

@@ -69,6 +69,8 @@ class Schedule:
             return final
         progress = min(1.0, step / (self.warmup * self.steps))
         start = max(final, 1 - self.start_sparsity)
+        if progress == 1:  # exactly, for a cut rounds it to a number of edges
+            return final
         if self.fall == "linear":
             return start + (final - start) * progress
         return start * (final / start) ** progress
