@@ -21,7 +21,7 @@ from circuitlit.graph import Graph
 from circuitlit.graph.nodes import known_nodes, plain_kinds
 from circuitlit.heads.text import read_passages, sample_passages, write_passages
 from circuitlit.model import Subject
-from circuitlit.model.limits import longest_prompt
+from circuitlit.model.limits import passage_length
 from circuitlit.model.load import load_subject
 from circuitlit.model.tracr import load_tracr
 
@@ -114,7 +114,7 @@ def passages(cfg: DictConfig, subject: Subject, count: int, length: int) -> Int[
     """
     if subject.graph.inputs > 1:
         raise UserError("a compiled program (Tracr) has no other text to be tried on; take another model")
-    length = int(min(length, longest_prompt(subject.model.config)[0]))
+    length = passage_length(subject.model.config, length)
     if cfg.text is not None:
         ids = read_passages(Path(cfg.text), subject, count, length)
     else:

@@ -27,6 +27,7 @@ from circuitlit.graph import INPUTS, Circuit
 from circuitlit.graph.nodes import known_nodes
 from circuitlit.heads.text import sample_passages
 from circuitlit.model import Subject
+from circuitlit.model.limits import passage_length
 from circuitlit.progress import phase
 from circuitlit.result import Result
 
@@ -118,7 +119,7 @@ def intervene_on_nodes(
         other_tasks: the same model with other tasks' pairs, for specificity.
         level: false discovery rate.
         kinds: roles of components, for the table.
-        text: passages for the collateral KL; None samples 16 of 48 tokens from the model.
+        text: passages for the collateral KL; None samples 16 of up to 48 tokens from the model.
         text_source: where they are from, in words.
         seed: of random sets and sampled text.
 
@@ -134,7 +135,7 @@ def intervene_on_nodes(
         chosen = ranked_nodes(circuit)[:size] if nodes is None else known_nodes(subject.graph, nodes)
         if not chosen or {*chosen} & {*INPUTS}:
             raise UserError("nodes must name heads and MLPs, at least one; an input has no random control")
-        text = sample_passages(subject, 16, 48, seed) if text is None else text
+        text = sample_passages(subject, 16, passage_length(subject.model.config), seed) if text is None else text
         beds = [_bed(one, pairs) for one in (bench, *(other_tasks or {}).values())]
         if not bool(beds[0].full.metric.isfinite().all()):
             task = bench.data.splits.name

@@ -21,6 +21,7 @@ from circuitlit.graph import Circuit, MaskLayout
 from circuitlit.heads.text import sample_passages
 from circuitlit.masked import MaskedModel, References
 from circuitlit.model import Subject
+from circuitlit.model.limits import passage_length
 from circuitlit.model.logits import logits_at
 from circuitlit.model.prune import cut_nodes, load_pruned, pruned, save_pruned
 from circuitlit.model.slices import plain_copy
@@ -106,7 +107,7 @@ def prune_model(
         return logits_at(small, batch.clean, batch.positions)
 
     outcome = bed.measure(logits)
-    ids = sample_passages(whole, 16, 48, 0) if text is None else text
+    ids = sample_passages(whole, 16, passage_length(whole.model.config), 0) if text is None else text
     with torch.no_grad():
         moved = text_kl(whole, ids, lambda: small(ids).logits)
         first = bed.batches[0]

@@ -15,6 +15,11 @@ from circuitlit.tasks.encoded import Row
 from circuitlit.tasks.faults import BadRows, Fault
 
 
+def passage_length(config: PretrainedConfig, most: int = 48) -> int:
+    """Tokens of a passage of some length, or as many as the model takes."""
+    return int(min(most, longest_prompt(config)[0]))
+
+
 def longest_prompt(config: PretrainedConfig) -> tuple[float, str]:
     """Most tokens of a prompt, and what bounds them; infinity where nothing does.
 
