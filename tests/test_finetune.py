@@ -350,6 +350,16 @@ def test_an_adapter_belongs_to_a_revision_of_its_model(local: Path, tmp_path: Pa
     assert asked == [(str(local / "model"), "step1000")]
 
 
+def test_lines_that_are_there_twice_are_in_one_split(tmp_path: Path, tokenizer):
+    """What was tuned on was tested as held out."""
+    rows = [{"prompt": f"{WORDS[n]} {WORDS[n + 1]}", "chosen": f" {WORDS[n + 2]}"} for n in range(10)]
+    file = tmp_path / "twice.jsonl"
+    file.write_text("\n".join(map(json.dumps, [*rows, *rows, rows[0] | {"split": "train"}])))
+    splits = examples_of_file(str(file), tokenizer)
+    seen = {name: {row.clean for row in split.chosen.rows} for name, split in splits.items()}
+    assert sum(map(len, seen.values())) == 10 and [len(splits[name]) for name in ("val", "test")] == [2, 4]
+
+
 def test_a_rise_of_one_large_sentence_while_all_others_fall_is_no_rise():
     """The pairs' mean and the sentences' mean have different signs; the test is of the latter."""
     first = torch.arange(120) < 100

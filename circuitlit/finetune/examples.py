@@ -92,14 +92,22 @@ def examples_of_file(
         UserError: the file cannot be read, a line is malformed, or a split is empty.
     """
     rows: dict[str, list[dict[str, str]]] = {name: [] for name in SPLITS}
-    undecided: list[dict[str, str]] = []
+    home: dict[tuple[str, str], str] = {}  # a line that is there again and names no split goes to the same one
+    undecided: dict[tuple[str, str], list[dict[str, str]]] = {}
     for row in _read(path):
-        (rows[row["split"]] if "split" in row else undecided).append(row)
-    random.Random(f"examples/{seed}").shuffle(undecided)
-    n_val, n_test = round(val_fraction * len(undecided)), round(test_fraction * len(undecided))
-    rows["val"] += undecided[:n_val]
-    rows["test"] += undecided[n_val : n_val + n_test]
-    rows["train"] += undecided[n_val + n_test :]
+        same = row["prompt"], row["chosen"]
+        if "split" in row:
+            home[same] = row["split"]
+            rows[row["split"]].append(row)
+        else:
+            undecided.setdefault(same, []).append(row)
+    dealt = [same for same in undecided if same not in home]
+    random.Random(f"examples/{seed}").shuffle(dealt)
+    n_val, n_test = round(val_fraction * len(dealt)), round(test_fraction * len(dealt))
+    for place, same in enumerate(dealt):
+        home[same] = "val" if place < n_val else "test" if place < n_val + n_test else "train"
+    for same in [*dealt, *(same for same in undecided if same not in set(dealt))]:
+        rows[home[same]] += undecided[same]
     for name in ("train", "test"):
         if not rows[name]:
             raise UserError(f'{path} has no line for {name}; give one "split": "{name}" or write more lines')
