@@ -50,9 +50,7 @@ def test_a_set_is_compared_with_random_ones_on_the_same_pairs(benches: tuple[Wor
     circuit = bench.cut(bench.score(Method.of(eap, negative_metric)))
     heads = ["a0.h0", "a0.h1", "a1.h0", "a1.h1"]
     few = {"candidates": 1, "edges": 1, "steps": (1,), "doses": (0.0, 1.0), "pairs": 12, "control_pairs": 8}
-    found = intervene_on_nodes(
-        bench, circuit, nodes=heads, draws=20, **few
-    ).enhancement  # text as long as the model takes
+    found = intervene_on_nodes(bench, circuit, nodes=heads, draws=20, **few).enhancement
     assert abs(found.slope) > 2 * abs(found.random_slope.value or 0.0)
     assert found.rank_p == 1
 

@@ -1,8 +1,9 @@
 """A smaller model: heads and MLPs that a circuit does without are cut out of the weights, and write nothing any more.
 
 The folder of such a model holds `pruned.json`, which says what is gone; `load_pruned` reads it. The weights' file has a
-name that nobody else looks for: transformers would draw at random what is cut. Of every group of heads that share keys and values as many stay as in the fullest group of the layer, the spare ones
-with an output of nought, for attention wants groups of equal size.
+name that nobody else looks for: transformers would draw at random what is cut. Of every group of heads that share keys
+and values as many stay as in the fullest group of the layer, the spare ones with an output of nought, for attention
+wants groups of equal size.
 """
 
 from __future__ import annotations
