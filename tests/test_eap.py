@@ -34,7 +34,7 @@ from circuitlit.masked import Ablated, MaskedModel, References, mean_writers, ru
 from circuitlit.model import Subject, record, replace_writers
 from circuitlit.model.relevance import relevance_rules
 from circuitlit.objective import kl_divergence, negative_metric
-from circuitlit.tasks.pair import Batch
+from circuitlit.tasks.pair import LACKING, Batch
 
 ARCHITECTURES = ("gpt2", "gpt_neox", "gpt_neox_sequential", "llama", "qwen3")
 GEMMA = ("gemma2", "gemma3_text")
@@ -316,7 +316,7 @@ def test_objectives_without_gradient_at_the_clean_run_are_refused(method) -> Non
 def test_pairs_without_a_wrong_answer_are_named() -> None:
     loss, references = parts("gpt2", negative_metric)
     batch = tiny_batch()
-    batch.wrong[1] = -1
+    batch.wrong[1] = LACKING
     with pytest.raises(UserError, match="negative_metric is not finite on some pairs"):
         eap(loss, references, [batch])
 
