@@ -52,12 +52,10 @@ class Schedule:
         wrong += ["final_noise"] if not 0 < self.final_noise <= 1 else []
         wrong += ["start_sparsity"] if self.start_sparsity is not None and not 0 <= self.start_sparsity < 1 else []
         wrong += ["fall"] if self.fall not in ("geometric", "linear") else []
-        drawn = self.sizes is not None
-        wrong += ["sizes"] if drawn and (len(self.sizes) != 2 or not all(0 < size <= 1 for size in self.sizes)) else []
+        if self.sizes is not None and (len(self.sizes) != 2 or not all(0 < size <= 1 for size in self.sizes)):
+            wrong.append("sizes")
         if wrong:
-            raise UserError(
-                f"mask.schedule.{wrong[0]}={getattr(self, wrong[0])} is out of its range; see its docstring"
-            )
+            raise UserError(f"mask.schedule.{wrong[0]}={getattr(self, wrong[0])} is not a value that it can have")
 
     def open_share(self, step: int, target: float, seed: int = 0) -> float:
         """Share of edges kept in expectation at a step; `seed` matters for drawn sizes alone."""
