@@ -39,7 +39,7 @@ class SmallestCircuit(MeasuredCircuit):
     status: str
     value: float | None
     target: float
-    tried: list[tuple[int, float]]
+    tried: tuple[tuple[int, float], ...]
 
 
 @dataclass(frozen=True, kw_only=True)
