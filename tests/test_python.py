@@ -245,6 +245,13 @@ def test_in_python_methods_are_compared(local: Path, tmp_path: Path) -> None:
     made = {file: file.stat().st_mtime_ns for file in (tmp_path / "cells").iterdir()}
     assert compare_methods({"own": bench}, methods, learners, settings, folder=tmp_path) == found
     assert made == {file: file.stat().st_mtime_ns for file in (tmp_path / "cells").iterdir()}
+    other = {"few steps": methods["few steps"], "more steps": Method.of(random_scores)}
+    quick = replace(settings, match=None, resamples=0, curve_pairs=0)
+    before, after = (compare_methods({"own": bench}, own, {}, quick, folder=tmp_path) for own in (methods, other))
+    kls = [[row.kl.value for row in study.methods if row.method == "more steps"] for study in (before, after)]
+    assert kls[0] != kls[1], "another method of the same label is made anew"
+    fewer = prepare_bench(local / "model", Pairs.from_list([row for row in rows[3:] if row["split"] != "val"]))
+    assert compare_methods({"own": fewer}, methods, {}, quick, folder=tmp_path).tasks[0].n_pairs == 11
     with pytest.raises(UserError, match="not shares between 0 and 1"):
         StudySettings(sparsities=(95,))
     with pytest.raises(UserError, match="few step at None is not among"):

@@ -7,19 +7,23 @@ from pathlib import Path
 from types import SimpleNamespace
 
 import pytest
+import torch
 from cli import call, failure, move_weights, settings, swap_prompts, write_local
 from hydra import compose, initialize_config_dir
 
+from circuitlit.cli.configs import Entry
+from circuitlit.errors import UserError
 from circuitlit.evaluate.agreement import Agreement, Agreements
 from circuitlit.evaluate.fewest import fewest_edges
 from circuitlit.evaluate.similarity import corrected_jaccard
-from circuitlit.evaluate.statistics import INTERVALS, Estimate
-from circuitlit.evaluate.study.cells import Cell
+from circuitlit.evaluate.statistics import INTERVALS, Estimate, Statistic, statistic
+from circuitlit.evaluate.study.cells import Cell, check_names
 from circuitlit.evaluate.study.rankings import rankings
-from circuitlit.evaluate.study.results import MethodStudy
+from circuitlit.evaluate.study.results import LearnedMinusAttribution, MethodStudy
+from circuitlit.evaluate.study.summary import _envelope, _wins
 from circuitlit.graph import Circuit
 from circuitlit.report.study import study_figures
-from circuitlit.run.study.plan import Planned, part_of
+from circuitlit.run.study.plan import Planned, part_of, plan
 
 WARM = "{name: warm,with: ['mask=hard_concrete','mask.init_from=method']}"
 RANKED = "{name: ranked,with: ['mask=sigmoid_topk','study.seeds=[3]']}"
@@ -355,3 +359,39 @@ def test_rankings_by_hand() -> None:
     ]
     found = {one.figure: (one.methods, one.values) for one in rankings(rows)}  # type: ignore[arg-type]
     assert found == {"KL": (["b", "c", "a"], [0.1, 0.2, 0.3]), "kappa of errors": (["c", "a"], [0.7, 0.5])}
+
+
+def test_cells_of_one_name_are_refused() -> None:
+    """Their file would be read twice: one method would be reported with the figures of another."""
+    check_names([Cell("own", "attribution", "eap"), Cell("own", "attribution", "eap >0")])
+    for one, other in (("eap >0", "eap <0"), ("a b", "a_b")):
+        with pytest.raises(UserError, match=f"'own {one}' and 'own {other}' would share the file own--attribution"):
+            check_names(Cell("own", "attribution", method) for method in (one, other))
+    with pytest.raises(UserError, match="would share the file"):
+        check_names(Cell("own", "learner", "masks", at, 0) for at in (0.99999991, 0.99999992))
+    with pytest.raises(UserError, match="'own eap >0' and 'own eap <0' would share"):
+        plan([Entry("own", ())], [Entry("eap >0", ()), Entry("eap <0", ())], [])
+
+
+def test_a_win_holds_for_all_comparisons_and_several_pairs() -> None:
+    """Of eight differences that are each clear by themselves, only the larger one is clear among all."""
+
+    def compared(name: str, values: list[float]) -> tuple[LearnedMinusAttribution, Statistic]:
+        difference = statistic(lambda means: means[0], torch.tensor(values)[None], torch.arange(len(values)))
+        names = {"task": name, "sparsity": 0.9, "learner": "masks", "attribution": "eap", "n_seeds": 1}
+        return LearnedMinusAttribution(**names, **vars(difference.estimate())), difference
+
+    clear, close = [-1.0, -1.1, -0.9, -1.0, -1.05, -0.95], [-1.0, -2.2, 0.1, -1.2, -0.1, -1.6]
+    paired = [compared("clear", clear), compared("one pair", [-1.0]), *(compared(f"{n}", close) for n in range(6))]
+    assert all(item.bounds is not None and item.bounds[1] < 0 for item, _ in paired)
+    tasks = {item.task: SimpleNamespace(n_pairs=1 if item.task == "one pair" else 6) for item, _ in paired}
+    (found,) = _wins(paired, tasks)  # type: ignore[arg-type]
+    assert found.won == ["clear"] and not found.lost and len(found.open) == 7
+    (alone,) = _wins(paired[2:3], tasks)  # type: ignore[arg-type]
+    assert alone.won == ["0"]
+
+
+def test_areas_of_a_single_sentence_have_a_value() -> None:
+    one, other = Estimate(1.0, 0.5, 1.5), Estimate(2.0, 1.0, 3.0, 0.0, 4.0)
+    assert _envelope([one, other]) == Estimate(1.5, 0.5, 3.0)
+    assert _envelope([other, Estimate()]) == other and _envelope([Estimate()]) == Estimate()

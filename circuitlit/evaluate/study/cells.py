@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import math
-from collections.abc import Collection, Mapping, Sequence
+from collections.abc import Collection, Iterable, Mapping, Sequence
 from dataclasses import dataclass, field
 from typing import Any, Literal
 
@@ -115,6 +115,20 @@ class Cell:
         parts += [] if self.sparsity is None else [f"{self.sparsity:g}"]
         parts += [] if self.seed is None else [f"seed{self.seed}"]
         return "--".join(file_name(part) for part in parts if part)
+
+
+def check_names(cells: Iterable[Cell]) -> None:
+    """Refuse cells of one name: the second one would be reported with what the first one found.
+
+    Raises:
+        UserError: there are some.
+    """
+    first: dict[str, Cell] = {}
+    for cell in cells:
+        twin = first.setdefault(cell.name, cell)
+        if twin != cell:
+            one, other = (f"{own.task} {own.method} {own.sparsity or ''}".strip() for own in (twin, cell))
+            raise UserError(f"study: '{one}' and '{other}' would share the file {cell.name}; call one otherwise")
 
 
 @dataclass(frozen=True, kw_only=True)

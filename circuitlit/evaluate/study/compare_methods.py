@@ -22,10 +22,11 @@ from circuitlit.discover.workbench import Workbench
 from circuitlit.errors import UserError
 from circuitlit.evaluate.baseline import Baseline
 from circuitlit.evaluate.find import train_masks
-from circuitlit.evaluate.study.cells import Cell, Circuits, StudySettings, TaskEnds
+from circuitlit.evaluate.study.cells import Cell, Circuits, StudySettings, TaskEnds, check_names
 from circuitlit.evaluate.study.results import MethodStudy
 from circuitlit.evaluate.study.summary import summarise_study
 from circuitlit.evaluate.study.work import Scored, StudyTask, attributed, ends, learned, random_circuits
+from circuitlit.evaluate.trust.identity import identity_of, identity_of_model, identity_of_pairs, identity_of_search
 from circuitlit.graph import EdgeScores
 from circuitlit.graph.select import edge_budget
 from circuitlit.lock import InUse
@@ -50,9 +51,9 @@ class Job:
     prepare: Callable[[], tuple[object, Work]]
 
     @classmethod
-    def of(cls, cell: Cell, settings: StudySettings, work: Work) -> Job:
-        """A cell that depends on the study's settings alone."""
-        return cls(cell, lambda: (asdict(settings), work))
+    def of(cls, cell: Cell, settings: StudySettings, work: Work, *depends: object) -> Job:
+        """A cell that depends on the study's settings and on more, as plain types."""
+        return cls(cell, lambda: ([asdict(settings), *depends], work))
 
     @property
     def kind(self) -> Any:
@@ -141,38 +142,63 @@ def compare_methods(
         learners: what trains masks, by labels: `learn_masks`, its schedule and gates bound by `functools.partial`.
         settings: what is measured.
         start: whose scores masks start from; None takes mask gradients.
-        folder: keeps cells and circuits, so that a call that was stopped goes on. A cell is known by its labels and the
-            settings: take another folder for another model, other pairs or other methods. None keeps nothing.
+        folder: keeps cells and circuits, so that a call that was stopped goes on. What another model, other pairs or
+            other methods and settings made is made anew; learners of your own are known by their names and by what
+            `functools.partial` binds. None keeps nothing.
 
     Raises:
-        UserError: no task, no method, a match that is not among them, or no cell that could be made.
+        UserError: no task, no method, labels whose files would have one name, a match that is not among them, or no
+            cell that could be made.
     """
     if not benches or not (attributions or learners):
         raise UserError("compare_methods needs at least one task and one method")
     settings, finished = settings or StudySettings(), []
     settings.check_match(attributions)
     start = start or Method.of(mask_gradients, steps=5, draws=1)
+    jobs = {
+        name: _jobs(name, _depends_on(bench), attributions, learners, settings, start)
+        for name, bench in benches.items()
+    }
+    check_names(job.cell for own in jobs.values() for job in own)
     with ExitStack() as stack:
         where = Path(stack.enter_context(TemporaryDirectory()) if folder is None else folder)
         for name, bench in benches.items():
             build = cache(partial(StudyTask.build, bench, settings.probe_pairs, settings.published_pairs))
-            jobs = [
-                *(_scored(name, label, method, settings) for label, method in attributions.items()),
-                *(
-                    _trained(name, label, learn, start, settings, at, seed)
-                    for label, learn in learners.items()
-                    for at in settings.sparsities
-                    for seed in settings.seeds
-                ),
-            ]
-            own = Job(Cell(name, "task"), lambda: (asdict(settings), lambda task, _: ends(task, settings.min_accuracy)))
-            control = Job(
-                Cell(name, "control", "random circuits"), lambda: (asdict(settings), partial(_drawn, settings))
-            )
-            with phase(name, f"Task {name}: {len(jobs) + 1} cells"):
-                finished += make_cells(Store(where / "cells"), where / "circuits", build, own, [control, *jobs])
+            own, *others = jobs[name]
+            with phase(name, f"Task {name}: {len(others)} cells"):
+                finished += make_cells(Store(where / "cells"), where / "circuits", build, own, others)
         model = next(iter(benches.values())).subject.name
         return summarise_study(finished, model, where / "circuits", settings)
+
+
+def _depends_on(bench: Workbench) -> dict[str, Any]:
+    """All that every cell of a task depends on, beside the settings."""
+    facts = identity_of_model(bench.subject, bench.model.shards is None) | identity_of_pairs(bench.data)
+    facts |= identity_of_search(bench) | {"roles": bench.layout.roles, "sites": bench.layout.sites}
+    own, kind = bench.ablation, bench.references.kind
+    return facts | {"ablation": [kind, own.positional, own.steps, own.lr], "precision": bench.precision}
+
+
+def _jobs(
+    name: str,
+    known: dict[str, Any],
+    attributions: Mapping[str, Method],
+    learners: Mapping[str, Learn],
+    settings: StudySettings,
+    start: Method,
+) -> list[Job]:
+    """The task's own cell first, then random circuits, attributions and mask runs."""
+    return [
+        Job.of(Cell(name, "task"), settings, lambda task, _: ends(task, settings.min_accuracy), known),
+        Job.of(Cell(name, "control", "random circuits"), settings, partial(_drawn, settings), known),
+        *(_scored(name, label, method, settings, known) for label, method in attributions.items()),
+        *(
+            _trained(name, label, learn, start, settings, at, seed, known)
+            for label, learn in learners.items()
+            for at in settings.sparsities
+            for seed in settings.seeds
+        ),
+    ]
 
 
 def _sized(task: StudyTask, sparsities: Sequence[float]) -> dict[float, Workbench]:
@@ -184,16 +210,23 @@ def _drawn(settings: StudySettings, task: StudyTask, _folder: Path) -> Circuits:
     return random_circuits(task, _sized(task, settings.sparsities), settings)
 
 
-def _scored(name: str, label: str, method: Method, settings: StudySettings) -> Job:
+def _scored(name: str, label: str, method: Method, settings: StudySettings, known: object) -> Job:
     def work(task: StudyTask, folder: Path) -> Circuits:
         seed_everything(settings.seed, verbose=False)
         return attributed(task, method, _sized(task, settings.sparsities), folder, settings, label)
 
-    return Job.of(Cell(name, "attribution", label), settings, work)
+    return Job.of(Cell(name, "attribution", label), settings, work, known, identity_of(method))
 
 
 def _trained(
-    name: str, label: str, learn: Learn, start: Method, settings: StudySettings, sparsity: float, seed: int
+    name: str,
+    label: str,
+    learn: Learn,
+    start: Method,
+    settings: StudySettings,
+    sparsity: float,
+    seed: int,
+    known: object,
 ) -> Job:
     def work(task: StudyTask, folder: Path) -> Circuits:
         sized = _sized(task, [sparsity])
@@ -207,4 +240,5 @@ def _trained(
         seed_everything(seed, verbose=False)
         return learned(task, train, sized, folder, settings)
 
-    return Job.of(Cell(name, "learner", label, sparsity, seed), settings, work)
+    bound = [getattr(getattr(learn, "func", learn), "__qualname__", ""), getattr(learn, "keywords", {})]
+    return Job.of(Cell(name, "learner", label, sparsity, seed), settings, work, known, bound, identity_of(start))

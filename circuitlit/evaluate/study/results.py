@@ -115,7 +115,10 @@ class LearnedMinusAttribution(Estimate):
 
 @dataclass(frozen=True, kw_only=True)
 class Wins:
-    """Tasks on which a learner is clearly closer to the model than the best attribution, farther, or neither."""
+    """Tasks on which a learner is clearly closer to the model than the best attribution, farther, or neither.
+
+    Clearly: by 95 % intervals that hold for all comparisons of the study together (Bonferroni).
+    """
 
     learner: str
     sparsity: float

@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import math
 from collections import defaultdict
-from collections.abc import Iterable, Sequence
+from collections.abc import Iterable, Mapping, Sequence
 from itertools import product
 from pathlib import Path
 from typing import Any
@@ -16,7 +16,7 @@ from circuitlit.errors import UserError
 from circuitlit.evaluate.agreement import LEAST_ERRORS, Agreements
 from circuitlit.evaluate.fewest import fewest_edges
 from circuitlit.evaluate.similarity import Spread, consensus
-from circuitlit.evaluate.statistics import Estimate, mean_estimate
+from circuitlit.evaluate.statistics import LEVEL, Estimate, Statistic, mean_estimate, statistic
 from circuitlit.evaluate.study.cells import Cell, Circuits, Cut, Match, StudySettings, TaskEnds, outcome_of
 from circuitlit.evaluate.study.rankings import rankings
 from circuitlit.evaluate.study.results import (
@@ -68,8 +68,8 @@ def summarise_study(finished: Finished, model: str, circuits: Path, settings: St
         model=model,
         tasks=[_ends(name, content) for name, content in tasks.items()],
         methods=rows,
-        learned_minus_attribution_kl=paired,
-        wins=_wins(paired),
+        learned_minus_attribution_kl=[item for item, _ in paired],
+        wins=_wins(paired, tasks),
         rankings=rankings(rows),
         fewest_edges=_fewest(done, settings.match, settings.curve_pairs) if settings.match else [],
         failed=failed,
@@ -180,18 +180,18 @@ def _overlap(folders: Sequence[Path], row: Cut, share: float) -> dict[str, Any]:
 
 def _envelope(estimates: Sequence[Estimate]) -> Estimate:
     """Mean of the seeds' values, and an interval that holds all of theirs."""
-    known = [vars(one) for one in estimates if None not in vars(one).values()]
+    known = [one for one in estimates if one.value is not None]
     if not known:
         return Estimate()
-    low, high, low_sentences, high_sentences = (
-        end(one[name] for one in known)
+    ends = [
+        None if None in (own := [getattr(one, name) for one in known]) else end(own)
         for name, end in (("low", min), ("high", max), ("low_sentences", min), ("high_sentences", max))
-    )
-    return Estimate(_mean(one["value"] for one in known), low, high, low_sentences, high_sentences)
+    ]
+    return Estimate(_mean(one.value for one in known), *ends)
 
 
-def _paired(done: Done) -> list[LearnedMinusAttribution]:
-    """KL of each learner minus KL of the best attribution, pair by pair, by task and sparsity.
+def _paired(done: Done) -> list[tuple[LearnedMinusAttribution, Statistic]]:
+    """KL of each learner minus KL of the best attribution, pair by pair, by task and sparsity, and what it is made of.
 
     The attribution is chosen on validation pairs, and a learner's KL is the mean over its seeds.
     """
@@ -204,18 +204,23 @@ def _paired(done: Done) -> list[LearnedMinusAttribution]:
         for (learner, group), best in product(learners.items(), _best(attributions)):
             ours = torch.stack([outcome_of(row.by_pair).kl for _, _, row in group])
             theirs = outcome_of(attributions[best].by_pair)
-            difference = vars(mean_estimate(ours - theirs.kl, theirs.group))
+            difference = statistic(lambda means: means[0], (ours - theirs.kl)[None], theirs.group)
             names = {"task": task, "sparsity": sparsity, "learner": learner, "attribution": best}
-            found.append(LearnedMinusAttribution(**names, n_seeds=len(group), **difference))
+            own = LearnedMinusAttribution(**names, n_seeds=len(group), **vars(difference.estimate()))
+            found.append((own, difference))
     return found
 
 
-def _wins(paired: Sequence[LearnedMinusAttribution]) -> list[Wins]:
-    """On how many tasks a learner's KL is clearly below, and clearly above, that of the best attribution."""
+def _wins(paired: Sequence[tuple[LearnedMinusAttribution, Statistic]], tasks: Mapping[str, TaskEnds]) -> list[Wins]:
+    """On how many tasks a learner's KL is clearly below, and clearly above, that of the best attribution.
+
+    Intervals are widened for all comparisons of the study (Bonferroni). Of a single pair none is clear.
+    """
     found: dict[tuple[str, float], dict[str, list[str]]] = {}
-    for item in paired:
+    for item, difference in paired:
         sides = found.setdefault((item.learner, item.sparsity), {"won": [], "lost": [], "open": []})
-        low, high = item.bounds or (-math.inf, math.inf)
+        bounds = difference.estimate(1 - (1 - LEVEL) / len(paired)).bounds
+        low, high = bounds if bounds and tasks[item.task].n_pairs > 1 else (-math.inf, math.inf)
         sides["won" if high < 0 else "lost" if low > 0 else "open"].append(item.task)
     return [Wins(learner=learner, sparsity=sparsity, **sides) for (learner, sparsity), sides in found.items()]
 

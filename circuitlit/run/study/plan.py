@@ -9,7 +9,7 @@ from omegaconf import DictConfig
 
 from circuitlit.cli.configs import Entry, composed
 from circuitlit.errors import UserError
-from circuitlit.evaluate.study.cells import Cell
+from circuitlit.evaluate.study.cells import Cell, check_names
 
 CHEAP = 0.3  # cost of an attribution's cell beside a mask run's
 
@@ -43,6 +43,9 @@ def plan(tasks: list[Entry], attributions: list[Entry], learners: list[Entry]) -
 
     A learner that ranks every size in one run (`mask.schedule.sizes`) has one cell a seed. `study.seeds` and
     `study.sparsities` among an entry's own settings hold for that entry alone.
+
+    Raises:
+        UserError: two labels whose files would have one name.
     """
     runs = {entry: _runs(entry) for entry in learners}
     jobs: dict[str, list[Planned]] = {}
@@ -59,6 +62,7 @@ def plan(tasks: list[Entry], attributions: list[Entry], learners: list[Entry]) -
                     Planned(Cell(task.name, "learner", entry.name, sparsity, seed), settings, entry.cost or 1.0)
                 )
         jobs[task.name] = found
+    check_names(job.cell for of_task in jobs.values() for job in of_task)
     return jobs
 
 
