@@ -364,6 +364,29 @@ def test_lines_that_are_the_same_are_one_observation_in_one_split(first, byte_bp
         assert len(home) == 3 and len(set(home)) == 1 and home[0] == first.get("split", home[0])
 
 
+def test_a_prompt_that_is_corrupted_in_several_ways_is_in_one_split(byte_bpe, tmp_path):
+    """Or masks would be trained on the test's prompts."""
+    rows = [
+        {"clean": f"{CLEAN} {i}", "corrupted": f"{CORRUPTED} {i + other}", "answer": " Mary"}
+        for other in (1, 2, 3)
+        for i in range(12)
+    ]
+    for splits in (jsonl(byte_bpe, write(tmp_path, *rows), 0), Pairs.from_list(rows)):
+        own = [{pair.clean for pair in getattr(splits, name)} for name in ("train", "val", "test")]
+        assert sum(map(len, own)) == len(set.union(*own)) == 12
+        assert encode(splits.test, byte_bpe, splits.role_names).n_groups == len(own[2])
+
+
+def test_shares_and_numbers_that_are_none_are_refused(byte_bpe, tmp_path):
+    rows = [{"clean": f"{CLEAN} {i}", "corrupted": CORRUPTED, "answer": " Mary"} for i in range(9)]
+    for shares in ((0.7, 0.4), (-0.5, 0.4), (float("nan"), 0.4)):
+        with pytest.raises(UserError, match=r"task own: val_fraction=.* are not shares"):
+            Pairs.from_list(rows, val_fraction=shares[0], test_fraction=shares[1])
+    for name, number in (("n_test", -1), ("n_test", 0), ("n_train", -2)):
+        with pytest.raises(UserError, match=f"{name}={number} is below"):
+            jsonl(byte_bpe, write(tmp_path, *rows), 0, **{name: number})
+
+
 def test_a_file_that_cannot_serve_is_named(byte_bpe, tmp_path):
     with pytest.raises(UserError, match=r"missing\.jsonl cannot be read"):
         jsonl(byte_bpe, str(tmp_path / "missing.jsonl"), seed=0)

@@ -44,10 +44,10 @@ def jsonl(
     does without), `wrong_answer`, `split` ("train", "val", "validation", "test", "new_words") and `roles`: role ->
     [start, end] characters of `clean`, or role -> a text whose first occurrence is meant. `group` names the sentence or
     item that a line shares with others: intervals for new sentences resample groups, and lines without `split` go to
-    one split with their group. Without it a line is its own group.
+    one split with their group. Without it a line is in the group of the first line with its clean prompt.
     Without `answer`, `clean` and `corrupted` each hold `<predict>...</predict>`: the prompts end before the tag, the
     clean one's is the answer and what follows is left out (the form of Edge Pruning's custom data). Lines that are
-    the same are one observation: they share a group and a split.
+    the same are one observation, whatever their groups: they share a group and a split.
 
     Args:
         tokenizer: the model's; lines that it makes unusable are bad ones, too.
@@ -61,11 +61,7 @@ def jsonl(
     Raises:
         UserError: the file cannot be read, lines cannot be used, or no pair is in the test split.
     """
-    if min(val_fraction, test_fraction) < 0 or val_fraction + test_fraction > 1:
-        raise UserError(
-            f"task jsonl: val_fraction={val_fraction} and test_fraction={test_fraction} "
-            "are not shares that sum to at most 1; change them"
-        )
+    _check_fractions("jsonl", val_fraction, test_fraction)
     entries, faults = _parsed(path)
     if not entries and not faults:
         raise UserError(f"{path} is empty; write one pair a line")
@@ -81,17 +77,29 @@ def dealt(
     """Pairs with their splits as a task; those without one are dealt out.
 
     Raises:
-        UserError: none is for the test.
+        UserError: none is for the test, or the fractions are none.
     """
+    _check_fractions(name, val_fraction, test_fraction)
     made: dict[str, list[Pair]] = {split: [] for split in SPLITS}
     undecided: list[Pair] = []
+    first: dict[str, str] = {}
     for pair, split in entries:
+        if pair.group == pair.source:  # or a prompt that is corrupted in several ways would be in several splits
+            pair = replace(pair, group=first.setdefault(pair.clean, pair.group))
         (made[split] if split else undecided).append(pair)
     _deal_out(undecided, made, seed, val_fraction, test_fraction)
     if not made["test"]:
         raise UserError(f'{source} has no pair for the test; give one "split": "test" or raise test_fraction')
     roles = (OTHER, *_role_names(made.values()), END)
     return Pairs(name, made["train"], made["val"], made["test"], roles, new_words=made["new_words"])
+
+
+def _check_fractions(name: str, val: float, test: float) -> None:
+    if not (val >= 0 and test >= 0 and val + test <= 1):
+        raise UserError(
+            f"task {name}: val_fraction={val} and test_fraction={test} "
+            "are not shares that sum to at most 1; change them"
+        )
 
 
 def _parsed(path: str) -> tuple[list[Entry], list[Fault]]:

@@ -78,7 +78,14 @@ class Pairs:
         return dealt(entries, name, seed, val_fraction, test_fraction)
 
     def first(self, n_train: int | None, n_val: int | None, n_test: int | None) -> Pairs:
-        """At most so many pairs of a split, the first ones; None keeps all. `new_words` has as many as the test."""
+        """At most so many pairs of a split, the first ones; None keeps all. `new_words` has as many as the test.
+
+        Raises:
+            UserError: a number below 0, or no test pair.
+        """
+        for split, number, least in (("train", n_train, 0), ("val", n_val, 0), ("test", n_test, 1)):
+            if number is not None and number < least:
+                raise UserError(f"task {self.name}: n_{split}={number} is below {least}; raise it")
         train, val, test, words = self.train[:n_train], self.val[:n_val], self.test[:n_test], self.new_words[:n_test]
         all_there = self.exhaustive and len(test) == len(self.test)
         return replace(self, train=train, val=val, test=test, new_words=words, exhaustive=all_there)
