@@ -2,13 +2,17 @@
 
 from __future__ import annotations
 
+import json
 from dataclasses import replace
+from pathlib import Path
 
 import pytest
 import torch
 from planted_rivals import FIRST, edges_of, first_circuit, planted_rivals
 
-from circuitlit import Circuit, EdgeScores, Method, Outcome, UserError, eap_ig
+from circuitlit import Circuit, EdgeScores, Method, Outcome, Pairs, UserError, eap_ig, evaluate_circuit
+from circuitlit.discover import random_scores
+from circuitlit.evaluate.find import prepare_bench
 from circuitlit.evaluate.found import Measured
 from circuitlit.evaluate.statistics import Estimate, statistic
 from circuitlit.evaluate.trust.batch_scores import BatchScores
@@ -158,6 +162,29 @@ def test_a_circuit_that_is_all_of_its_kind_is_not_compared() -> None:
         assert [row.state for row in rows] == ["not measured"] * 2 and why in rows[0].why
     kept = Bars(controls=20, published_pairs=0, max_kl_share=-1.0)
     assert verdict(found, kept)[0] == "FAILED"  # what does not go by chance is still judged
+
+
+def test_shuffles_that_mostly_are_the_circuit_do_not_judge_it(local: Path) -> None:
+    """Two edges have one other pair of these degrees: half of the shuffles are the circuit, however good it is."""
+    rows = [json.loads(line) for line in (local / "pairs.jsonl").read_text().splitlines()]
+    bench = prepare_bench(local / "model", Pairs.from_list(rows))
+    graph, scores = bench.subject.graph, bench.score(Method.of(random_scores))
+    kept = torch.zeros(1, graph.n_edges, dtype=torch.bool)
+    kept[0, [graph.edge_index(edge) for edge in ("input->m0", "a0.h0->logits")]] = True
+    circuit = Circuit.of(scores, kept)
+    bars = Bars(controls=40, published_pairs=0, max_kl_share=1000.0)
+    found = measure_circuit(bench, circuit, bars=bars)
+    assert found.shuffled and found.shuffled.n_alike and 10 < found.shuffled.n_alike < 30 and found.shuffled.p is None
+    assert found.random and found.random.n_alike is None and found.random.p == found.random.p_holm
+    for settings, said in (
+        ({"curve_pairs": -1}, "curve_pairs=-1 is below 0"),
+        ({"knockouts": -1}, "knockouts=-1 is below 0"),
+        ({"parts": -1}, "parts=-1 is below 0"),
+        ({"ablation_pairs": 0}, "ablation_pairs=0 is below 1"),
+        ({"smallest": float("nan")}, "smallest=nan is no faithfulness"),
+    ):
+        with pytest.raises(UserError, match=said):
+            evaluate_circuit(bench, circuit, bars=bars, **settings)
 
 
 def test_halves_of_batches_cost_no_further_pass() -> None:

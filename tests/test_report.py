@@ -8,11 +8,13 @@ import json
 import re
 from dataclasses import asdict
 from pathlib import Path
+from types import SimpleNamespace
 
 import pytest
 import torch
 from rich.console import Console
 
+from circuitlit.compare.prevention import ARMS, Prevention
 from circuitlit.errors import UserError
 from circuitlit.evaluate.statistics import Estimate
 from circuitlit.evaluate.trust.rivals import ACCEPTED, RivalCircuit, Rivals
@@ -25,6 +27,8 @@ from circuitlit.report.circuit_figure import COLOURS, circuit_figure, node_place
 from circuitlit.report.drawing import drawing
 from circuitlit.report.edges import KINDS, ranked_edges
 from circuitlit.report.figures import layer_figure, possible_edges, series, smooth
+from circuitlit.report.generality import prevention_sentences
+from circuitlit.report.injection import sentence as injection_sentence
 from circuitlit.report.page import headline, paired_note
 from circuitlit.report.paper_circuit import dot
 from circuitlit.report.runs import circuit_pairs, write_runs_page
@@ -162,7 +166,35 @@ def test_missing_values_are_dashes_and_failures_claim_nothing() -> None:
     [(0.1, 0.3, "this circuit is closer"), (-0.3, -0.1, "attribution is closer"), (-0.1, 0.1, "includes 0")],
 )
 def test_the_paired_difference_is_read_with_its_interval(low: float, high: float, expected: str) -> None:
-    assert expected in paired_note({"attribution_minus_circuit_kl": {"value": 0.0, "low": low, "high": high}})
+    difference = {"attribution_minus_circuit_kl": {"value": 0.0, "low": low, "high": high}}
+    assert expected in paired_note(difference)
+    assert "neither is shown to be closer" in paired_note(difference | {"n_pairs": 1})
+
+
+def test_sentences_go_by_the_interval_for_new_sentences() -> None:
+    """Those of a few sentences, or beside one random set, are not said to be beyond chance."""
+    clear, wide = Estimate(1.0, 0.5, 1.5, 0.2, 1.8), Estimate(1.0, 0.5, 1.5, -0.2, 2.2)
+    for gap, seeds, sure in ((clear, [0, 1], True), (wide, [0, 1], False), (clear, [0], False)):
+        own = {"own": gap}
+        found = Prevention(
+            on="own",
+            nodes=["m0"],
+            withheld=[],
+            random_nodes=[["m1"]],
+            overlap=0.0,
+            conflict=0.5,
+            seeds=seeds,
+            steps=1,
+            loss_before=own,
+            loss_change=dict.fromkeys(ARMS, own),
+            by_seed={},
+            spared={"nothing": own, "random": own},
+        )
+        assert ("not beyond chance" in prevention_sentences(found)[1]) != sure
+        carriers = {"new": SimpleNamespace(specific=gap)}
+        facts = {"shared_nodes": [], "settings": {"nodes": 2}, "tuning": {"status": "OK"}, "correlation": 0.0}
+        said = injection_sentence(SimpleNamespace(carriers=carriers, **facts))  # type: ignore[arg-type]
+        assert ("not shown to be specific" in said) == (gap is wide)
 
 
 @pytest.mark.parametrize(("width", "intervals"), [(80, 0), (100, 1), (120, 2), (190, 5)])

@@ -8,12 +8,15 @@ import pytest
 import torch
 from conftest import tiny_batch, tiny_model
 
+from circuitlit.errors import UserError
 from circuitlit.evaluate import TestBed, random_circuit
 from circuitlit.evaluate.found import FAILED, OK, SMOKE, UNMEASURABLE, FoundCircuit
 from circuitlit.evaluate.verdict import Bars, verdict
 from circuitlit.masked import MaskedModel, References
 from circuitlit.model import Subject
 from circuitlit.tasks.encoded import EncodedPairs, Row
+
+FEW = {"p": 1 / 21, "p_holm": 2 / 21, "n_circuits": 20}
 
 
 def result_with(**changed: Any) -> FoundCircuit:
@@ -33,12 +36,21 @@ def result_with(**changed: Any) -> FoundCircuit:
         ({"n_pairs": 1}, {}, UNMEASURABLE, "1 test pairs are too few"),
         ({}, {"smoke": True}, SMOKE, "says nothing about the model"),
         ({"shuffled": {"p": 0.3, "p_holm": 0.6, "n_circuits": 40}}, {}, FAILED, "shuffled circuits beyond chance"),
-        ({"random": {"p": 1 / 21, "p_holm": 2 / 21, "n_circuits": 20}}, {}, UNMEASURABLE, "20 random circuits are too"),
+        ({"random": FEW}, {}, UNMEASURABLE, "20 random circuits are too"),
+        ({"random": FEW, "shuffled": {"p": 0.9, "p_holm": 0.9, "n_circuits": 20}}, {}, FAILED, "that of shuffled"),
+        ({"random": {"n_circuits": 40, "n_alike": 40}}, {}, UNMEASURABLE, "no other circuit has this size"),
+        ({"shuffled": {"n_circuits": 40, "n_alike": 23}}, {}, UNMEASURABLE, "23 of 40 shuffled circuits are this one"),
     ],
 )
 def test_a_verdict_needs_evidence(changed: dict, settings: dict, status: str, said: str | None) -> None:
     found, reason = verdict(result_with(**changed), Bars(**settings))
     assert found == status and (reason is None if said is None else said in str(reason))
+
+
+def test_bars_that_judge_nothing_are_refused() -> None:
+    for settings in ({"controls": 0}, {"controls": -1}, {"max_kl_share": float("nan")}):
+        with pytest.raises(UserError, match="take at least one control and a share that is a number"):
+            Bars(**settings)
 
 
 def test_few_pairs_are_enough_where_they_are_all_there_are() -> None:

@@ -83,7 +83,7 @@ def compare_freezing(
         tune: a tuned copy of a model, given its examples by split, a seed, and the nodes to freeze.
         tune_on: the task to tune on.
         nodes: that are frozen; as many random ones beside them.
-        seeds: of the tuning and of the random nodes.
+        seeds: of the tuning and of the random nodes; with one nothing is said to be beyond chance.
         steps: of the tuning, for the result.
         batch_size: pairs measured at once.
 

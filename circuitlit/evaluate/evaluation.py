@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import math
 from dataclasses import replace
 from typing import Any, Literal
 
@@ -57,6 +58,12 @@ def evaluate_circuit(
     Raises:
         UserError: scores that cannot be ranked so, other token roles, or no validation pairs to search on.
     """
+    numbers = {"curve_pairs": (curve_pairs, 0), "knockouts": (knockouts, 0), "parts": (parts, 0)}
+    for name, (number, least) in (numbers | {"ablation_pairs": (ablation_pairs, 1)}).items():
+        if number is not None and number < least:
+            raise UserError(f"{name}={number} is below {least}; raise it")
+    if smallest is not None and not math.isfinite(smallest):
+        raise UserError(f"smallest={smallest} is no faithfulness that could be reached; give a number")
     bars = bars or Bars()
     circuit, bench = _fitted(circuit, bench, ranking)
     with phase("evaluation", f"Evaluating on {len(bench.data.test)} held-out pairs"):

@@ -35,8 +35,9 @@ class Measured:
         label: what it is of, for attributions.
         n_circuits: random circuits that the means run over.
         n_pairs: pairs, where they are not all.
+        n_alike: random circuits that are the circuit itself; None where none is.
         p, p_holm: share of random circuits with a KL at most the circuit's, itself counted; corrected for both. None
-            where no other circuit is like it.
+            where too few of them are another circuit.
         agreement: with what the model says, apart where the model is right and where it is wrong.
     """
 
@@ -53,6 +54,7 @@ class Measured:
     n_edges_reachable: int | None = None
     label: str | None = None
     n_circuits: int | None = None
+    n_alike: int | None = None
     n_pairs: int | None = None
     p: float | None = None
     p_holm: float | None = None

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import math
 from collections.abc import Sequence
 from dataclasses import dataclass, fields, replace
 from typing import Any
@@ -9,6 +10,7 @@ from typing import Any
 import torch
 
 from circuitlit.discover.workbench import Workbench
+from circuitlit.errors import UserError
 from circuitlit.evaluate.agreement import Agreements
 from circuitlit.evaluate.baseline import Baseline, cut_to_reachable
 from circuitlit.evaluate.controls import random_circuit, shuffled_circuits
@@ -61,6 +63,16 @@ class Bars:
     least_pairs: int = 10
     smoke: bool = False
     published_pairs: int | None = None
+
+    def __post_init__(self) -> None:
+        """Refuse what nothing could be judged by.
+
+        Raises:
+            UserError: no control, or a share that is no number, which no KL would exceed.
+        """
+        if self.controls < 1 or math.isnan(self.max_kl_share):
+            said = f"controls={self.controls} and max_kl_share={self.max_kl_share}"
+            raise UserError(f"bars: {said}; take at least one control and a share that is a number")
 
 
 def held_out(bench: Workbench, split: str = "test") -> TestBed:
@@ -199,7 +211,8 @@ def measure_controls(bench: Workbench, bed: TestBed, circuit: Circuit, found: Ou
 
     `subset` holds circuit, full model and corrupted run on the same pairs. `p` of a control is the share of its
     circuits with a KL at most the circuit's, the circuit itself counted; `p_holm` is corrected for both controls. A
-    control whose circuits are all the circuit itself has neither: there is no other one to compare it with.
+    control so many of whose circuits are the circuit itself that no other KL could make it significant has neither:
+    there is too little to compare it with.
     """
     number, graph = bars.controls, bench.subject.graph
     pairs = min(max(bars.control_pairs, len(found.group.unique())), len(found.kl))
@@ -213,12 +226,13 @@ def measure_controls(bench: Workbench, bed: TestBed, circuit: Circuit, found: Ou
         for kind, circuits in kinds.items()
     }
     closeness = -float(own.kl.mean())
-    differ = [kind for kind, circuits in kinds.items() if any(not torch.equal(kept, circuit.kept) for kept in circuits)]
+    alike = {kind: sum(torch.equal(kept, circuit.kept) for kept in own) for kind, own in kinds.items()}
+    differ = [kind for kind, same in alike.items() if not same or (1 + same) / (1 + number) < LEVEL]
     p = [rank_p(closeness, [-float(other.kl.mean()) for other in outcomes[kind]]) for kind in differ]
     claims = {kind: {"p": one, "p_holm": both} for kind, one, both in zip(differ, p, holm(p), strict=True)}
     facts = {"n_edges": circuit.n_edges, "n_circuits": number, "n_pairs": pairs}
     rows = {
-        kind: _entry(others, bed.full, bed.corrupted, **facts, **claims.get(kind, {}))
+        kind: _entry(others, bed.full, bed.corrupted, n_alike=alike[kind] or None, **facts, **claims.get(kind, {}))
         for kind, others in outcomes.items()
     }
     metrics = _metrics(summarise([own], full, corrupted))
@@ -251,15 +265,17 @@ def verdict(result: FoundCircuit, bars: Bars, exhaustive: bool = False) -> tuple
             FAILED,
             f"its KL of {kl:.3f} nats exceeds {allowed:.3f}, {bars.max_kl_share:g} of the corrupted run's",
         )
+    unsure: list[str] = []  # said only where no control fails it: more draws would not help then
     for control in ("random", "shuffled"):
         row: Measured = getattr(result, control)
         assert row.n_circuits is not None
         if row.p is None or row.p_holm is None:
-            return UNMEASURABLE, f"{no_other(control, row.n_circuits)}; there is nothing to compare it with"
-        if row.p_holm < LEVEL:
-            continue
-        if row.p <= 1 / (1 + row.n_circuits):
+            few = f"{row.n_alike} of {row.n_circuits} {control} circuits are this one"
+            none = row.n_alike in (None, row.n_circuits)
+            unsure.append(no_other(control, row.n_circuits) + "; there is nothing to compare it with" if none else few)
+        elif row.p_holm >= LEVEL and row.p <= 1 / (1 + row.n_circuits):
             enough = enough_draws(2)
-            return UNMEASURABLE, f"{row.n_circuits} {control} circuits are too few for p < {LEVEL}; take {enough}"
-        return FAILED, f"its KL is not below that of {control} circuits beyond chance (p = {row.p_holm:.2g})"
-    return OK, None
+            unsure.append(f"{row.n_circuits} {control} circuits are too few for p < {LEVEL}; take {enough}")
+        elif row.p_holm >= LEVEL:
+            return FAILED, f"its KL is not below that of {control} circuits beyond chance (p = {row.p_holm:.2g})"
+    return (UNMEASURABLE, unsure[0]) if unsure else (OK, None)

@@ -91,7 +91,8 @@ def prevention_sentences(found: Prevention | None) -> list[str]:
         change = {arm: _cell(own[name]) for arm, own in found.loss_change.items()}
         role = "tuned on" if name == found.on else "held"
         gap = Metric.of(found.spared["random"][name])
-        sure = gap.low is not None and gap.high is not None and (gap.low > 0 or gap.high < 0)
+        low, high = gap.bounds or (0.0, 0.0)
+        sure = len(found.seeds) > 1 and (low > 0 or high < 0)  # of one set of random nodes chance is not known
         made.append(
             f"{name} ({role}): loss {_cell(found.loss_before[name])} nats changes by {change['nothing']} with "
             f"nothing frozen, {change['conflict']} with the named nodes, {change['random']} with random ones; spared "

@@ -57,7 +57,7 @@ def sentence(result: FactInjection) -> str:
     verdicts = []
     for kind, own in result.carriers.items():
         gap = Metric.of(own.specific)
-        sure = gap.low is not None and gap.low > 0
+        sure = gap.bounds is not None and gap.bounds[0] > 0
         verdicts.append(f"the nodes of {kind} facts are {'' if sure else 'not shown to be '}specific to them ({gap})")
     return (
         f"Tuning {status}. Node estimates of new and revised facts correlate by {result.correlation:.2f} "

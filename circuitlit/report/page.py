@@ -125,7 +125,9 @@ def paired_note(result: dict) -> str:
         return ""
     low, high = difference.bounds
     verdict = "the interval includes 0, so neither is shown to be closer"
-    if low > 0:
+    if result.get("n_pairs") == 1:
+        verdict = "of a single pair, so neither is shown to be closer"
+    elif low > 0:
         verdict = "this circuit is closer to the full model"
     elif high < 0:
         verdict = "attribution is closer to the full model"
