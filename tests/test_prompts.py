@@ -5,14 +5,17 @@ from __future__ import annotations
 import json
 import shutil
 from pathlib import Path
+from types import SimpleNamespace
 
 import pytest
 from cli import call, failure, move_weights, settings, swap_prompts, write_local
 from hydra import compose, initialize_config_dir
 from omegaconf import DictConfig
 
-from circuitlit.compare.prompts import PromptComparison
+from circuitlit.compare.prompts import BesideRandom, PromptComparison, _verdict
 from circuitlit.errors import UserError
+from circuitlit.evaluate.statistics import Estimate
+from circuitlit.evaluate.verdict import Bars
 from circuitlit.graph import Circuit
 from circuitlit.report.prompts import write_prompts
 from circuitlit.run import prompts
@@ -161,3 +164,24 @@ def test_experiments_compose(name: str) -> None:
         if cfg.prompts.tune:
             tuning = compose("finetune", list(cfg.prompts.tune))
             assert tuning.task.build.prompt == "both" and tuning.task.build.literals == cfg.task.build.literals
+
+
+def test_a_verdict_on_prompts_needs_pairs_and_random_circuits() -> None:
+    def found(kl: float, draws: int, beaten_by: int, pairs: int = 20) -> dict:
+        p = (1 + beaten_by) / (1 + draws)
+        rows = {"one": kl, "corrupted run": 1.0}
+        circuits = [SimpleNamespace(circuit=n, on={"one": SimpleNamespace(kl=Estimate(v))}) for n, v in rows.items()]
+        chance = {"one": BesideRandom(8, kl, 0.9, draws, p, min(1.0, 4 * p))}
+        return {"circuits": circuits, "chance": chance, "n_pairs": {"one": pairs}}
+
+    for made, bars, status, said in (
+        (found(0.1, 199, 0), Bars(), "OK", "None"),
+        (found(0.9, 199, 0), Bars(), "FAILED", "has a KL of 0.900"),
+        (found(0.1, 199, 90), Bars(), "FAILED", "not better than 199 random ones"),
+        (found(0.1, 9, 0), Bars(), "NOT MEASURABLE", "9 random circuits are too few"),
+        (found(0.1, 9, 3), Bars(), "FAILED", "not better than 9 random ones"),
+        (found(0.1, 199, 0, pairs=3), Bars(), "NOT MEASURABLE", "3 test pairs of one are too few"),
+        (found(0.1, 199, 0), Bars(smoke=True), "SMOKE TEST", "says nothing about the model"),
+    ):
+        given, reason = _verdict(made, bars)
+        assert given == status and said in str(reason)

@@ -400,6 +400,15 @@ def test_runs_are_compared_beyond_chance_and_stage_by_stage(tmp_path: Path) -> N
         write_runs_page([folders[0], folders[0]], tmp_path / "runs.html")
 
 
+def test_what_does_not_exist_of_two_circuits_is_a_dash(tmp_path: Path) -> None:
+    whole, nothing = make_circuit(), torch.zeros_like(make_circuit().kept)
+    for name in ("a", "b"):
+        (tmp_path / name).mkdir()
+    runs = [make_run(tmp_path / name, Circuit.of(whole.scores, nothing), make_result(whole)) for name in ("a", "b")]
+    text = without_plotly(write_runs_page(runs, tmp_path / "runs.html").read_text())
+    assert "<td>1.000</td>" in text and "<td>-</td>" in text and "nan" not in text.split('id="curves"')[0]
+
+
 def test_circuits_of_other_graphs_are_not_compared() -> None:
     other = Circuit.cut(EdgeScores(Graph(2, 2, 2), torch.randn(1, Graph(2, 2, 2).n_edges), "x"), 5)
     runs = [Run(Path(), circuit, {}, {}) for circuit in (make_circuit(), other)]

@@ -17,6 +17,7 @@ from transformers import PreTrainedTokenizerBase
 
 from circuitlit.errors import UserError
 from circuitlit.tasks import Pair, Pairs, encode, in_chat, jsonl
+from circuitlit.tasks.pair import LACKING
 
 HERE = Path(__file__).parent
 CLEAN, CORRUPTED = (
@@ -58,7 +59,7 @@ def test_answers_of_several_tokens_are_forced(tokenizer):
     assert batch.lengths[1] == end + n == batch.clean.shape[1]
     assert batch.clean[1, end + 1 :].tolist() == batch.corrupted[1, end + 1 :].tolist() == answer[:-1]
     assert batch.roles[1].tolist() == [0] * end + [1] + [0] * (n - 1)
-    assert batch.wrong[0] == -1 and batch.contrast.tolist() == [0, 0]
+    assert batch.wrong[0] == LACKING and batch.contrast.tolist() == [0, 0]
     short = int(batch.lengths[0])
     assert batch.clean[0, short:].tolist() == [0] * (batch.clean.shape[1] - short) and batch.roles[0, short - 1] == 1
 

@@ -195,6 +195,7 @@ def test_specificity_and_generality_by_hand() -> None:
     assert generality([[0.8, 0.4], [0.2, 1.0]]) == pytest.approx(0.3 / 0.9)
     assert ablation_specificity([[0.9, 0.3], [0.1, 0.7]]) == pytest.approx(((0.9 - 0.1) + (0.7 - 0.3)) / 2)
     assert generality([[None, 0.4], [0.2, 1.0]]) is None
+    assert generality([[-0.1, -0.2], [-0.2, -0.1]]) is None
     graph = Graph(1, 1, 1)
     rest = [0.0] * (graph.n_edges - 4)
     one = Circuit.cut(EdgeScores(graph, torch.tensor([[4.0, 3.0, 0.0, 1.0, *rest]]), "by hand"), 2)

@@ -18,11 +18,14 @@ def generality(faithfulness: Matrix) -> float | None:
 
     Args:
         faithfulness: circuit i on task j; None where there is too little to explain.
+
+    Returns:
+        None also where the circuits are of no use on their own tasks: a share of nothing, or of less, says nothing.
     """
     size = len(faithfulness)
     own = _mean([faithfulness[i][i] for i in range(size)])
     other = _mean([faithfulness[i][j] for i in range(size) for j in range(size) if i != j])
-    return None if own is None or other is None or own == 0 else other / own
+    return None if own is None or other is None or own <= 0 else other / own
 
 
 def ablation_specificity(lost: Matrix) -> float | None:

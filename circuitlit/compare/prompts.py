@@ -20,11 +20,11 @@ from circuitlit.errors import UserError
 from circuitlit.evaluate import TestBed, random_circuit, summarise
 from circuitlit.evaluate.behaviour import Behaviour
 from circuitlit.evaluate.find import ask
-from circuitlit.evaluate.found import FAILED, OK
+from circuitlit.evaluate.found import FAILED, OK, SMOKE, UNMEASURABLE
 from circuitlit.evaluate.overlap import TESTS, shared_by_pairs
 from circuitlit.evaluate.overlap_figures import SharedFigures
 from circuitlit.evaluate.summary import Summary
-from circuitlit.evaluate.testing import LEVEL, enough_draws, rank_p, with_holm
+from circuitlit.evaluate.testing import LEVEL, above_all, enough_draws, rank_p, with_holm
 from circuitlit.evaluate.verdict import Bars, held_out
 from circuitlit.graph import Circuit
 from circuitlit.progress import phase
@@ -87,7 +87,8 @@ class PromptComparison(Result):
     """What `compare_prompts` found.
 
     Attributes:
-        status: "OK", or "FAILED" where a circuit misses its bar or the model does not do a task; `reason` says how.
+        status: "OK"; "FAILED" where a circuit misses its bar or the model does not do a task; "NOT MEASURABLE" where
+            pairs or random circuits are too few to judge by; or "SMOKE TEST". `reason` says why it is not OK.
         model, ablation, seed: what was searched, and how.
         tuned: True where the model was tuned because it could not do a task.
         untuned_behaviour: what it could do before, by prompt.
@@ -144,7 +145,7 @@ def compare_prompts(
         benches: one model with the pairs of at least two prompts.
         circuits: of every prompt; or what finds them, which is not called where the model does not do a task.
         draws: random circuits of each size; None takes as many as significance needs.
-        bars: `control_pairs` and `max_kl_share` are used.
+        bars: all but the random circuits' number and the attributions' pairs are used.
         min_accuracy: by prompt, the share of right answers below which the model does not do the task.
         behaviour: of the model under each prompt, if it has been asked already.
         untuned: that before it was tuned, where it was.
@@ -164,6 +165,7 @@ def compare_prompts(
     behaviour = behaviour or {name: ask(bench, aloud=False)[0] for name, bench in benches.items()}
     verdicts = (behaviour[name].verdict((min_accuracy or {}).get(name, 0.0)) for name in benches)
     reason, found = next((why for why in verdicts if why), None), None
+    status = FAILED
     if reason is None:
         made = _circuits(benches, circuits)
         if made is None:
@@ -171,9 +173,9 @@ def compare_prompts(
         with phase("evaluation", "Every circuit under every prompt"):
             torch.set_float32_matmul_precision("highest")
             found = with_holm(_compared(benches, made, draws, bars, seed))
-        reason = _shortfall(found, bars)
+        status, reason = _verdict(found, bars)
     return PromptComparison(
-        status=FAILED if reason else OK,
+        status=status,
         reason=reason,
         model=first.subject.name,
         ablation=first.references.kind,
@@ -252,16 +254,24 @@ def _column(
     return summaries, BesideRandom(few, kl, sum(others) / len(others), draws, p)
 
 
-def _shortfall(found: Mapping[str, Any], bars: Bars) -> str | None:
-    """Why a circuit misses its bar under its own prompt, or None."""
-    circuits = {row.circuit: row.on for row in found["circuits"]}
+def _verdict(found: Mapping[str, Any], bars: Bars) -> tuple[str, str | None]:
+    """Status, and which circuit misses its bar under its own prompt, or cannot be judged."""
+    if bars.smoke:
+        return SMOKE, "a run this short shows that everything works and says nothing about the model"
+    few = next((name for name, number in found["n_pairs"].items() if number < bars.least_pairs), None)
+    if few is not None:
+        number = found["n_pairs"][few]
+        return UNMEASURABLE, f"{number} test pairs of {few} are too few to judge by; take at least {bars.least_pairs}"
+    circuits, unsure = {row.circuit: row.on for row in found["circuits"]}, None
     for name, beside in found["chance"].items():
         kl, worst = (circuits[label][name].kl.value for label in (name, CORRUPTED))
         if kl > bars.max_kl_share * worst:
-            return f"the circuit of {name} has a KL of {kl:.3f} nats, the corrupted run {worst:.3f}"
-        if beside.p_holm >= LEVEL:
-            return (
+            return FAILED, f"the circuit of {name} has a KL of {kl:.3f} nats, the corrupted run {worst:.3f}"
+        if beside.p_holm >= LEVEL and above_all(beside.rank_p, beside.draws):
+            unsure = f"{beside.draws} random circuits are too few to say whether that of {name} is better than chance"
+        elif beside.p_holm >= LEVEL:
+            return FAILED, (
                 f"the circuit of {name} is not better than {beside.draws} random ones beyond chance "
                 f"(p = {beside.p_holm:.2g})"
             )
-    return None
+    return (UNMEASURABLE, unsure) if unsure else (OK, None)

@@ -20,7 +20,7 @@ FIGURES = {"accuracy": "accuracy", "exact_match": "exact match", "kl": "KL (nats
 def print_prompts(result: PromptComparison, console: Console) -> None:
     """Print the table and the overlaps, or why there are none."""
     if result.reason:
-        console.print(Text(f"FAILED: {result.reason}", "bold red"), soft_wrap=True)
+        console.print(Text(f"{result.status}: {result.reason}", "bold red"), soft_wrap=True)
     if not result.circuits:
         return
     title = f"{result.model}{', tuned' if result.tuned else ''}: every circuit under every prompt, held-out pairs"

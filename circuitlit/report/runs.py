@@ -86,6 +86,7 @@ def write_runs_page(
         "pairs": pairs,
         "agreement": stages_agreement([evolution for _, evolution in evolved]),
         "stages": [(name, stage_rows(evolution)) for name, evolution in evolved],
+        "metric_of": Metric.of,
         "count": count,
         "percent": percent,
     }
