@@ -32,6 +32,7 @@ from circuitlit.report.injection import sentence as injection_sentence
 from circuitlit.report.page import headline, paired_note
 from circuitlit.report.paper_circuit import dot
 from circuitlit.report.runs import circuit_pairs, write_runs_page
+from circuitlit.report.sweep import write_csv
 from circuitlit.report.table import Metric, percent, result_rows
 
 GRAPH = Graph(3, 4, 2)
@@ -407,6 +408,14 @@ def test_what_does_not_exist_of_two_circuits_is_a_dash(tmp_path: Path) -> None:
     runs = [make_run(tmp_path / name, Circuit.of(whole.scores, nothing), make_result(whole)) for name in ("a", "b")]
     text = without_plotly(write_runs_page(runs, tmp_path / "runs.html").read_text())
     assert "<td>1.000</td>" in text and "<td>-</td>" in text and "nan" not in text.split('id="curves"')[0]
+
+
+def test_the_table_of_runs_is_written_whole_or_not_at_all(tmp_path: Path) -> None:
+    folder, path = make(tmp_path / "a"), tmp_path / "runs.csv"
+    before = write_csv([folder], ["a"], path).read_text()
+    with pytest.raises(ValueError, match="zip"):
+        write_csv([folder, folder], ["b"], path)  # as an interrupt would, after the first row
+    assert path.read_text() == before and before.count("\n") == 2
 
 
 def test_circuits_of_other_graphs_are_not_compared() -> None:

@@ -80,3 +80,12 @@ def test_the_first_pairs_run_alone_and_as_among_all() -> None:
     few = bed.run(kept, pairs=4)
     assert rows == [3, 1]
     torch.testing.assert_close(few.kl, bed.run(kept).head(4).kl, atol=1e-5, rtol=1e-5)
+
+
+def test_a_model_whose_logits_are_not_finite_is_refused() -> None:
+    model = tiny_model("gpt2")
+    with torch.no_grad():
+        model.get_output_embeddings().weight[3, 0] = torch.nan
+    subject = Subject(model)
+    with pytest.raises(UserError, match="logits are not finite on 3 of 3 pairs; load it in a wider dtype"):
+        TestBed.build(MaskedModel(subject), References(subject, "interchange"), [tiny_batch()])

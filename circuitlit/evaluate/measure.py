@@ -10,6 +10,7 @@ from jaxtyping import Bool, Float
 from torch import Tensor
 
 from circuitlit.discover.workbench import Workbench
+from circuitlit.errors import UserError
 from circuitlit.graph.layout import scatter_edges
 from circuitlit.masked import MaskedModel, Reference, References
 from circuitlit.objective import Outcome
@@ -40,7 +41,11 @@ class TestBed:
     @classmethod
     @torch.no_grad()
     def build(cls, model: MaskedModel, references: References, batches: Iterable[Batch]) -> TestBed:
-        """Run the full model and the ablated one."""
+        """Run the full model and the ablated one.
+
+        Raises:
+            UserError: what the full model says is not finite, so that nothing can be compared with it.
+        """
         placed = [batch.to(references.subject.device) for batch in batches]
         made, corrupted = [], []
         for batch in placed:
@@ -51,6 +56,11 @@ class TestBed:
                 reference = references.compute(batch)
             made.append(reference)
         full = Outcome.join([Outcome.of(r.teacher, r.teacher, b) for b, r in zip(placed, made, strict=True)])
+        if not bool(full.kl.isfinite().all()):
+            raise UserError(
+                f"the model's logits are not finite on {int((~full.kl.isfinite()).sum())} of {len(full.kl)} pairs; "
+                "load it in a wider dtype (model.dtype=float32), or see whether its weights are whole"
+            )
         if not corrupted:
             nothing = torch.zeros(1, model.graph.n_edges, dtype=torch.bool)
             corrupted = [cls(model, placed, made, full, full).run(nothing)]
