@@ -390,7 +390,7 @@ def test_runs_are_compared_beyond_chance_and_stage_by_stage(tmp_path: Path) -> N
     # The circuits are the same file three times: the overlap is 1 however it is counted.
     assert text.count("<td>1.000</td>") == 4 * 3
     assert text.count("0.360<small>[0.324, 0.396]</small>") == 3
-    assert "<td>agree<small>other schedule: with the schedule</small></td>" in text
+    assert "<td>too few runs<small>other schedule: unknown</small></td>" in text
     assert text.count("is not supported") == 3 and "Nodes stay while" not in text  # no edge changes
     assert "://" not in text
     figures = dict(re.findall(r'<script type="application/json" id="figure-(\w+)">(.*?)</script>', text))
