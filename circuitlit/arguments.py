@@ -121,7 +121,8 @@ def _fits(value: object, hint: Any) -> bool:
     if kind is not None and issubclass(kind, Mapping):
         return isinstance(value, Mapping) and all(_fits(one, inner[1]) for one in value.values())
     if kind in (list, Sequence):
-        return isinstance(value, Sequence) and not isinstance(value, str) and all(_fits(one, inner[0]) for one in value)
+        own = str if get_origin(inner[0]) is Literal else inner[0]  # functions name the choices of a list themselves
+        return isinstance(value, Sequence) and not isinstance(value, str) and all(_fits(one, own) for one in value)
     if kind is Callable:
         return callable(value)
     hint = LOOSER.get(hint, hint)

@@ -18,7 +18,6 @@ from circuitlit.cli.checks import run_dir
 from circuitlit.cli.mistakes import explain, sweep_up
 from circuitlit.errors import UserError
 from circuitlit.lock import NAME, claimed
-from circuitlit.store import is_part
 
 FRESH = ("train", "attribute", "finetune")  # verbs whose files would mix with those of an earlier run
 PARTED = ("study", "evolve", "trust")  # verbs that several processes can share out; these claim cell by cell
@@ -87,6 +86,8 @@ def occupied(cfg: DictConfig) -> Iterator[None]:
 
 def _finished(verb: str, path: Path) -> bool:
     """True for a verb's result, and for a part of it: both are whole, and worth what they took to make."""
+    from circuitlit.store import is_part  # it imports torch, which most mistakes do without
+
     return path in (run_dir() / f"{verb}.json", run_dir() / "result.json") or is_part(path)
 
 

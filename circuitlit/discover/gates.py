@@ -125,7 +125,7 @@ class Gates(ABC):
         self, log_alpha: Float[Tensor, "mask"], share: float, measure: Measure = torch.mean
     ) -> Float[Tensor, ""]:
         """The scalar that, added to all log-alphas, puts those that a cut keeps above the threshold and no others."""
-        kept = max(1, round(share * log_alpha.numel()))
+        kept = round(share * log_alpha.numel())
         if measure is torch.mean and 0 < kept < log_alpha.numel():  # every gate is one edge: no search needed
             return self.threshold - log_alpha.topk(kept + 1).values[-2:].mean()
         return self.bisected(log_alpha, share, SHARP, measure)

@@ -148,8 +148,8 @@ class MaskLearner(LightningModule):
     def _shift(self, step: int) -> Float[Tensor, ""]:
         """What holds the constraint at a step, added to all log-alphas."""
         share = self.schedule.open_share(step, self.target, self.seed)
-        if self.schedule.is_hard(step):
-            return self.gates.shift_to_cut(self.log_alpha, share, self._measure)
+        if self.schedule.is_hard(step):  # with one edge at least, as the cut has
+            return self.gates.shift_to_cut(self.log_alpha, max(share, 1 / self.log_alpha.numel()), self._measure)
         return self.gates.shift_to(self.log_alpha, share, self.schedule.noise(step), self._measure)
 
     def _sampler(self, step: int, micro_batch: int) -> tuple[Sampler, tuple[Tensor, Tensor]]:
