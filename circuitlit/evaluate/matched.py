@@ -3,12 +3,15 @@
 from __future__ import annotations
 
 import random
-from collections.abc import Collection, Iterable, Sequence
+from collections.abc import Callable, Collection, Iterable, Sequence
+from functools import partial
+from typing import TypeVar
 
 from circuitlit.graph import Graph
 from circuitlit.graph.nodes import place_of
 
 NEAR = 4  # nearest nodes among which a draw is made
+Member = TypeVar("Member")
 TRIES = 3  # for each set, until others than those drawn are looked for further away
 
 
@@ -32,16 +35,31 @@ def matched_nodes(
     """
     pool = [node for node in graph.nodes if among is None or node in among]
     by_kind = {kind: [n for n in pool if n[0] == kind] for kind in "am"}
-    reach, sets = NEAR, {}
-    while True:
+    reaches = [NEAR]
+    while reaches[-1] < len(pool):
+        reaches.append(2 * reaches[-1])
+    return different_sets(partial(_matched, set(nodes), by_kind.values()), draws, seed, reaches)
+
+
+def different_sets(
+    draw_one: Callable[[int, random.Random], Sequence[Member]], draws: int, seed: int, reaches: Iterable[int]
+) -> list[list[Member]]:
+    """Random sets of which none is there twice: from the first reach that gives as many, else those of the last.
+
+    Args:
+        draw_one: a set, from as far away as its first argument says.
+        draws: how many sets.
+        seed: of the draws; each reach begins with it anew.
+        reaches: from near to far.
+    """
+    sets: dict[tuple[Member, ...], None] = {}
+    for reach in reaches:
         draw, sets = random.Random(seed), {}
         for _ in range(TRIES * draws):
-            sets[tuple(_matched(set(nodes), by_kind.values(), reach, draw))] = None
+            sets[tuple(draw_one(reach, draw))] = None
             if len(sets) == draws:
-                break
-        if len(sets) == draws or reach >= len(pool):
-            return [list(drawn) for drawn in sets]
-        reach *= 2
+                return [list(one) for one in sets]
+    return [list(one) for one in sets]
 
 
 def _matched(own: set[str], kinds: Iterable[list[str]], reach: int, draw: random.Random) -> list[str]:

@@ -6,6 +6,7 @@ import random
 from collections import Counter
 from collections.abc import Callable, Sequence
 from dataclasses import dataclass
+from functools import partial
 from itertools import combinations
 from math import comb
 from typing import Literal
@@ -16,6 +17,7 @@ from jaxtyping import Float, Int
 from torch import Tensor
 
 from circuitlit.errors import UserError
+from circuitlit.evaluate.matched import different_sets
 from circuitlit.evaluate.statistics import Estimate, Groups, mean_estimate
 from circuitlit.evaluate.testing import rank_p, until_clear
 from circuitlit.graph import Graph
@@ -29,7 +31,6 @@ from circuitlit.masked.ablation import Kind
 from circuitlit.model import Subject, take_positions
 from circuitlit.objective import task_metric
 
-TRIES = 3  # for each set, until others than those drawn are looked for further away
 Behaviour = Callable[[Sequence[Head]], Float[Tensor, "example"]]
 
 
@@ -133,17 +134,11 @@ def matched_heads(
         raise UserError(f"{len(heads)} heads leave too few others for a random control; {said}")
     if comb(len(free), len(heads)) <= draws:
         return [list(one) for one in combinations(free, len(heads))]
-    counts, sets = sorted(Counter(layer for layer, _ in heads).items()), {}
-    for wide in range(graph.n_layers):
-        draw, sets = random.Random(seed), {}
-        for _ in range(TRIES * draws):
-            sets[tuple(_matched(free, counts, draw, wide))] = None
-            if len(sets) == draws:
-                return [list(one) for one in sets]
-    return [list(one) for one in sets]
+    counts = sorted(Counter(layer for layer, _ in heads).items())
+    return different_sets(partial(_matched, free, counts), draws, seed, range(graph.n_layers))
 
 
-def _matched(free: Sequence[Head], counts: Sequence[tuple[int, int]], draw: random.Random, wide: int) -> list[Head]:
+def _matched(free: Sequence[Head], counts: Sequence[tuple[int, int]], wide: int, draw: random.Random) -> list[Head]:
     """One set: for each layer so many of the free heads nearest to it, up to `wide` layers away or as far as needed."""
     drawn: list[Head] = []
     for layer, count in counts:
