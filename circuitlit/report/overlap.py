@@ -74,5 +74,5 @@ def _noise(gap: GapTurnover) -> str:
     """How many nodes other pairs keep, without any tuning."""
     text = f" As J*: {gap.between:.3f} between the models, {gap.within:.3f} between resamples of one model"
     if gap.within >= gap.between:
-        return f"{text}; other pairs alone keep as many, so this says nothing of tuning."
+        return f"{text}; other pairs alone keep as many or more, so that nodes stay says nothing of tuning."
     return f"{text}."
