@@ -39,9 +39,18 @@ def test_nodes_are_intervened_on_from_python(benches: tuple[Workbench, Workbench
     assert Interventions.load(tmp_path) == result
     assert result.chosen == ["m0", "a1.h1"] and result.transfer is not None
     assert set(result.to_frame()["what"]) == {"node", "edge"} and "jsonl" in repr(result)
-    for wrong, words in (({"doses": (1.0,)}, "doses must hold 0"), ({"nodes": ["input"]}, "^nodes must name heads")):
+    refused = (
+        ({"doses": (1.0,)}, "doses must hold 0"),
+        ({"nodes": ["input"]}, "^nodes must name heads"),
+        ({"nodes": ["a1.h1", "a1.h1"]}, "names a1.h1 twice"),  # a head's change would be made twice
+        ({"text": text[:1]}, "at least two passages"),  # it would stand in for itself, with a KL of 0
+        ({"edges": 0}, "edges and steps must be at least 1"),
+        ({"steps": (-1, 1)}, "edges and steps must be at least 1"),
+        ({"control_pairs": 0}, "control_pairs at least 2"),
+    )
+    for wrong, words in refused:
         with pytest.raises(UserError, match=words):
-            intervene_on_nodes(bench, circuit, text=text, **few | wrong)
+            intervene_on_nodes(bench, circuit, **{"text": text} | few | wrong)
 
 
 def test_a_set_is_compared_with_random_ones_on_the_same_pairs(benches: tuple[Workbench, Workbench]) -> None:

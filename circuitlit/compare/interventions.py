@@ -9,7 +9,7 @@ from typing import Any, ClassVar
 from jaxtyping import Int
 from torch import Tensor
 
-from circuitlit.arguments import checks_arguments
+from circuitlit.arguments import check_once, checks_arguments
 from circuitlit.compare.ablate_nodes import ablate
 from circuitlit.compare.effects import ranked_nodes
 from circuitlit.compare.intervention_case import Case
@@ -124,12 +124,17 @@ def intervene_on_nodes(
         seed: of random sets and sampled text.
 
     Raises:
-        UserError: unknown nodes, an input among them, doses without 0 and 1, pairs without wrong answers, or a
-            compiled program.
+        UserError: unknown nodes, one twice or an input among them, doses without 0 and 1, numbers out of range, a
+            single passage, pairs without wrong answers, or a compiled program.
     """
     subject, writers = bench.subject, Writers(bench.subject)
     if not {0.0, 1.0} <= {float(dose) for dose in doses}:
         raise UserError("doses must hold 0 (zero ablation) and 1 (nothing changed)")
+    if min(size, edges, *steps) < 1 or min(pairs, control_pairs) < 2:
+        raise UserError("size, edges and steps must be at least 1, pairs and control_pairs at least 2")
+    check_once("nodes", nodes or [])
+    if text is not None and len(text) < 2:
+        raise UserError("text must hold at least two passages; give more")  # each is ablated as on the next
     move = None if tuned is None else Transplant(subject, tuned)
     with phase("scores", "Ranking the nodes"):
         chosen = ranked_nodes(circuit)[:size] if nodes is None else known_nodes(subject.graph, nodes)
