@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import json
+import random
 from dataclasses import replace
 from functools import partial
 from pathlib import Path
@@ -155,6 +156,28 @@ def test_in_python_capabilities_are_compared(local: Path, tmp_path: Path) -> Non
     found = compare_capabilities(base, tuned, {"own": data}, draws=20)
     found.save(tmp_path)
     assert Capabilities.load(tmp_path) == found and list(found.to_frame()["task"]) == ["own"]
+
+
+def test_nodes_of_a_gain_are_chosen_on_pairs_of_all_sentences(local: Path) -> None:
+    """The first half of the validation pairs is of one sentence; the answers are what the tuned model says."""
+    base, tuned = load_subject(local / "model"), load_subject(local / "model")
+    assert base.tokenizer is not None
+    with torch.no_grad():
+        tuned.embed.weight.copy_(tuned.embed.weight.roll(1, 0))  # type: ignore[union-attr,operator]
+    draw, rows, words = random.Random(0), [], [f"w{number}" for number in range(40)]
+    while len(rows) < 36:
+        clean, corrupted = (" ".join(draw.sample(words, 5)) for _ in range(2))
+        ids = torch.tensor([base.tokenizer(clean)["input_ids"]])
+        said = [f" {base.tokenizer.decode(int(one.model(ids).logits[0, -1].argmax()))}" for one in (tuned, base)]
+        split = ("val", "test", "train")[len(rows) // 12]
+        group = f"{split}{max(5, len(rows) % 12)}"
+        row = {"clean": clean, "corrupted": corrupted, "answer": said[0], "wrong_answer": said[1]}
+        if len({*said, " [unk]"}) == 3:
+            rows.append(row | {"split": split, "group": group})
+    data = PairsModule(Pairs.from_list(rows), base.tokenizer, 8, 0)
+    found = compare_capabilities(base, tuned, {"own": data}, pairs=6, draws=20)
+    assert found.tasks["own"].verdict == "gained"
+    assert found.acquisition["own"].gap.low_sentences is not None
 
 
 def test_in_python_ranks_are_compared(local: Path, tmp_path: Path) -> None:

@@ -147,8 +147,8 @@ def compare_capabilities(
 
 
 def _bed(data: PairsModule, pairs: EncodedPairs, move: Transplant, most: int | None = None) -> PairBed:
-    order = range(len(pairs) if most is None else min(most, len(pairs)))
-    return PairBed(move.host, pairs.batches(data.eval_batch_size, order=order))
+    """All pairs, or some of as many sentences as possible."""
+    return PairBed(move.host, pairs.batches(data.eval_batch_size, order=sorted(pairs.spread(most))))
 
 
 def _acquisition(
