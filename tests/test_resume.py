@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import csv
 import json
 import os
 import re
@@ -182,6 +183,21 @@ def test_a_resumed_run_has_the_wandb_run_that_it_had(local: Path, tmp_path: Path
     ids = [path.name.split("-", 3)[3] for path in (out / "wandb").glob("offline-run-*")]
     assert len(ids) == 2 and len(set(ids)) == 1
     assert json.loads((out / "result.json").read_text())["steps"] == 8
+
+
+@pytest.mark.parametrize("verb", ["train", "finetune"])
+def test_a_resumed_run_logs_every_step_as_the_unbroken_one_does(verb: str, local: Path, tmp_path: Path) -> None:
+    def losses(version: int) -> dict[str, str]:
+        with open(tmp_path / "csv" / f"version_{version}" / "metrics.csv") as file:
+            return {row["step"]: row["train/loss"] for row in csv.DictReader(file) if row["train/loss"]}
+
+    own = ["logger=csv", "trainer.log_every_n_steps=1", "callbacks.checkpoint_every=8"]
+    call(*settings(local, tmp_path, *own, "tune.steps=12", "tune.probe_every=0"), verb=verb)
+    (tmp_path / "result.json").unlink()  # as it was at its last checkpoint
+    call(f"resume={tmp_path}", verb=verb)
+    whole, rest = losses(0), losses(1)
+    assert list(rest) == ["8", "9", "10", "11"] and len(whole) == STEPS
+    assert {step: float(loss) for step, loss in rest.items()} == pytest.approx({s: float(whole[s]) for s in rest})
 
 
 @pytest.mark.parametrize("number", [signal.SIGINT, signal.SIGTERM])

@@ -89,10 +89,13 @@ class MaskLearner(LightningModule):
         ours, theirs = self._identity(), checkpoint.get("circuitlit")
         if theirs != ours:
             raise UserError(f"ckpt_path holds a run of {theirs}, this one is {ours}; resume with the settings it had")
-        batches = checkpoint["loops"]["fit_loop"]["epoch_loop.batch_progress"]
+        loops = checkpoint["loops"]["fit_loop"]
+        batches = loops["epoch_loop.batch_progress"]
         done = checkpoint["global_step"] * self.trainer.accumulate_grad_batches
         for counts in (batches["total"], batches["current"]):
             counts.update(dict.fromkeys(counts, done))
+        # what loggers count by: saved a step early, and with these counts Lightning does not make up for it
+        loops["epoch_loop.state_dict"]["_batches_that_stepped"] = checkpoint["global_step"]
 
     def _identity(self) -> dict[str, int]:
         """What a glance tells; `run` keeps all settings that training depends on beside it."""
