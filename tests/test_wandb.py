@@ -15,6 +15,8 @@ import wandb
 import yaml
 from cli import call, settings
 
+from circuitlit.discover import MaskLearner
+
 ROOT = Path(__file__).parent.parent
 SWEPT = ["evaluate.controls=1", "callbacks.checkpoint_every=0", "callbacks.probe_every=0", "mask.schedule.steps=4"]
 
@@ -146,6 +148,16 @@ def test_two_jobs_of_a_sweep_are_two_runs_of_one_group(local: Path, tmp_path: Pa
     runs = [records(tmp_path / "sweep" / str(job))["run"][0] for job in range(2)]
     assert len({run["run_id"] for run in runs}) == 2
     assert {run["run_group"] for run in runs} == {"sweep"}
+
+
+def test_a_run_that_breaks_off_has_failed(local: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    def broken(*_: object) -> None:
+        raise RuntimeError("out of memory")
+
+    monkeypatch.setattr(MaskLearner, "training_step", broken)
+    with pytest.raises(RuntimeError, match="out of memory"):
+        call(*settings(local, tmp_path, "logger=wandb_offline"))
+    assert records(tmp_path)["exit"][0]["exit_code"] == 1
 
 
 @pytest.mark.slow

@@ -89,22 +89,26 @@ def wandb_logger(
 
 @contextmanager
 def open_loggers(cfg: DictConfig) -> Iterator[list[Any]]:
-    """The loggers of `cfg` for as long as the block runs; says where W&B shows the run if it is online."""
-    loggers = build_loggers(cfg)
+    """The loggers of `cfg` for as long as the block runs; says where W&B shows the run if it is online.
+
+    A run whose block ends in an error, or is stopped, has failed for W&B.
+    """
+    loggers, failed = build_loggers(cfg), True
     try:
         yield loggers
+        failed = False
     finally:
-        address = close_loggers(loggers)
+        address = close_loggers(loggers, failed)
         if address:
             CONSOLE.print(f"  W&B: {address}", highlight=False)
 
 
-def close_loggers(loggers: list[Any]) -> str | None:
+def close_loggers(loggers: list[Any], failed: bool = False) -> str | None:
     """Finish W&B, so that the next job of a sweep starts a run of its own; returns the run's address if online."""
     if not any(isinstance(logger, WandbLogger) for logger in loggers):
         return None
     import wandb
 
     url = wandb.run.url if wandb.run is not None else None
-    wandb.finish()
+    wandb.finish(int(failed))
     return url
