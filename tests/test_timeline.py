@@ -8,6 +8,8 @@ import shutil
 from dataclasses import replace
 from math import comb
 from pathlib import Path
+from types import SimpleNamespace
+from typing import Any
 
 import numpy as np
 import pytest
@@ -15,6 +17,7 @@ import torch
 from cli import call, failure, settings
 from synthetic_runs import every, four_stages, noise
 
+from circuitlit.cli.evolution import Evolution
 from circuitlit.discover import Schedule
 from circuitlit.evaluate.similarity import corrected_overlap
 from circuitlit.graph import Circuit, Graph, MaskLayout
@@ -308,6 +311,24 @@ def test_what_a_run_saw_of_its_masks_is_what_their_files_say(
     assert json.loads(seen)["steps"] == steps
     follow_masks(tmp_path).save(tmp_path)
     assert (tmp_path / "evolution.json").read_text() == seen
+
+
+def test_a_stage_that_was_not_judged_anew_is_not_logged(monkeypatch: pytest.MonkeyPatch) -> None:
+    """Judging takes longer than the callback's share of the time, so that only the first snapshot has a stage."""
+    logged: list[dict[str, float]] = []
+    logger = SimpleNamespace(log_metrics=lambda figures, step: logged.append(figures))
+    followed = Evolution(Path(), 1, every=1)
+    monkeypatch.setattr(followed, "_take_in", lambda *_: True)
+    judged = SimpleNamespace(current=NAMES[1])
+    followed.seen = SimpleNamespace(  # type: ignore[assignment]
+        steps=[0], undecided=[0.5], overlap=lambda *_: 1.0, knots=dict, timeline=lambda resamples: judged
+    )
+    for step in range(3):
+        trainer: Any = SimpleNamespace(global_step=step, loggers=[logger])
+        followed.look(trainer, None)  # type: ignore[arg-type]
+        followed.seconds = 1e9
+    assert [figures.get("masks/stage_untested") for figures in logged] == [2.0, None, None]
+    assert followed.stage == NAMES[1]
 
 
 def test_a_run_may_stop_at_convergence(local: Path, tmp_path: Path) -> None:

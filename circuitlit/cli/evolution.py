@@ -34,7 +34,7 @@ class Evolution(Callback):
         stop: True ends the run at convergence, once the schedule's last knot has passed.
 
     Attributes:
-        stage: name of the stage, untested, "" as long as none is known.
+        stage: name of the stage when it was last judged, untested, "" as long as none is known.
         seconds: that this callback has taken.
         seen: all snapshots so far.
     """
@@ -83,8 +83,8 @@ class Evolution(Callback):
             figures |= {"overlap_previous": seen.overlap_previous(-1), "churn": float(seen.churn(-1))}
         if self.stop or self.seconds <= BUDGET * (began - self._started):
             self.stage = seen.timeline(resamples=0).current or ""
-        if self.stage:
-            figures["stage_untested"] = float(NAMES.index(self.stage) + 1)
+            if self.stage:
+                figures["stage_untested"] = float(NAMES.index(self.stage) + 1)
         for logger in trainer.loggers:
             logger.log_metrics({f"masks/{name}": value for name, value in figures.items()}, step=step)
         knots = [knot for knot in seen.knots().values() if knot is not None]
