@@ -19,7 +19,7 @@ from transformers import AutoModelForCausalLM
 
 from circuitlit.compare import tunings, ways, weight_changes
 from circuitlit.compare.likeness import attention_change, likenesses
-from circuitlit.compare.matched_checkpoints import common_level, nearest_step
+from circuitlit.compare.matched_checkpoints import checkpoint_scores, common_level, nearest_step, run_names
 from circuitlit.compare.tunings import ScoreFigures, TuningComparison, compare_tunings
 from circuitlit.compare.ways import way_overlap
 from circuitlit.compare.weight_figures import Reach, fewest, node_changes
@@ -97,6 +97,19 @@ def test_runs_are_compared_from_python(local: Path, tmp_path: Path) -> None:
     assert all(run.text_kl.value for run in result.runs.values()) and result.pairs[0].of == ["one", "other"]
     with pytest.raises(UserError, match="at least two"):
         compare_tunings(base, {"one": runs["one"]}, load, Method.of(eap, negative_metric), text)
+    copies = run_folders(tmp_path, ["sft 1", "sft 2"])  # one seed twice would be two seeds of one way
+    with pytest.raises(UserError, match="sft 2 is the very model of sft 1"):
+        compare_tunings(base, copies, lambda *_: bench_of(local), Method.of(eap, negative_metric), text)
+
+
+def test_runs_without_readable_files_are_refused(tmp_path: Path) -> None:
+    (tmp_path / "checkpoints").mkdir()
+    (tmp_path / "checkpoints" / "checkpoints.json").write_text('{"checkpoints": []}')
+    with pytest.raises(UserError, match="no checkpoints with validation metric"):
+        checkpoint_scores(tmp_path, "metric")
+    (tmp_path / "result.json").write_text("{")
+    with pytest.raises(UserError, match="is not JSON"):
+        run_names([str(tmp_path)])
 
 
 def test_chance_is_drawn_often_enough_for_every_claim(
@@ -178,6 +191,19 @@ def test_two_ways_are_told_from_seeds_where_they_differ_and_only_there() -> None
     assert few is not None and few.groupings == 3 and few.rank_p is None
     least = way_overlap(["sft"] * 4 + ["dpo"] * 4, dict.fromkeys(itertools.combinations(range(8), 2), 0.5))
     assert least is not None and least.groupings == 35 and least.rank_p is None  # two claims of 1 / 35 never reach .05
+
+
+def test_of_very_many_dealings_some_are_tried() -> None:
+    """Five seeds of four ways have 488,864,376."""
+    names = [f"way {number}" for number in range(4) for _ in range(5)]
+    pairs = list(itertools.combinations(range(20), 2))
+    apart = way_overlap(names, {(a, b): 0.9 if names[a] == names[b] else 0.5 for a, b in pairs})
+    assert apart is not None and apart.groupings == ways.MOST and apart.rank_p == 1 / ways.MOST
+    said = way_sentences(SimpleNamespace(ways={"edges": replace(apart, p_holm=0.001)}))[0]  # type: ignore[arg-type]
+    assert "among 20,000 random dealings" in said
+    draw = random.Random(0)
+    same = way_overlap(names, {pair: draw.random() for pair in pairs})
+    assert same is not None and same.rank_p is not None and same.rank_p > 0.05
 
 
 def test_too_few_runs_are_not_called_alike() -> None:

@@ -17,13 +17,16 @@ def run_names(paths: list[str]) -> dict[str, Path]:
     """Runs by the way they tuned (`dpo lora`), by their folder where the run did not finish, numbered where equal.
 
     Raises:
-        UserError: one run twice.
+        UserError: one run twice, or a result that is no json.
     """
     check_once("runs", [str(Path(path).resolve()) for path in paths])
     names: list[str] = []
     for path in paths:
         file = Path(path) / "result.json"
-        found = json.loads(file.read_text()) if file.is_file() else {}
+        try:
+            found = json.loads(file.read_text()) if file.is_file() else {}
+        except ValueError as error:
+            raise UserError(f"runs: {file} is not JSON ({error}); name another run") from error
         name = f"{found['tune']} {found['adapter']}" if {"tune", "adapter"} <= set(found) else Path(path).name
         names.append(name)
     labels = [f"{n} {names[:i].count(n) + 1}" if names.count(n) > 1 else n for i, n in enumerate(names)]
@@ -40,7 +43,10 @@ def checkpoint_scores(run: Path, match: Score) -> dict[int, float]:
     file = run / "checkpoints" / "checkpoints.json"
     try:
         rows = json.loads(file.read_text())["checkpoints"]
-        return {int(row["step"]): float(row["metrics"][match]) for row in rows}
+        found = {int(row["step"]): float(row["metrics"][match]) for row in rows}
+        if not found:
+            raise ValueError("it is empty")
+        return found
     except (OSError, ValueError, KeyError, TypeError) as error:
         raise UserError(
             f"runs: {file} has no checkpoints with validation {match} ({error}); name runs of finetune"

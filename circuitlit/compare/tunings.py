@@ -23,7 +23,7 @@ from circuitlit.compare.scored import facts_of, resampled_scores
 from circuitlit.compare.turnover import Circuits, Turnover, turnovers
 from circuitlit.compare.ways import WayOverlap, way_overlap
 from circuitlit.compare.weight_figures import Reach
-from circuitlit.compare.weights import check_same_graph, check_same_tokens, weight_changes
+from circuitlit.compare.weights import check_same_graph, check_same_tokens, check_same_vocabulary, weight_changes
 from circuitlit.discover.method import Method
 from circuitlit.discover.workbench import Workbench
 from circuitlit.errors import UserError
@@ -199,7 +199,7 @@ def compare_tunings(
         draws: random circuits beside every overlap; None takes as many as significance needs.
 
     Raises:
-        UserError: fewer than two runs, one without checkpoints, or one of another graph.
+        UserError: fewer than two runs, one without checkpoints, one of another graph, or one twice.
     """
     if len(runs) < 2:
         raise UserError("runs needs at least two runs of fine-tuning")
@@ -217,7 +217,9 @@ def compare_tunings(
             own = load(name, Path(path) / "checkpoints" / f"step_{steps[name]:06d}")
             check_same_graph(subject, own.subject, f"run {name}")
             check_same_tokens(base.data, own.data, f"run {name}")
+            check_same_vocabulary(subject, own.subject, f"run {name}")
             circuits[name] = Circuits.of(resampled_scores(own, method, resamples, seed), draws, number)
+            _check_another(name, circuits)
             figures[name] = {
                 "run": str(path),
                 "step": steps[name],
@@ -246,8 +248,20 @@ def compare_tunings(
     return with_holm(result)
 
 
+def _way(name: str) -> str:
+    return re.sub(r" \d+$", "", name)
+
+
+def _check_another(name: str, circuits: Mapping[str, Circuits]) -> None:
+    """Refuse a copy of a run, a link to it or the same seed again: it would count as a second seed of its way."""
+    own = circuits[name].model.scores.signed
+    for other, theirs in circuits.items():
+        if other != name and _way(other) == _way(name) and torch.equal(theirs.model.scores.signed, own):
+            raise UserError(f"{name} is the very model of {other}: one run twice; leave one out, or take another seed")
+
+
 def _ways(names: list[str], pairs: list[RunPair]) -> dict[str, WayOverlap]:
-    ways = [re.sub(r" \d+$", "", name) for name in names]
+    ways = list(map(_way, names))
     found = {}
     for part in PARTS:
         overlaps = {tuple(map(names.index, pair.of)): getattr(pair, part).corrected for pair in pairs}

@@ -3,11 +3,15 @@
 from __future__ import annotations
 
 import itertools
+import random
+from collections import Counter
 from collections.abc import Iterator, Mapping, Sequence
 from dataclasses import dataclass
+from math import factorial, prod
 from statistics import mean
 
 FEWEST = 40  # groupings: the least p is .025, that two such claims can be below .05 after correction
+MOST = 20_000  # that are tried: all would be hours with five seeds of four ways
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -18,7 +22,8 @@ class WayOverlap:
         within: mean overlap of two seeds, corrected for chance, by way.
         between: the same of two ways, by their names joined with " / ".
         difference: mean of `within` over its pairs less mean of `between` over its.
-        groupings: ways to deal the runs to groups of these sizes; the true one is among them.
+        groupings: ways to deal the runs to groups of these sizes that were tried, the true one among them: all, or
+            `MOST` where there are more.
         rank_p: share of them whose difference is at least as large. None where they are fewer than `FEWEST`.
         p_holm: corrected for all claims of the result.
     """
@@ -34,7 +39,8 @@ class WayOverlap:
 def way_overlap(ways: Sequence[str], overlaps: Mapping[tuple[int, int], float]) -> WayOverlap | None:
     """Compare overlaps within ways to overlaps between them; None unless at least two ways have two runs or more.
 
-    The test is exact: were ways no different from seeds, each dealing of the runs to groups would be as likely.
+    The test is exact: were ways no different from seeds, each dealing of the runs to groups would be as likely. Where
+    there are more than `MOST`, the true one stands beside random ones.
 
     Args:
         ways: of each run.
@@ -51,7 +57,12 @@ def way_overlap(ways: Sequence[str], overlaps: Mapping[tuple[int, int], float]) 
         else:
             apart.setdefault(" / ".join(sorted((ways[a], ways[b]))), []).append(value)
     true = _difference(ways, overlaps)
-    dealt = [_difference(labels, overlaps) for labels in _groupings(tuple(sizes.values()), len(ways))]
+    dealings: Iterator[Sequence[object]] = _groupings(tuple(sizes.values()), len(ways))
+    alike_sizes = Counter(sizes.values()).values()
+    if factorial(len(ways)) // prod(map(factorial, [*sizes.values(), *alike_sizes])) > MOST:
+        draw = random.Random(0)
+        dealings = itertools.chain([ways], (draw.sample(ways, len(ways)) for _ in range(MOST - 1)))
+    dealt = [_difference(labels, overlaps) for labels in dealings]
     return WayOverlap(
         within={way: mean(values) for way, values in alike.items()},
         between={both: mean(values) for both, values in apart.items()},

@@ -11,6 +11,7 @@ from rich.console import Console
 
 from circuitlit.compare.tunings import RunPair, TunedRun, TuningComparison
 from circuitlit.compare.turnover import Turnover
+from circuitlit.compare.ways import MOST
 from circuitlit.compare.weight_figures import Reach
 from circuitlit.evaluate.testing import LEVEL, above_all
 from circuitlit.report.figures import error_bars, finish
@@ -87,7 +88,8 @@ def way_sentences(result: TuningComparison) -> list[str]:
             told = f"too few runs to tell whether {told}"
         elif not real:
             told = "two seeds of one way do not share more than runs of two ways beyond doubt"
-        dealings = f"all {own.groupings:,} dealings of the runs to such groups"
+        tried = f"{own.groupings:,} random" if own.groupings == MOST else f"all {own.groupings:,}"
+        dealings = f"{tried} dealings of the runs to such groups"
         tested = f"not tested with {dealings}"
         if own.p_holm is not None:
             tested = f"p = {own.p_holm:.3f} among {dealings}, corrected for all claims"
