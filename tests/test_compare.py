@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import json
 import math
+import shutil
 from pathlib import Path
 
 import pytest
@@ -225,8 +226,13 @@ def test_mistakes_get_one_sentence(local: Path, tmp_path: Path, capsys: pytest.C
     AutoModelForCausalLM.from_config(config).save_pretrained(tmp_path / "deeper")
     for file in (local / "model").glob("tokenizer*"):
         (tmp_path / "deeper" / file.name).write_bytes(file.read_bytes())
+    wider = AutoModelForCausalLM.from_pretrained(local / "model")
+    wider.resize_token_embeddings(42)
+    shutil.copytree(tmp_path / "deeper", tmp_path / "wider")
+    wider.save_pretrained(tmp_path / "wider")
     cases = {
         f"tuned={tmp_path}/deeper": "only models of one graph",
+        f"tuned={tmp_path}/wider": "base has 41 tokens, tuned 42",
         f"tuned={tmp_path}/missing": "missing does not exist",
         "seed=0": "tuned has no value",
     }

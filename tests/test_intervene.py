@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import json
+import shutil
 from dataclasses import replace
 from pathlib import Path
 
@@ -149,7 +150,17 @@ def test_mistakes_get_one_sentence(local: Path, tmp_path: Path, capsys: pytest.C
     config = AutoConfig.for_model("gpt2", n_embd=16, n_layer=3, n_head=2, vocab_size=41, n_positions=32)
     AutoModelForCausalLM.from_config(config).save_pretrained(tmp_path / "deeper")
     AutoTokenizer.from_pretrained(local / "model").save_pretrained(tmp_path / "deeper")
+    shutil.copytree(local / "model", tmp_path / "renumbered")
+    tokenizer = json.loads((local / "model" / "tokenizer.json").read_text())
+    words = tokenizer["model"]["vocab"]
+    words["w0"], words["w1"] = words["w1"], words["w0"]
+    (tmp_path / "renumbered" / "tokenizer.json").write_text(json.dumps(tokenizer))
+    two = "generality.tasks=[{name:a,with:[]},{name:b,with:[]}]"
     cases = {
+        ("intervene", f"tuned={tmp_path}/renumbered"): "only models of one tokenizer",
+        ("capabilities", f"tuned={tmp_path}/renumbered"): "only models of one tokenizer",
+        ("difference", f"tuned={tmp_path}/renumbered"): "only models of one tokenizer",
+        ("generality", f"tuned={tmp_path}/renumbered {two}"): "only models of one tokenizer",
         ("intervene", "intervene.draws=3"): "at least 20",
         ("intervene", "intervene.nodes=[a7.h0]"): "no node 'a7.h0'",
         ("intervene", "intervene.doses=[1.0]"): "must hold 0",
@@ -170,4 +181,4 @@ def test_mistakes_get_one_sentence(local: Path, tmp_path: Path, capsys: pytest.C
     for (verb, more), words in cases.items():
         assert words in failure(capsys, *quick(local, tmp_path / "out", *more.split()), verb=verb)
         left = {path.name for path in (tmp_path / "out").glob("*")}
-        assert left <= {".hydra", "intervene.log", "capabilities.log", "generality.log"}
+        assert left <= {".hydra", *(f"{verb}.log" for verb, _ in cases)}

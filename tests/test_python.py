@@ -330,6 +330,8 @@ def test_in_python_prompts_are_compared(local: Path, tmp_path: Path) -> None:
     assert PromptComparison.load(tmp_path) == unable and unable.to_frame().empty
     with pytest.raises(UserError, match="at least two prompts"):
         compare_prompts({"one": benches["one"]}, circuits)
+    with pytest.raises(UserError, match="circuits has none for two"):
+        compare_prompts(benches, {"one": circuits["one"]})
 
 
 def test_in_python_time_is_measured_and_memory_planned(local: Path, tmp_path: Path) -> None:

@@ -18,7 +18,7 @@ from circuitlit.compare.reuse import Reuse, Swaps, swap_nodes
 from circuitlit.compare.scored import SIZES, ScoredModel, facts_of, score_model
 from circuitlit.compare.turnover import Circuits, Turnover, turnover
 from circuitlit.compare.weight_figures import WeightChange, module_intruders, node_changes
-from circuitlit.compare.weights import check_same_graph, check_same_tokens, weight_changes
+from circuitlit.compare.weights import check_same_graph, check_same_tokens, check_same_vocabulary, weight_changes
 from circuitlit.discover.method import Method
 from circuitlit.discover.workbench import Resampler, Workbench
 from circuitlit.errors import UserError
@@ -161,6 +161,7 @@ def compare_models(
     one, other = base.subject, tuned.subject
     check_same_graph(one, other)
     check_same_tokens(base.data, tuned.data)
+    check_same_vocabulary(one, other)
     if not delta > 1:
         raise UserError(f"delta={delta} must be a factor above 1")
     if 0 < halvings < LEAST:

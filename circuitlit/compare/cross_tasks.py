@@ -14,6 +14,7 @@ from circuitlit.arguments import checks_arguments
 from circuitlit.compare.damage import Damage, Levels, find_damage
 from circuitlit.compare.generality import ablation_specificity, composites, generality
 from circuitlit.compare.prevention import Prevention
+from circuitlit.compare.weights import check_same_graph, check_same_vocabulary
 from circuitlit.discover.workbench import Workbench
 from circuitlit.errors import UserError
 from circuitlit.evaluate import Estimate, TestBed, random_circuit, summarise
@@ -175,14 +176,18 @@ def measure_generality(
         seed: of all random draws.
 
     Raises:
-        UserError: fewer than two tasks, scores by token role, or pairs without wrong answers.
+        UserError: fewer than two tasks, scores by token role, pairs without wrong answers, or a tuned model of another
+            graph or vocabulary.
     """
     if len(tasks) < 2:
         raise UserError("a comparison needs two tasks or more")
+    bench, scores = next(iter(tasks.values()))
+    if tuned is not None:
+        check_same_graph(bench.subject, tuned)
+        check_same_vocabulary(bench.subject, tuned)
     page = _Page(len(tasks), tuned is not None, control_pairs, draws, seed)
     made = {name: _task(name, bench, scores, pairs) for name, (bench, scores) in tasks.items()}
     circuits = {name: task.circuit for name, task in made.items()}
-    bench, scores = next(iter(tasks.values()))
     with phase("matrices", f"{len(made)} circuits on {len(made)} tasks, and random ones"):
         found: dict[str, Any] = _matrices(page, made) | {"composites": _composites(made)}
     if tuned is not None:

@@ -155,13 +155,15 @@ def compare_prompts(
         None where `circuits` gave none.
 
     Raises:
-        UserError: fewer than two prompts, or masks by token role.
+        UserError: fewer than two prompts, one without a circuit, or masks by token role.
     """
     if len(benches) < 2:
         raise UserError("benches must hold at least two prompts: one behaviour asked for in several ways")
     first, bars = next(iter(benches.values())), bars or Bars()
     if first.layout.roles:
         raise UserError("benches have masks by token role, and roles differ between prompts; build them without")
+    if isinstance(circuits, Mapping) and (lacking := next((name for name in benches if name not in circuits), None)):
+        raise UserError(f"circuits has none for {lacking}; give one for every prompt")
     behaviour = behaviour or {name: ask(bench, aloud=False)[0] for name, bench in benches.items()}
     verdicts = (behaviour[name].verdict((min_accuracy or {}).get(name, 0.0)) for name in benches)
     reason, found = next((why for why in verdicts if why), None), None

@@ -11,7 +11,7 @@ from typing import Any, ClassVar
 import torch
 
 from circuitlit.arguments import checks_arguments
-from circuitlit.compare.weights import check_same_graph
+from circuitlit.compare.weights import check_same_graph, check_same_tokens
 from circuitlit.discover import Schedule, initial_log_alpha
 from circuitlit.discover.fit import Curves, Fit, fit
 from circuitlit.discover.method import Method
@@ -108,10 +108,11 @@ def find_difference(
         folder: where both circuits go, as `base/` and `tuned/`; None writes none.
 
     Raises:
-        UserError: models of different graphs, a penalty that is not above 0, or masks on more than edges.
+        UserError: models of different graphs or tokens, a penalty that is not above 0, or masks on more than edges.
     """
     layout = base.layout
     check_same_graph(base.subject, tuned.subject)
+    check_same_tokens(base.data, tuned.data)
     if not penalty > 0:
         raise UserError(f"penalty={penalty} must be above 0; without it any edge may differ")
     if pairs < 1 or (sparsity is not None and not 0 < sparsity < 1):

@@ -10,6 +10,7 @@ import torch
 from jaxtyping import Float, Int
 from torch import Tensor, nn
 
+from circuitlit.compare.weights import check_same_vocabulary
 from circuitlit.compare.writes import Writers
 from circuitlit.errors import UserError
 from circuitlit.graph import Graph
@@ -38,7 +39,7 @@ class Transplant:
         donor: the model that gives; of the same graph.
 
     Raises:
-        UserError: the models have different graphs.
+        UserError: the models have different graphs or vocabularies.
 
     Source: cross-model activation patching, Prakash et al. (arXiv 2402.14811) section 5.
     """
@@ -46,6 +47,7 @@ class Transplant:
     def __init__(self, host: Subject, donor: Subject) -> None:
         if host.graph != donor.graph:
             raise UserError("nodes can be moved only between models of one graph; name two of one architecture")
+        check_same_vocabulary(host, donor, "tuned")
         self.host, self.donor, self.graph = host, donor, host.graph
         self._writers = Writers(host), Writers(donor)
         self._plain: tuple[Subject, Subject] | None = None

@@ -82,6 +82,29 @@ def check_same_tokens(base: PairsModule, tuned: PairsModule, name: str = "tuned"
             )
 
 
+def check_same_vocabulary(base: Subject, tuned: Subject, name: str = "tuned") -> None:
+    """Refuse models that answer in different tokens, or mean different ones by a number.
+
+    Raises:
+        UserError: they have another number of tokens, or a token of both has two numbers.
+    """
+    ours, theirs = (affine(unembedder(subject.model))[0].shape[-1] for subject in (base, tuned))
+    if ours != theirs:
+        raise UserError(
+            f"base has {ours} tokens, {name} {theirs}; only models of one vocabulary can be compared; "
+            "resize_token_embeddings takes added tokens away"
+        )
+    if base.tokenizer is None or tuned.tokenizer is None:
+        return
+    known = tuned.tokenizer.get_vocab()
+    for token, number in base.tokenizer.get_vocab().items():
+        if known.get(token, number) != number:
+            raise UserError(
+                f"'{token}' is token {number} of base and {known[token]} of {name}; "
+                "only models of one tokenizer can be compared"
+            )
+
+
 def weight_changes(base: Subject, tuned: Subject) -> Iterator[PartChange]:
     """Every part's change, block by block.
 
