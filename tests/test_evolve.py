@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import csv
 import json
 import math
 import random
@@ -63,7 +64,7 @@ def series(tmp_path_factory: pytest.TempPathFactory) -> Path:
 
 def settings_of(series: Path, out: Path, *more: str) -> list[str]:
     own = [f"evolve.folder={series}", f"task.build.path={series}/pairs.jsonl", f"hydra.run.dir={out}"]
-    small = ["model=local", "model.path=null", "task=jsonl", "sparsity.target=0.7", "evolve.resamples=2"]
+    small = ["model=local", "model.path=null", "logger=csv", "task=jsonl", "sparsity.target=0.7", "evolve.resamples=2"]
     heads = ["evolve.heads.length=6", "evolve.heads.draws=2", "evolve.heads.threshold=0.106", "evolve.heads.top=2"]
     return [*own, *small, *heads, "method.score.steps=1", "evolve.probe_pairs=4", *more]
 
@@ -93,6 +94,11 @@ def test_a_series_end_to_end_and_interrupted(
     one = found["series"][0]
     rows = one["tasks"]["jsonl"]["rows"]
     assert [row["step"] for row in rows] == list(STEPS) and found["errors"] == []
+    with open(whole / "csv" / "version_0" / "metrics.csv") as file:
+        logged = [(int(row["step"]), row[f"{one['name']}/jsonl/accuracy"]) for row in csv.DictReader(file)]
+    assert [(step, float(said)) for step, said in logged] == [
+        (r["step"], r["behaviour"]["accuracy"]["value"]) for r in rows
+    ]
     assert [row["likeness"]["last"]["corrected_jaccard"] for row in rows][-1] == 1
     assert rows[0]["likeness"]["previous"] is None and rows[1]["likeness"]["previous"]["nodes"]["jaccard"] <= 1
     learned = one["tasks"]["jsonl"]["learned"]

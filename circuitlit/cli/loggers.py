@@ -104,7 +104,13 @@ def open_loggers(cfg: DictConfig) -> Iterator[list[Any]]:
 
 
 def close_loggers(loggers: list[Any], failed: bool = False) -> str | None:
-    """Finish W&B, so that the next job of a sweep starts a run of its own; returns the run's address if online."""
+    """Have all write what they hold; finish W&B, so that the next job of a sweep starts a run of its own.
+
+    Returns:
+        The run's address at W&B, if it is online.
+    """
+    for logger in loggers:
+        logger.save()
     if not any(isinstance(logger, WandbLogger) for logger in loggers):
         return None
     import wandb

@@ -20,21 +20,21 @@ def log_panels(cfg: DictConfig, result: Evolution, page: Path) -> None:
     with open_loggers(cfg) as loggers:
         for logger in loggers:
             if not isinstance(logger, WandbLogger):
-                for row in curves(result):
-                    logger.log_metrics({key: value for key, value in row.items() if value is not None})
+                for step, row in curves(result):
+                    logger.log_metrics({key: value for key, value in row.items() if value is not None}, step=step)
                 continue
             run = logger.experiment
             for series in result.series:
                 axis = f"{series.name}/{'tokens' if series.knows_tokens else 'step'}"
                 run.define_metric(axis, hidden=True)
                 run.define_metric(f"{series.name}/*", step_metric=axis)
-            for row in curves(result):
+            for _, row in curves(result):
                 run.log({key: value for key, value in row.items() if value is not None})
             _log_tables(run, result, page)
 
 
-def curves(result: Evolution) -> Iterator[dict[str, float | None]]:
-    """A row for each checkpoint of each series: `SERIES/tokens`, `SERIES/TASK/accuracy` and so on."""
+def curves(result: Evolution) -> Iterator[tuple[int, dict[str, float | None]]]:
+    """Step and row of each checkpoint of each series: `SERIES/tokens`, `SERIES/TASK/accuracy` and so on."""
     for series in result.series:
         rows: dict[int, dict[str, float | None]] = {}
         name = series.name
@@ -53,7 +53,7 @@ def curves(result: Evolution) -> Iterator[dict[str, float | None]]:
         for row in series.heads.rows:
             own = rows.setdefault(row.step, {f"{name}/step": row.step, f"{name}/tokens": row.tokens})
             own |= {f"{name}/heads/{role}": value for role, value in row.best.items()}
-        yield from (rows[step] for step in sorted(rows))
+        yield from sorted(rows.items())
 
 
 def _log_tables(run: Any, result: Evolution, page: Path) -> None:
