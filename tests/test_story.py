@@ -20,7 +20,7 @@ from circuitlit.compare.layers import (
     top_layers,
     union_layers,
 )
-from circuitlit.compare.rank_patterns import RankedTuning, RankMakers, RankSettings, compare_rank_patterns
+from circuitlit.compare.rank_patterns import RankedTuning, RankMakers, RankSettings, _summary, compare_rank_patterns
 from circuitlit.errors import UserError
 from circuitlit.evaluate import Estimate
 from circuitlit.finetune import adapted, examples_of_task, lora
@@ -227,6 +227,21 @@ def test_ways_are_told_apart_beyond_seeds_or_not_at_all(tmp_path: Path) -> None:
     assert two.ways["gradient_probe"].minus["uniform"].bounds[0] < 0
     assert _verdict(Estimate(1.0, 0.5, 1.5, 0.1, 1.9), True) == "better than uniform"
     assert _verdict(Estimate(-1.0, -1.5, -0.5, -1.9, -0.1), True) == "worse than uniform"
+
+
+def test_verdicts_hold_for_all_ways_together() -> None:
+    """Of five ways that are no better than uniform ranks, some looked better or worse in a fifth of all comparisons."""
+    ways, wrong = ["uniform", "gradient_probe", "base_circuit", "circuit_difference", "random_layers"], 0
+    for number in range(200):
+        draw = torch.Generator().manual_seed(number)
+        runs = {}
+        for way in ways:
+            seeds = [(torch.randn(30, generator=draw) + torch.randn(1, generator=draw)).tolist() for _ in range(6)]
+            facts = {"task": "t", "model": "m", "steps": 1, "ranks": [1], "n_trained": 10}
+            runs[way] = [RankedTuning(**facts, accuracy=own, metric=own, group=list(range(30))) for own in seeds]
+        found = [_summary(way, runs, "metric").minus["uniform"] for way in ways[1:]]
+        wrong += any(_verdict(one, True) != "no better than uniform" for one in found)
+    assert wrong <= 18  # binomial: more than 18 of 200 has a chance of .005 at a rate of .05
 
 
 @pytest.mark.slow

@@ -41,7 +41,8 @@ class Prevention:
         loss_before: of the base model.
         loss_change: with nothing, the nodes of conflict and random ones frozen.
         by_seed: the same for every seed.
-        spared: by freezing the nodes of conflict instead of nothing, or instead of random ones.
+        spared: by freezing the nodes of conflict instead of nothing, or instead of random ones; each time the intervals
+            of all tasks hold at once (Bonferroni).
     """
 
     on: str
@@ -106,8 +107,8 @@ def compare_freezing(
             for name in examples:
                 damage[arm][name].append(_losses(batch_size, tuned, examples[name]["test"]) - before[name])
 
-    def mean(values: Float[Tensor, "*seed pair"], name: str) -> Estimate:
-        return mean_estimate(values, groups[name])
+    def mean(values: Float[Tensor, "*seed pair"], name: str, together: int = 1) -> Estimate:
+        return mean_estimate(values, groups[name], together=together)
 
     stacked = {arm: {name: torch.stack(rows) for name, rows in own.items()} for arm, own in damage.items()}
     return Prevention(
@@ -123,7 +124,7 @@ def compare_freezing(
         loss_change={arm: {name: mean(v, name) for name, v in own.items()} for arm, own in stacked.items()},
         by_seed={arm: {name: v.mean(1).tolist() for name, v in own.items()} for arm, own in stacked.items()},
         spared={
-            arm: {name: mean(stacked[arm][name] - stacked["conflict"][name], name) for name in examples}
+            arm: {name: mean(stacked[arm][name] - stacked["conflict"][name], name, len(examples)) for name in examples}
             for arm in ("nothing", "random")
         },
     )

@@ -137,7 +137,8 @@ class RankedWay:
         n_trained: trainable parameters.
         of_uniform: these over those of uniform ranks.
         score: mean over held-out pairs and seeds; with one seed its intervals say nothing of others.
-        minus: the same less that of uniform ranks, and less that of random layers.
+        minus: the same less that of uniform ranks, and less that of random layers; each time the intervals of all ways
+            hold at once (Bonferroni).
         by_seed: the score of each seed.
         ranks: of each layer, for random layers by seed; None for AdaLoRA.
     """
@@ -253,7 +254,7 @@ def _summary(name: str, runs: Mapping[str, Sequence[RankedTuning]], score: Score
         n_trained=trained,
         of_uniform=trained / reference,
         score=mean_estimate(scores[name], groups),
-        minus={other: mean_estimate(scores[name] - scores[other], groups) for other in others},
+        minus={other: mean_estimate(scores[name] - scores[other], groups, together=len(runs) - 1) for other in others},
         by_seed=scores[name].mean(1).tolist(),
         ranks=[run.ranks for run in own if run.ranks] if name == "random_layers" else own[0].ranks,
     )

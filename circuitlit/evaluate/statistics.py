@@ -153,9 +153,10 @@ def statistic(
     )
 
 
-def mean_estimate(values: Float[Tensor, "*draw pair"], groups: Groups, seed: int = 0) -> Estimate:
-    """Mean over pairs, and over draws where there are several."""
-    return statistic(lambda means: means[0], values[None], groups, seed).estimate()
+def mean_estimate(values: Float[Tensor, "*draw pair"], groups: Groups, seed: int = 0, together: int = 1) -> Estimate:
+    """Mean over pairs, and over draws where there are several; of `together` means all intervals hold at once."""
+    level = 1 - (1 - LEVEL) / together  # Bonferroni
+    return statistic(lambda means: means[0], values[None], groups, seed).estimate(level)
 
 
 def mean_of(values: Sequence[float]) -> Estimate:

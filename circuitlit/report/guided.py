@@ -34,8 +34,9 @@ def write_guided(result: RankComparison, folder: Path) -> Path:
     if _several(result):
         over, verdict = "held-out pairs and seeds", "verdicts go by it"
     lead = (
-        f"{result.steps} steps, seeds {seeds}; brackets are 95 % intervals over {over}. The second one of a difference "
-        f"is for new sentences; {verdict}. Circuits were scored on validation pairs."
+        f"{result.steps} steps, seeds {seeds}; brackets are 95 % intervals over {over}, those of differences for all "
+        f"ways together. The second one of a difference is for new sentences; {verdict}. Circuits were scored on "
+        "validation pairs."
     )
     sections = [("Score", html_table(_HEAD, _rows(result))), ("Ranks by layer", ranks_figure(result))]
     return write_simple_page(folder / "guided.html", f"{result.task}: where LoRA's ranks go", lead, sections)
