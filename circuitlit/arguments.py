@@ -45,6 +45,17 @@ def check_resamples(resamples: int) -> None:
         raise UserError("resamples=1 has no spread; take at least 2, or 0 for none")
 
 
+def check_shares(**shares: float) -> None:
+    """Refuse what is no share.
+
+    Raises:
+        UserError: it is not between 0 and 1.
+    """
+    for name, value in shares.items():
+        if not 0 <= value <= 1:
+            raise UserError(f"{name}={value} is not a share between 0 and 1")
+
+
 def checks_arguments(function: Callable[Given, Made]) -> Callable[Given, Made]:
     """Have a public function refuse values of another kind than its annotations name.
 

@@ -85,6 +85,9 @@ def test_circuits_are_measured_across_tasks_from_python(benches: tuple[Workbench
     assert list(result.to_frame().columns) == ["circuit", "n_edges", "one", "two"]
     assert result.transfer is not None and result.prevention is not None
     assert [len(nodes) for nodes in frozen] == [0, 1, 1]
+    for wrong in ({"alpha": 3.0}, {"chance": -1.0}, {"control_pairs": 0}):
+        with pytest.raises(UserError, match=r"not a share between 0 and 1|at least 1"):
+            measure_generality(tasks, **wrong)
     with pytest.raises(UserError, match="tune_on=three is not among the tasks one, two"):
         prevent({}, "three")
     with pytest.raises(UserError, match="two tasks or more"):

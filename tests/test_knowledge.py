@@ -192,6 +192,14 @@ def test_knowledge_is_measured_from_python(local: Path, tmp_path: Path) -> None:
     assert Knowledge.load(tmp_path) == both
     with pytest.raises(UserError, match="packs hold no task"):
         measure_knowledge(bench.subject, {"factual": {}})
+    refused = (
+        ({"resamples": 1}, "resamples=1 has no spread"),  # an interval of no width
+        ({"alpha": 2.0}, "not a share"),
+        ({"min_accuracy": {"onw": 0.5}}, "packs have no task 'onw'"),
+    )
+    for wrong, words in refused:
+        with pytest.raises(UserError, match=words):
+            measure_knowledge(bench.subject, {"factual": {"own": bench.data}}, **wrong)
 
 
 def test_a_task_is_kept_only_for_the_same_weights(local: Path, tmp_path: Path) -> None:

@@ -6,7 +6,7 @@ from collections.abc import Iterator, Mapping, Sequence
 from dataclasses import dataclass, field
 from typing import Any, ClassVar, Literal
 
-from circuitlit.arguments import checks_arguments
+from circuitlit.arguments import check_shares, checks_arguments
 from circuitlit.compare.capability import Capability, capabilities, greedy_order, smallest_prefix
 from circuitlit.compare.effects import PairBed, gain_share, plain_logits
 from circuitlit.compare.transplant import Transplant, everything
@@ -119,9 +119,7 @@ def compare_capabilities(
     Raises:
         UserError: the models have different graphs, or a setting is out of its range.
     """
-    for label, value in (("chance", chance), ("min_effect", min_effect), ("alpha", alpha), ("share", share)):
-        if not 0 <= value <= 1:
-            raise UserError(f"{label}={value} is not a share between 0 and 1")
+    check_shares(chance=chance, min_effect=min_effect, alpha=alpha, share=share)
     if not tasks or pairs < 1:
         raise UserError(f"compare_capabilities needs at least one task, and pairs={pairs} of at least 1")
     move, outcomes = Transplant(base, tuned), {}

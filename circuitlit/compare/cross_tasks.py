@@ -10,7 +10,7 @@ from typing import Any, ClassVar
 from jaxtyping import Bool
 from torch import Tensor
 
-from circuitlit.arguments import checks_arguments
+from circuitlit.arguments import check_shares, checks_arguments
 from circuitlit.compare.damage import Damage, Levels, find_damage
 from circuitlit.compare.generality import ablation_specificity, composites, generality
 from circuitlit.compare.prevention import Prevention
@@ -176,11 +176,14 @@ def measure_generality(
         seed: of all random draws.
 
     Raises:
-        UserError: fewer than two tasks, scores by token role, pairs without wrong answers, or a tuned model of another
-            graph or vocabulary.
+        UserError: fewer than two tasks, a setting out of its range, scores by token role, pairs without wrong answers,
+            or a tuned model of another graph or vocabulary.
     """
     if len(tasks) < 2:
         raise UserError("a comparison needs two tasks or more")
+    check_shares(chance=chance, min_effect=min_effect, alpha=alpha)
+    if min(pairs, control_pairs, revert) < 1:
+        raise UserError("pairs, control_pairs and revert must be at least 1")
     bench, scores = next(iter(tasks.values()))
     if tuned is not None:
         check_same_graph(bench.subject, tuned)

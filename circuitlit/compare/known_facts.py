@@ -10,7 +10,7 @@ from typing import Any, ClassVar, Literal
 
 import torch
 
-from circuitlit.arguments import checks_arguments
+from circuitlit.arguments import check_resamples, check_shares, checks_arguments
 from circuitlit.compare.effects import PairBed
 from circuitlit.compare.knowledge_circuits import (
     Drawn,
@@ -134,7 +134,8 @@ def measure_knowledge(
         seed: of the pairs, for the result.
 
     Raises:
-        UserError: no task at all, or one name in two packs.
+        UserError: no task at all, one name in two packs, an unknown one in `min_accuracy`, a share that is none, or a
+            single resample.
     """
     if not any(packs.values()):
         raise UserError("packs hold no task; give some")
@@ -142,6 +143,11 @@ def measure_knowledge(
     twice = next((name for name in labels if labels.count(name) > 1), None)
     if twice is not None:
         raise UserError(f"two packs have a task called '{twice}'; give each a name of its own")
+    check_resamples(resamples)
+    check_shares(alpha=alpha, least=least, sparsity=sparsity)
+    unknown = next((name for name in min_accuracy or {} if name not in labels), None)
+    if unknown is not None:
+        raise UserError(f"min_accuracy: packs have no task '{unknown}'; choose from {', '.join(labels)}")
     settings = {"pairs": pairs, "candidates": candidates, "top": top, "alpha": alpha, "least": least, "draws": draws}
     method = method or Method.of(eap_ig, steps=5)
     bars = {"answered": answered, "least_pairs": least_pairs, "least_groups": least_groups}
