@@ -178,6 +178,12 @@ def test_facts_are_injected_from_python(reader: Path, tmp_path: Path) -> None:
     assert FactInjection.load(folder) == result
     assert list(result.to_frame().columns) == ["node", "new", "revised"] and len(result.to_frame()) == 10
     assert result.tuning == {"status": "done"} and "Tuning done." in sentence(result)
+    with pytest.raises(UserError, match="must be at least 1"):  # before the tuning, not after it
+        inject_facts(load_subject(reader), lambda _: pytest.fail("nothing is tuned"), folder, new=0)
+    (folder / "asked.jsonl").write_text("mine")
+    with pytest.raises(UserError, match="the model knows 0 facts"):
+        inject_facts(load_subject(reader), tune, folder, new=4, revised=4)
+    assert (folder / "asked.jsonl").read_text() == "mine"
 
 
 def test_knowledge_is_measured_from_python(local: Path, tmp_path: Path) -> None:

@@ -6,6 +6,7 @@ import json
 from collections.abc import Callable, Iterator, Sequence
 from dataclasses import dataclass
 from pathlib import Path
+from tempfile import NamedTemporaryFile
 from typing import Any, ClassVar
 
 import torch
@@ -14,6 +15,7 @@ from circuitlit.arguments import checks_arguments
 from circuitlit.compare.effects import PairBed, gain_share, plain_logits
 from circuitlit.compare.injection import reverting_scores
 from circuitlit.compare.transplant import Transplant
+from circuitlit.errors import UserError
 from circuitlit.evaluate import Estimate
 from circuitlit.evaluate.matched import matched_nodes, mean_overlap
 from circuitlit.evaluate.similarity import spearman
@@ -136,11 +138,13 @@ def inject_facts(
         seed: of facts and random sets.
 
     Raises:
-        UserError: too few facts that the model knows.
+        UserError: too few facts that the model knows, or a number below 1.
     """
+    if min(new, revised, nodes, batch_size) < 1:
+        raise UserError("new, revised, nodes and batch_size must be at least 1")
     settings = {"new": new, "revised": revised, "only_known": only_known, "nodes": nodes, "draws": draws}
     folder.mkdir(parents=True, exist_ok=True)
-    facts, path = _facts(base, folder, settings, batch_size, seed), folder / "facts.jsonl"
+    facts, path = _facts(base, settings, batch_size, seed), folder / "facts.jsonl"
     rows = [(fact, number) for fact in facts for number in (*LEARNED, ASKED)]
     lines = (json.dumps(fact.row(n, "test" if n == ASKED else "train")) for fact, n in rows)
     path.write_text("\n".join(lines) + "\n")
@@ -162,17 +166,17 @@ def inject_facts(
     )
 
 
-def _facts(base: Subject, folder: Path, settings: dict[str, Any], batch_size: int, seed: int) -> list[Fact]:
+def _facts(base: Subject, settings: dict[str, Any], batch_size: int, seed: int) -> list[Fact]:
     """Invented facts, and facts that contradict what the model says on the first sentence."""
     candidates = true_facts(seed)
     if settings["only_known"]:
-        file = folder / "asked.jsonl"
         lines = [fact.row(LEARNED[0], "test") for fact in candidates]
         lines.append(candidates[0].row(LEARNED[1], "train"))  # a file needs a training line
-        file.write_text("\n".join(map(json.dumps, lines)) + "\n")
         assert base.tokenizer is not None
-        asked = examples_of_file(str(file), base.tokenizer)["test"].chosen
-        file.unlink()
+        with NamedTemporaryFile("w", suffix=".jsonl") as file:
+            file.write("\n".join(map(json.dumps, lines)) + "\n")
+            file.flush()
+            asked = examples_of_file(file.name, base.tokenizer)["test"].chosen
         bed = PairBed(base, asked.batches(batch_size))
         right = bed.full.accuracy.bool().tolist()
         candidates = [fact for fact, good in zip(candidates, right, strict=True) if good]
