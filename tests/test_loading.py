@@ -131,6 +131,19 @@ def test_buffers_and_tied_weights_are_no_gap(local: Path, tmp_path: Path) -> Non
     assert torch.equal(found, expected)
 
 
+def test_a_live_model_in_another_dtype_is_the_one_that_its_folder_gives(local: Path, tmp_path: Path) -> None:
+    """Rotary frequencies are no weights: rounded, they would turn far positions by another angle."""
+    model = tiny_model("llama").float()
+    model.save_pretrained(tmp_path)
+    for file in (local / "model").glob("tokenizer*"):
+        shutil.copy(file, tmp_path)
+    live, loaded = (load_subject(one, dtype="bfloat16").model for one in (model, tmp_path))
+    ids = torch.arange(40)[None]
+    assert torch.equal(live(ids).logits, loaded(ids).logits)
+    assert all(torch.equal(live.get_buffer(name), own) for name, own in loaded.named_buffers())
+    assert model.dtype == torch.float32
+
+
 @pytest.mark.parametrize("size", [0, 3, 100, 5000])
 def test_a_gguf_file_that_is_cut_off_is_refused(size: int, tmp_path: Path) -> None:
     from gguf import GGUFWriter

@@ -9,6 +9,7 @@ import pytest
 import torch
 from cli import call, settings
 from conftest import tiny_batch, tiny_model
+from families import tiny_family
 from transformers import AutoModelForCausalLM, AutoTokenizer
 
 from circuitlit.compare.effects import without_nodes
@@ -46,6 +47,26 @@ def test_it_reloads_equal_to_the_node_ablated_model(name: str, cut: list[str], l
     assert again.dtype == torch.float64 and size <= 8 * sum(p.numel() for p in model.parameters()) + 10_000
     fewer = sum(p.numel() for p in again.parameters()) < sum(p.numel() for p in model.parameters())
     assert fewer == bool(cut)
+
+
+def test_a_layer_without_heads_whose_attention_lies_deeper(local: Path, tmp_path: Path) -> None:
+    """GPT-Neo's attention is a module inside a module; no bias of its output stays here."""
+    model, cut = tiny_family("gpt_neo").float().eval(), [f"a0.h{head}" for head in range(4)]
+    out = model.transformer.h[0].attn.attention.out_proj
+    save_pruned(model, pruned(model, cut), cut, AutoTokenizer.from_pretrained(local / "model"), tmp_path)
+    ids = tiny_batch().clean
+    again = load_pruned(tmp_path)(ids).logits
+    out.weight.detach().zero_()
+    assert torch.allclose(again, model(ids).logits, atol=1e-5)
+
+
+def test_bfloat16_reloads_with_the_positions_that_it_had(local: Path, tmp_path: Path) -> None:
+    model, cut = AutoModelForCausalLM.from_config(tiny_model("llama").config, dtype=torch.bfloat16).eval(), ["a0.h1"]
+    small = pruned(model, cut)
+    save_pruned(model, small, cut, AutoTokenizer.from_pretrained(local / "model"), tmp_path)
+    again = load_pruned(tmp_path)
+    for name, own in small.named_buffers():
+        assert torch.equal(again.get_buffer(name), own) and again.get_buffer(name).dtype == own.dtype, name
 
 
 def test_what_is_cut_is_what_no_edge_leaves() -> None:

@@ -108,7 +108,7 @@ def load_pruned(folder: Path | str) -> PreTrainedModel:
         raise UserError(f"{folder} is no pruned model ({error}); make one: export format=pruned circuit=RUN") from error
     config = AutoConfig.from_pretrained(folder)
     with torch.no_grad():
-        model = AutoModelForCausalLM.from_config(config).to(dtype)
+        model = AutoModelForCausalLM.from_config(config, dtype=dtype)  # `to` would round rotary frequencies
         _carve(model, graph_of(config), cut, values=False)
         missing, more = model.load_state_dict(weights, strict=False)
         model.tie_weights()
@@ -146,13 +146,14 @@ def _carve(model: PreTrainedModel, graph: Graph, cut: set[str], values: bool) ->
         kept = [head for head in range(graph.n_heads) if f"a{layer}.h{head}" not in cut]
         attention = block.get_submodule(anatomy.attention)
         if not kept:
-            setattr(block, anatomy.attention, _Silent(getattr(attention, anatomy.out).bias, model.config.hidden_size))
+            silent = _Silent(getattr(attention, anatomy.out).bias, model.config.hidden_size)
+            block.set_submodule(anatomy.attention, silent)
         elif len(kept) < graph.n_heads:
             _carve_attention(model, attention, graph, kept, values)
         if f"m{layer}" in cut:
             if anatomy.mlp_chain:
                 raise UserError("this architecture's MLPs cannot be cut out; take a model of the Llama family or GPT-2")
-            setattr(block, anatomy.mlp, _Nothing())
+            block.set_submodule(anatomy.mlp, _Nothing())
 
 
 def _carve_attention(model: PreTrainedModel, attention: Any, graph: Graph, kept: list[int], values: bool) -> None:
