@@ -26,6 +26,7 @@ from circuitlit.masked.borrowed import OwnAttention, tell
 from circuitlit.model import families
 from circuitlit.model.bases import LLAMA, OWN
 from circuitlit.model.layouts import in_turn, rotation
+from circuitlit.model.trusted import key_of
 
 WEIGHTS = "model.safetensors"
 
@@ -139,6 +140,27 @@ def test_a_patch_that_changes_nothing_runs_once_checked(tmp_path: Path) -> None:
         model.lm_head.weight[0, 0] += 1
     with pytest.raises(Unchecked):
         load_subject(model, cache_dir=str(tmp_path))
+
+
+def turned(by: Any) -> Callable[..., Any]:
+    """A forward that differs from another one by what it holds alone."""
+    return lambda self, hidden_states, **more: by(hidden_states) if callable(by) else hidden_states * by
+
+
+def negated(_self: Any, hidden_states: torch.Tensor) -> torch.Tensor:
+    return hidden_states.neg()
+
+
+def rooted(_self: Any, hidden_states: torch.Tensor) -> torch.Tensor:
+    return hidden_states.sqrt()
+
+
+def test_a_check_of_one_forward_is_none_of_another() -> None:
+    """Names, and what a function holds, tell apart what equal code does; the same made anew is the same."""
+    held = (1.0, 2.0, torch.ones(3), torch.zeros(3), torch.sqrt, torch.neg, lambda x: x)
+    made = [negated, rooted, *map(turned, held)]
+    assert len({key_of(patched(one)) for one in made}) == len(made)
+    assert key_of(patched(turned(2.0))) == key_of(patched(turned(2.0)))
 
 
 def test_what_goes_around_a_module_is_refused(tmp_path: Path) -> None:

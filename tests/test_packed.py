@@ -234,6 +234,8 @@ def test_bits_of_a_packed_weight() -> None:
     assert bits_of(config) == pytest.approx(4.127, abs=1e-3)
     config.quantization_config = AWQ
     assert bits_of(config) == 4 + 20 / 32
+    config.quantization_config = {"quant_method": "mxfp4"}
+    assert bits_of(config) is None  # whole when it is loaded, and its size is not said
     assert bits_of(AutoConfig.for_model("llama")) is None
 
 

@@ -176,9 +176,9 @@ def block_matrices(model: nn.Module, config: Any) -> dict[str, nn.Linear]:
 
 
 def bits_of(config: Any) -> float | None:
-    """Bits that a packed weight takes, scales included; None for plain weights."""
+    """Bits that a packed weight takes, scales included; None for plain weights, and where a library unpacks them."""
     own, method = quantisation(config), method_of(config)
-    if own is None:
+    if own is None or method in BY_LIBRARY:
         return None
     if method == "bitsandbytes":
         if not own.get("load_in_4bit"):

@@ -6,6 +6,7 @@ import hashlib
 import json
 import sys
 from pathlib import Path
+from types import CodeType, FunctionType
 from typing import Any
 
 from torch import Tensor
@@ -21,14 +22,31 @@ LIBRARIES = ("transformers.models.", "circuitlit.")
 
 
 def patches(model: PreTrainedModel) -> dict[str, str]:
-    """Modules that run another `forward` than their class's, with a hash of it. Accelerate's only move tensors."""
+    """Modules that run another `forward` than their class's, with a hash of it. Accelerate's only move tensors.
+
+    The hash sees a function's code, the names in it, and numbers, texts, tensors and functions that it holds.
+    """
     found = {}
     for name, module in model.named_modules():
         own = module.__dict__.get("forward")
         if own is not None and not hasattr(module, "_hf_hook"):
-            code = getattr(getattr(own, "__func__", own), "__code__", None)
-            found[name or "the model"] = _hash(repr(own) if code is None else repr((code.co_code, code.co_consts)))
+            found[name or "the model"] = _hash(repr(_said(getattr(own, "__func__", own))))
     return found
+
+
+def _said(own: Any, within: bool = False) -> Any:
+    """What a forward is, in every process alike if it is a function; or something that it holds (`within`)."""
+    if isinstance(own, CodeType):
+        return own.co_code, own.co_names, [_said(constant, True) for constant in own.co_consts]
+    if isinstance(own, FunctionType):
+        held = [cell.cell_contents for cell in own.__closure__ or ()] if not within else []
+        held += [*(own.__defaults__ or ()), *(own.__kwdefaults__ or {}).values()]
+        return _said(own.__code__), [_said(value, True) for value in held]
+    if isinstance(own, Tensor):
+        return _some(own)
+    if not within or isinstance(own, str | bytes | int | float | tuple | None):
+        return own
+    return getattr(own, "__qualname__", type(own).__name__)
 
 
 def reasons(model: PreTrainedModel) -> list[str]:
