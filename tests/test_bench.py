@@ -24,7 +24,7 @@ from circuitlit.masked import MaskedModel, References
 from circuitlit.masked.short_attention import rotates_by_halves
 from circuitlit.objective import kl_divergence
 from circuitlit.run.bench import kinds
-from circuitlit.run.bench.data import RandomPairs, step_shape
+from circuitlit.run.bench.data import RandomPairs, random_workbench, step_shape
 from circuitlit.run.bench.whole import Stopwatch
 from circuitlit.tasks.encoded import EncodedPairs, Row
 
@@ -153,6 +153,16 @@ def test_plan_of_a_large_model_loads_nothing(tmp_path: Path, capsys: pytest.Capt
     assert "largest batch in 80 GiB" in capsys.readouterr().out
 
 
+def test_a_plan_of_each_dtype(tmp_path: Path) -> None:
+    for kind in ("step", "length"):
+        words = (*SHAPE["gpt2"], "plan=true", f"bench={kind}", "dtypes=[bfloat16]", f"hydra.run.dir={tmp_path / kind}")
+        call(*words, verb="bench")
+        rows = json.loads((tmp_path / kind / "bench.json").read_text())["measured"]
+        assert [row["dtype"] for row in rows] == ["bfloat16"]
+    found = kinds.memory(config("gpt2", "dtypes=[bfloat16,float32]")).measured
+    assert found[1].gib["deltas"] == 2 * found[0].gib["deltas"]
+
+
 def test_traffic_by_hand() -> None:
     """Two sequential layers of one head: readers q, k, v, m; writers input, a0, m0, a1, m1."""
     graph = Graph(2, 1, 1)
@@ -186,6 +196,26 @@ def test_step_table(tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:
     assert row["to_stock"] == pytest.approx(row["step"] / row["stock"])
     assert row["edges"] == Graph(4, 4, 4).n_edges
     assert "step / stock" in capsys.readouterr().out
+
+
+def test_a_step_has_the_masks_and_the_ablation_that_are_set(tmp_path: Path) -> None:
+    """The published recipe wants masks on edges and nodes; means stand in as in a run."""
+    subject, layout = random_subject(config("gpt2"), "float32"), MaskLayout(Graph(4, 4, 4), sites="both")
+    for kind in ("mean", "optimal"):
+        bench = random_workbench(config("gpt2", "mask.sites=both", f"ablation={kind}"), subject, 12)
+        assert bench.layout == layout and bench.count == round(0.05 * layout.n_edges)
+        assert bench.references.mean is not None
+    recipe = ("mask=edge_pruning_2024", "ablation=mean", f"hydra.run.dir={tmp_path}")
+    call(*SHAPE["gpt2"], *QUICK, *recipe, verb="bench")
+    (row,) = json.loads((tmp_path / "bench.json").read_text())["measured"]
+    assert row["step"] > 0
+
+
+def test_scaling_has_positions_for_twice_the_tokens(tmp_path: Path) -> None:
+    words = ("bench=scaling", "model.architecture.n_positions=24", f"hydra.run.dir={tmp_path}")
+    call(*SHAPE["gpt2"], *QUICK, *words, verb="bench")
+    rows = json.loads((tmp_path / "bench.json").read_text())["measured"]
+    assert [row["tokens"] for row in rows] == [24, 24, 12, 24, 48, 24, 24, 24]
 
 
 def test_step_of_micro_batches(tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:
@@ -242,9 +272,19 @@ def test_phases_of_a_whole_run(local: Path, tmp_path: Path, capsys: pytest.Captu
 
 
 def test_bad_settings(tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:
-    for setting, word in (("bench=speed", "scaling"), ("dtypes=[int8]", "float32"), ("answers=99", "tokens=24")):
-        line = failure(capsys, *SHAPE["gpt2"], *QUICK, setting, f"hydra.run.dir={tmp_path}", verb="bench")
-        assert word in line
+    for given, word in {
+        "bench=speed": "scaling",
+        "dtypes=[int8]": "float32",
+        "answers=99": "tokens=24",
+        "mask.roles=true": "random tokens have no roles",
+        "bench=eap plan=true": "bench=length",
+        "bench=eap profile=true": "bench=step",
+        "bench=scaling dtypes=[float32,bfloat16]": "dtypes=[bfloat16]",
+        "model.architecture.n_head=5": "no shape of a model",
+        "model.architecture.model_type=gtp2": "no shape of a model",
+    }.items():
+        line = failure(capsys, *SHAPE["gpt2"], *QUICK, *given.split(), f"hydra.run.dir={tmp_path}", verb="bench")
+        assert word in line, line
 
 
 @pytest.mark.parametrize("has", [True, False])

@@ -15,6 +15,7 @@ from circuitlit.model.load import DTYPES, config_from
 from circuitlit.model.packages import packaged_weights
 from circuitlit.model.packed import bits_of, block_matrices
 from circuitlit.model.packed_files import RandomPacked, dequantised
+from circuitlit.model.report import first_line
 from circuitlit.model.weights import RandomWeights, WeightSource, empty_model
 
 
@@ -22,13 +23,21 @@ def shape_of(cfg: DictConfig) -> PretrainedConfig:
     """The model's configuration from conf/model alone.
 
     Raises:
-        UserError: the preset has no architecture numbers.
+        UserError: the preset has no architecture numbers, or they are no shape of that model.
     """
     if cfg.model.architecture is None:
         raise UserError(
             f"model={cfg.model.name} has no model.architecture, the numbers that random weights are drawn for"
         )
-    return config_from(plain(cfg.model.architecture))
+    try:
+        config = config_from(plain(cfg.model.architecture))
+        with torch.device("meta"):
+            Subject(AutoModelForCausalLM.from_config(dequantised(config)))
+    except (ValueError, TypeError, ArithmeticError, RuntimeError) as error:
+        raise UserError(
+            f"model.architecture is no shape of a model ({first_line(error)}); correct its numbers"
+        ) from error
+    return config
 
 
 def meta_subject(cfg: DictConfig) -> Subject:
@@ -45,9 +54,8 @@ def random_subject(cfg: DictConfig, dtype: str) -> Subject:
     """
     if dtype not in DTYPES:
         raise UserError(f"dtypes={dtype} is not one of {', '.join(DTYPES)}")
-    facts, device = {"source": "random weights", "dtype": dtype}, device_of(cfg)
+    facts, device, shape = {"source": "random weights", "dtype": dtype}, device_of(cfg), shape_of(cfg)
     if shards(cfg):
-        shape = shape_of(cfg)
         model = empty_model(dequantised(shape), DTYPES[dtype])
         bits = bits_of(shape)
         source: WeightSource = RandomWeights(cfg.seed, device, DTYPES[dtype])
@@ -56,7 +64,7 @@ def random_subject(cfg: DictConfig, dtype: str) -> Subject:
         return Subject(model, None, cfg.model.name, facts | {"packed_bits": bits}, source=source)
     torch.manual_seed(cfg.seed)
     with torch.device(device):
-        model = AutoModelForCausalLM.from_config(dequantised(shape_of(cfg)), dtype=DTYPES[dtype])
+        model = AutoModelForCausalLM.from_config(dequantised(shape), dtype=DTYPES[dtype])
     return Subject(model, name=cfg.model.name, provenance=facts)
 
 

@@ -14,7 +14,7 @@ from circuitlit.errors import UserError
 from circuitlit.evaluate.cost.memory import StepShape
 from circuitlit.graph import EdgeScores, MaskLayout
 from circuitlit.graph.select import edge_budget
-from circuitlit.masked import References
+from circuitlit.masked import References, mean_writers
 from circuitlit.model import Subject
 from circuitlit.tasks import Pairs, PairsModule
 from circuitlit.tasks.encoded import EncodedPairs, Row
@@ -84,12 +84,16 @@ def random_workbench(cfg: DictConfig, subject: Subject, n_train: int) -> Workben
         raise UserError(f"answers={cfg.answers} do not fit into tokens={cfg.tokens}")
     vocab, batch_size = subject.model.config.vocab_size, cfg.data.batch_size
     data = RandomPairs(vocab, n_train, cfg.callbacks.probe_pairs, cfg.tokens, cfg.answers, batch_size, cfg.seed)
-    layout = MaskLayout(subject.graph)
+    layout = MaskLayout(subject.graph, sites=cfg.mask.sites)
     model = masked_model(cfg, subject)
+    means = None
+    if cfg.ablation.kind in ("mean", "optimal"):  # trained constants cost a step no more than means
+        batches = (batch.to(subject.device) for batch in data.train.batches(batch_size, cfg.tokens))
+        means = mean_writers(subject, batches, cfg.ablation.positional)
     budget, capture = cfg.mask.cache_gib * 2**30, cfg.mask.capture and model.shards is None
-    references = References(subject, cfg.ablation.kind, budget=budget, capture=capture, host=cfg.mask.host_gib * 2**30)
+    references = References(subject, cfg.ablation.kind, means, budget, capture, cfg.mask.host_gib * 2**30)
     references.fill(data.train.batches(batch_size, cfg.tokens), n_train)
-    count = edge_budget(cfg.sparsity.target, layout.n_edge_masks)
+    count = edge_budget(cfg.sparsity.target, layout.n_edges)
     return Workbench(subject, data, model, layout, references, count, capture=capture)
 
 

@@ -23,9 +23,13 @@ from circuitlit.run.bench.data import random_scores, random_workbench, step_shap
 
 
 def memory(cfg: DictConfig) -> MemoryPlans:
-    """Of one step; nothing is loaded."""
+    """Of one step at each of `dtypes`, or else in `model.dtype`; nothing is loaded."""
     shape = step_shape(cfg, cfg.tokens, cfg.answers, cfg.examples or 0, bits_of(shape_of(cfg)))
-    return plan_memory(meta_subject(cfg), shape, cfg.gib)
+    given, found = cfg.copy(), []
+    for dtype in cfg.dtypes or [cfg.model.dtype]:
+        given.model.dtype = dtype
+        found.append(plan_memory(meta_subject(given), shape, cfg.gib))
+    return found[0].replaced(measured=[row for one in found for row in one.measured])
 
 
 def steps(cfg: DictConfig) -> StepTimes:
@@ -50,6 +54,7 @@ def scaling(cfg: DictConfig) -> StepTimes:
         given = cfg.copy()
         for name, value in change.items():
             (given.model.architecture if name == depth else given)[name] = value
+        _raise_positions(given)
         found.append(_step(given, wanted_dtypes(cfg)[0]))
     unchanged = found[changes.index({})]
     return unchanged.replaced(bench="scaling", measured=[row for one in found for row in one.measured])
@@ -62,14 +67,13 @@ def length(cfg: DictConfig) -> StepTimes | MemoryPlans:
     """
     found: list[Any] = []
     room = 0.0
-    longest, dtype = cfg.tokens, cfg.model.dtype if cfg.plan else wanted_dtypes(cfg)[-1]
+    longest, dtype = cfg.tokens, wanted_dtypes(cfg)[-1] if cfg.dtypes or not cfg.plan else cfg.model.dtype
     lengths = [tokens for tokens in (128 * 2**power for power in range(12)) if tokens < longest]
     for tokens in [*lengths, longest]:
         given = cfg.copy()
         given.tokens, given.model.dtype = tokens, dtype
         given.callbacks.probe_every = 0  # its pairs are more than a batch of long ones
-        for name in {"n_positions", "max_position_embeddings"} & set(given.model.architecture):
-            given.model.architecture[name] = max(tokens, given.model.architecture[name])
+        _raise_positions(given)
         examples = cfg.examples or 0
         shape, need, room = that_fits(meta_subject(given), step_shape(given, tokens, cfg.answers, examples), cfg.gib)
         given.mask.panel, given.mask.recompute = shape.panel, shape.recompute
@@ -83,6 +87,13 @@ def length(cfg: DictConfig) -> StepTimes | MemoryPlans:
     if not found:
         raise UserError(f"no length fits into {room:.3g} GiB; lower data.batch_size={cfg.data.batch_size} or tokens")
     return found[-1].replaced(bench="length", measured=[row for one in found for row in one.measured])
+
+
+def _raise_positions(cfg: DictConfig) -> None:
+    """Give the shape as many positions as prompts have tokens."""
+    shape = cfg.model.architecture
+    for name in {"n_positions", "max_position_embeddings"} & set(shape):
+        shape[name] = max(cfg.tokens, shape[name])
 
 
 def _step(cfg: DictConfig, dtype: str) -> StepTimes:
