@@ -119,6 +119,12 @@ def same(self, hidden_states, **more):
     return type(self).forward(self, hidden_states, **more)
 
 
+def test_a_cache_that_cannot_be_written_is_named(tmp_path: Path) -> None:
+    (tmp_path / "file").write_text("")
+    with pytest.raises(UserError, match=r"paths.cache_dir=\S+file cannot be written"):
+        checked(single("llama"), tmp_path / "file")
+
+
 def test_a_patched_forward_is_found(tmp_path: Path) -> None:
     model = patched(colder)
     with pytest.raises(Unchecked, match=r"needs a check first, because model.layers.1.self_attn has a forward"):

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 from pathlib import Path
+from typing import Any
 
 import pytest
 import torch
@@ -92,6 +93,15 @@ def test_scores_refuse_what_is_not_finite_or_does_not_fit() -> None:
         EdgeScores(graph, torch.full((1, graph.n_edges), torch.nan), "test")
     with pytest.raises(ValueError, match="shape"):
         EdgeScores(graph, torch.zeros(1, graph.n_edges + 1), "test")
+
+
+@pytest.mark.parametrize("select", ["top_k", "greedy"])
+def test_a_number_of_edges_that_no_circuit_has(select: Any) -> None:
+    scores = EdgeScores(Graph(1, 1, 1), torch.zeros(1, Graph(1, 1, 1).n_edges), "test")
+    for count in (-3, scores.size + 1):
+        with pytest.raises(UserError, match=f"count={count} is not a number of edges from 0 to {scores.size}"):
+            Circuit.cut(scores, count, select=select)
+    assert Circuit.cut(scores, scores.size, select=select).sparsity == 0
 
 
 def test_circuit_survives_its_file(tmp_path: Path) -> None:

@@ -97,6 +97,11 @@ def _check_files(cfg: DictConfig, verb: str) -> None:
             raise UserError(
                 f"model.path={path} is neither a folder with a config.json nor a GGUF file; save a model there first"
             )
+    if cfg.model.revision is not None and cfg.model.source != "hub":
+        raise UserError(
+            f"model.revision={cfg.model.revision} is of models on a hub, and model.source={cfg.model.source} has none; "
+            "leave it out, or set model.source=hub"
+        )
     adapter = cfg.adapter.path
     if adapter is not None and not Path(adapter).is_dir() and not re.fullmatch(r"[\w-][\w.-]*/[\w.-]+", adapter):
         raise UserError(

@@ -53,7 +53,12 @@ class Circuit:
             count: edges to keep.
             provenance: where the scores come from.
             select: "top_k" takes the best edges wherever they are, "greedy" grows a circuit from the logits.
+
+        Raises:
+            UserError: more edges than there are, or than the method ranks, or fewer than none.
         """
+        if not 0 <= count <= scores.size:
+            raise UserError(f"count={count} is not a number of edges from 0 to {scores.size:,}; give one")
         if scores.limit is not None and count > scores.limit:
             raise UserError(
                 f"{scores.method} kept {scores.limit:,} edges and rejected all others, so it has no circuit of "

@@ -110,7 +110,8 @@ def check_model(
         loading: further arguments of `load_subject`.
 
     Raises:
-        UserError: the model cannot be loaded, or goes around the modules that its anatomy names.
+        UserError: the model cannot be loaded, or goes around the modules that its anatomy names, or a check that passed
+            cannot be written down.
     """
     subject = model
     if not isinstance(subject, Subject):
@@ -145,7 +146,13 @@ def check_model(
     )
     if not bad:
         kept = record_of(Path(cache_dir), result.key)
-        result.save(kept.parent).rename(kept)
+        try:
+            result.save(kept.parent).rename(kept)
+        except OSError as error:
+            raise UserError(
+                f"paths.cache_dir={cache_dir} cannot be written ({error.strerror}), where it is kept that the check "
+                "passed; choose another"
+            ) from error
     return result
 
 
