@@ -170,6 +170,7 @@ WORDS: list[Case] = [
 ]
 # What is seen in the composed configuration.
 COMPOSED: list[Case] = [
+    ("export", "circuit={circuit} format=pruned out=small", "format=pruned writes a folder into the run's own"),
     ("train", "model.revision=main", "model.revision=main is of models on a hub, and model.source=package has none"),
     ("train", "ablation.steps=3", "see conf/ablation/"),
     ("train", "task.build.n_trian=3", "did you mean task.build.n_train?"),

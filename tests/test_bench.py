@@ -13,12 +13,13 @@ from cli import call, failure, settings
 from hydra import compose, initialize_config_dir
 from omegaconf import DictConfig
 
-from circuitlit.cli.build import build_subject
+from circuitlit.cli.build import build_method, build_subject
 from circuitlit.cli.random_model import meta_subject, random_subject
 from circuitlit.discover import MaskedLoss
 from circuitlit.errors import UserError
-from circuitlit.evaluate.cost.memory import StepShape, largest_batch, memory_parts, step_bytes
-from circuitlit.evaluate.cost.training import traffic
+from circuitlit.evaluate.cost.attribution import time_attribution
+from circuitlit.evaluate.cost.memory import StepShape, largest_batch, memory_parts, plan_memory, step_bytes
+from circuitlit.evaluate.cost.training import time_training, traffic
 from circuitlit.graph import Graph, MaskLayout
 from circuitlit.masked import MaskedModel, References
 from circuitlit.masked.short_attention import rotates_by_halves
@@ -285,6 +286,21 @@ def test_bad_settings(tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> Non
     }.items():
         line = failure(capsys, *SHAPE["gpt2"], *QUICK, *given.split(), f"hydra.run.dir={tmp_path}", verb="bench")
         assert word in line, line
+
+
+def test_what_is_no_measurement_in_python() -> None:
+    cfg = config("gpt2")
+    bench = random_workbench(cfg, random_subject(cfg, "float32"), 12)
+    for given in ({"repeats": 0}, {"warmup": -1}, {"micro_batches": 0}):
+        with pytest.raises(UserError, match="at least 1, 0 and 1"):
+            time_training(bench, **given)  # type: ignore[arg-type]
+    with pytest.raises(UserError, match="batches=0 leaves nothing"):
+        time_attribution(bench, build_method(cfg), 0)
+    for given, word in ({"pairs": 0}, "pairs=0"), ({"panel": 0}, "panel=0"), ({"recompute": "read"}, "recompute=read"):
+        with pytest.raises(UserError, match=word):
+            replace(shape(cfg), **given)
+    with pytest.raises(UserError, match="gib=nan"):
+        plan_memory(meta_subject(cfg), shape(cfg), float("nan"))
 
 
 @pytest.mark.parametrize("has", [True, False])

@@ -17,8 +17,10 @@ def run(cfg: DictConfig) -> Any:
     """Write the circuit `circuit` in the format `format` to `out`, or into the run directory (`pruned` always there).
 
     Raises:
-        UserError: not a circuit, an unknown format, or a file that cannot be written.
+        UserError: not a circuit, an unknown format, a file that cannot be written, or `out` with `pruned`.
     """
+    if cfg.format == "pruned" and cfg.out:
+        raise UserError("format=pruned writes a folder into the run's own, not to out; set hydra.run.dir=DIR instead")
     circuit = load_circuit(cfg.circuit)
     if cfg.format == "pruned":
         from circuitlit.run import pruned  # loads models, which the other formats do without

@@ -7,6 +7,7 @@ from statistics import median
 from circuitlit.arguments import checks_arguments
 from circuitlit.discover.method import Method
 from circuitlit.discover.workbench import Workbench
+from circuitlit.errors import UserError
 from circuitlit.evaluate.cost.benchmark import AttributionTime, AttributionTimes, dtype_of, machine_of, said
 from circuitlit.evaluate.cost.timer import now
 from circuitlit.evaluate.cost.training import stock_step
@@ -20,7 +21,12 @@ def time_attribution(bench: Workbench, method: Method, batches: int | None = Non
         bench: subject, pairs and masked model.
         method: how edges are scored.
         batches: of the training pairs; None takes all.
+
+    Raises:
+        UserError: `batches` is below 1.
     """
+    if batches is not None and batches < 1:
+        raise UserError(f"batches={batches} leaves nothing to time; give at least 1, or None for all")
     subject, size, train = bench.subject, bench.data.batch_size, bench.data.train
     rows = range(len(train))[: None if batches is None else size * batches]
     taken = [batch.to(subject.device) for batch in train.batches(size, order=rows)]

@@ -5,6 +5,7 @@ Weights and activations are counted on the meta device, where the very code of t
 
 from __future__ import annotations
 
+import math
 from copy import deepcopy
 from dataclasses import dataclass, replace
 from typing import Any, Literal
@@ -50,6 +51,9 @@ class StepShape:
         engine: that shares the weights out over them, or "one_block", which has a block's at a time; None for neither.
         offload: an engine keeps its weights in the host's memory.
         packed_bits: that each weight of a block's matrices takes in its file; None where it is not packed there.
+
+    Raises:
+        UserError: a number or a choice that no step has.
     """
 
     pairs: int
@@ -66,6 +70,17 @@ class StepShape:
     offload: bool = False
     packed_bits: float | None = None
 
+    def __post_init__(self) -> None:
+        least = {"pairs": 1, "tokens": 1, "answers": 1, "examples": 0, "panel": 1, "devices": 1}
+        for name, bound in least.items():
+            if getattr(self, name) < bound:
+                raise UserError(f"{name}={getattr(self, name)} is below {bound}; a step has at least as many")
+        if self.recompute not in (False, True, "reads") or self.engine not in (None, *AHEAD):
+            raise UserError(
+                f"recompute={self.recompute} and engine={self.engine}: give one of False, True and 'reads', and one of "
+                f"None, {', '.join(AHEAD)}"
+            )
+
 
 @checks_arguments
 def plan_memory(subject: Subject, shape: StepShape, gib: float | None = None) -> MemoryPlans:
@@ -77,7 +92,7 @@ def plan_memory(subject: Subject, shape: StepShape, gib: float | None = None) ->
         gib: memory that may be filled; None takes the GPU's, or 80.
 
     Raises:
-        UserError: `gib` is not positive.
+        UserError: `gib` is not positive and finite.
         ValueError: the model's class is none of transformers'.
     """
     subject, room = subject if subject.device.type == "meta" else meta_copy(subject), _room(gib)
@@ -167,8 +182,8 @@ def largest_batch(subject: Subject, shape: StepShape, room: float) -> int:
 def _room(gib: float | None) -> float:
     """Bytes to fill."""
     if gib is not None:
-        if gib <= 0:
-            raise UserError(f"gib={gib} is not above 0; give the memory of your device")
+        if not 0 < gib < math.inf:
+            raise UserError(f"gib={gib} is not above 0 and finite; give the memory of your device")
         return gib * 2**30
     if torch.cuda.is_available():
         return float(torch.cuda.get_device_properties(0).total_memory)

@@ -16,6 +16,7 @@ from circuitlit.arguments import checks_arguments
 from circuitlit.discover import MaskLearner, initial_log_alpha
 from circuitlit.discover.fit import fit
 from circuitlit.discover.workbench import Workbench
+from circuitlit.errors import UserError
 from circuitlit.evaluate.cost.benchmark import StepTime, StepTimes, dtype_of, machine_of, said
 from circuitlit.evaluate.cost.timer import PHASES, Profile, StepTimer, now, peak_bytes
 from circuitlit.evaluate.find import GATES, SCHEDULE
@@ -53,7 +54,13 @@ def time_training(
         planned_gib: memory that is expected, for the table.
         profile: file for a table of what takes longest in four steps; None makes none. On a GPU steps are then timed
             without their phases.
+
+    Raises:
+        UserError: nothing would be timed.
     """
+    if repeats < 1 or warmup < 0 or micro_batches < 1:
+        given = f"repeats={repeats}, warmup={warmup} and micro_batches={micro_batches}"
+        raise UserError(f"{given}: at least 1, 0 and 1 are needed")
     subject, train_split = bench.subject, bench.data.train
     steps = steps_to_take(warmup, repeats)
     held = _reset_peak(subject)
