@@ -73,6 +73,22 @@ def test_a_failing_command_takes_away_only_what_it_made(
     assert (tmp_path / "notes.txt").read_text() == "mine"
 
 
+def test_what_others_save_meanwhile_beside_their_own_files_stays(
+    local: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]
+) -> None:
+    (tmp_path / "notes.txt").write_text("mine")
+
+    def refused(*args: object, **settings: object) -> None:
+        (tmp_path / "more.txt").write_text("mine, too")
+        (tmp_path / "circuit.json").write_text("half")
+        raise UserError("no such circuit")
+
+    monkeypatch.setattr("circuitlit.run.train.follow_masks", refused)
+    assert "no such circuit" in failure(capsys, *settings(local, tmp_path, "logger=none"))
+    assert {path.name for path in tmp_path.glob("*.*")} <= {".hydra", "train.log", "notes.txt", "more.txt"}
+    assert (tmp_path / "more.txt").exists()
+
+
 def test_a_mistake_at_the_end_loses_nothing_that_is_finished(
     local: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]
 ) -> None:

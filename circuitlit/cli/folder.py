@@ -80,8 +80,14 @@ def occupied(cfg: DictConfig) -> Iterator[None]:
             new = set(folder.rglob("*.json")) - before
             lost = explain(error) is not None and not any(_finished(cfg.verb, path) for path in new)
             if lost and not shared and not goes_on(cfg):
-                sweep_up(folder, before)
+                others = any(path.parent == folder and _foreign(path) for path in before)
+                sweep_up(folder, before, LEFT if others else None)  # who keeps files here may have saved some meanwhile
             raise
+
+
+def _foreign(path: Path) -> bool:
+    """True for what neither Hydra nor the claim of a folder puts there."""
+    return path.name not in (".hydra", NAME) and path.suffix != ".log"
 
 
 def _finished(verb: str, path: Path) -> bool:

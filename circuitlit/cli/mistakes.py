@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import re
 import traceback
+from collections.abc import Sequence
 from pathlib import Path
 
 import yaml
@@ -106,11 +107,12 @@ def _absent(key: str, verb: str) -> str:
     return f"{key} is no setting of the chosen presets; see conf/{key.partition('.')[0]}/ for one that has it"
 
 
-def sweep_up(folder: Path, before: set[Path]) -> None:
-    """Remove the files that appeared since `before`, but for Hydra's own: its settings and its log."""
+def sweep_up(folder: Path, before: set[Path], names: Sequence[str] | None = None) -> None:
+    """Remove what appeared since `before`, only of these names if any are given, but never Hydra's settings and log."""
     for path in sorted(folder.rglob("*"), reverse=True):
         if (
             path in before
+            or (names is not None and path.relative_to(folder).parts[0] not in names)
             or ".hydra" in path.relative_to(folder).parts
             or (path.suffix == ".log" and path.parent == folder)
         ):
