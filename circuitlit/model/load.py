@@ -92,8 +92,9 @@ def load_subject(
     with _quiet():
         if isinstance(model, nn.Module):
             loaded, facts = frozen_view(model, patched=True), {"source": "live", "path": None, "revision": None}
-            for _, tensor in parameters(loaded) if dtype is not None else ():  # `to` would round rotary frequencies
-                tensor.data = tensor.to(DTYPES[dtype]) if tensor.is_floating_point() else tensor
+            if dtype is not None:
+                for _, tensor in parameters(loaded):  # `to` would round rotary frequencies
+                    tensor.data = tensor.to(DTYPES[dtype]) if tensor.is_floating_point() else tensor
         else:
             folder, facts = _place(str(model), source or _source_of(str(model)), revision, Path(cache_dir).expanduser())
             remote: dict[str, Any] = {"trust_remote_code": trust_remote_code}
