@@ -194,6 +194,21 @@ def test_sft_lowers_the_loss_and_its_folder_loads_elsewhere(
     assert AutoTokenizer.from_pretrained(tmp_path / "tuned").get_vocab() == tokenizer.get_vocab()
 
 
+def test_modules_that_adalora_leaves_no_rank_are_saved_without_a_warning(
+    local: Path, tmp_path: Path, model, tokenizer, recwarn: pytest.WarningsRecorder
+) -> None:
+    trained: Any = adapted(model, adalora(model, 30))
+    values = {name: value for name, value in trained.base_model.model.named_parameters() if ".lora_E" in name}
+    bare = next(iter(values))
+    values[bare].data.zero_()
+    trained.peft_config["default"].rank_pattern = {name: [name != bare] * len(v) for name, v in values.items()}
+    save_model(trained, tokenizer, tmp_path / "tuned")
+    assert not [warning for warning in recwarn if "invalid shape" in str(warning.message)]
+    loaded = PeftModel.from_pretrained(AutoModelForCausalLM.from_pretrained(local / "model"), tmp_path / "tuned")
+    prompts = torch.arange(6)[None]
+    torch.testing.assert_close(loaded.eval()(prompts).logits, trained.eval()(prompts).logits)
+
+
 def test_the_loss_is_on_answer_tokens_only(model, examples) -> None:
     """Other prompt embeddings get gradients through attention, but no prompt position predicts anything."""
     one = examples["train"].collate([0])

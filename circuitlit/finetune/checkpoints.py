@@ -6,6 +6,7 @@ import math
 import os
 import shutil
 import tempfile
+import warnings
 from collections.abc import Callable
 from pathlib import Path
 from typing import Any
@@ -46,7 +47,11 @@ def save_model(model: nn.Module, tokenizer: PreTrainedTokenizerBase, folder: Pat
     partial = Path(tempfile.mkdtemp(dir=folder.parent, prefix=f".{folder.name}-"))
     try:
         if hasattr(model, "disable_adapter"):
-            model.save_pretrained(str(partial), save_embedding_layers=False)  # type: ignore[operator]
+            with warnings.catch_warnings():
+                if any(config.peft_type == "ADALORA" for config in model.peft_config.values()):  # type: ignore[operator]
+                    # it takes modules that were left no rank for shards of ZeRO-3
+                    warnings.filterwarnings("ignore", ".*tensor\\(s\\) have invalid shape")
+                model.save_pretrained(str(partial), save_embedding_layers=False)  # type: ignore[operator]
         else:
             model.save_pretrained(str(partial))  # type: ignore[operator]
         tokenizer.save_pretrained(partial)
