@@ -128,8 +128,9 @@ def write_knowledge(result: Knowledge, folder: Path) -> Path:
         )
     lead += (
         "Circuits are compared with shuffled ones, and their overlap with circuits in which every node has as many "
-        "edges (J*: 0 chance, 1 the same edges). Their brackets are 95 % intervals for other pairs of these sentences, "
-        "then for new sentences."
+        "edges (J*: 0 chance, 1 the same edges). Brackets of circuits are 95 % intervals for other pairs of these "
+        "sentences, then for new sentences; those of overlaps hold what circuits of resampled training sentences "
+        "share, which know fewer sentences: J* may lie above them."
     )
     return write_simple_page(folder / "knowledge.html", f"What {result.model} knows", lead, sections)
 
