@@ -112,6 +112,17 @@ def test_runs_without_readable_files_are_refused(tmp_path: Path) -> None:
         run_names([str(tmp_path)])
 
 
+def test_runs_of_other_settings_are_no_seeds_of_one_way(tmp_path: Path) -> None:
+    for number, (lr, every) in enumerate([(0.1, 5), (0.1, 0), (0.2, 5)]):
+        (tmp_path / str(number)).mkdir()
+        settings = {"tune": {"name": "sft", "lr": lr, "probe_every": every}, "adapter": {"build": {"r": 8}}}
+        result = {"tune": "sft", "adapter": "lora", "provenance": settings | {"seed": number}}
+        (tmp_path / str(number) / "result.json").write_text(json.dumps(result))
+    runs = [str(tmp_path / str(number)) for number in range(3)]
+    assert list(run_names(runs)) == ["sft lora lr=0.1 1", "sft lora lr=0.1 2", "sft lora lr=0.2"]
+    assert list(run_names(runs[:2])) == ["sft lora 1", "sft lora 2"]
+
+
 def test_chance_is_drawn_often_enough_for_every_claim(
     local: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
