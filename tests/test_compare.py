@@ -86,7 +86,7 @@ def head_edges(graph: Graph, head: str) -> torch.Tensor:
 
 
 def test_scaling_a_head_strengthens_its_edges_and_no_others() -> None:
-    base, tuned = (scored(linear_subject(scale), 10**6) for scale in (1.0, 3.0))
+    base, tuned = (scored(one, one.graph.n_edges) for one in map(linear_subject, (1.0, 3.0)))
     difference = circuit_difference(base, tuned)
     own = head_edges(base.scores.graph, "a0.h1")
     assert torch.equal(difference.edges("strengthened"), own) and int(own.sum()) == 5
@@ -98,7 +98,7 @@ def test_scaling_a_head_strengthens_its_edges_and_no_others() -> None:
 
 
 def test_zeroing_a_head_removes_its_edges() -> None:
-    base, tuned = (scored(linear_subject(scale), 10**6) for scale in (1.0, 0.0))
+    base, tuned = (scored(one, one.graph.n_edges) for one in map(linear_subject, (1.0, 0.0)))
     difference = circuit_difference(base, tuned)
     own = head_edges(base.scores.graph, "a0.h1")
     assert torch.equal(difference.edges("removed"), own) and difference.changed
@@ -172,6 +172,9 @@ def test_two_models_are_compared_from_python(local: Path, tmp_path: Path) -> Non
     assert same.at_size.distance == 0 and same.reuse is None and same.weights.norm == 0
     with pytest.raises(UserError, match="delta=1 must be"):
         compare_models(benches[0], benches[0], method, delta=1)
+    for wrong in ({"faithfulness": 2.0}, {"sizes": ()}, {"sizes": (0.0,)}, {"draws": 0}, {"probe_pairs": 0}):
+        with pytest.raises(UserError, match=next(iter(wrong))):
+            compare_models(benches[0], benches[0], method, **wrong)
 
 
 def compare(local: Path, out: Path, *more: str) -> list[str]:

@@ -9,7 +9,7 @@ from typing import Any, ClassVar
 
 import torch
 
-from circuitlit.arguments import checks_arguments
+from circuitlit.arguments import check_shares, checks_arguments
 from circuitlit.compare.difference import LABELS, CircuitDifference, Resampled, circuit_difference
 from circuitlit.compare.effects import PairBed, answers_changed
 from circuitlit.compare.mode_shares import LEAST, ModeShare, mode_shares
@@ -164,6 +164,9 @@ def compare_models(
     check_same_vocabulary(one, other)
     if not delta > 1:
         raise UserError(f"delta={delta} must be a factor above 1")
+    check_shares(faithfulness=faithfulness)
+    if not sizes or not all(0 < size <= 1 for size in sizes) or probe_pairs < 1 or (draws is not None and draws < 1):
+        raise UserError("sizes must be shares above 0 and at most 1, probe_pairs and draws at least 1")
     if 0 < halvings < LEAST:
         raise UserError(f"halvings={halvings} are too few for an interval; take at least {LEAST}, or 0 for none")
     with phase("behaviour", "Testing both on held-out pairs"):
