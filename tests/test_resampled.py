@@ -2,6 +2,8 @@
 
 from __future__ import annotations
 
+from dataclasses import replace
+from itertools import chain
 from pathlib import Path
 
 import pytest
@@ -49,3 +51,23 @@ def test_other_methods_and_fewer_batches_are_run_again(local: Path, tmp_path: Pa
     torch.testing.assert_close(
         Resampler(bench, build_method(cfg))(ROWS).values, bench.score(build_method(cfg), ROWS).values
     )
+
+
+def test_fewer_batches_take_pairs_of_as_many_sentences_as_possible(local: Path, tmp_path: Path) -> None:
+    """The first pairs by length are of the one or two shortest sentences."""
+    with initialize_config_dir(CONF, version_base="1.3"):
+        cfg = compose("attribute", [*settings(local, tmp_path), "data.batch_size=2", "method.max_batches=2"])
+    bench, method = build_workbench(cfg, build_subject(cfg)), build_method(cfg)
+    train = bench.data.train
+    places = {row: place for place, row in enumerate(train.by_length())}
+    groups = tuple(4 * places[row] // len(train) for row in range(len(train)))
+    bench.data.train = replace(train, groups=groups)
+    taken = rows(bench.batch_rows(method))
+    assert {groups[row] for row in taken} == {0, 1, 2, 3} and len(taken) == 4
+    assert [train.lengths[row] for row in taken] == sorted(train.lengths[row] for row in taken)
+    assert set(rows(bench.batch_rows(method, [row for row in taken for _ in range(2)]))) <= set(taken)
+    assert rows(bench.batch_rows(replace(method, max_batches=None))) == train.by_length()
+
+
+def rows(batches: list[list[int]]) -> list[int]:
+    return list(chain.from_iterable(batches))

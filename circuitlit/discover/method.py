@@ -53,7 +53,7 @@ class Method:
         name: of the method.
         score: the function that scores, its settings bound by `functools.partial`.
         objective: what effects are effects on.
-        max_batches: of the training pairs; None takes all.
+        max_batches: of training pairs, from as many sentences as possible; None takes all pairs.
     """
 
     name: str

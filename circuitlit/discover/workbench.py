@@ -201,10 +201,15 @@ class Workbench:
         return method.score(loss, self.references, own, **more)
 
     def batch_rows(self, method: Method, rows: Sequence[int] | None = None) -> list[list[int]]:
-        """The training pairs of each batch that `score` takes."""
+        """The training pairs of each batch that `score` takes, of as many sentences as possible where it takes some."""
         train, size = self.data.train, self.data.batch_size
-        order = train.by_length() if rows is None else sorted(rows, key=train.lengths.__getitem__)
-        order = order[: None if method.max_batches is None else size * method.max_batches]
+        taken = range(len(train)) if rows is None else rows
+        if method.max_batches is not None and size * method.max_batches < len(taken):
+            turn = {
+                row: place for place, row in enumerate(train.spread())
+            }  # the shortest ones would be of one sentence
+            taken = sorted(taken, key=turn.__getitem__)[: size * method.max_batches]
+        order = sorted(taken, key=train.lengths.__getitem__)
         return [order[place : place + size] for place in range(0, len(order), size)]
 
     def _batches(self, rows: Sequence[Sequence[int]]) -> Iterator[Batch]:
