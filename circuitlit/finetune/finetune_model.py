@@ -191,8 +191,8 @@ def _watched(subject: Subject, data: TuningData, count: int, size: int) -> HeldO
     """Validation pairs for the curves; None without any."""
     if not count:
         return None
-    some = type(data.val.chosen)(data.val.chosen.rows[:count], data.val.chosen.role_names)
-    return HeldOut(subject.model, some, size, subject.device)
+    pairs = data.val.chosen
+    return HeldOut(subject.model, pairs.some(pairs.spread(count)), size, subject.device)
 
 
 def _tuner(

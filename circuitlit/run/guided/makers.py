@@ -93,11 +93,12 @@ def _subtask(settings: str, pairs: int) -> Circuit:
 
 
 def _probe(cfg: DictConfig, rank: int, batches: int) -> Float[Tensor, "layer"]:
-    """Each layer's share of the gradient on the first training batches."""
+    """Each layer's share of the gradient on some training batches, of as many sentences as possible."""
     base, size = build_subject(cfg), cfg.data.batch_size
     assert base.tokenizer is not None
     train = examples_of_task(instantiate(cfg.task.build)(tokenizer=base.tokenizer), base.tokenizer)["train"]
-    places = range(0, min(len(train), size * batches), size)
+    order = train.chosen.spread(size * batches)
     prepare(cfg)
     config = instantiate({**plain(cfg.adapter.build), "r": rank}, _convert_="all")(base.model, cfg.tune.steps)
-    return gradient_probe(base, (train.collate(range(p, min(p + size, len(train)))) for p in places), config)
+    taken = (train.collate(order[place : place + size]) for place in range(0, len(order), size))
+    return gradient_probe(base, taken, config)
