@@ -104,23 +104,25 @@ def test_a_mistake_at_the_end_loses_nothing_that_is_finished(
     assert {"result.json", "circuit.safetensors", "trust.json", "trust.html", "errors.json"} <= kept
 
 
-@pytest.mark.parametrize("verb", ["train", "attribute"])
+@pytest.mark.parametrize("verb", ["train", "attribute", "evaluate"])
 def test_a_used_folder_is_refused_or_cleared_when_told_to(
     verb: str, local: Path, tmp_path: Path, capsys: pytest.CaptureFixture[str]
 ) -> None:
     call(*settings(local, tmp_path, "logger=csv", "mask.schedule.steps=20", "callbacks.checkpoint_every=20"))
     (tmp_path / "notes.txt").write_text("mine")
     before = contents(tmp_path)
-    again = settings(local, tmp_path, "logger=none", "mask.schedule.steps=8", "seed=3")
+    own = [f"circuit={tmp_path}"] if verb == "evaluate" else ["mask.schedule.steps=8"]
+    again = settings(local, tmp_path, "logger=none", "seed=3", *own)
     message = failure(capsys, *again, verb=verb)
     assert "holds a run" in message and "overwrite=true" in message and "hydra.run.dir" in message
+    assert ("resume=" in message) == (verb == "train")
     assert {name: file for name, file in contents(tmp_path).items() if name in before} == before
     failure(capsys, *again, "overwrite=true", "model.path=missing", verb=verb)  # a mistake loses nothing
     assert {name: file for name, file in contents(tmp_path).items() if name in before} == before
     call(*again, "overwrite=true", verb=verb)
     assert json.loads((tmp_path / "result.json").read_text())["seed"] == 3
     assert (tmp_path / "notes.txt").exists() and not (tmp_path / "csv").exists()
-    if verb == "attribute":
+    if verb != "train":
         assert not (tmp_path / "masks").exists() and not (tmp_path / "evolution.json").exists()
         return
     assert json.loads((tmp_path / "evolution.json").read_text())["steps"] == [0, 4, 8]

@@ -19,7 +19,8 @@ from circuitlit.cli.mistakes import explain, sweep_up
 from circuitlit.errors import UserError
 from circuitlit.lock import NAME, claimed
 
-FRESH = ("train", "attribute", "finetune")  # verbs whose files would mix with those of an earlier run
+FRESH = ("train", "attribute", "evaluate", "finetune")  # verbs whose files would mix with those of an earlier run
+TRAINED = ("train", "finetune")  # those of them that go on from a checkpoint
 PARTED = ("study", "evolve", "trust")  # verbs that several processes can share out; these claim cell by cell
 LEFT = (
     "adapter checkpoints csv masks tuned wandb circuit.json circuit.safetensors evolution.json held_out.json "
@@ -68,9 +69,10 @@ def occupied(cfg: DictConfig) -> Iterator[None]:
     with nullcontext() if shared else claimed(folder / NAME, str(folder)):
         before, used = set(folder.rglob("*")), _used(folder)
         if cfg.verb in FRESH and not cfg.get("story") and used and not (cfg.overwrite or goes_on(cfg)):
+            on = f"go on with resume={folder}, " if cfg.verb in TRAINED else ""
             raise UserError(
-                f"{folder} holds a run already ({used[0]}); go on with resume={folder}, replace it with "
-                "overwrite=true, or choose another folder: hydra.run.dir=DIR"
+                f"{folder} holds a run already ({used[0]}); {on}replace it with overwrite=true, or choose another "
+                "folder: hydra.run.dir=DIR"
             )
         if not used:
             _save_settings(cfg, folder)

@@ -8,6 +8,7 @@ from omegaconf import DictConfig
 
 from circuitlit.cli.build import BARS, build_bars, build_subject, build_workbench, provenance
 from circuitlit.cli.finish import finish_circuit, own_settings, prepare
+from circuitlit.cli.folder import begin
 from circuitlit.errors import UserError
 from circuitlit.evaluate import load_reference
 from circuitlit.evaluate.evaluation import evaluate_circuit
@@ -28,6 +29,7 @@ def run(cfg: DictConfig) -> FoundCircuit:
         found = load_circuit(cfg.circuit, subject.graph)
         reference = load_reference(cfg.evaluate.reference, subject.graph) if cfg.evaluate.reference else None
         bench = build_workbench(cfg, subject)
+    begin(cfg)
     result = evaluate_circuit(bench, found, reference=reference, bars=build_bars(cfg), seed=cfg.seed, **settings)
     result = result.replaced(circuit={"path": str(cfg.circuit), "provenance": found.provenance})
     result = finish_circuit(cfg, result, provenance(cfg, subject))
