@@ -120,6 +120,13 @@ def test_circuit_survives_its_file(tmp_path: Path) -> None:
     assert sorted(p.name for p in tmp_path.iterdir()) == ["circuit.json", "circuit.safetensors"]
 
 
+def test_a_circuit_is_saved_into_a_new_folder_named_as_a_text(tmp_path: Path) -> None:
+    graph = Graph(2, 2, 2)
+    circuit = Circuit.cut(EdgeScores(graph, torch.rand(1, graph.n_edges), "test"), 5)
+    circuit.save(f"{tmp_path}/new/folder")
+    assert Circuit.load(f"{tmp_path}/new/folder").edges() == circuit.edges()
+
+
 def test_a_damaged_circuit_is_refused(tmp_path: Path) -> None:
     (tmp_path / "circuit.safetensors").write_bytes(b"nonsense")
     with pytest.raises(UserError, match="not a readable circuit"):

@@ -140,7 +140,6 @@ def find_difference(
         measured = [_measured(bench, circuits) for bench in benches]
     if folder is not None:
         for name, circuit in circuits.items():
-            (folder / name).mkdir(parents=True, exist_ok=True)
             circuit.save(folder / name)
     (shared,) = shared_by_pairs(circuits).values()
     different = _different(found)

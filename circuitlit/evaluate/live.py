@@ -48,17 +48,16 @@ class Live:
         """The same with the curves of its training."""
         return replace(self, curves=curves)
 
-    def save(self, folder: Path, target: float | None = None) -> None:
+    def save(self, folder: Path | str, target: float | None = None) -> None:
         """Write `circuit.json`, `circuit.safetensors` and `history.json`, as a run's page reads them.
 
         Args:
             folder: which is made.
             target: sparsity that the training asked for.
         """
-        folder.mkdir(parents=True, exist_ok=True)
         self.circuit.save(folder)
         asked = {} if target is None else {"target_sparsity": target}
-        write_json(folder / "history.json", {"rows": self.curves, **asked})
+        write_json(Path(folder) / "history.json", {"rows": self.curves, **asked})
 
     @torch.no_grad()
     def logits(

@@ -148,8 +148,10 @@ class Circuit:
         sizes = f"n_edges={self.n_edges}, n_edges_total={self.kept.numel()}, n_edges_reachable={self.n_reachable}"
         return f"Circuit(method={self.scores.method!r}, {sizes})"
 
-    def save(self, folder: Path) -> None:
-        """Write `circuit.safetensors` (scores, kept, reachable) and `circuit.json` (names, provenance)."""
+    def save(self, folder: Path | str) -> None:
+        """Write `circuit.safetensors` (scores, kept, reachable) and `circuit.json` (names); makes the folder."""
+        folder = Path(folder)
+        folder.mkdir(parents=True, exist_ok=True)
         scores = self.scores
         tensors = {"scores": scores.values, "kept": self.kept, "reachable": self.reachable}
         header = {

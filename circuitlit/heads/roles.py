@@ -69,8 +69,10 @@ class HeadScores:
     def _repr_html_(self) -> str:
         return self.to_frame().to_html(notebook=True)
 
-    def save(self, folder: Path) -> None:
-        """Write `heads.safetensors` (the scores) and `heads.json` (the same by head name, and the details)."""
+    def save(self, folder: Path | str) -> None:
+        """Write `heads.safetensors` (scores) and `heads.json` (by head name, with the details); makes the folder."""
+        folder = Path(folder)
+        folder.mkdir(parents=True, exist_ok=True)
         header = {"format": FORMAT, "graph": self.graph.to_dict(), "details": self.details}
         tensors = {name: values.float() for name, values in self.scores.items()}
         save_tensors(folder / "heads.safetensors", tensors, {"circuitlit": json.dumps(header)})

@@ -55,7 +55,6 @@ def measure_task(
     else:
         scores, cold = bench.score(method) if resampler is None else resampler.scores, None
     circuit = bench.cut(scores)
-    folder.mkdir(parents=True, exist_ok=True)
     circuit.save(folder)
     batches = bench.data.test.batches(bench.data.eval_batch_size)
     bed = TestBed.build(bench.model, bench.fresh_references(), batches)
@@ -97,7 +96,6 @@ def _smallest(
         found, circuit = smallest_circuit(probe, scores, target, raw, select=bench.select)
         made[name] = SmallestCircuit(**{**asdict(found), **_described(bed, circuit)})
         if name == "smallest" and found.status == "OK":
-            (folder / name).mkdir(exist_ok=True)
             circuit.save(folder / name)
     failed = made["smallest"].status == "FAILED"
     reason = f"no size reaches a faithfulness of {target:g}; the best is {made['smallest'].value}"

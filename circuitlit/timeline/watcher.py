@@ -181,7 +181,6 @@ class Watcher:
         if first:
             self.limits = limits_at_start(spread, outcome, bed.full, bed.corrupted, own.limits)
         at = self.folder / "circuits" / cell_name(self.name, self.task, step)
-        at.mkdir(parents=True, exist_ok=True)
         circuit.save(at)
         same = bool((circuit.kept == self.start.kept).all())
         reading = Reading(
@@ -223,7 +222,6 @@ class Watcher:
         """Keep what everything later is compared with."""
         self._first = found
         self._start = self._start or found
-        (self.folder / START).mkdir(parents=True, exist_ok=True)
         self.start.save(self.folder / START)
         own = self.settings
         if own.passages:

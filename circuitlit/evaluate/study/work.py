@@ -143,7 +143,7 @@ def attributed(
             row = replace(row, noise=Spread.of([bench.cut(each).kept for each in same]))
         rows.append(row)
     size = min(first.count, scores.limit or first.count)
-    _save(replace(first, count=size).cut(scores, facts), folder)
+    replace(first, count=size).cut(scores, facts).save(folder)
     measured = _curves(task, scores, rows, first.select, settings.curve_pairs)
     return Circuits(rows=rows, seconds=seconds, details=scores.details, **measured)
 
@@ -167,7 +167,7 @@ def learned(
     count = scores.details.get("published_count")  # of a recipe that binarises its masks in its own way
     if isinstance(count, int) and count and all(count != row.n_edges for row in rows):
         rows.append(_row(task, replace(first, count=count), scores, 1 - count / scores.size))
-    _save(first.cut(scores, facts), folder)
+    first.cut(scores, facts).save(folder)
     return Circuits(rows=rows, seconds=seconds, **_curves(task, scores, rows, first.select, settings.curve_pairs))
 
 
@@ -226,8 +226,3 @@ def _curves(task: StudyTask, scores: EdgeScores, rows: list[Cut], select: Any, p
     chosen_by: BySize = [(count, kl_at(task.val, count, None)) for count in sorted(found)] if task.val else []
     areas = {name: getattr(curve, name) for name in ("ranking", "cpr", "cmd", "cpr_anchored", "cmd_anchored")}
     return {"curve": Areas(**areas), "kl_by_size": sorted(found.items()), "val_kl_by_size": chosen_by}
-
-
-def _save(circuit: Circuit, folder: Path) -> None:
-    folder.mkdir(parents=True, exist_ok=True)
-    circuit.save(folder)
