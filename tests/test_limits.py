@@ -76,7 +76,7 @@ def test_the_console_names_the_pair(local: Path, tmp_path: Path, capsys: pytest.
     file = tmp_path / "long.jsonl"
     file.write_text("\n".join(map(json.dumps, [*rows, rows[0] | long])))
     message = failure(capsys, *settings(local, tmp_path / "out", "logger=none", f"task.build.path={file}"))
-    assert "train pair" in message and "tokens are more than the model has positions for" in message
+    assert f"train pair 12 ({file}:37): " in message and "tokens are more than the model has positions for" in message
 
 
 def test_a_beginning_token_that_is_left_out_is_tried(local: Path, caplog: pytest.LogCaptureFixture) -> None:

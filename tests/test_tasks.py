@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import copy
 import json
+import math
 import sys
 from dataclasses import replace
 from pathlib import Path
@@ -291,12 +292,13 @@ BAD_ROWS = {
     "unknown field 'anwser'": {**GOOD, "anwser": " Mary"},
     "field 'clean' is missing": {"corrupted": CORRUPTED, "answer": " Mary"},
     "field 'answer' is missing": {"clean": CLEAN, "corrupted": CORRUPTED},
-    "answer is a int, not a text": {**GOOD, "answer": 5},
+    "answer is 5, not a text": {**GOOD, "answer": 5},
+    "answer is None, not a text; write one": {**GOOD, "answer": None},
     "clean is empty": {**GOOD, "clean": "  "},
     "answer is empty": {**GOOD, "answer": ""},
     "answer and wrong_answer are both ' Mary'": {**GOOD, "wrong_answer": " Mary"},
     "split is 'dev'; it is one of train, val": {**GOOD, "split": "dev"},
-    "group is a int, not a text": {**GOOD, "group": 5},
+    "group is 5, not a text": {**GOOD, "group": 5},
     "roles is a list": {**GOOD, "roles": []},
     "role 'end' is given to tokens by itself": {**GOOD, "roles": {"end": [0, 4]}},
     "role 'x' is \\[1\\]; write": {**GOOD, "roles": {"x": [1]}},
@@ -318,6 +320,18 @@ BAD_ROWS = {
 def test_a_malformed_line_is_named(message, byte_bpe, tmp_path):
     with pytest.raises(UserError, match=rf"pairs\.jsonl:3: .*{message}"):
         jsonl(byte_bpe, write(tmp_path, GOOD, "", BAD_ROWS[message], GOOD), seed=0)
+
+
+def test_all_malformed_rows_of_a_list_are_named(byte_bpe):
+    with pytest.raises(UserError, match=r"^row 1: answer is 5, not a text"):
+        Pairs.from_list([GOOD, {**GOOD, "answer": 5}])
+    with pytest.raises(UserError, match=r"^2 of 3 rows .* 2 x answer is nan, not a text; .* \(row 1, row 2\)$"):
+        Pairs.from_list([GOOD, *[{**GOOD, "answer": math.nan}] * 2])
+    longer = {**GOOD, "corrupted": LONG}
+    with pytest.raises(UserError, match=r"pair 0 \(row 1\): clean has"):
+        encode(
+            Pairs.from_list([{**GOOD, "split": "test"}, {**longer, "split": "train"}]).train, byte_bpe, ("other", "end")
+        )
 
 
 UNEQUAL, MERGING = {**GOOD, "corrupted": LONG}, {**GOOD, "clean": CLEAN[:-1], "answer": "o"}

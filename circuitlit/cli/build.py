@@ -181,7 +181,7 @@ def encoded(cfg: DictConfig, splits: Pairs, subject: Subject) -> PairsModule:
     except BadRows as error:
         raise BadRows(error.faults, error.total, DROP if "drop_bad" in cfg.task.build else "") from None
     for name in SPLITS:
-        check_rows(subject.model.config, getattr(data, name).rows, name)
+        check_rows(subject.model.config, getattr(data, name).rows, name, getattr(data.splits, name))
     return data
 
 

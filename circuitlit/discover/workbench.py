@@ -125,7 +125,7 @@ class Workbench:
             if not len(getattr(data, name)):
                 raise UserError(f"task {data.splits.name} has no {name} pairs; give it some")
         for name in SPLITS:
-            check_rows(subject.model.config, getattr(data, name).rows, name)
+            check_rows(subject.model.config, getattr(data, name).rows, name, getattr(data.splits, name))
         ablation, model = ablation or Ablation(), model or MaskedModel(subject)
         layout = MaskLayout(subject.graph, data.splits.role_names if roles else (), sites)
         capture = capture and model.shards is None

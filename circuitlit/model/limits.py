@@ -13,6 +13,7 @@ from circuitlit.errors import UserError
 from circuitlit.model.families import attention_window
 from circuitlit.tasks.encoded import Row
 from circuitlit.tasks.faults import BadRows, Fault
+from circuitlit.tasks.pair import Pair
 
 
 def passage_length(config: PretrainedConfig, most: int = 48) -> int:
@@ -76,13 +77,14 @@ def check_ids(model: PreTrainedModel, ids: Int[Tensor, "batch pos"]) -> None:
         _check_token(model.config, int(ids.max()))
 
 
-def check_rows(config: PretrainedConfig, rows: Sequence[Row], split: str) -> None:
+def check_rows(config: PretrainedConfig, rows: Sequence[Row], split: str, pairs: Sequence[Pair] = ()) -> None:
     """The same for encoded pairs, before any of them is on a device.
 
     Args:
         config: the model's.
         rows: of one split.
         split: its name, for the message.
+        pairs: what the rows were made of, to name their lines; empty where that is not known.
 
     Raises:
         BadRows: pairs that are too long, or have a token that is unknown.
@@ -93,7 +95,8 @@ def check_rows(config: PretrainedConfig, rows: Sequence[Row], split: str) -> Non
             check_length(config, len(row.clean))
             _check_token(config, max(*row.clean, *row.corrupted, *row.answer, *row.choices, row.wrong))
         except UserError as error:
-            faults.append(Fault(number, f"{split} pair {number}", str(error)))
+            line = f" ({pairs[number].source})" if pairs and pairs[number].source else ""
+            faults.append(Fault(number, f"{split} pair {number}{line}", str(error)))
     if faults:
         raise BadRows(faults, len(rows))
 

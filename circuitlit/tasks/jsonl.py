@@ -5,6 +5,7 @@ from __future__ import annotations
 import json
 import logging
 import random
+import reprlib
 from collections.abc import Iterable, Sequence
 from dataclasses import replace
 from pathlib import Path
@@ -228,7 +229,7 @@ def _text(row: dict[str, Any], name: str) -> str:
         raise UserError(f"field '{name}' is missing; add it")
     text = row[name]
     if not isinstance(text, str):
-        raise UserError(f"{name} is a {type(text).__name__}, not a text; put it in quotes")
+        raise UserError(f"{name} is {reprlib.repr(text)}, not a text; write one in quotes or leave the row out")
     if not text.strip():
         raise UserError(f"{name} is empty; fill it or drop the line")
     if any("\ud800" <= letter <= "\udfff" for letter in text):

@@ -8,6 +8,7 @@ from typing import Any
 
 from circuitlit.arguments import checks_arguments
 from circuitlit.errors import UserError
+from circuitlit.tasks.faults import BadRows, Fault
 from circuitlit.tasks.pair import Pair
 
 SPLITS = ("train", "val", "test", "new_words")
@@ -70,11 +71,18 @@ class Pairs:
             val_fraction, test_fraction: shares of those rows, by group; the rest is for training.
 
         Raises:
-            UserError: a row that cannot be used, or none for the test.
+            UserError: rows that cannot be used, or none for the test.
         """
         from circuitlit.tasks.jsonl import dealt, pair_of  # which makes these
 
-        entries = [pair_of(dict(row), f"pair {number}") for number, row in enumerate(rows)]
+        entries, faults = [], []
+        for number, row in enumerate(rows):
+            try:
+                entries.append(pair_of(dict(row), f"row {number}"))
+            except UserError as error:
+                faults.append(Fault(number, f"row {number}", str(error)))
+        if faults:
+            raise BadRows(faults, len(rows))
         return dealt(entries, name, seed, val_fraction, test_fraction)
 
     def first(self, n_train: int | None, n_val: int | None, n_test: int | None) -> Pairs:
