@@ -314,6 +314,18 @@ def test_a_reading_that_fails_ends_no_training(
     assert [(one.step, one.reason) for one in watch.result.unread] == [(4, "out of memory")]
 
 
+def test_a_mistake_at_the_start_loses_nothing_of_an_earlier_training(local: Path, tmp_path: Path) -> None:
+    hf_trainer(local, tmp_path, CircuitWatch(pairs_of(local), every=4, settings=SETTINGS))
+    before = {path: path.read_bytes() for path in (tmp_path / "watch").rglob("*.*")}
+    wrong = replace(SETTINGS, text=str(tmp_path / "nowhere.txt"))
+    for circuit, settings in (("nowhere", SETTINGS), (None, wrong)):
+        with pytest.raises(UserError, match="nowhere"):
+            hf_trainer(local, tmp_path, CircuitWatch(pairs_of(local), circuit, settings=settings))
+        assert {path: path.read_bytes() for path in (tmp_path / "watch").rglob("*.*")} == before
+    hf_trainer(local, tmp_path, CircuitWatch(pairs_of(local), every=8, settings=SETTINGS))
+    assert len(list((tmp_path / "watch" / "circuits").iterdir())) == 2  # those of the earlier training are gone
+
+
 def test_a_training_that_goes_on_is_watched_on(local: Path, tmp_path: Path) -> None:
     def watch() -> CircuitWatch:
         return CircuitWatch(pairs_of(local), every=2, settings=SETTINGS, folder=tmp_path / "watch")

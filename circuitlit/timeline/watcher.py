@@ -6,6 +6,7 @@ as many training pairs; with EAP that is one more forward and backward.
 
 from __future__ import annotations
 
+import shutil
 import time
 from collections.abc import Sequence
 from dataclasses import dataclass, field, replace
@@ -120,6 +121,7 @@ class Watcher:
         folder: gets every circuit that is found, and what is needed to go on.
         given: a circuit to watch, or its file; None watches the one that is found at the first reading.
         limits: of the figures; those given until the first reading.
+        anew: True takes away the circuits of an earlier training, once the first reading has found no mistake.
     """
 
     name: str
@@ -128,6 +130,7 @@ class Watcher:
     folder: Path
     given: Circuit | str | Path | None = None
     limits: Limits = field(default_factory=Limits)
+    anew: bool = False
     model: str = ""
     _first: Circuit | None = None  # found at the first reading
     _start: Circuit | None = None  # the circuit that is watched: the one given, or the first
@@ -222,7 +225,6 @@ class Watcher:
         """Keep what everything later is compared with."""
         self._first = found
         self._start = self._start or found
-        self.start.save(self.folder / START)
         own = self.settings
         if own.passages:
             length = int(min(own.length, longest_prompt(subject.model.config)[0]))
@@ -233,6 +235,11 @@ class Watcher:
             if len(ids) < 2:
                 raise UserError("the collateral KL needs at least two passages; give more text, or passages=0")
             self._text = ids.cpu(), _log_probabilities(subject, ids)
+        if self.anew:
+            for old in ("circuits", START):
+                shutil.rmtree(self.folder / old, ignore_errors=True)
+        self.start.save(self.folder / START)
+        if self._text is not None:
             save_tensors(self.folder / TEXT, {"ids": self._text[0], "log_probabilities": self._text[1]})
 
     def _collateral(self, subject: Subject) -> Estimate | None:

@@ -4,7 +4,6 @@ from __future__ import annotations
 
 import logging
 import math
-import shutil
 import time
 from collections.abc import Callable
 from dataclasses import asdict, dataclass, field, replace
@@ -157,8 +156,7 @@ class WatchSession:
             given = {name: value for name, value in asdict(self.settings.limits).items() if value is not None}
             self._watcher.go_on(self.readings, replace(known.limits, **given))
             return _say(f"goes on from {len(self.readings)} readings in {self.folder}")
-        for old in ("circuits", "start"):
-            shutil.rmtree(self.folder / old, ignore_errors=True)
+        self._watcher.anew = True
 
     def _read(self, model: nn.Module, step: int, log_to: Log, strict: bool) -> None:
         """One reading; after the first one, an error of ours never ends somebody's training."""
