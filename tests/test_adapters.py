@@ -12,6 +12,7 @@ from typing import Any
 import peft
 import pytest
 import torch
+from cli import failure
 from conftest import tiny_batch, tiny_model
 from peft import LoraConfig, PeftModel, get_peft_model
 from peft.tuners.lora import LoraLayer
@@ -281,6 +282,11 @@ def wider(weights: dict[str, Tensor], config: dict[str, Any]) -> None:
         weights[name] = torch.cat([value, value], 1)
 
 
+def weightless(folder: Path) -> Path:
+    (cut(folder, 0.7) / "adapter_model.safetensors").unlink()
+    return folder
+
+
 DAMAGED = {
     "renamed": (lambda f: saved(f, renamed), "has no weights for base_model.model.model.layers.0.mlp.up_proj"),
     "surplus": (
@@ -294,6 +300,7 @@ DAMAGED = {
     "not finite": (lambda f: saved(f, lambda w, c: w[next(iter(w))].fill_(torch.nan)), "holds NaN or infinite"),
     "cut off": (lambda f: cut(f, 0.7), "adapter_model.safetensors ends at byte"),
     "empty": (lambda f: cut(f, 0.0), "adapter_model.safetensors ends at byte 0"),
+    "without weights": (weightless, "has no adapter_model.safetensors; save it again"),
     "without a configuration": (emptied, "has no adapter_config.json"),
 }
 
@@ -305,6 +312,18 @@ def test_an_adapter_that_is_not_whole_is_refused_by_name(kind: str, base: Path, 
     with pytest.raises(UserError, match=words) as found:
         loaded(base, make(tmp_path / "adapter"))
     assert "\n" not in str(found.value)
+
+
+def test_an_adapter_in_the_wrong_place_is_told(tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:
+    folder = tmp_path / "adapter"
+    wrapped = trained(WITH["lora"]())
+    wrapped.save_pretrained(folder)
+    with pytest.raises(UserError, match="is an adapter, not a model; load its base model"):
+        load_subject(folder)
+    with pytest.raises(UserError, match="the model has an adapter already"):
+        load_subject(wrapped, adapter=str(folder))
+    words = ["model=local", f"model.path={folder}", f"hydra.run.dir={tmp_path}/out"]
+    assert f"and it with adapter=peft adapter.path={folder}" in failure(capsys, *words)
 
 
 @pytest.mark.parametrize("state", ["on", "off", "merged", "merged and off"])

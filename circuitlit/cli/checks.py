@@ -94,6 +94,11 @@ def _check_files(cfg: DictConfig, verb: str) -> None:
             raise UserError("model.path is empty; name a folder or a Hugging Face model: model=local model.path=DIR")
         path = Path(cfg.model.path)
         if not (path / "config.json").is_file() and not (path.suffix == ".gguf" and path.is_file()):
+            if (path / "adapter_config.json").is_file():
+                raise UserError(
+                    f"model.path={path} is an adapter, not a model; name its base model there, and it with "
+                    f"adapter=peft adapter.path={path}"
+                )
             raise UserError(
                 f"model.path={path} is neither a folder with a config.json nor a GGUF file; save a model there first"
             )

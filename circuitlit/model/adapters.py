@@ -35,6 +35,10 @@ def load_adapter(model: nn.Module, adapter: str) -> PeftModel:
     """
     from peft import PeftConfig, PeftModel, PeftModelForCausalLM, TaskType
 
+    if has_adapters(model):
+        raise UserError(
+            f"the model has an adapter already, beside which '{adapter}' is not loaded; merge it, or leave one"
+        )
     folder = Path(adapter).expanduser()
     if "/" not in adapter and not folder.is_dir():
         raise UserError(f"adapter '{adapter}' is neither a folder nor a hub name like owner/name; name a PEFT folder")
@@ -72,10 +76,14 @@ def _alone(wrapped: PeftModel, missing: list[str]) -> list[str]:
 
 
 def _check_files(folder: Path) -> None:
+    from peft.utils import SAFETENSORS_WEIGHTS_NAME, WEIGHTS_NAME
+
     if not (folder / "adapter_config.json").is_file():
         inside = sorted(file.parent.name for file in folder.glob("*/adapter_config.json"))
         hint = f"name one of the folders in it: {', '.join(inside[:5])}" if inside else "name a PEFT folder"
         raise UserError(f"adapter '{folder}' has no adapter_config.json; {hint}")
+    if not any((folder / name).is_file() for name in (SAFETENSORS_WEIGHTS_NAME, WEIGHTS_NAME)):
+        raise UserError(f"adapter '{folder}' has no {SAFETENSORS_WEIGHTS_NAME}; save it again")
     check_folder(folder)
 
 

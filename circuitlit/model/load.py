@@ -188,6 +188,8 @@ def _place(model: str, source: Source, revision: str | None, cache: Path) -> tup
     if path.is_file() and path.suffix == ".gguf":
         folder, file = converted(path, cache=cache)
         return folder, facts | file
+    if not (path / "config.json").is_file() and (path / "adapter_config.json").is_file():
+        raise UserError(f"{model} is an adapter, not a model; load its base model, with {model} as its adapter")
     if not (path / "config.json").is_file():
         raise UserError(f"{model} is not a folder with a config.json; save a model there with save_pretrained first")
     check_folder(path)
