@@ -71,7 +71,7 @@ def test_ties_go_to_the_earlier_edge() -> None:
 
 @pytest.mark.parametrize("sparsity", [0.0, 1.0, -0.1, 95.0])
 def test_budget_refuses_what_is_no_share(sparsity: float) -> None:
-    with pytest.raises(ValueError, match="between 0 and 1"):
+    with pytest.raises(UserError, match="between 0 and 1"):
         edge_budget(sparsity, 100)
 
 

@@ -10,6 +10,7 @@ import torch
 from jaxtyping import Bool, Float
 from torch import Tensor
 
+from circuitlit.errors import UserError
 from circuitlit.graph.topology import Graph
 
 Select = Literal["top_k", "greedy"]
@@ -20,10 +21,10 @@ def edge_budget(sparsity: float, total: int) -> int:
     """Edges to keep for a share of edges removed; at least one.
 
     Raises:
-        ValueError: sparsity outside (0, 1).
+        UserError: sparsity outside (0, 1).
     """
     if not 0 < sparsity < 1:
-        raise ValueError(f"sparsity {sparsity} is not between 0 and 1")
+        raise UserError(f"sparsity={sparsity} is not between 0 and 1; sparsity=0.95 removes 95 % of the edges")
     return max(1, round((1 - sparsity) * total))
 
 
