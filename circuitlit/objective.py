@@ -9,6 +9,7 @@ import torch
 from jaxtyping import Bool, Float, Int
 from torch import Tensor
 
+from circuitlit.errors import UserError
 from circuitlit.tasks.pair import ALONE, Batch
 
 Objective = Callable[[Float[Tensor, "batch answer vocab"], Float[Tensor, "batch answer vocab"], Batch], Tensor]
@@ -160,7 +161,27 @@ def weighted_for_errors(
     Source: arXiv 2609.35686, who give errors half of the loss.
     """
     of_pair = torch.where(model_errs(teacher, batch), weight / rate, (1 - weight) / (1 - rate))
-    return objective(logits, teacher, batch) * of_pair
+    return each_pair(objective, logits, teacher, batch) * of_pair
+
+
+def each_pair(
+    objective: Objective,
+    logits: Float[Tensor, "batch answer vocab"],
+    teacher: Float[Tensor, "batch answer vocab"],
+    batch: Batch,
+) -> Float[Tensor, "batch"]:
+    """An objective or metric, also one of the user's, of each pair.
+
+    Raises:
+        UserError: it gives something else, such as a mean.
+    """
+    values = objective(logits, teacher, batch)
+    if values.shape != (len(batch),):
+        raise UserError(
+            f"{getattr(objective, '__name__', 'the objective')} gives a tensor of shape {list(values.shape)} for "
+            f"{len(batch)} pairs; let it give each pair's number, without a mean over them"
+        )
+    return values
 
 
 def _over_answer(

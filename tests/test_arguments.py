@@ -15,6 +15,7 @@ import torch
 
 import circuitlit
 from circuitlit import (
+    Ablation,
     CircuitWatch,
     Graph,
     Method,
@@ -143,6 +144,21 @@ def test_what_a_notebook_gets_wrong(bench: Workbench) -> None:
     for function, given, said in cases:
         with pytest.raises(UserError, match=re.escape(said)):
             function(*given)
+
+
+def test_what_nothing_can_be_made_of_is_refused(bench: Workbench) -> None:
+    for settings, said in (
+        ({"kind": "Mean"}, "kind=Mean is none of interchange, zero"),
+        ({"kind": "optimal", "steps": 0}, "steps=0"),
+        ({"kind": "optimal", "lr": float("nan")}, "lr=nan"),
+    ):
+        with pytest.raises(UserError, match=said):
+            Ablation(**settings)
+    for count in (0, -1):
+        with pytest.raises(UserError, match=f"method eap_ig: max_batches={count} is not at least 1"):
+            Method("eap_ig", eap_ig, max_batches=count)
+    with pytest.raises(UserError, match="eap_ig ranks edges and has no number to keep of its own; give a sparsity"):
+        attribute_circuit(bench.subject, bench.data, Method.of(eap_ig, steps=1), None)
 
 
 def test_a_circuit_of_another_model_is_refused(bench: Workbench) -> None:

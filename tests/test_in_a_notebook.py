@@ -33,6 +33,7 @@ from circuitlit import (
     random_circuit,
     reachable_edges,
 )
+from circuitlit.discover import exact, mask_gradients
 from circuitlit.evaluate.find import prepare_bench
 from circuitlit.evaluate.live import Live
 from circuitlit.evaluate.verdict import Bars
@@ -137,8 +138,11 @@ def test_prompts_that_do_not_fit_are_refused() -> None:
         live.logits(["w1", "w1"], "w3")
     with pytest.raises(UserError, match="prompt 0 is empty"):
         live.logits("", "")
-    with pytest.raises(UserError, match="no new_words pairs"):
-        live.measure(kl_divergence, "new_words")
+    for split in ("new_words", "tset"):
+        with pytest.raises(UserError, match=f"no {split} pairs"):
+            live.measure(kl_divergence, split)
+    with pytest.raises(UserError, match="there is no prompt"):
+        live.logits([])
     zero = live_circuit("gpt2", ablation=Ablation("zero"))
     assert zero.generate("w1 w2", max_new_tokens=2) == zero.generate("w1 w2", "w3 w4", 2)
 
@@ -190,6 +194,23 @@ def test_a_metric_of_ones_own_is_measured_as_the_results_own_are(found: FoundCir
         assert one is not None and one.logit_diff is not None
         assert own.loc[name, "value"] == pytest.approx(one.logit_diff.value, abs=1e-5)
     assert len(found.measure(lead, "val").columns) == 5
+
+
+def test_a_mean_is_no_objective(found: FoundCircuit) -> None:
+    """EAP's scores had been a batch's size too small, and its last, smaller batch had weighed as much as the others."""
+
+    def mean(logits: torch.Tensor, teacher: torch.Tensor, batch: Batch) -> torch.Tensor:
+        return kl_divergence(logits, teacher, batch).mean()
+
+    bench = found.live.bench
+    said = r"mean gives a tensor of shape \[\] for \d+ pairs; let it give each pair's number"
+    for function in (eap_ig, mask_gradients, exact):
+        with pytest.raises(UserError, match=said):
+            bench.score(Method.of(function, mean))
+    with pytest.raises(UserError, match=said):
+        found.measure(mean)
+    with pytest.raises(UserError, match=said):
+        bench.ablated(Ablation("optimal", objective=mean, steps=1))
 
 
 def test_masks_are_trained_on_an_objective_of_ones_own() -> None:

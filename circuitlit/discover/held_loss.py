@@ -14,7 +14,7 @@ from circuitlit.errors import UserError
 from circuitlit.graph.layout import scatter_edges
 from circuitlit.masked import References
 from circuitlit.masked.resume import HeldRun
-from circuitlit.objective import Objective
+from circuitlit.objective import Objective, each_pair
 from circuitlit.tasks.pair import Batch
 
 
@@ -76,7 +76,7 @@ class HeldLoss:
         """Mean over the pairs of all batches, from each batch's logits of every variant."""
         total, pairs = torch.zeros(len(logits[0]), dtype=torch.float64), 0
         for of_batch, (_, teacher, batch) in zip(logits, self._parts, strict=True):
-            losses = torch.vmap(lambda variant, t=teacher, b=batch: self.objective(variant, t, b))(of_batch)
+            losses = torch.vmap(lambda variant, t=teacher, b=batch: each_pair(self.objective, variant, t, b))(of_batch)
             total += losses.double().sum(1).cpu()
             pairs += len(batch)
         return (total / pairs).tolist()

@@ -12,7 +12,7 @@ from torch import Tensor
 from circuitlit.graph import MaskLayout
 from circuitlit.masked import Ablated, MaskedModel, Reference
 from circuitlit.masked.captured import CapturedLoss
-from circuitlit.objective import UNITS, Objective
+from circuitlit.objective import UNITS, Objective, each_pair
 from circuitlit.tasks.pair import Batch
 
 Gate = Callable[..., Float[Tensor, "mask"]]
@@ -77,4 +77,4 @@ class MaskedLoss:
         if gate is not None:
             masks = gate(masks, *inputs)
         logits = self.model(self.layout.dense(masks), rows.clean, ablated, rows.positions, rows.roles, between, shared)
-        return self.objective(logits, teacher, rows).mean()
+        return each_pair(self.objective, logits, teacher, rows).mean()

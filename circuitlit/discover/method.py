@@ -7,6 +7,7 @@ from dataclasses import dataclass
 from functools import partial
 from typing import Any, TypeVar
 
+from circuitlit.errors import UserError
 from circuitlit.graph import EdgeScores
 from circuitlit.objective import Objective, kl_divergence
 
@@ -60,6 +61,15 @@ class Method:
     score: Score
     objective: Objective = kl_divergence
     max_batches: int | None = None
+
+    def __post_init__(self) -> None:
+        """Refuse to score on nothing.
+
+        Raises:
+            UserError: fewer than one batch.
+        """
+        if self.max_batches is not None and self.max_batches < 1:
+            raise UserError(f"method {self.name}: max_batches={self.max_batches} is not at least 1; None takes all")
 
     @classmethod
     def of(cls, score: Score, objective: Objective = kl_divergence, **settings: Any) -> Method:

@@ -13,7 +13,7 @@ from circuitlit.discover.gates import mixed
 from circuitlit.graph.layout import scatter_edges
 from circuitlit.masked import Ablated, MaskedModel, References
 from circuitlit.masked.ablation import spread
-from circuitlit.objective import Objective
+from circuitlit.objective import Objective, each_pair
 from circuitlit.tasks.pair import Batch
 
 
@@ -61,7 +61,7 @@ def optimal_writers(
         masks = (torch.rand(1, graph.n_edges, generator=generator) < keep).float().to(device)
         constants = _moved(start, moves, scales)
         logits = model(scatter_edges(graph, masks), batch.clean, spread(constants, batch), batch.positions, batch.roles)
-        loss = objective(logits, references.teacher(batch), batch).mean()
+        loss = each_pair(objective, logits, references.teacher(batch), batch).mean()
         optimizer.zero_grad()
         loss.backward()
         optimizer.step()

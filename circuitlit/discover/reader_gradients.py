@@ -21,7 +21,7 @@ from circuitlit.graph import EdgeScores
 from circuitlit.masked import Ablated, Reference, References
 from circuitlit.masked.block import MaskedBlock
 from circuitlit.model import Reads, record, record_reads, replace_writers
-from circuitlit.objective import kl_divergence, logit_difference_error
+from circuitlit.objective import each_pair, kl_divergence, logit_difference_error
 from circuitlit.tasks.pair import Batch
 
 LEAST_AT_CLEAN = (kl_divergence, logit_difference_error)
@@ -71,7 +71,7 @@ def trace(
         record_reads(subject) as reads,
     ):
         logits = subject.logits(batch.clean, batch.positions)
-        value = loss.objective(logits, teacher, batch).sum()
+        value = each_pair(loss.objective, logits, teacher, batch).sum()
         if not bool(value.isfinite()):
             raise UserError(
                 f"{loss.objective.__name__} is not finite on some pairs; a metric needs a wrong answer or choices in "

@@ -21,7 +21,7 @@ from circuitlit.graph import Circuit, EdgeScores, MaskLayout
 from circuitlit.graph.layout import Sites
 from circuitlit.graph.select import Select, edge_budget, top_k
 from circuitlit.masked import Ablated, MaskedModel, References, mean_writers
-from circuitlit.masked.ablation import Kind
+from circuitlit.masked.ablation import KINDS, Kind
 from circuitlit.model import Subject
 from circuitlit.model.limits import check_rows
 from circuitlit.objective import Objective, kl_divergence
@@ -43,6 +43,9 @@ class Ablation:
         positional: of means: one for every position.
         objective: that optimal constants are trained on.
         steps, lr: of that training.
+
+    Raises:
+        UserError: no such kind, no step, or no rate.
     """
 
     kind: Kind = "interchange"
@@ -50,6 +53,12 @@ class Ablation:
     objective: Objective = kl_divergence
     steps: int = 100
     lr: float = 0.01
+
+    def __post_init__(self) -> None:
+        if self.kind not in KINDS:
+            raise UserError(f"ablation: kind={self.kind} is none of {', '.join(KINDS)}")
+        if self.steps < 1 or not self.lr > 0:
+            raise UserError(f"ablation: steps={self.steps} must be at least 1 and lr={self.lr} above 0")
 
 
 @dataclass(frozen=True)
@@ -156,7 +165,8 @@ class Workbench:
             capture: None as the workbench says.
         """
         layout, capture = layout or self.layout, self.capture if capture is None else capture
-        settings = (objective.func, str(objective.keywords)) if isinstance(objective, partial) else objective
+        bound = isinstance(objective, partial)
+        settings = (objective.func, str(objective.args), str(objective.keywords)) if bound else objective
         key = (settings, layout.roles, layout.sites, capture, torch.get_float32_matmul_precision())
         if key not in self.losses:
             self.losses[key] = MaskedLoss(self.model, layout, objective, capture)
@@ -274,10 +284,11 @@ def own_size(scores: EdgeScores) -> int:
     """Edges that the method itself keeps.
 
     Raises:
-        UserError: it keeps none.
+        UserError: it keeps none, or has no number of its own.
     """
-    kept = scores.details["kept"]
-    assert isinstance(kept, int)
+    kept = scores.details.get("kept")
+    if not isinstance(kept, int):
+        raise UserError(f"{scores.method} ranks edges and has no number to keep of its own; give a sparsity")
     if kept == 0:
         raise UserError(f"{scores.method} kept no edge; lower method.score.threshold")
     return kept

@@ -106,7 +106,7 @@ def measure_ablations(
     Args:
         bench: subject, pairs and masked model; constants are made of its training pairs.
         circuit: its edges.
-        kinds: what stands in for cut edges.
+        kinds: what stands in for cut edges; the workbench's own kind as it was made, whatever the settings below.
         pairs: most held-out pairs, of as many sentences as possible.
         positional: of means: one for every position.
         steps, lr: of the training of optimal constants.

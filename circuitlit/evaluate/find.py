@@ -101,10 +101,10 @@ def find_circuit(
         objective: that masks are trained on, a function of `circuitlit.objective` or yours: each pair's loss, least
             where the circuit matches the model.
         error_weight: share of the loss that the model's errors have together; None weighs all pairs alike.
-        others: more attributions; the best ranking on validation pairs is the baseline.
+        others: more attributions, of other names; the best ranking on validation pairs is the baseline.
         bars: what the circuit is compared with, and has to clear.
         min_accuracy: share of right answers below which a model is not searched for the task.
-        batch_size, eval_batch_size: pairs in a batch of training and of the evaluation.
+        batch_size, eval_batch_size: pairs in a batch of training and of the evaluation; encoded pairs have their own.
         seed: of gate noise and of the pairs' order.
 
     Returns:

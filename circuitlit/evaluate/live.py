@@ -19,7 +19,7 @@ from circuitlit.files import write_json
 from circuitlit.graph import Circuit
 from circuitlit.graph.layout import scatter_edges
 from circuitlit.masked import ablated_run
-from circuitlit.objective import Objective
+from circuitlit.objective import Objective, each_pair
 from circuitlit.tasks import EncodedPairs
 from circuitlit.tasks.encoded import Row as EncodedRow
 from circuitlit.tasks.splits import END, OTHER, SPLITS
@@ -108,13 +108,13 @@ class Live:
         """
         import pandas as pd
 
-        pairs, kept = getattr(self.bench.data, split), self.circuit.kept
-        if not len(pairs):
+        pairs, kept = getattr(self.bench.data, split, None), self.circuit.kept
+        if not isinstance(pairs, EncodedPairs) or not len(pairs):
             raise UserError(f"task {self.bench.data.splits.name} has no {split} pairs; give it some")
         bed = TestBed.of(self.bench, pairs, pairs.spread())
         rows = {"circuit": kept, "full": torch.ones_like(kept), "corrupted": torch.zeros_like(kept)}
-        found = {name: torch.cat([metric(*run).cpu() for run in bed.logits(edges)]) for name, edges in rows.items()}
-        estimates = {name: mean_estimate(values, bed.full.group).to_dict() for name, values in found.items()}
+        found = {name: [each_pair(metric, *run).cpu() for run in bed.logits(edges)] for name, edges in rows.items()}
+        estimates = {name: mean_estimate(torch.cat(own), bed.full.group).to_dict() for name, own in found.items()}
         return pd.DataFrame.from_dict(estimates, orient="index")
 
     @property
@@ -129,6 +129,8 @@ class Live:
     ) -> tuple[list[list[int]], list[list[int]]]:
         """Tokens of the prompts, and of those whose values cut edges carry."""
         texts = [clean] if isinstance(clean, str) else list(clean)
+        if not texts:
+            raise UserError("there is no prompt; give at least one")
         if self.circuit.scores.roles:
             raise UserError("a circuit with masks by token role knows no roles of other prompts")
         twins = [corrupted] if isinstance(corrupted, str) else corrupted
