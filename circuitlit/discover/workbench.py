@@ -214,11 +214,9 @@ class Workbench:
         """The training pairs of each batch that `score` takes, of as many sentences as possible where it takes some."""
         train, size = self.data.train, self.data.batch_size
         taken = range(len(train)) if rows is None else rows
-        if method.max_batches is not None and size * method.max_batches < len(taken):
-            turn = {
-                row: place for place, row in enumerate(train.spread())
-            }  # the shortest ones would be of one sentence
-            taken = sorted(taken, key=turn.__getitem__)[: size * method.max_batches]
+        most = None if method.max_batches is None else size * method.max_batches
+        if most is not None and most < len(taken):  # the shortest ones would be of one or two sentences
+            taken = [taken[place] for place in train.some(taken).spread(most)]
         order = sorted(taken, key=train.lengths.__getitem__)
         return [order[place : place + size] for place in range(0, len(order), size)]
 
