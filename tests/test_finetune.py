@@ -238,12 +238,12 @@ def test_reward_is_the_whole_answer(tmp_path: Path, tokenizer) -> None:
 @pytest.mark.parametrize("adapter", [True, False])
 def test_grpo_raises_the_reward(adapter: bool, model, examples) -> None:
     reference = None if adapter else AutoModelForCausalLM.from_pretrained(model.config._name_or_path)
-    trained = adapted(model, lora(model, 60, r=4)) if adapter else model.requires_grad_(True)
-    tuner = RewardTuner(trained, Optimisation(60, 2e-2), group=32, beta=0.01, reference=reference)
+    trained = adapted(model, lora(model, 90, r=4)) if adapter else model.requires_grad_(True)
+    tuner = RewardTuner(trained, Optimisation(90, 2e-2), group=32, beta=0.01, reference=reference)
     batch = examples["train"].collate(range(12))
     start = tuner.figures(batch, 0)
     assert float(start["kl"].detach().abs()) < 1e-6
-    fit(tuner, examples, 60)
+    fit(tuner, examples, 90)
     end = tuner.figures(batch, 0)
     assert float(end["reward"]) > float(start["reward"]) + 0.2
     assert float(end["kl"]) > 0.01

@@ -170,7 +170,7 @@ def test_swaps_where_only_the_tuned_model_does_the_task() -> None:
 
 
 def test_an_undecided_swap_makes_edges_and_node_uncertain() -> None:
-    base, tuned = (scored(linear_subject(scale), 10**6) for scale in (1.0, 3.0))
+    base, tuned = (scored(one, one.graph.n_edges) for one in map(linear_subject, (1.0, 3.0)))
     difference = circuit_difference(base, tuned, fits_back={"a0.h1": None})
     out = difference.graph.writer_of == difference.graph.writers.index("a0.h1")
     assert bool(difference.edges("uncertain")[out].all())
@@ -180,7 +180,7 @@ def test_an_undecided_swap_makes_edges_and_node_uncertain() -> None:
 
 
 def test_a_failed_swap_makes_edges_and_node_modified() -> None:
-    base, tuned = (scored(linear_subject(scale), 10**6) for scale in (1.0, 3.0))
+    base, tuned = (scored(one, one.graph.n_edges) for one in map(linear_subject, (1.0, 3.0)))
     difference = circuit_difference(base, tuned, fits_back={"a0.h1": False})
     graph = difference.graph
     out = graph.writer_of == graph.writers.index("a0.h1")
