@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import json
+import logging
 import random
 import shutil
 import signal
@@ -44,6 +45,17 @@ def test_gates_that_end_soft_are_told_apart_from_the_circuit(
     apart = gates["cut_kl"]["value"] - gates["kl"]["value"]
     assert gates["cut_minus_gates_kl"]["value"] == pytest.approx(apart, abs=1e-5)
     assert "The gates as trained: " in capsys.readouterr().out
+
+
+def test_a_process_that_goes_on_logs_nothing_more_into_the_run(local: Path, tmp_path: Path) -> None:
+    root = logging.getLogger()
+    before = list(sys.argv), list(root.handlers), root.level
+    call(*settings(local, tmp_path, "logger=none", "evaluate.controls=1"), verb="attribute")
+    assert (list(sys.argv), list(root.handlers), root.level) == before
+    log = tmp_path / "attribute.log"
+    said = log.read_text()
+    logging.getLogger("of the notebook").error("this is not of the run")
+    assert log.read_text() == said
 
 
 @pytest.mark.parametrize("verb", ["train", "attribute"])

@@ -128,8 +128,8 @@ def run_verb(verb: str, argv: list[str]) -> None:
         words = resume.expanded(verb, argv)[1:]
         if PLUGINS not in sys.path:
             sys.path.append(PLUGINS)
-        sys.argv = [argv[0], *readable(verb, [*words, *ranks.hydra_overrides()])]
-        with stopping.listening(), folder.new_run_id(), _composed_once():
+        given = [argv[0], *readable(verb, [*words, *ranks.hydra_overrides()])]
+        with stopping.listening(), folder.new_run_id(), _hydra_reads(given), _composed_once():
             hydra.main(version_base="1.3", config_path=str(conf_dir()), config_name=verb)(job)()
     except (KeyboardInterrupt, Stopped) as stop:
         print("stopped before anything was made", file=sys.stderr)
@@ -159,6 +159,22 @@ def _composed_once() -> Iterator[None]:
         yield
     finally:
         Hydra.get_mode = own
+
+
+@contextmanager
+def _hydra_reads(given: list[str]) -> Iterator[None]:
+    """Hydra reads the process's words and sends all its logs into the run's folder; after the run both are undone."""
+    argv, root = sys.argv, logging.getLogger()
+    handlers, level = list(root.handlers), root.level
+    sys.argv = given
+    try:
+        yield
+    finally:
+        sys.argv = argv
+        for handler in set(root.handlers) - set(handlers):
+            handler.close()
+        root.handlers[:] = handlers
+        root.setLevel(level)
 
 
 def _status(result: Any) -> str | None:
