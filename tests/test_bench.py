@@ -110,6 +110,7 @@ def test_plan_is_near_the_measured_peak(name: str, recompute: Any) -> None:
     assert own == pytest.approx(peak_bytes(step), rel=0.3)
 
 
+@pytest.mark.long
 def test_plan_counts_weights_and_scales_with_the_batch() -> None:
     cfg = config("gpt2")
     subject = random_subject(cfg, "float32")
@@ -142,6 +143,7 @@ def test_plan_of_shared_weights_is_what_two_cards_took(model: str, pairs: int, s
     assert total / 2**30 == pytest.approx(measured, rel=0.05)
 
 
+@pytest.mark.long
 def test_plan_of_a_large_model_loads_nothing(tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:
     rotates_by_halves.cache_clear()  # tried on the meta device, where a process that only plans comes by first
     call(
@@ -189,6 +191,7 @@ def test_stopwatch_gives_every_second_to_one_phase() -> None:
     assert 0 < watch.seconds["outer"] < watch.seconds["inner"]
 
 
+@pytest.mark.long
 def test_step_table(tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:
     call(*SHAPE["gpt2"], *QUICK, f"hydra.run.dir={tmp_path}", verb="bench")
     (row,) = json.loads((tmp_path / "bench.json").read_text())["measured"]
@@ -199,6 +202,7 @@ def test_step_table(tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:
     assert "step / stock" in capsys.readouterr().out
 
 
+@pytest.mark.long
 def test_a_step_has_the_masks_and_the_ablation_that_are_set(tmp_path: Path) -> None:
     """The published recipe wants masks on edges and nodes; means stand in as in a run."""
     subject, layout = random_subject(config("gpt2"), "float32"), MaskLayout(Graph(4, 4, 4), sites="both")
@@ -212,6 +216,7 @@ def test_a_step_has_the_masks_and_the_ablation_that_are_set(tmp_path: Path) -> N
     assert row["step"] > 0
 
 
+@pytest.mark.long
 def test_scaling_has_positions_for_twice_the_tokens(tmp_path: Path) -> None:
     words = ("bench=scaling", "model.architecture.n_positions=24", f"hydra.run.dir={tmp_path}")
     call(*SHAPE["gpt2"], *QUICK, *words, verb="bench")
@@ -219,6 +224,7 @@ def test_scaling_has_positions_for_twice_the_tokens(tmp_path: Path) -> None:
     assert [row["tokens"] for row in rows] == [24, 24, 12, 24, 48, 24, 24, 24]
 
 
+@pytest.mark.long
 def test_step_of_micro_batches(tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:
     """A step is all its micro-batches, and so is what it is compared with."""
     rows = []
@@ -231,6 +237,7 @@ def test_step_of_micro_batches(tmp_path: Path, capsys: pytest.CaptureFixture[str
     assert "2 micro-batches of 2 x" in capsys.readouterr().out
 
 
+@pytest.mark.long
 def test_cost_against_length(tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:
     """Room for 128 tokens without, for 256 with recomputing, and for no 512; references are at the host."""
     long = [*SHAPE["gpt2"], "model.architecture.n_positions=64", "data.batch_size=2", "tokens=512", "mask.panel=2"]

@@ -109,6 +109,7 @@ def text(browser: webdriver.Chrome, id_: str) -> str:
     return browser.find_element(By.ID, id_).text
 
 
+@pytest.mark.long
 def test_the_page_draws_without_a_word_on_the_console(page: webdriver.Chrome) -> None:
     for name in ("timeline", "kept", "flow", "training"):
         assert page.find_elements(By.CSS_SELECTOR, f"#plot-{name} svg.main-svg"), name
@@ -237,6 +238,7 @@ def test_nodes_are_found_pinned_and_their_neighbours_drawn(page: webdriver.Chrom
     assert errors(page) == []
 
 
+@pytest.mark.long
 def test_groups_are_made_saved_opened_and_restored_from_the_address(
     page: webdriver.Chrome, folder: Path, tmp_path: Path
 ) -> None:
@@ -275,6 +277,7 @@ def apply_groups(folder: Path, groups: Path) -> Path:
     return groups / "run" / "report.html"
 
 
+@pytest.mark.long
 def test_two_circuits_are_told_apart_in_one_graph(browser: webdriver.Chrome, folder: Path, tmp_path: Path) -> None:
     shutil.copytree(folder, tmp_path / "run")
     first = Circuit.load(folder)
@@ -301,6 +304,7 @@ def test_two_circuits_are_told_apart_in_one_graph(browser: webdriver.Chrome, fol
     assert errors(browser) == []
 
 
+@pytest.mark.long
 def test_a_thousand_edges_are_drawn_within_the_time(browser: webdriver.Chrome, tmp_path: Path, folder: Path) -> None:
     graph = Graph(30, 9, 3)
     values = torch.randn(1, graph.n_edges, generator=torch.Generator().manual_seed(0))
@@ -366,6 +370,7 @@ def comparisons(folder: Path, local: Path, tmp_path_factory: pytest.TempPathFact
     return {"runs": out / "report" / "runs.html", "compare": out / "compare" / "compare.html"}
 
 
+@pytest.mark.long
 @pytest.mark.parametrize("name", ["runs", "compare"])
 def test_pages_that_compare_fit_a_phone(browser: webdriver.Chrome, comparisons: dict[str, Path], name: str) -> None:
     phone = {"width": 390, "height": 800, "deviceScaleFactor": 1, "mobile": True}

@@ -325,6 +325,7 @@ def test_the_list_has_every_family() -> None:
     assert len(found.to_frame()) == len(found.runs) + len(found.refused)
 
 
+@pytest.mark.long
 def test_check_from_the_command_line(
     local: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture
 ) -> None:

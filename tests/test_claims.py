@@ -114,6 +114,7 @@ def test_needed_edges_that_too_few_draws_cannot_tell_are_allowed_for() -> None:
     assert idle_share([1 / 21] * 3, 20).value == 0 and 0 < (idle_share([0.5] * 8, 20).low or 0) < 0.01
 
 
+@pytest.mark.long
 def test_idle_edges_are_those_that_were_not_planted() -> None:
     bench = planted_rivals("gpt2", "one", 0)
     graph, chain = bench.subject.graph, edges_of(bench, FIRST)
@@ -145,6 +146,7 @@ def test_idle_edges_are_those_that_were_not_planted() -> None:
     assert Claims.from_dict(preserved.to_dict()) == preserved
 
 
+@pytest.mark.long
 def test_a_circuit_that_is_all_of_its_kind_is_not_compared() -> None:
     """A chain of four edges has no shuffles, and of all edges there is one set: chance has no p, and does not fail."""
     bench = planted_rivals("gpt2", "one", 0, held_out=16)

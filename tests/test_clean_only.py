@@ -28,6 +28,7 @@ def write(local: Path, folder: Path, *fields: str, some: bool = False) -> Path:
     return file
 
 
+@pytest.mark.long
 @pytest.mark.parametrize("ablation", ["mean", "zero", "optimal"])
 def test_a_circuit_page_and_result_from_clean_prompts_alone(ablation: str, local: Path, tmp_path: Path) -> None:
     file = write(local, tmp_path, "corrupted", "wrong_answer")

@@ -160,6 +160,7 @@ def test_change_rates_count_deletions() -> None:
     assert second == {"added": 0, "removed": 2, "of_first": 1.0, "of_union": 1.0}
 
 
+@pytest.mark.long
 def test_two_models_are_compared_from_python(local: Path, tmp_path: Path) -> None:
     benches = [bench_of(local), bench_of(local, torch.Generator().manual_seed(0))]
     method = Method.of(eap, negative_metric)
@@ -181,6 +182,7 @@ def compare(local: Path, out: Path, *more: str) -> list[str]:
     return settings(local, out, "logger=none", "sparsity.target=0.6", "method.score.steps=2", *more)
 
 
+@pytest.mark.long
 def test_the_verb_compares_a_tuning_run_with_its_base(local: Path, tmp_path: Path) -> None:
     run = tmp_path / "tune"
     more = ["logger=none", "adapter=lora", "tune.steps=20", "tune.lr=2e-2", "tune.checkpoints=0"]

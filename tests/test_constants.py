@@ -53,6 +53,7 @@ def test_every_writer_has_its_own_mean() -> None:
     assert float(torch.pdist(flat).min()) > 0.1
 
 
+@pytest.mark.long
 def test_trained_constants_hurt_less_than_means() -> None:
     subject = Subject(tiny_model("gpt2"))
     model = MaskedModel(subject)

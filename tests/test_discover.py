@@ -123,6 +123,7 @@ def test_schedule_keeps_its_promises() -> None:
     assert schedule.lr_factor(10) == pytest.approx(1.0)
 
 
+@pytest.mark.long
 def test_attribution_adds_up_to_the_loss_it_explains() -> None:
     """The fundamental theorem along the mask path: the scores sum to loss(no edge) - loss(all edges)."""
     _, loss, references = parts("gpt2")
@@ -222,6 +223,7 @@ def train(
     return learner
 
 
+@pytest.mark.long
 def test_hard_steps_run_the_circuit_that_is_cut() -> None:
     _, loss, references = parts()
     count = round(0.2 * loss.layout.n_edges)
@@ -264,6 +266,7 @@ def test_a_hard_mask_is_0_or_1_and_has_the_slope_of_the_soft_one() -> None:
         torch.testing.assert_close(*slopes)
 
 
+@pytest.mark.long
 def test_learning_recovers_a_planted_circuit() -> None:
     """Only one head and one MLP of the model write anything: no other writer's edge can matter."""
     model = tiny_model("gpt2")

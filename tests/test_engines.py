@@ -136,6 +136,7 @@ def same_numbers(rank: int, shard: Shard, names: Iterable[str]) -> None:
         assert not torch.allclose(loss_and_gradient(model)[0], expected[0])
 
 
+@pytest.mark.long
 @every_engine
 def test_two_processes_compute_what_one_does(engine: str, tmp_path: Path) -> None:
     together(lambda rank: same_numbers(rank, ENGINES[engine], BOTH), tmp_path)
@@ -203,6 +204,7 @@ def shared_scores(local: Path, rank: int, sharded: bool) -> None:
         assert not torch.equal(ours, torch.zeros_like(ours))
 
 
+@pytest.mark.long
 @pytest.mark.parametrize("sharded", [False, True])
 def test_two_processes_share_the_pairs_of_an_attribution(sharded: bool, local: Path, tmp_path: Path) -> None:
     in_two_processes(lambda rank: shared_scores(local, rank, sharded), tmp_path)

@@ -28,6 +28,7 @@ def result_of(folder: Path) -> dict:
     return json.loads((folder / "result.json").read_text())
 
 
+@pytest.mark.long
 def test_evaluate_repeats_what_the_run_said_and_adds_to_it(
     found: Path, local: Path, tmp_path: Path, capsys: pytest.CaptureFixture[str]
 ) -> None:

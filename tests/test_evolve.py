@@ -87,6 +87,7 @@ def whole(series: Path, tmp_path_factory: pytest.TempPathFactory) -> Path:
     return folder
 
 
+@pytest.mark.long
 def test_a_series_end_to_end_and_interrupted(
     series: Path, whole: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
@@ -143,6 +144,7 @@ def bench_of(series: Path) -> Callable[[Subject], Workbench]:
     return bench
 
 
+@pytest.mark.long
 def test_in_python_checkpoints_are_followed_as_by_the_verb(series: Path, whole: Path, tmp_path: Path) -> None:
     bench, method = bench_of(series), Method.of(eap_ig, negative_metric, steps=1)
     heads = HeadsFollowed(length=6, draws=2, threshold=0.106, top=2)
@@ -178,6 +180,7 @@ def counted(monkeypatch: pytest.MonkeyPatch, place: Any) -> list[str]:
     return made
 
 
+@pytest.mark.long
 def test_new_weights_in_the_same_place_are_measured(
     series: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
@@ -205,6 +208,7 @@ def test_a_late_mistake_leaves_what_is_measured(
     assert [*tmp_path.glob("cells/*.json")] and [*tmp_path.glob("circuits/*/circuit.json")]
 
 
+@pytest.mark.long
 def test_in_python_new_weights_and_a_new_last_checkpoint_are_measured(
     series: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
@@ -230,6 +234,7 @@ def test_more_claims_ablate_induction_heads_beside_more_random_ones() -> None:
     assert few[0].settings == more[0].settings and few[1].settings != more[1].settings
 
 
+@pytest.mark.long
 def test_masks_begin_with_those_of_the_checkpoint_before(
     series: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
@@ -250,6 +255,7 @@ def test_masks_begin_with_those_of_the_checkpoint_before(
     assert made == ["0"]
 
 
+@pytest.mark.long
 def test_what_fails_is_recorded_and_the_rest_goes_on(series: Path, tmp_path: Path) -> None:
     damaged = tmp_path / "series"
     shutil.copytree(series, damaged)
@@ -284,6 +290,7 @@ def test_pythia_experiment_runs_on_a_folder_of_revisions(series: Path, tmp_path:
     assert [(row["step"], row["tokens"]) for row in rows] == [(s, s * 2_097_152) for s in (0, 1, 2)]
 
 
+@pytest.mark.long
 def test_the_ioi_algorithm_over_checkpoints_is_that_of_heads(series: Path, tmp_path: Path) -> None:
     pairs = [pair | {"split": ("train", "test", "val")[n % 3]} for n, pair in enumerate(mixture_pairs("names", 24, 0))]
     (tmp_path / "names.jsonl").write_text("\n".join(map(json.dumps, pairs)))
@@ -442,6 +449,7 @@ def test_a_series_that_was_interrupted_is_trained_anew_and_deletes_nothing_else(
     assert not pretrain(recipe, tmp_path, interrupted)
 
 
+@pytest.mark.long
 def test_emergence_trains_once_and_evolves(tmp_path: Path) -> None:
     fast = [
         f"paths.runs={tmp_path}",

@@ -235,6 +235,7 @@ def test_reward_is_the_whole_answer(tmp_path: Path, tokenizer) -> None:
     assert says_right(wrong, batch).tolist() == [[1.0, 0.0]] * 8
 
 
+@pytest.mark.long
 @pytest.mark.parametrize("adapter", [True, False])
 def test_grpo_raises_the_reward(adapter: bool, model, examples) -> None:
     reference = None if adapter else AutoModelForCausalLM.from_pretrained(model.config._name_or_path)
@@ -419,6 +420,7 @@ def test_the_verb_leaves_folders_index_and_result(local: Path, tmp_path: Path) -
     assert last.read_bytes() == tuned.read_bytes()
 
 
+@pytest.mark.long
 @pytest.mark.parametrize("kind", ["tune=sft", pytest.param("tune=grpo adapter=adalora", marks=pytest.mark.slow)])
 def test_a_resumed_run_is_the_unbroken_one(kind: str, local: Path, tmp_path: Path) -> None:
     call(*tune(local, tmp_path / "whole", *kind.split()), verb="finetune")

@@ -28,6 +28,7 @@ def contents(folder: Path) -> dict[str, tuple[bytes, int]]:
     return {str(path.relative_to(folder)): (path.read_bytes(), path.stat().st_mtime_ns) for path in files}
 
 
+@pytest.mark.long
 def test_a_second_start_in_a_live_folder_is_refused_and_changes_nothing(
     local: Path, tmp_path: Path, capsys: pytest.CaptureFixture[str]
 ) -> None:
@@ -104,6 +105,7 @@ def test_a_mistake_at_the_end_loses_nothing_that_is_finished(
     assert {"result.json", "circuit.safetensors", "trust.json", "trust.html", "errors.json"} <= kept
 
 
+@pytest.mark.long
 @pytest.mark.parametrize("verb", ["train", "attribute", "evaluate"])
 def test_a_used_folder_is_refused_or_cleared_when_told_to(
     verb: str, local: Path, tmp_path: Path, capsys: pytest.CaptureFixture[str]
@@ -160,6 +162,7 @@ def test_run_ids_differ_within_a_second_and_are_shared_where_they_are_given(monk
     assert os.environ["CIRCUITLIT_RUN_ID"] == "job-17"
 
 
+@pytest.mark.long
 def test_runs_and_sweeps_that_start_at_once_have_folders_of_their_own(
     local: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:

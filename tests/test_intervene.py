@@ -74,6 +74,7 @@ def test_capabilities_sees_what_an_adapter_gained_and_lost(local: Path, tuned: P
     assert "no nodes can be said to carry the gain" in said and "random" not in said
 
 
+@pytest.mark.long
 def test_generality_reverts_the_nodes_that_did_the_damage(local: Path, tuned: Path, tmp_path: Path) -> None:
     more = [f"tuned={tuned}/adapter", "generality.revert=3", "generality.prevent.tune_on=new", "tune.steps=4"]
     more += ["generality.prevent.nodes=2", "generality.prevent.seeds=[0,1]", "tune.lr=1e-2"]
@@ -146,6 +147,7 @@ def test_intervene_ablates_scales_and_transfers(local: Path, tuned: Path, tmp_pa
     assert "Dose and response" in page and 'src="http' not in page
 
 
+@pytest.mark.long
 def test_mistakes_get_one_sentence(local: Path, tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:
     config = AutoConfig.for_model("gpt2", n_embd=16, n_layer=3, n_head=2, vocab_size=41, n_positions=32)
     AutoModelForCausalLM.from_config(config).save_pretrained(tmp_path / "deeper")

@@ -218,6 +218,7 @@ def test_a_task_is_kept_only_for_the_same_weights(local: Path, tmp_path: Path) -
     assert stamps[0] == stamps[1] < stamps[2]
 
 
+@pytest.mark.long
 def test_the_verb_injects_facts_and_reverts_nodes(reader: Path, tmp_path: Path) -> None:
     more = ["experiment=inject_facts", "task=factual", "model=local", f"model.path={reader}", "adapter=none"]
     more += [f"hydra.run.dir={tmp_path}", "logger=none", "callbacks=headless", "callbacks.checkpoint_every=0"]

@@ -192,6 +192,7 @@ def test_overlaps_are_one_for_equal_circuits_and_chance_for_random_ones(subject:
     assert same.low == same.high == 1.0
 
 
+@pytest.mark.long
 def test_all_that_a_model_does_gets_its_circuit(
     subject: Subject, byte_bpe: PreTrainedTokenizerBase, tmp_path: Path
 ) -> None:
@@ -234,6 +235,7 @@ def test_the_verb_finds_circuits_and_carriers(local: Path, tmp_path: Path) -> No
     assert "Edges that circuits share" in page and "own and again" in page
 
 
+@pytest.mark.long
 def test_a_stopped_run_goes_on_with_the_tasks_that_are_missing(
     local: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]
 ) -> None:

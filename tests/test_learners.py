@@ -130,6 +130,7 @@ def test_node_masks_start_from_the_sum_of_their_edges() -> None:
     assert int((joint[: graph.n_edges] > 0).sum()) == 60 and bool((joint[graph.n_edges :] == 2).all())
 
 
+@pytest.mark.long
 @pytest.mark.parametrize("gates", FAMILIES, ids=lambda g: g.name)
 def test_every_family_finds_the_edges_that_matter(gates: Gates) -> None:
     """Only one head and one MLP write anything; twelve edges are to be kept."""
@@ -246,6 +247,7 @@ def test_the_published_binarisation() -> None:
     assert published == pytest.approx(float((scores.values > 0).float().mul(scores.values).sum()), abs=1.5)
 
 
+@pytest.mark.long
 @pytest.mark.parametrize(
     "more,method",
     [

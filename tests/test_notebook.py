@@ -45,6 +45,7 @@ def words(tmp_path_factory: pytest.TempPathFactory) -> Path:
     return folder
 
 
+@pytest.mark.long
 def test_the_notebook_runs_on_a_tiny_model(words: Path, tmp_path: Path) -> None:
     notebook, namespace = cells(MODEL=str(words), STEPS=10, FOLDER=str(tmp_path)), {}
     for cell in notebook.cells:
@@ -55,6 +56,7 @@ def test_the_notebook_runs_on_a_tiny_model(words: Path, tmp_path: Path) -> None:
     assert FoundCircuit.load(tmp_path) == namespace["found"]
 
 
+@pytest.mark.long
 def test_the_example_of_the_readme_runs(
     words: Path, monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]
 ) -> None:

@@ -239,6 +239,7 @@ def test_bits_of_a_packed_weight() -> None:
     assert bits_of(AutoConfig.for_model("llama")) is None
 
 
+@pytest.mark.long
 def test_the_plan_knows_packed_sizes_and_a_step_runs(tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:
     shape = "{model_type: llama, hidden_size: 64, intermediate_size: 128, num_hidden_layers: 4, num_attention_heads: 4,"
     shape += " num_key_value_heads: 4, vocab_size: 64}"

@@ -22,6 +22,7 @@ def lines(text: str, pattern: str) -> list[re.Match[str]]:
 LINE = r"(\d+) %: step (\d+) of (\d+), loss (-?[\d.e-]+), (?:sparsity ([\d.]+), )?\d+ s left"
 
 
+@pytest.mark.long
 @pytest.mark.parametrize("bar", ["true", "false"])
 def test_without_a_terminal_a_run_says_what_it_will_take_and_how_far_it_is(
     bar: str, local: Path, tmp_path: Path, capsys: pytest.CaptureFixture[str]
@@ -45,6 +46,7 @@ def test_tuning_speaks_too(local: Path, tmp_path: Path, capsys: pytest.CaptureFi
         assert [int(line[2]) for line in lines(text, LINE)] == list(range(1, 11))
 
 
+@pytest.mark.long
 def test_the_timed_step_is_taken_back(local: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     from safetensors.torch import load_file
 

@@ -191,6 +191,7 @@ NOT_IMPORTED = {  # one after the other in one process
 }
 
 
+@pytest.mark.long
 def test_what_a_verb_does_not_use_is_not_imported() -> None:
     code = "import sys, importlib\nfor name in sys.argv[1:]:\n    importlib.import_module(name)\n"
     code += "    print(*{name.split('.')[0] for name in sys.modules})"

@@ -39,6 +39,7 @@ def finished(local: Path, tmp_path_factory: pytest.TempPathFactory) -> Path:
     return out
 
 
+@pytest.mark.long
 def test_table_overlap_and_page(finished: Path, capsys: pytest.CaptureFixture[str]) -> None:
     result = json.loads((finished / "prompts.json").read_text())
     rows = {row["circuit"]: row for row in result["circuits"]}
@@ -67,6 +68,7 @@ def test_table_overlap_and_page(finished: Path, capsys: pytest.CaptureFixture[st
     assert "intersection" in page
 
 
+@pytest.mark.long
 def test_going_on_keeps_circuits_and_other_settings_make_them_anew(finished: Path, local: Path, tmp_path: Path) -> None:
     out, more = tmp_path / "run", ["callbacks.checkpoint_every=2"]
     shutil.copytree(finished, out)
@@ -95,6 +97,7 @@ def _anew(out: Path, *words: str) -> list[str]:
     return [file.parent.name for file, then in zip(files, before, strict=True) if file.stat().st_mtime_ns != then]
 
 
+@pytest.mark.long
 def test_a_model_that_cannot_is_tuned_first(local: Path, tmp_path: Path) -> None:
     """It learns its twelve training pairs by heart; held-out pairs of this task have nothing to do with them."""
     tune = f"prompts.tune=['task=jsonl', 'task.build.path={local}/pairs.jsonl', 'tune.steps=2', "
@@ -115,6 +118,7 @@ def test_a_model_that_cannot_is_tuned_first(local: Path, tmp_path: Path) -> None
     assert not PromptComparison.load(tmp_path).tuned
 
 
+@pytest.mark.long
 def test_what_a_model_could_do_is_kept_for_these_weights_pairs_and_this_tuning_alone(
     tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:

@@ -65,6 +65,7 @@ def chosen(pairs: list[Pair], subject: Subject, prompts: str) -> torch.Tensor:
     return torch.tensor(rows, dtype=torch.float64)
 
 
+@pytest.mark.long
 @torch.no_grad()
 def test_years_are_those_of_whole_texts(tokenizer: PreTrainedTokenizerBase) -> None:
     """Two digits in one token take one row a pair, two tokens ten; both prompts; references are float32."""
@@ -84,6 +85,7 @@ def test_years_are_those_of_whole_texts(tokenizer: PreTrainedTokenizerBase) -> N
     assert templates <= {pair.template for pair in pairs.test} and not templates & {p.template for p in pairs.train}
 
 
+@pytest.mark.long
 @torch.no_grad()
 @pytest.mark.parametrize("task", [sva, gender_pronoun])
 def test_forms_and_pronouns_are_those_of_whole_texts(task, byte_bpe: PreTrainedTokenizerBase) -> None:
@@ -138,6 +140,7 @@ def test_all_edges_are_the_model_and_none_the_corrupted_run(metaspace: PreTraine
     assert bed.measured(bed.full)["kendall_tau"].eq(1).all()
 
 
+@pytest.mark.long
 def test_a_circuit_has_them_in_its_result_and_on_its_page(metaspace: PreTrainedTokenizerBase) -> None:
     bench = bench_of(greater_than(metaspace, 8, 4, 16, 0), metaspace)
     circuit = bench.cut(bench.score(EAP))

@@ -180,6 +180,7 @@ def test_nodes_of_a_gain_are_chosen_on_pairs_of_all_sentences(local: Path) -> No
     assert found.acquisition["own"].gap.low_sentences is not None
 
 
+@pytest.mark.long
 def test_in_python_ranks_are_compared(local: Path, tmp_path: Path) -> None:
     rows = [json.loads(line) for line in (local / "pairs.jsonl").read_text().splitlines()]
     base, pairs = load_subject(local / "model"), Pairs.from_list(rows)
@@ -246,6 +247,7 @@ def _of_size(run: RankedTuning, way: str) -> RankedTuning:
     return replace(run, n_trained=512) if way == "uniform" else run
 
 
+@pytest.mark.long
 def test_in_python_methods_are_compared(local: Path, tmp_path: Path) -> None:
     rows = [json.loads(line) for line in (local / "pairs.jsonl").read_text().splitlines()]
     bench = prepare_bench(local / "model", Pairs.from_list(rows))

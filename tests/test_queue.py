@@ -194,6 +194,7 @@ def test_a_study_starts_its_parts_and_sums_up(local: Path, tmp_path: Path, monke
         assert f"hydra.run.dir='{tmp_path}'" in job.command
 
 
+@pytest.mark.long
 def test_a_cell_that_another_process_makes_is_left_to_it(local: Path, tmp_path: Path, capsys: Any) -> None:
     """A part makes its share and what nobody has begun; a cell that is claimed it neither waits for nor makes."""
     from circuitlit.lock import claimed_cell

@@ -88,6 +88,7 @@ def both(local: Path, tmp_path_factory: pytest.TempPathFactory) -> tuple[Path, P
     return one, two, "".join((logs / rank).read_text() for rank in "01")
 
 
+@pytest.mark.long
 def test_two_processes_learn_the_masks_of_one(both: tuple[Path, Path, str]) -> None:
     one, two, _ = both
     assert same_masks.main(one, two) == 0

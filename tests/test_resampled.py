@@ -19,6 +19,7 @@ CONF = str(Path(__file__).parent.parent / "conf")
 ROWS = [0, 0, 3, 5, 5, 5, 2, 7]
 
 
+@pytest.mark.long
 @pytest.mark.parametrize(
     "method,roles",
     covering(["eap", "eap_ig", "clean_corrupted", "relp", "eap_ig_activations"], [False, True]),

@@ -68,6 +68,7 @@ def broken(whole: Path, tmp_path: Path) -> Path:
     return out
 
 
+@pytest.mark.long
 def test_resume_needs_nothing_but_the_folder(local: Path, whole: Path, broken: Path) -> None:
     own = {path.name: path.read_bytes() for path in (broken / ".hydra").iterdir()}
     call(f"resume={broken}")
@@ -80,6 +81,7 @@ def test_resume_needs_nothing_but_the_folder(local: Path, whole: Path, broken: P
     assert all(results[0][key] == results[1][key] for key in ("kl", "accuracy", "steps", "stages", "status"))
 
 
+@pytest.mark.long
 def test_a_finished_run_is_said_to_be_finished(broken: Path, capsys: pytest.CaptureFixture[str]) -> None:
     call(f"resume={broken}", "trainer.max_steps=10")
     assert json.loads((broken / "result.json").read_text())["steps"] == 10
@@ -142,6 +144,7 @@ def test_a_difference_is_named_before_anything_is_loaded(
     assert words in message and "other settings" in message
 
 
+@pytest.mark.long
 @pytest.mark.parametrize("what", ["training pairs", "weights"])
 def test_a_file_that_changed_in_its_place_is_named(
     what: str, local: Path, tmp_path: Path, capsys: pytest.CaptureFixture[str]
@@ -174,6 +177,7 @@ def test_bad_ways_to_resume_get_one_sentence(name: str, whole: Path, capsys: pyt
     assert "is a run of train, not of finetune" in failure(capsys, f"resume={whole}", verb="finetune")
 
 
+@pytest.mark.long
 def test_a_resumed_run_has_the_wandb_run_that_it_had(local: Path, tmp_path: Path) -> None:
     out = tmp_path / "a run's folder, 1=2"  # a name that Hydra would not take as it is
     run = f"hydra.run.dir='{out}'".replace("run's", "run\\'s")
@@ -185,6 +189,7 @@ def test_a_resumed_run_has_the_wandb_run_that_it_had(local: Path, tmp_path: Path
     assert json.loads((out / "result.json").read_text())["steps"] == 8
 
 
+@pytest.mark.long
 @pytest.mark.parametrize("verb", ["train", "finetune"])
 def test_a_resumed_run_logs_every_step_as_the_unbroken_one_does(verb: str, local: Path, tmp_path: Path) -> None:
     def losses(version: int) -> dict[str, str]:
@@ -200,6 +205,7 @@ def test_a_resumed_run_logs_every_step_as_the_unbroken_one_does(verb: str, local
     assert {step: float(loss) for step, loss in rest.items()} == pytest.approx({s: float(whole[s]) for s in rest})
 
 
+@pytest.mark.long
 @pytest.mark.parametrize("number", [signal.SIGINT, signal.SIGTERM])
 def test_a_signal_in_training_saves_and_says_the_command_that_goes_on(
     number: signal.Signals, local: Path, tmp_path: Path
@@ -239,6 +245,7 @@ PHASES = {
 }
 
 
+@pytest.mark.long
 @pytest.mark.parametrize("phase", PHASES)
 def test_a_signal_elsewhere_ends_at_once_and_says_what_remains(phase: str, local: Path, tmp_path: Path) -> None:
     out, log = tmp_path / "out", tmp_path / "log"
@@ -253,6 +260,7 @@ def test_a_signal_elsewhere_ends_at_once_and_says_what_remains(phase: str, local
     assert said.split("; ")[1] in lines[0] and lines[0].endswith(f"train resume={out}")
 
 
+@pytest.mark.long
 def test_a_second_ctrl_c_ends_at_once(local: Path, tmp_path: Path) -> None:
     out, log = tmp_path / "out", tmp_path / "log"
     process = start(log, *settings(local, out, *LONG, "callbacks.snapshot_every=1"))

@@ -190,6 +190,7 @@ def test_a_failed_swap_makes_edges_and_node_modified() -> None:
     assert node_modes(base, base, difference, replaces={"a0.h2": False})["a0.h2"] == "modified"
 
 
+@pytest.mark.long
 def test_turnover_of_a_model_with_itself_and_with_another() -> None:
     base = Circuits.of(scored(Subject(tiny_model("gpt2", n_layer=4)), 40), 39)
     same = turnover(base, base)

@@ -221,6 +221,7 @@ def search_of(name: str, kind: str, seed: int = 0, **changes: Any) -> RivalSearc
     )
 
 
+@pytest.mark.long
 def test_the_other_copy_is_found_without_a_common_edge() -> None:
     search = search_of("gpt2", "two", starts=["removed"])
     rival = search.rival(0)
@@ -228,6 +229,7 @@ def test_the_other_copy_is_found_without_a_common_edge() -> None:
     assert rival.random_kl is not None and (rival.random_kl.value or 0) > 10 * search.bar
 
 
+@pytest.mark.long
 def test_what_shares_half_is_found_with_half_of_the_edges() -> None:
     search = search_of("gpt2", "half")
     rival = search.rival(2)
@@ -235,6 +237,7 @@ def test_what_shares_half_is_found_with_half_of_the_edges() -> None:
     assert search.rival(4).edges == sorted(edges_of(search.bench, CHAINS["half"][0]))
 
 
+@pytest.mark.long
 def test_the_control_tells_a_search_that_trains_from_one_that_does_not() -> None:
     settings_of: dict[str, Any] = {"gates": GATES, "starts": ["removed"], "within": 0.02, "exact": 0.05}
     settings_of |= {"draws": 1, "probe_pairs": 16, "seed": 0}
@@ -269,6 +272,7 @@ def test_planted_verdicts(name: str, kind: str, verdict: str, seed: int) -> None
         assert found.u == 0.5
 
 
+@pytest.mark.long
 def test_the_verb_keeps_what_it_found(local: Path, tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:
     call(*settings(local, tmp_path / "run", "logger=none", "method=eap", "sparsity.target=0.9"), verb="attribute")
     fast = ["logger=none", f"circuit={tmp_path}/run", "mask.schedule.steps=2", "rivals.starts=[removed]"]

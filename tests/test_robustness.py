@@ -129,6 +129,7 @@ def test_perturbed_pairs_stand_behind_the_others(bench: Workbench, kind: Any) ->
     assert not torch.allclose(found, bench.on(rows).score(method).values)
 
 
+@pytest.mark.long
 @pytest.mark.parametrize(
     ("method", "kinds"),
     [
@@ -243,6 +244,7 @@ def test_masks_are_trained_on_perturbed_pairs_and_kept(bench: Workbench, tmp_pat
     assert Robustness.load(tmp_path / "out") == found and len(found.to_frame()) == 2
 
 
+@pytest.mark.long
 def test_parts_are_kept_only_for_the_same_weights_and_batches(tmp_path: Path) -> None:
     """The number of pairs in a batch is nothing to what is measured on the circuit as it is."""
     given = FAST | {"masks": True, "schedule": replace(SCHEDULE, steps=1), "shares": [0], "draws": 2, "pairs": 0}

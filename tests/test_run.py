@@ -144,6 +144,7 @@ def test_masks_run_on_the_adapted_model(local: Path, tmp_path: Path) -> None:
     assert abs(tuned["full"]["logit_diff"]["value"] - base["full"]["logit_diff"]["value"]) > 1e-3
 
 
+@pytest.mark.long
 def test_a_failed_status_is_an_exit_status_where_asked_for(local: Path, tmp_path: Path) -> None:
     bad = ["logger=none", "evaluate.max_kl_share=0.001", "callbacks=none", "mask.schedule.steps=2"]
     for number, more in enumerate(([], ["-m", "seed=0"])):
@@ -154,6 +155,7 @@ def test_a_failed_status_is_an_exit_status_where_asked_for(local: Path, tmp_path
     assert json.loads((tmp_path / "0" / "result.json").read_text())["status"] == "FAILED"
 
 
+@pytest.mark.long
 def test_masks_start_from_a_saved_circuit(local: Path, tmp_path: Path) -> None:
     call(*settings(local, tmp_path / "one", "logger=none"), verb="attribute")
     call(*settings(local, tmp_path / "two", "logger=none", f"mask.init_from={tmp_path}/one", "mask.schedule.lr=0"))
@@ -161,6 +163,7 @@ def test_masks_start_from_a_saved_circuit(local: Path, tmp_path: Path) -> None:
     assert torch.equal(one.kept, two.kept)
 
 
+@pytest.mark.long
 def test_sigkill_twice_then_resume_is_bit_equal(local: Path, tmp_path: Path) -> None:
     """Killed at random steps of its middle half, a resumed run ends with the very masks of an unbroken one."""
     steps, draw = 60, random.Random()
@@ -301,6 +304,7 @@ def test_unsupported_architecture_is_refused_by_name(
     assert "'rwkv'" in message and "model/README.md" in message
 
 
+@pytest.mark.long
 def test_checkpoint_of_another_run_is_refused(local: Path, tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:
     call(*settings(local, tmp_path / "one", "logger=none", "trainer.max_steps=4"))
     checkpoint = tmp_path / "one" / "checkpoints" / "last.ckpt"
@@ -322,6 +326,7 @@ def test_verbs_are_listed_for_who_asks() -> None:
     assert shown.returncode == 1 and "train" in shown.stderr and "Traceback" not in shown.stderr
 
 
+@pytest.mark.long
 def test_the_baseline_is_the_best_of_those_tried(local: Path, tmp_path: Path) -> None:
     more = ["evaluate.baselines=[eap,eap_ig]", "method.score.draws=0", "logger=none", "mask.schedule.steps=2"]
     call(*settings(local, tmp_path, *more, "callbacks.probe_every=0"))

@@ -77,6 +77,7 @@ def test_frequencies_add_up_and_their_squares_say_what_two_circuits_share(bench:
     assert Stability.load(tmp_path) == found and len(found.to_frame()) == 2
 
 
+@pytest.mark.long
 def test_planted_edges_are_always_found(bench: Workbench) -> None:
     planted = first_circuit(bench, "one")
     short = replace(SCHEDULE, steps=20)
@@ -88,6 +89,7 @@ def test_planted_edges_are_always_found(bench: Workbench) -> None:
     assert one.baseline is not None and one.beyond is not None and found.baseline == "eap_ig"
 
 
+@pytest.mark.long
 @pytest.mark.parametrize("masks", [False, True])
 def test_scores_of_noise_give_chance(bench: Workbench, masks: bool) -> None:
     """Masks that do not learn keep their start: one from all pairs would be the same for both halves."""
@@ -126,6 +128,7 @@ def test_a_half_sees_its_own_pairs_alone(bench: Workbench) -> None:
     )
 
 
+@pytest.mark.long
 def test_what_is_there_is_not_found_again(bench: Workbench, tmp_path: Path) -> None:
     given = {"masks": True, "schedule": replace(SCHEDULE, steps=3), "baseline": None, "folder": tmp_path}
     run = partial(measure_stability, bench, circuit_of(bench, 20), **given, **FAST)
@@ -139,6 +142,7 @@ def test_what_is_there_is_not_found_again(bench: Workbench, tmp_path: Path) -> N
     assert {path.name: path.stat().st_mtime_ns for path in tmp_path.glob("*.json")}.items() >= stamps.items()
 
 
+@pytest.mark.long
 def test_masks_are_trained_at_the_precision_of_training(bench: Workbench, monkeypatch: pytest.MonkeyPatch) -> None:
     """And nothing else: scores and KLs are at that of the process."""
     seen: list[str] = []

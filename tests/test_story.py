@@ -91,6 +91,7 @@ def test_a_story_is_told(local: Path, tmp_path: Path) -> None:
     assert again["ways"] == story["ways"] and again["between"] == story["between"]
 
 
+@pytest.mark.long
 def test_a_story_is_kept_for_the_same_weights_alone(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     local, told = write_local(tmp_path / "local"), []
 
@@ -229,6 +230,7 @@ def test_ways_are_told_apart_beyond_seeds_or_not_at_all(tmp_path: Path) -> None:
     assert _verdict(Estimate(-1.0, -1.5, -0.5, -1.9, -0.1), True) == "worse than uniform"
 
 
+@pytest.mark.long
 def test_verdicts_hold_for_all_ways_together() -> None:
     """Of five ways that are no better than uniform ranks, some looked better or worse in a fifth of all comparisons."""
     ways, wrong = ["uniform", "gradient_probe", "base_circuit", "circuit_difference", "random_layers"], 0
@@ -275,6 +277,7 @@ def test_the_verb_spreads_ranks_and_compares(local: Path, tmp_path: Path, capsys
     )
 
 
+@pytest.mark.long
 def test_a_tuning_is_kept_only_for_the_same_weights_and_pairs(tmp_path: Path) -> None:
     local, out = write_local(tmp_path / "local"), tmp_path / "out"
     more = ["tune.steps=1", "guided.rank=2", "guided.seeds=[0]", "tune.score=metric", "guided.ways=[uniform]"]
@@ -287,6 +290,7 @@ def test_a_tuning_is_kept_only_for_the_same_weights_and_pairs(tmp_path: Path) ->
     assert stamps[0] == stamps[1] < stamps[2] < stamps[3]
 
 
+@pytest.mark.long
 def test_ranks_from_the_union_of_two_parts_circuits(local: Path, tmp_path: Path) -> None:
     more = ["tune.steps=2", "guided.rank=2", "guided.seeds=[0]", "guided.circuit_pairs=8", "tune.score=metric"]
     parts = 'guided.subtasks=["task.build.seed=1 task.min_accuracy=0","task.build.seed=2 task.min_accuracy=0"]'

@@ -67,6 +67,7 @@ def cell_of(folder: Path, name: str) -> dict:
     return json.loads((folder / "cells" / f"{name}.json").read_text())["content"]
 
 
+@pytest.mark.long
 def test_the_published_recipe_is_a_learner_with_a_size_of_its_own(local: Path, tmp_path: Path) -> None:
     """Its masks sit on nodes, too, and its own binarisation is one more row."""
     own = ["compat=edge_pruning_2024", "mask.schedule.steps=6", "mask.schedule.lr_warmup=2", "mask.schedule.lr=5"]
@@ -85,6 +86,7 @@ def test_the_published_recipe_is_a_learner_with_a_size_of_its_own(local: Path, t
     assert rows == [(asked, 0.7)] + ([(count, 1 - count / total)] if count not in (0, asked) else [])
 
 
+@pytest.mark.long
 def test_every_cell_is_there(done: Path) -> None:
     study = study_of(done)
     assert study["status"] == "OK" and study["failed"] == []
@@ -155,6 +157,7 @@ def test_figures_have_a_line_a_method(done: Path) -> None:
     assert figures["performance"].layout.yaxis.title.text == "logit difference"
 
 
+@pytest.mark.long
 def test_a_stopped_study_goes_on(done: Path, local: Path, tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:
     """Finished cells stay as they are; a missing, a damaged and a failed one are run, and the rest equals the first."""
     folder = tmp_path / "copy"
@@ -197,6 +200,7 @@ def test_a_stopped_study_goes_on(done: Path, local: Path, tmp_path: Path, capsys
     assert first == second
 
 
+@pytest.mark.long
 def test_cells_are_kept_only_for_the_same_weights_pairs_and_training(
     tmp_path: Path, capsys: pytest.CaptureFixture[str]
 ) -> None:

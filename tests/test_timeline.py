@@ -331,6 +331,7 @@ def test_a_stage_that_was_not_judged_anew_is_not_logged(monkeypatch: pytest.Monk
     assert followed.stage == NAMES[1]
 
 
+@pytest.mark.long
 def test_a_run_may_stop_at_convergence(local: Path, tmp_path: Path) -> None:
     # the target is reached at step 7, and the learning rate falls to zero
     more = ["mask.schedule.warmup=0.05", "mask.schedule.harden=0", "callbacks.snapshot_every=5", "logger=none"]

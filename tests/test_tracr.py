@@ -66,6 +66,7 @@ def bed(program: str, subject: Subject) -> TestBed:
     return TestBed.build(MaskedModel(subject), References(subject, "zero"), data.test.batches(400))
 
 
+@pytest.mark.long
 def test_the_port_does_what_the_program_does(bed: TestBed) -> None:
     assert float(bed.full.accuracy.min()) == 1.0
     assert float(bed.corrupted.accuracy.mean()) < 0.4
@@ -103,6 +104,7 @@ def test_prompts_of_different_length_share_a_batch(program: str, subject: Subjec
     torch.testing.assert_close(alone, together)
 
 
+@pytest.mark.long
 @pytest.mark.parametrize(
     "name,more",
     [
@@ -149,6 +151,7 @@ def test_masks_find_the_program_with_nearly_every_seed(program: str, tmp_path: P
     assert exact_seeds(tmp_path, program, ",".join(map(str, range(50, 70)))) >= 19
 
 
+@pytest.mark.long
 @pytest.mark.parametrize("name", TRUE)
 def test_acdc_finds_the_program_exactly(name: str, tmp_path: Path) -> None:
     out = [f"hydra.run.dir={tmp_path}", "logger=none", "evaluate.controls=3"]
@@ -182,6 +185,7 @@ def on_tracr(out: Path) -> list[str]:
     return ["experiment=tracr_proportion", f"hydra.run.dir={out}", "logger=none", "callbacks=headless"]
 
 
+@pytest.mark.long
 def test_positions_are_no_node(program: str, subject: Subject, bed: TestBed, monkeypatch: pytest.MonkeyPatch) -> None:
     assert subject.true_edges is not None
     true = subject.true_edges[None]
@@ -198,6 +202,7 @@ def test_positions_are_no_node(program: str, subject: Subject, bed: TestBed, mon
     assert {subject.graph.edge_name(int(edge)).split("->")[0] for edge in damaged.nonzero()} == nodes
 
 
+@pytest.mark.long
 def test_verbs_on_a_program_work_or_say_why_not(
     found: Path, tmp_path: Path, capsys: pytest.CaptureFixture[str]
 ) -> None:

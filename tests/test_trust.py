@@ -89,6 +89,7 @@ def test_what_is_not_measured_says_why() -> None:
     assert TrustRow.of("a.b", "share", Estimate(), 0.6).why
 
 
+@pytest.mark.long
 def test_the_verb_makes_each_part_once(
     local: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]
 ) -> None:
@@ -163,6 +164,7 @@ def test_the_verb_finds_the_circuit_again(local: Path, tmp_path: Path) -> None:
     assert kept >= {f"pairs_{split}_{side}.json" for split in (0, 1) for side in (0, 1)} | {"start_equal.json"}
 
 
+@pytest.mark.long
 def test_parts_make_what_nobody_has_begun_and_their_sum_is_the_card(local: Path, tmp_path: Path) -> None:
     """A circuit that another process finds is neither waited for nor found; the card is that of one process."""
     call(*settings(local, tmp_path / "run", "logger=none", "method=eap"), verb="attribute")

@@ -72,6 +72,7 @@ def found(run: Path) -> dict[str, list[dict]]:
     return records(run)
 
 
+@pytest.mark.long
 def test_the_history_has_every_look_at_its_step(found: dict[str, list[dict]]) -> None:
     assert found["run"][0]["run_id"] == "mine" and found["exit"][0].get("exit_code", 0) == 0
     assert [row["trainer/global_step"] for row in rows(found, "masks/undecided")] == [0, 4, 8, 12]
@@ -140,6 +141,7 @@ def test_a_trust_card_is_logged_under_the_keys_of_its_file(run: Path, local: Pat
     assert any(path["path"].startswith("media/html/trust") for record in found["files"] for path in record["files"])
 
 
+@pytest.mark.long
 def test_two_jobs_of_a_sweep_are_two_runs_of_one_group(local: Path, tmp_path: Path) -> None:
     paths = [
         argument for argument in settings(local, tmp_path, "logger=wandb_offline", *SWEPT) if "hydra" not in argument
@@ -202,6 +204,7 @@ def test_every_panel_of_a_tasks_workspace_has_something_to_show(found: dict[str,
     assert set(RESULTS.values()) <= {key for record in found["summary"] for key in record["update"]}
 
 
+@pytest.mark.long
 def test_a_run_of_an_agent_is_the_run_of_its_sweep(
     local: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:

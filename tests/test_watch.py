@@ -65,6 +65,7 @@ class Reporter(TrainerCallback):
         self.rows.append({"step": state.global_step, **logs})
 
 
+@pytest.mark.long
 def test_hugging_faces_trainer_trains_as_without_it(local: Path, tmp_path: Path) -> None:
     """With dropout, accumulation, checkpointed activations, and its own log at steps that are read and at others."""
     hard = {"gradient_accumulation_steps": 2, "gradient_checkpointing": True, "logging_steps": 2}
@@ -83,6 +84,7 @@ def test_hugging_faces_trainer_trains_as_without_it(local: Path, tmp_path: Path)
     assert [row["step"] for row in kept] == [0, 2, 4, 6, 8]
 
 
+@pytest.mark.long
 def test_what_it_leaves_is_read_again(local: Path, tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:
     watch = CircuitWatch(pairs_of(local), every=1, settings=SETTINGS, folder=tmp_path / "own")
     hf_trainer(local, tmp_path, watch)
@@ -193,6 +195,7 @@ def test_the_weights_are_shared_not_copied(local: Path) -> None:
     assert torch.equal(bench.model.blocks[0].out_weight.flatten(), model.transformer.h[0].attn.c_proj.weight.flatten())
 
 
+@pytest.mark.long
 def test_readings_are_what_following_the_checkpoints_finds(local: Path, tmp_path: Path) -> None:
     """The same circuit, behaviour and figures as `follow_checkpoints`, at a start and after a change."""
     models = [tiny(local).eval() for _ in range(2)]
@@ -270,6 +273,7 @@ def test_a_circuit_that_is_given_is_watched(local: Path, tmp_path: Path) -> None
     assert Watcher("run", pairs_of(local), SETTINGS, tmp_path / "b", other).read(subject, 0).start.n_edges == 3
 
 
+@pytest.mark.long
 def test_an_alarm_warns_or_stops(local: Path, tmp_path: Path, caplog: pytest.LogCaptureFixture) -> None:
     own = replace(SETTINGS, limits=Limits(text_kl=1e-6), without=("overlap", "faithfulness", "accuracy", "metric"))
     goes_on = CircuitWatch(pairs_of(local), every=3, settings=own)
@@ -342,6 +346,7 @@ def test_a_training_that_goes_on_is_watched_on(local: Path, tmp_path: Path) -> N
         assert replace(ours, seconds=0) == replace(theirs, seconds=0)
 
 
+@pytest.mark.long
 def test_a_training_that_goes_on_is_watched_with_the_same_settings_or_other_limits(
     local: Path, tmp_path: Path, caplog: pytest.LogCaptureFixture
 ) -> None:
@@ -357,6 +362,7 @@ def test_a_training_that_goes_on_is_watched_with_the_same_settings_or_other_limi
     assert strict.result.limits.accuracy == 2 and strict.result.alarms[0][0] == 8
 
 
+@pytest.mark.long
 def test_afterwards_the_checkpoints_give_the_same_readings(local: Path, tmp_path: Path) -> None:
     watch = CircuitWatch(pairs_of(local), every=4, settings=SETTINGS)
     hf_trainer(local, tmp_path / "run", watch, save_strategy="steps", save_steps=4)
@@ -372,6 +378,7 @@ def test_afterwards_the_checkpoints_give_the_same_readings(local: Path, tmp_path
     assert Evolution.load(tmp_path / "out").series[0].tasks["jsonl"].rows[2].step == 8
 
 
+@pytest.mark.long
 def test_adapters_start_from_the_model_that_they_are_on(local: Path, tmp_path: Path) -> None:
     model = get_peft_model(tiny(local), LoraConfig(r=2, target_modules=["c_attn"], task_type="CAUSAL_LM"))
     watch = CircuitWatch(pairs_of(local), every=4, settings=SETTINGS)
