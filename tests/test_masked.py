@@ -82,6 +82,21 @@ def test_gradient_is_the_finite_difference(subject: Subject, batch: Batch) -> No
         torch.testing.assert_close(grad[edge], expected, rtol=1e-5, atol=1e-7)
 
 
+@pytest.mark.parametrize("way", [{}, {"recompute": True}, {"recompute": "reads"}])
+def test_a_second_backward_through_one_forward_is_the_first(way: dict, batch: Batch) -> None:
+    """Also where the first forward of all is one of a validation, which knows no autograd."""
+    subject = Subject(tiny_model("gpt2"))
+    layout, model = MaskLayout(subject.graph), MaskedModel(subject, **way)
+    ablated, flat = ablated_run(subject, batch, "interchange"), random_masks(subject).requires_grad_()
+    with torch.inference_mode():
+        validated = model(layout.dense(flat), batch.clean, ablated, batch.positions)
+    logits = model(layout.dense(flat), batch.clean, ablated, batch.positions)
+    torch.testing.assert_close(logits, validated.clone(), **TIGHT)
+    one, other = (torch.autograd.grad(logits[0, 0, token], flat, retain_graph=True)[0] for token in (1, 2))
+    (both,) = torch.autograd.grad(logits[0, 0, 1:3].sum(), flat)
+    torch.testing.assert_close(one + other, both, **TIGHT)
+
+
 @pytest.mark.parametrize("name", CONFIGS)
 def test_recomputing_changes_no_gradient_in_float32(name: str) -> None:
     """In float64 the library's own RMS norm runs, which rounds; in float32 ours does, whose input is read again."""

@@ -129,11 +129,13 @@ class Graph:
         """Place of every edge in a flattened `[n_readers, n_writers]` matrix."""
         return self.reader_of * self.n_writers + self.writer_of
 
+    @torch.inference_mode(False)  # what was looked up in a validation is used in training, too
     def placed(self, name: str, device: torch.device) -> Int[Tensor, "_"]:
         """`dense_index`, `writer_of` or `reader_of` on a device, copied there once (a captured step cannot copy)."""
         key = (name, device)
         if key not in self._copies:
-            self._copies[key] = getattr(self, name).to(device)
+            known = getattr(self, name)
+            self._copies[key] = (known.clone() if known.is_inference() else known).to(device)
         return self._copies[key]
 
     @cached_property

@@ -95,6 +95,11 @@ class Ledger:
             self._grads["masks"] = torch.zeros_like(self.given.detach())
         return self._grads["masks"]
 
+    def forget_gradients(self) -> None:
+        """Begin a backward pass: what one before it, of the same forward, has left is not added to."""
+        if self._grads:
+            self._grads, self._summed = {}, Panel(0, 0, 0)
+
     def start(self) -> Token:
         """The first token: its backward, the last of all, hands out the masks' gradient."""
         if torch.is_grad_enabled() and not self.given.requires_grad:

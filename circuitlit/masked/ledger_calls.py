@@ -159,6 +159,7 @@ class ReadAt(Function):
     @staticmethod
     def backward(ctx: Any, *grads: Tensor) -> Any:
         ledger, (tokens,) = ctx.ledger, ctx.saved_tensors
+        ledger.forget_gradients()
         copy = _copy_of(ledger, tokens)
         grad_per_token = torch.einsum("td,wtd->tw", grads[0], ledger.deltas[:, tokens])
         room = ledger.grad_masks

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import weakref
 
+import torch
 from jaxtyping import Float
 from torch import Tensor
 
@@ -14,6 +15,7 @@ class Rooms:
     def __init__(self) -> None:
         self._free: list[Tensor] = []
 
+    @torch.inference_mode(False)  # a buffer of a validation is used in training, too
     def take(self, owner: object, rows: int, like: Float[Tensor, "token d"]) -> Float[Tensor, "rows token d"]:
         """A buffer with anything in it, lent until `owner` is gone; a new one on other devices than a CPU."""
         if like.device.type != "cpu":
