@@ -18,7 +18,7 @@ from conftest import covering, tiny_batch, tiny_model
 from torch import Tensor
 from transformers import AutoConfig, AutoModelForCausalLM
 
-from circuitlit.discover import MaskedLoss, acdc, exact
+from circuitlit.discover import MaskedLoss, acdc, exact, mask_gradients
 from circuitlit.discover.held_loss import HeldLoss
 from circuitlit.errors import UserError
 from circuitlit.graph import MaskLayout, top_k
@@ -166,6 +166,22 @@ def test_batches_and_their_size_change_nothing() -> None:
         assert together.details.get("kept") == apart.details.get("kept")
 
 
+def test_an_objective_of_ones_own_may_look_at_what_it_is_given() -> None:
+    """At single values, or at some alone, as it may in every other method."""
+
+    def chosen(logits: Tensor, teacher: Tensor, batch: Batch) -> Tensor:
+        assert float(logits.std()) > 0
+        values = kl_divergence(logits, teacher, batch)
+        values[values.isnan()] = 0
+        return values
+
+    _, loss, references = parts("gpt2")
+    own = MaskedLoss(loss.model, loss.layout, chosen)
+    for method, how in ((exact, {}), (acdc, {"threshold": 0.1})):
+        one, other = (method(of, references, [tiny_batch()], **how) for of in (loss, own))
+        assert torch.equal(one.values, other.values)
+
+
 def test_count_finds_its_threshold() -> None:
     _, loss, references = parts("gpt2")
     scores = acdc(loss, references, [tiny_batch()], count=20, searches=10)
@@ -186,8 +202,14 @@ def test_mistakes_are_named(monkeypatch: pytest.MonkeyPatch) -> None:
     with pytest.raises(UserError, match="3 pairs held open need"):
         exact(loss, references, [tiny_batch()])
     by_role = MaskedLoss(loss.model, MaskLayout(subject.graph, ("other", "end")), kl_divergence)
-    with pytest.raises(UserError, match=r"mask\.roles"):
-        exact(by_role, references, [tiny_batch()])
+    on_nodes = MaskedLoss(loss.model, MaskLayout(subject.graph, (), "nodes"), kl_divergence)
+    for method, other, setting in (
+        (exact, by_role, "roles"),
+        (exact, on_nodes, "sites"),
+        (mask_gradients, on_nodes, "sites"),
+    ):
+        with pytest.raises(UserError, match=rf"mask\.{setting}"):
+            method(other, references, [tiny_batch()])
 
 
 @pytest.mark.slow

@@ -65,6 +65,20 @@ def test_both_ends_and_gradients(name: str) -> None:
         assert float(gradient[place]) == pytest.approx((found[0] - found[1]) / 2e-5, rel=1e-5, abs=1e-8), key
 
 
+def test_factors_of_float32_beside_a_base_of_half_precision() -> None:
+    """As PEFT has them, if it is not told otherwise."""
+    subject, peft = with_adapters("llama")
+    for name, value in peft.named_parameters():
+        value.data = value.data.to(torch.float32 if "lora_" in name else torch.float16)
+    batch, layout = tiny_batch(), MaskLayout(subject.graph)
+    ablated = References(subject, "zero").compute(batch).ablated
+    masks = layout.dense(torch.rand(layout.size, generator=torch.Generator().manual_seed(0)))
+    live, folded = (
+        MaskedModel(subject, live=way)(masks, batch.clean, ablated, batch.positions) for way in (True, False)
+    )
+    assert live.dtype == torch.float16 and torch.allclose(live, folded, atol=0.02 * float(folded.abs().max()))
+
+
 def test_the_main_job_trains_both_and_leaves_an_adapter(local: Path, tmp_path: Path) -> None:
     more = ["adapter=lora", "adapter.train=true", "adapter.lr=1e-2", "logger=none", "callbacks=none"]
     call(*settings(local, tmp_path, *more))

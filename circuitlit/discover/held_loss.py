@@ -39,7 +39,9 @@ class HeldLoss:
         kept: Bool[Tensor, "edge"] | None = None,
     ) -> None:
         if loss.layout.copies > 1 or loss.layout.sites != "edges":
-            raise UserError("edges are cut one by one at all positions; set mask.roles=false for this method")
+            raise UserError(
+                "edges are cut one by one at all positions; set mask.roles=false and mask.sites=edges for this method"
+            )
         batches = list(batches)
         _refuse_too_many(loss, references, batches)
         self.objective: Objective = loss.objective
@@ -76,7 +78,7 @@ class HeldLoss:
         """Mean over the pairs of all batches, from each batch's logits of every variant."""
         total, pairs = torch.zeros(len(logits[0]), dtype=torch.float64), 0
         for of_batch, (_, teacher, batch) in zip(logits, self._parts, strict=True):
-            losses = torch.vmap(lambda variant, t=teacher, b=batch: each_pair(self.objective, variant, t, b))(of_batch)
+            losses = torch.stack([each_pair(self.objective, variant, teacher, batch) for variant in of_batch])
             total += losses.double().sum(1).cpu()
             pairs += len(batch)
         return (total / pairs).tolist()

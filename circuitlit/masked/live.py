@@ -70,7 +70,8 @@ def live_affine(module: nn.Module) -> tuple[Float[Tensor, "into out"], Float[Ten
     weight = layer.base_layer.weight if type(layer.base_layer) is Conv1D else layer.base_layer.weight.t()
     for name in layer.active_adapters:
         if name in layer.lora_A:
-            weight = weight + layer.scaling[name] * (layer.lora_B[name].weight @ layer.lora_A[name].weight).t()
+            added = layer.scaling[name] * (layer.lora_B[name].weight @ layer.lora_A[name].weight).t()
+            weight = weight + added.to(weight.dtype)  # factors are float32 beside a base of half precision
     return weight, layer.base_layer.bias
 
 

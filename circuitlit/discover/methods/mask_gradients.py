@@ -49,7 +49,7 @@ def mask_gradients(
         Scores in the loss's unit; ranked by magnitude.
 
     Raises:
-        UserError: a setting out of its range.
+        UserError: a setting out of its range, or masks on nodes.
 
     Source: EAP-IG (Hanna et al., arXiv 2403.17806) integrates over inputs; auto-circuit's "integrated edge gradients"
     over the masks, as here, at left or right ends instead of midpoints.
@@ -58,7 +58,9 @@ def mask_gradients(
         raise UserError(
             f"method.score.steps={steps} must be at least 1 and method.score.draws={draws} from 0 to as many"
         )
-    graph, layout = loss.layout.graph, loss.layout
+    layout = loss.layout
+    if layout.sites != "edges":
+        raise UserError("edges are scored by masks of their own; set mask.sites=edges for this method")
     device = references.subject.device
     total = torch.zeros(layout.size, device=device)
     present = torch.ones_like(total) if absent is None else (~absent).to(total)
@@ -73,9 +75,7 @@ def mask_gradients(
             total -= grad.float() * len(batch)
             weights[point] += len(batch)
         if each_batch is not None and before is not None:
-            own = (total - before)[: layout.n_edge_masks].view(layout.copies, graph.n_edges)
-            each_batch(own.cpu(), len(batch) * (draws or steps))
-    values = (total / weights.sum()).cpu()
+            each_batch((total - before).view(layout.copies, -1).cpu(), len(batch) * (draws or steps))
+    values = (total / weights.sum()).view(layout.copies, -1).cpu()
     details: dict[str, object] = {"steps": steps, "draws": draws}
-    rows = values[: layout.n_edge_masks].view(layout.copies, graph.n_edges)
-    return EdgeScores(graph, rows, "mask_gradients", layout.roles, True, details, unit=loss.unit)
+    return EdgeScores(layout.graph, values, "mask_gradients", layout.roles, True, details, unit=loss.unit)
