@@ -109,6 +109,30 @@ def test_held_run_follows_any_change(subject: Subject, batch: Batch) -> None:
         torch.testing.assert_close(other.logits(reader, rows), held.logits(reader, rows), rtol=1e-9, atol=1e-9)
 
 
+@pytest.mark.parametrize("name", ["gpt2", "llama", "gemma2"])
+def test_tokens_in_which_no_change_can_be_heard_are_left_out(name: str) -> None:
+    """Those of beginnings that both prompts share, and behind the last answer; the logits are the same."""
+    subject, batch = Subject(tiny_model(name)), tiny_batch()
+    batch.corrupted[:, :3], batch.corrupted[0, 3] = batch.clean[:, :3], batch.clean[0, 3]
+    batch.positions[1] = torch.tensor([4, 5])
+    references, graph = References(subject, "interchange"), subject.graph
+    shared, ablated = references(batch).shared, ablated_run(subject, batch, "interchange")
+    short, whole = (
+        HeldRun(MaskedModel(subject), batch.clean, ablated, batch.positions, None, known) for known in (shared, None)
+    )
+    assert short.deltas.shape[1] == 3 + 3 + 4 < whole.deltas.shape[1]
+    generator = torch.Generator().manual_seed(0)
+    for reader in torch.randperm(graph.n_readers, generator=generator)[:9].tolist():
+        rows = torch.zeros(2, graph.n_writers, dtype=torch.float64)
+        visible = int(graph.visible[reader])
+        rows[:, :visible] = (torch.rand(2, visible, generator=generator) < 0.4).double()
+        found, expected = (held.logits(reader, rows) for held in (short, whole))
+        torch.testing.assert_close(found, expected, rtol=1e-10, atol=1e-10)
+        for held in (short, whole):
+            held.commit(reader, rows[1])
+    torch.testing.assert_close(short.logits(), whole.logits(), rtol=1e-10, atol=1e-10)
+
+
 @pytest.mark.parametrize("name", SMALL)
 def test_exact_is_brute_force_for_every_edge(name: str) -> None:
     subject, loss, references = parts(name)

@@ -50,7 +50,7 @@ class HeldLoss:
         for batch in batches:
             batch = batch.to(references.subject.device)
             reference = references(batch)
-            run = HeldRun(loss.model, batch.clean, reference.ablated, batch.positions, masks)
+            run = HeldRun(loss.model, batch.clean, reference.ablated, batch.positions, masks, reference.shared)
             self._parts.append((run, reference.teacher, batch))
         if not self._parts:
             raise UserError("no pairs to score edges on; raise method.max_batches")

@@ -6,6 +6,8 @@ import torch
 from jaxtyping import Float, Int
 from torch import Tensor
 
+from circuitlit.masked.tokens import Tokens
+
 
 class Changes:
     """Writers that put out something else than in the held run, in the order in which they were computed."""
@@ -49,15 +51,26 @@ def replaced(
     held: Float[Tensor, "head batch pos width"],
     wanted: list[int],
     heads: list[int],
-    new: Float[Tensor, "_ rows pos width"] | None,
+    new: Float[Tensor, "_ variant token width"] | None,
     variants: int,
+    tokens: Tokens | None,
 ) -> Float[Tensor, "_ rows pos width"]:
-    """Vectors of the wanted heads for every variant: new ones where there are any, else the held ones."""
-    if new is not None and heads == wanted:
-        return new
-    out = held[wanted][:, None].repeat(1, variants, 1, 1, 1).flatten(1, 2)
+    """Vectors of the wanted heads for every variant: new ones where there are any, else the held ones.
+
+    Args:
+        held: of all heads.
+        wanted: heads, some of them perhaps more than once.
+        heads: those of the new vectors.
+        new: of the live tokens.
+        variants: how many.
+        tokens: which ones are live; None for all.
+    """
+    if new is not None and heads == wanted and tokens is None:
+        return new.unflatten(2, held.shape[1:3]).flatten(1, 2)
+    out = held[wanted].flatten(1, 2)[:, None].repeat(1, variants, 1, 1)
     if new is not None:
         source = {head: number for number, head in enumerate(heads)}
         places = [number for number, head in enumerate(wanted) if head in source]
-        out[places] = new[[source[wanted[number]] for number in places]]
-    return out
+        found = new[[source[wanted[number]] for number in places]]
+        out[places] = found if tokens is None else out[places].index_copy(2, tokens.live, found)
+    return out.unflatten(2, held.shape[1:3]).flatten(1, 2)

@@ -93,7 +93,7 @@ class MaskedModel(nn.Module):
         self.check_length(length)
         embedded = self.subject.embedded(ids).flatten(0, 1)
         stream = ablated.embed.flatten(0, 1)
-        tokens = needed_tokens(length, positions, shared, alike) if self._may_leave_out(embedded) else None
+        tokens = needed_tokens(length, positions, shared, alike) if self.may_leave_out(embedded) else None
         embedded = picked(embedded, tokens)
         groups = _groups(None if roles is None else picked(roles.flatten(), tokens), masks.shape[0])
         readers = self.panel * self.graph.readers_per_layer
@@ -143,7 +143,7 @@ class MaskedModel(nn.Module):
             )
         return token, stream
 
-    def _may_leave_out(self, like: Tensor) -> bool:
+    def may_leave_out(self, like: Tensor) -> bool:
         """Whether tokens may be left out: where finding them waits for no device, and nothing else varies."""
         frozen = (
             self.shards is None

@@ -5,8 +5,8 @@ its own heads or MLP write, and from there on only readers that keep an edge fro
 
     x'_r = x_r + sum_{w changed} z_rw (y'_w - y_w)
 
-Readers upstream of the change, and those downstream that hear nothing of it, are not computed again. Variants run
-together as further rows of a batch. No gradients.
+Readers upstream of the change, and those downstream that hear nothing of it, are not computed again, nor are tokens in
+which no change can be heard (`tokens.py`). Variants run together as further rows of a batch. No gradients.
 """
 
 from __future__ import annotations
@@ -25,13 +25,15 @@ from circuitlit.masked.ablation import Ablated
 from circuitlit.masked.block import MaskedBlock
 from circuitlit.masked.changes import Changes, replaced
 from circuitlit.masked.forward import MaskedModel
+from circuitlit.masked.short_attention import Rotary
+from circuitlit.masked.tokens import Tokens, needed_tokens, picked
 
 KINDS = ("q", "k", "v")
 
 
 @dataclass
 class _Layer:
-    """What one block holds.
+    """What one block holds; but for the vectors, of the live tokens alone.
 
     Attributes:
         seen: input of every attention reader; a view of one stream as long as all readers see the same.
@@ -44,7 +46,7 @@ class _Layer:
     seen: Float[Tensor, "reader token d"]
     mlp_seen: Float[Tensor, "mlp token d"]
     vectors: dict[str, Float[Tensor, "head batch pos width"]]
-    results: Float[Tensor, "head batch pos width"]
+    results: Float[Tensor, "head token width"]
     mlp: Float[Tensor, "token d"]
 
 
@@ -57,6 +59,8 @@ class HeldRun:
         ablated: outputs of all writers where their edges are cut.
         positions: where logits are wanted.
         masks: to begin with; None keeps all edges.
+        shared: of each prompt, tokens at its start on which `ablated` is this model's run of the same tokens; on a CPU
+            they cost next to nothing.
 
     Attributes:
         masks: as they are held, on the host, where it is decided what has to be computed again.
@@ -69,6 +73,7 @@ class HeldRun:
         ablated: Ablated,
         positions: Int[Tensor, "batch answer"],
         masks: Float[Tensor, "reader writer"] | None = None,
+        shared: Int[Tensor, "batch"] | None = None,
     ) -> None:
         model.check_length(ids.shape[1])
         if model.subject.anatomy.borrowed:
@@ -83,15 +88,30 @@ class HeldRun:
         every = scatter_edges(self.graph, torch.ones(1, self.graph.n_edges, dtype=embedded.dtype))[0]
         self.masks = every if masks is None else masks.to(every).clone()
         self.deltas = embedded.new_empty(self.graph.n_writers, *embedded.shape)
-        self._rotary = model.rotary(embedded, self.length)
+        self._tokens: Tokens | None = None
+        self._rotary = self._rotaries(embedded)
         real = model.real_tokens(ids)
         self._real = None if real is None else real.transpose(0, 1)  # heads come first here
         self._room = embedded.new_empty(0)
+        tokens = needed_tokens(self.length, positions, shared) if model.may_leave_out(embedded) else None
         with torch.no_grad():
-            self._start(embedded, ablated, cut=masks is not None)
+            self._start(embedded, ablated, cut=masks is not None, tokens=tokens)
+        if tokens is not None:
+            self.deltas, self.answer_tokens = self.deltas[:, tokens.live], tokens.place_of(self.answer_tokens)
+            self._tokens, self._rotary = tokens, self._rotaries(embedded, tokens)
 
-    def _start(self, embedded: Float[Tensor, "token d"], ablated: Ablated, cut: bool) -> None:
+    def _rotaries(self, like: Float[Tensor, "token d"], tokens: Tokens | None = None) -> list[Rotary | None]:
+        """Each block's cosines and sines of all tokens, one after another, or of the live ones."""
+        places = picked(torch.arange(self.length, device=like.device).repeat(self.batch), tokens)
+        made = self.model.rotary(like, self.length)
+        return [None if one is None else Rotary(one.rotate, one.cos[:, places], one.sin[:, places]) for one in made]
+
+    def _start(self, embedded: Float[Tensor, "token d"], ablated: Ablated, cut: bool, tokens: Tokens | None) -> None:
         """Run the model block by block; without cut edges all readers at one depth see the same stream."""
+
+        def live(rows: Float[Tensor, "row token _"]) -> Float[Tensor, "row live _"]:
+            return rows if tokens is None else rows[:, tokens.live]
+
         fixed = self.model.position_embeddings(self.batch, self.length)
         stream = (ablated.embed.flatten(0, 1) if cut else embedded) + fixed  # the ablated run's, where edges are cut
         self.deltas[0] = embedded - ablated.embed.flatten(0, 1)
@@ -114,7 +134,8 @@ class HeldRun:
             normed, vectors, offset = block.attn_norm(seen), {}, 0
             for kind, count in self._heads.items():
                 inputs = normed[offset : offset + count] if cut else normed
-                vectors[kind] = self._project(block, kind, inputs, range(count), layer)
+                made = self._project(block, kind, inputs, range(count), layer, variants=1)
+                vectors[kind] = made.unflatten(2, (self.batch, -1))[:, 0]
                 offset += count
             group = heads // self.graph.n_kv_heads
             key, value = (vectors[kind].repeat_interleave(group, 0) for kind in "kv")
@@ -127,10 +148,12 @@ class HeldRun:
                 stream = stream + block.out_bias
             if mlp_seen is None:
                 mlp_seen = hears(rows[split:], first + heads)
-            mlp_seen = mlp_seen.expand(self.graph.mlp_readers, -1, -1)
+            mlp_seen, results = mlp_seen.expand(self.graph.mlp_readers, -1, -1), live(results.flatten(1, 2))
             mlp = block.write_mlp(mlp_seen[:1], mlp_seen[1:])[0]
             self.deltas[first + heads] = mlp - ablated.mlps[:, layer].flatten(0, 1)
-            self._layers.append(_Layer(seen.expand(split, -1, -1), mlp_seen, vectors, results, mlp))
+            self._layers.append(
+                _Layer(live(seen).expand(split, -1, -1), live(mlp_seen), vectors, results, live(mlp[None])[0])
+            )
             stream = stream + (ablated.mlps[:, layer].flatten(0, 1) if cut else mlp)
         self._final = hears(self.masks[-1:], self.graph.n_writers)[0][self.answer_tokens]
 
@@ -244,7 +267,7 @@ class HeldRun:
             which = sorted({unique[number] for number in mine})
             if heads:
                 inputs = normed[which] if len(which) == 1 else normed[[unique[number] for number in mine]]
-                new[kind] = (heads, self._project(block, kind, inputs, heads, layer))
+                new[kind] = (heads, self._project(block, kind, inputs, heads, layer, variants))
             offset += count
         wanted = set(new["q"][0]) if "q" in new else set()
         for kind in "kv":
@@ -253,27 +276,35 @@ class HeldRun:
         vectors = {}
         for kind in KINDS:
             places = heads if kind == "q" else [head // group for head in heads]
-            vectors[kind] = replaced(held.vectors[kind], places, *new.get(kind, ([], None)), variants=variants)
+            moved = new.get(kind, ([], None))
+            vectors[kind] = replaced(held.vectors[kind], places, *moved, variants=variants, tokens=self._tokens)
         real = None if self._real is None else self._real.repeat(1, variants, 1, 1)
         results = block.scaled(block.attention(vectors["q"], vectors["k"], vectors["v"], real))
-        shape = (len(heads), variants, *held.results.shape[1:])
-        difference = results.view(shape) - held.results[heads, None]
+        results = results.reshape(len(heads), variants, -1, results.shape[-1])
+        results = results if self._tokens is None else results[:, :, self._tokens.live]
+        difference = results - held.results[heads, None]
         first = graph.writers_before(layer)
         weight = block.out_weight if len(heads) == graph.n_heads else block.out_weight[heads]
-        added = torch.bmm(difference.flatten(1, 3), weight)
+        added = torch.bmm(difference.flatten(1, 2), weight)
         changes.add([first + head for head in heads], added.unflatten(1, (variants, -1)))
         if keep:
             if not held.seen.stride(0):
                 held.seen = held.seen.clone()
             held.seen[readers] = seen[unique, 0]
-            held.results[heads] = results
+            held.results[heads] = results[:, 0]
             for kind, (places, values) in new.items():
-                held.vectors[kind][places] = values
+                held.vectors[kind][places] = replaced(held.vectors[kind], places, places, values, 1, self._tokens)
 
     def _project(
-        self, block: MaskedBlock, kind: str, normed: Float[Tensor, "input token d"], heads: Sequence[int], layer: int
-    ) -> Float[Tensor, "head rows pos width"]:
-        """Vectors of some heads, from one input for all or one for each."""
+        self,
+        block: MaskedBlock,
+        kind: str,
+        normed: Float[Tensor, "input rows d"],
+        heads: Sequence[int],
+        layer: int,
+        variants: int,
+    ) -> Float[Tensor, "head variant token width"]:
+        """Vectors of some heads, from one input for all or one for each; its rows are each variant's tokens."""
         every = len(heads) == self._heads[kind]
         weight, bias = block.maps[kind].weight, block.maps[kind].bias
         if not every:
@@ -285,7 +316,7 @@ class HeldRun:
             out = torch.bmm(normed, weight)
         if bias is not None:
             out = out + bias[:, None]
-        return block.positioned(kind, out.unflatten(1, (-1, self.length)), self._rotary[layer])
+        return block.positioned(kind, out.unflatten(1, (variants, -1)), self._rotary[layer])
 
     def _workspace(self, variants: int) -> Float[Tensor, "writer variant token d"]:
         """Room for the changes of all writers, kept between calls."""
