@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import os
 from collections.abc import Iterable
+from contextlib import suppress
 
 import torch
 from jaxtyping import Bool, Float
@@ -78,10 +79,20 @@ class HeldLoss:
         """Mean over the pairs of all batches, from each batch's logits of every variant."""
         total, pairs = torch.zeros(len(logits[0]), dtype=torch.float64), 0
         for of_batch, (_, teacher, batch) in zip(logits, self._parts, strict=True):
-            losses = torch.stack([each_pair(self.objective, variant, teacher, batch) for variant in of_batch])
-            total += losses.double().sum(1).cpu()
+            total += self._each(of_batch, teacher, batch).double().sum(1).cpu()
             pairs += len(batch)
         return (total / pairs).tolist()
+
+    def _each(self, logits: Float[Tensor, "variant batch answer vocab"], teacher: Tensor, batch: Batch) -> Tensor:
+        """The objective of every variant and pair."""
+
+        def of_one(variant: Tensor) -> Tensor:
+            return each_pair(self.objective, variant, teacher, batch)
+
+        if logits.is_cuda:  # many small kernels for each variant take longer than the run itself
+            with suppress(RuntimeError):  # an objective that looks at values
+                return torch.vmap(of_one)(logits)
+        return torch.stack([of_one(variant) for variant in logits])
 
 
 def _refuse_too_many(loss: MaskedLoss, references: References, batches: list[Batch]) -> None:
