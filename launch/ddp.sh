@@ -3,4 +3,5 @@
 # The exit status is 3 if the circuit misses its bar. Without a GPU add trainer.accelerator=cpu strategy.options.devices=2. DRY=1 prints the command.
 set -euo pipefail
 cd "$(dirname "$0")/.."
-${DRY:+echo} python train.py strategy=ddp callbacks=headless fail=true "$@"
+. launch/say.sh
+${DRY:+say} python train.py strategy=ddp callbacks=headless fail=true "$@"

@@ -3,5 +3,6 @@
 # The exit status is 3 if the circuit misses its bar. DRY=1 prints the command.
 set -euo pipefail
 cd "$(dirname "$0")/.."
+. launch/say.sh
 stage=${1:?which stage? deepspeed.sh STAGE [SETTINGS]}
-${DRY:+echo} python train.py strategy="deepspeed_$stage" callbacks=headless fail=true "${@:2}"
+${DRY:+say} python train.py strategy="deepspeed_$stage" callbacks=headless fail=true "${@:2}"

@@ -87,6 +87,9 @@ def pythia(out: Path, more: list[str]) -> None:
 
 
 if __name__ == "__main__":
+    jobs = {"boolean": boolean, "pythia": pythia}
+    if len(sys.argv) < 3 or sys.argv[1] not in jobs:
+        raise SystemExit(__doc__)
     place = Path(sys.argv[2])
     place.mkdir(parents=True, exist_ok=True)
-    {"boolean": boolean, "pythia": pythia}[sys.argv[1]](place, sys.argv[3:])
+    jobs[sys.argv[1]](place, sys.argv[3:])

@@ -4,12 +4,15 @@
 # OUT: where all of it goes. STEPS: which of "train measure". DRY=1 prints the commands.
 set -euo pipefail
 cd "$(dirname "$0")/.."
+. launch/say.sh
 out=${OUT:-runs/evolve-emergence_gpu/all}
-steps=" ${STEPS:-train measure} "
+read -ra chosen <<<"${STEPS:-train measure}"
+known "train measure" "${chosen[@]}"
+steps=" ${chosen[*]} "
 export OMP_NUM_THREADS=${OMP_NUM_THREADS:-1} TOKENIZERS_PARALLELISM=false
 
 evolve() {
-  ${DRY:+echo} python -m circuitlit evolve experiment=emergence_gpu callbacks.progress_bar=false \
+  ${DRY:+say} python -m circuitlit evolve experiment=emergence_gpu callbacks.progress_bar=false \
     hydra.run.dir="$out" "$@"
 }
 

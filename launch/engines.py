@@ -84,6 +84,8 @@ def scaling(one: Path, two: Path) -> int:
 
 if __name__ == "__main__":
     arguments = sys.argv[1:]
+    if arguments and not arguments[0].isdigit() and arguments[0] != "scaling" and "=" not in arguments[0]:
+        raise SystemExit(__doc__)
     if arguments[:1] == ["scaling"]:
         sys.exit(scaling(*map(Path, arguments[1:])))
     number = int(arguments.pop(0)) if arguments and arguments[0].isdigit() else 1

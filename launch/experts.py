@@ -103,7 +103,7 @@ def accuracy(found: FoundCircuit) -> float | None:
 def main() -> None:
     """Train, search, print, write `experts.json`."""
     words = argparse.ArgumentParser(description=__doc__)
-    words.add_argument("family")
+    words.add_argument("family", choices=("mixtral", "olmoe"))
     words.add_argument("out", type=Path)
     words.add_argument("--steps", type=int, default=2000)
     words.add_argument("--layers", type=int, default=6)

@@ -68,4 +68,6 @@ def main(out: Path, task: str = "ioi") -> None:
 
 
 if __name__ == "__main__":
+    if len(sys.argv) < 2 or (sys.argv[2:] and sys.argv[2] not in TASKS):
+        raise SystemExit(__doc__)
     main(Path(sys.argv[1]), *sys.argv[2:])

@@ -38,6 +38,9 @@ def run(tree: Path, out: Path, settings: list[str]) -> dict[str, Any]:
 def main(commit: str, out: Path, settings: list[str]) -> None:
     """Run both, print a table and write it."""
     rounds, rows = int(os.environ.get("ROUNDS", "1")), {}
+    known = ["git", "rev-parse", "--quiet", "--verify", f"{commit}^{{commit}}"]
+    if subprocess.run(known, cwd=ROOT, stdout=subprocess.DEVNULL).returncode:
+        raise SystemExit(f"there is no commit {commit} here; name one that `git log` has")
     with tempfile.TemporaryDirectory() as folder:
         old = Path(folder) / "old"
         subprocess.run(["git", "worktree", "add", "--quiet", "--detach", str(old), commit], cwd=ROOT, check=True)
@@ -58,4 +61,6 @@ def main(commit: str, out: Path, settings: list[str]) -> None:
 
 
 if __name__ == "__main__":
+    if len(sys.argv) < 3:
+        raise SystemExit(__doc__)
     main(sys.argv[1], Path(sys.argv[2]).resolve(), sys.argv[3:])

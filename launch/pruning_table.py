@@ -44,8 +44,12 @@ FIGURES: dict[str, dict[str, Figure]] = {
 
 def main() -> None:
     """Read, write, print."""
+    if len(sys.argv) != 2:
+        raise SystemExit(__doc__)
     folder = Path(sys.argv[1])
     studies = [MethodStudy.load(path) for path in sorted(folder.glob("*/study.json"))]
+    if not studies:
+        raise SystemExit(f"there is no {folder}/*/study.json; name the folder of launch/pruning_table.sh")
     models = dict.fromkeys(study.model for study in studies)
     text = "\n".join(line for model in models for line in lines([s for s in studies if s.model == model]))
     (folder / "table.md").write_text(text + "\n")

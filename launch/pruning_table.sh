@@ -7,25 +7,26 @@
 # prints the commands.
 set -euo pipefail
 cd "$(dirname "$0")/.."
+. launch/say.sh
 out=${1:-runs/pruning_table} seeds=${SEEDS:-0} parts=${PARTS:-6} suffix=${ACDC:+-acdc}
 read -ra models <<<"${MODELS:-smollm2 gemma3_270m}"
 read -ra more <<<"${MORE:-}"
 failed=0 running=()
 
 study() { # MODEL: its cells in several processes, then its study.json
-  ${DRY:+echo} python -m circuitlit study "experiment=pruning_table${suffix/-/_}" "model=$1" "study.seeds=[$seeds]" \
+  ${DRY:+say} python -m circuitlit study "experiment=pruning_table${suffix/-/_}" "model=$1" "study.seeds=[$seeds]" \
     "study.parts=$parts" "hydra.run.dir=$out/$1$suffix" "${more[@]}"
 }
 
-mkdir -p "$out"
 for model in "${models[@]}"; do
   if [[ -n ${DRY:-} ]]; then
     study "$model"
   else
+    mkdir -p "$out"
     study "$model" >"$out/$model$suffix.txt" 2>&1 &
     running+=($!)
   fi
 done
 for process in "${running[@]}"; do wait "$process" || failed=$?; done
-${DRY:+echo} python launch/pruning_table.py "$out"
+${DRY:+say} python launch/pruning_table.py "$out"
 exit "$failed"

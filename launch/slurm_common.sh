@@ -1,6 +1,8 @@
 #!/usr/bin/env bash
 # Sourced by slurm.sbatch and sweep.sbatch: a run that a requeued job finds again and goes on with.
 set -euo pipefail
+# shellcheck source=launch/say.sh
+. "$(dirname "${BASH_SOURCE[0]}")/say.sh"
 cd "${SLURM_SUBMIT_DIR:-$(dirname "$0")/..}"
 
 begin() { # ID: sets the run's id, its folder `out`, and `resume` where the run goes on
@@ -12,7 +14,7 @@ begin() { # ID: sets the run's id, its folder `out`, and `resume` where the run 
 attend() { # COMMAND: runs it; told to stop ahead of the job's end it saves, and the job is queued again
   local stopping='' status=0 run
   trap 'stopping=1; kill -TERM "$run"' TERM
-  ${DRY:+echo} "$@" "${resume[@]}" &
+  ${DRY:+say} "$@" "${resume[@]}" &
   run=$!
   wait "$run" || status=$?
   if [[ $stopping ]]; then

@@ -6,8 +6,9 @@
 # cpu_default is the whole default run by phase, with the code of OLD (a commit) and with this one; see old_and_new.py.
 set -euo pipefail
 cd "$(dirname "$0")/.."
+. launch/say.sh
 
-bench() { ${DRY:+echo} python -m circuitlit bench callbacks=headless trainer.log_every_n_steps=25 repeats=30 warmup=5 examples=320 "$@"; }
+bench() { ${DRY:+say} python -m circuitlit bench callbacks=headless trainer.log_every_n_steps=25 repeats=30 warmup=5 examples=320 "$@"; }
 
 row() {
   local name=$1
@@ -25,14 +26,14 @@ row() {
       bench model=gpt2 data.batch_size=256 tokens=20 mask.cache_gib=0 'dtypes=[float32]' repeats=10 "$out-1" "$@"
       bench model=gpt2 data.batch_size=256 tokens=20 mask.cache_gib=0 'dtypes=[float32]' repeats=10 strategy=ddp \
         strategy.options.devices="${CARDS:-2}" "$out-${CARDS:-2}" "$@"
-      ${DRY:+echo} python launch/engines.py scaling runs/speed/ddp_scaling-1 "runs/speed/ddp_scaling-${CARDS:-2}"
+      ${DRY:+say} python launch/engines.py scaling runs/speed/ddp_scaling-1 "runs/speed/ddp_scaling-${CARDS:-2}"
       ;;
     plan) bench plan=true model=codellama_13b data.batch_size=8 tokens=64 mask.recompute=reads mask.panel=2 "$out" "$@" ;;
     length_gpt2) bench bench=length model=gpt2 data.batch_size=4 tokens=2048 'dtypes=[bfloat16]' repeats=10 examples=16 mask.host_gib=32 mask.cache_gib=0 "$out" "$@" ;;
     length_codellama) bench bench=length model=codellama_13b data.batch_size=1 tokens=2048 mask.panel=2 mask.capture=false 'dtypes=[bfloat16]' repeats=3 warmup=2 examples=8 mask.host_gib=32 mask.cache_gib=0 "$out" "$@" ;;
     scaling) bench bench=scaling model=gpt2 data.batch_size=32 tokens=20 'dtypes=[float32]' "$out" "$@" ;;
     eap) bench bench=eap method=eap model=gpt2 data.batch_size=8 tokens=15 examples=null "$out" "$@" ;;
-    ioi_200) ${DRY:+echo} python -m circuitlit bench bench=run experiment=ioi_gpt2 verb=bench model.source=random model.path=null task.min_accuracy=0 model.dtype=bfloat16 mask.schedule.steps=3000 callbacks=headless "$out" "$@" ;;
+    ioi_200) ${DRY:+say} python -m circuitlit bench bench=run experiment=ioi_gpt2 verb=bench model.source=random model.path=null task.min_accuracy=0 model.dtype=bfloat16 mask.schedule.steps=3000 callbacks=headless "$out" "$@" ;;
     ioi_100000) row_large "$out" "$@" ;;
     cpu_eap) CUDA_VISIBLE_DEVICES='' bench bench=eap method=eap model=gpt2 data.batch_size=8 tokens=15 'dtypes=[float32]' repeats=5 examples=null "$out" "$@" ;;
     cpu_smollm2) CUDA_VISIBLE_DEVICES='' bench data.batch_size=16 tokens=16 'dtypes=[float32]' repeats=5 examples=null "$out" "$@" ;;
@@ -50,7 +51,7 @@ small() { # SETTINGS: 32 pairs of 200 as two micro-batches, what readers see sum
 packed() { # SETTINGS: at least four runs, and three for each that runs at once; the rate is printed at the end of each sweep
   for each in ${EACH:-1 2 4 8}; do
     local runs=$((each * 3 > 4 ? each * 3 : 4))
-    ${DRY:+echo} python -m circuitlit train -m hydra/launcher=packed hydra.launcher.each="$each" task=ioi logger=none callbacks=headless \
+    ${DRY:+say} python -m circuitlit train -m hydra/launcher=packed hydra.launcher.each="$each" task=ioi logger=none callbacks=headless \
       seed="$(seq -s, 0 $((runs - 1)))" "$@"
   done
 }
@@ -64,7 +65,7 @@ four_bit_7b() { # SETTINGS: Llama-2-7B's shape with 4-bit weights that stay pack
 }
 
 row_large() {
-  ${DRY:+echo} python -m circuitlit bench bench=run experiment=ioi_gpt2 verb=bench model.source=random model.path=null task.min_accuracy=0 model.dtype=bfloat16 mask.schedule.steps=3000 callbacks=headless \
+  ${DRY:+say} python -m circuitlit bench bench=run experiment=ioi_gpt2 verb=bench model.source=random model.path=null task.min_accuracy=0 model.dtype=bfloat16 mask.schedule.steps=3000 callbacks=headless \
     task.build.n_train=100000 mask.cache_gib=0 "$@"
 }
 

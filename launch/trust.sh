@@ -4,19 +4,20 @@
 # slow one out; DRY=1 prints the commands.
 set -euo pipefail
 cd "$(dirname "$0")/.."
+. launch/say.sh
 out=${1:-runs/trust}
 parts=preserved,chance,errors,ablations,generalises,minimal
 
 run() { # FOLDER COMMAND...: unless its result is there
   local folder=$1
   shift
-  [[ -e $folder/result.json ]] || ${DRY:+echo} python "$@" "hydra.run.dir=$folder"
+  [[ -e $folder/result.json ]] || ${DRY:+say} python "$@" "hydra.run.dir=$folder"
 }
 
 card() { # FOLDER TASK SETTINGS...: the card of the circuit in a folder
   local folder=$1 task=$2
   shift 2
-  ${DRY:+echo} python -m circuitlit trust experiment=trust_smollm2 "circuit=$folder" "task=$task" "hydra.run.dir=$folder-card" "$@"
+  ${DRY:+say} python -m circuitlit trust experiment=trust_smollm2 "circuit=$folder" "task=$task" "hydra.run.dir=$folder-card" "$@"
 }
 
 for one in ioi-0 greater_than-0 gender_pronoun-0 sva-0 ioi-1; do

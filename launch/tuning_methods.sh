@@ -5,13 +5,16 @@
 # and AdaLoRA. One GPU, four runs at a time. PARTS: which of "tune compare modes ranks". DRY=1 prints the commands.
 set -euo pipefail
 cd "$(dirname "$0")/.."
-out="${1:-runs/tuning_methods}" parts=" ${PARTS:-tune compare modes ranks} " seeds=${SEEDS:-0 1 2} runs=() jobs=() failed=0
+. launch/say.sh
+read -ra chosen <<<"${PARTS:-tune compare modes ranks}"
+known "tune compare modes ranks" "${chosen[@]}"
+out="${1:-runs/tuning_methods}" parts=" ${chosen[*]} " seeds=${SEEDS:-0 1 2} runs=() jobs=() failed=0
 export OMP_NUM_THREADS=${OMP_NUM_THREADS:-2} TOKENIZERS_PARALLELISM=false
 subtract=(logger=none callbacks=headless callbacks.checkpoint_every=0 task=arithmetic task.build.operation=subtract
   task.build.low=1 task.build.high=50 task.build.n_train=600 task.build.n_val=128 task.build.n_test=200 task.min_accuracy=0)
 declare -A rates=([none]=2e-5 [lora]=2e-3 [adalora]=5e-3 [ia3]=2e-2)
 
-run() { ${DRY:+echo} python -m circuitlit "$@"; }
+run() { ${DRY:+say} python -m circuitlit "$@"; }
 settle() {
   for job in "${jobs[@]}"; do wait "$job" || failed=$?; done
   jobs=()

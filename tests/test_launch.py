@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import os
+import re
 import runpy
 import shlex
 import shutil
@@ -66,6 +67,43 @@ def test_a_dry_run_prints_a_command_that_composes(script: str, arguments: list[s
     with initialize_config_dir(str(ROOT / "conf"), version_base="1.3"):
         cfg = compose("train", settings_of(done.stdout))
     assert (cfg.strategy.name, cfg.model.name) == (expected, "gpt2")
+
+
+@pytest.mark.parametrize("script", ["results.sh", "tuning.sh", "tuning_methods.sh", "trust.sh"])
+def test_a_dry_run_runs_nothing_and_prints_commands_that_a_shell_takes(script: str) -> None:
+    done = dry(script, *([] if script == "results.sh" else ["runs/a b"]))
+    runs = [words for words in map(shlex.split, done.stdout.splitlines()) if {"train.py", "circuitlit"} & set(words)]
+    assert done.returncode == 0 and runs and not done.stderr and not (ROOT / "runs" / "a b").exists()
+    for words in runs:
+        assert all("=" in word for word in words[4 if "circuitlit" in words else 2 :]), words
+
+
+@pytest.mark.parametrize(
+    "script,name", [("emergence_gpu.sh", "STEPS"), ("tuning_methods.sh", "PARTS"), ("four_cards.sh", "PARTS")]
+)
+def test_an_unknown_part_is_refused(script: str, name: str) -> None:
+    done = dry(script, **{name: "tran"})
+    assert done.returncode == 1 and not done.stdout and "there is no part 'tran'; choose of: " in done.stderr
+
+
+@pytest.mark.parametrize(
+    "script,arguments,said",
+    [
+        ("dry_run.py", [], "python launch/dry_run.py boolean OUT"),
+        ("dry_run.py", ["bolean", "OUT"], "python launch/dry_run.py boolean OUT"),
+        ("engines.py", ["two"], "python launch/engines.py"),
+        ("old_and_new.py", ["HEAD"], "python launch/old_and_new.py COMMIT OUT"),
+        ("old_and_new.py", ["no-commit", "OUT"], "there is no commit no-commit here"),
+        ("pruning_table.py", [], "python launch/pruning_table.py FOLDER"),
+        ("pruning_table.py", ["no-folder"], "there is no no-folder/*/study.json"),
+    ],
+)
+def test_a_script_that_is_called_wrongly_says_how_it_is_called(
+    script: str, arguments: list[str], said: str, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setattr(sys, "argv", [script, *arguments])
+    with pytest.raises(SystemExit, match=re.escape(said)):
+        runpy.run_path(str(ROOT / "launch" / script), run_name="__main__")
 
 
 def test_the_case_study_composes() -> None:
