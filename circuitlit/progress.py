@@ -14,13 +14,15 @@ from contextvars import ContextVar
 from typing import Any, Self, TypeVar
 
 from rich.console import Console
+from rich.markup import escape
 from rich.progress import track
 
 from circuitlit.errors import Stopped
 
 log = logging.getLogger(__name__)
 Item = TypeVar("Item")
-CONSOLE = Console(quiet=os.environ.get("RANK", "0") != "0")  # of several processes the first one prints
+# Of several processes the first one prints. Brackets are letters: names and folders may have some.
+CONSOLE = Console(quiet=os.environ.get("RANK", "0") != "0", markup=False)
 EVERY = 15.0  # seconds between two lines about a loop
 _CLOCK: ContextVar[Clock | None] = ContextVar("the clock that runs", default=None)
 
@@ -49,7 +51,7 @@ class Clock:
         """Time a phase."""
         self._within += 1
         try:
-            CONSOLE.print(f"[bold]{text}[/bold] ...", highlight=False)
+            CONSOLE.print(f"{text} ...", style="bold", highlight=False)
             started = time.perf_counter()
             yield
         except Stopped as stop:
@@ -103,7 +105,7 @@ def say(text: str, aloud: bool = True) -> None:
     """Write a line into the run's log, and print it if `aloud` and a clock runs."""
     log.info(text)
     if aloud and _CLOCK.get():
-        CONSOLE.print(f"  {text}", style="dim", highlight=False, markup=False, soft_wrap=True)
+        CONSOLE.print(f"  {text}", style="dim", highlight=False, soft_wrap=True)
 
 
 def duration(seconds: float) -> str:
@@ -132,7 +134,7 @@ def watched(items: Sequence[Item], text: str) -> Iterator[Item]:
         yield from items
         return
     if CONSOLE.is_terminal:
-        yield from track(items, f"  {text}", console=CONSOLE, transient=True)
+        yield from track(items, f"  {escape(text)}", console=CONSOLE, transient=True)
         return
     quarter = -(-len(items) // 4)
     for number, item in enumerate(items):

@@ -194,6 +194,7 @@ COMPOSED: list[Case] = [
     ("compare", "tuned={model} text={pairs}", "leave it out"),
     ("compare", "tuned={model} runs=[{model},{model}]", "exclude each other"),
     # presets of one's own
+    ("train", "--resolve", "can only be used in conjunction with --cfg"),
     ("train", "--config-dir {conf} task=ioii", "did you mean task=ioi?"),
     ("train", "--config-dir {conf} experiment=broken", "broken.yaml, line 3: not YAML"),
     ("train", "--config-dir {conf} experiment=bare", "its first line: # @package _global_"),

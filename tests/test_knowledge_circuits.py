@@ -265,7 +265,7 @@ def test_a_stopped_run_goes_on_with_the_tasks_that_are_missing(
         call(*broken, verb="knowledge")
     said = capsys.readouterr().err
     assert stop.value.code == 128 + signal.SIGINT and f"hydra.run.dir={tmp_path}/broken" in said
-    assert "while linguistic: own linguistic; what is finished is kept; go on with: python -m circuitlit" in said
+    assert "at 'linguistic: own linguistic'; what is finished is kept; go on with: python -m circuitlit" in said
     kept = tmp_path / "broken" / "tasks" / "factual--own_factual.json"
     assert list(kept.parent.iterdir()) == [kept]
     errors["linguistic"] = UserError("some pair is wrong")

@@ -12,7 +12,7 @@ from cli import call, settings
 
 from circuitlit import progress
 from circuitlit.discover import MaskLearner
-from circuitlit.progress import Clock, duration, told
+from circuitlit.progress import CONSOLE, Clock, duration, phase, told
 
 
 def lines(text: str, pattern: str) -> list[re.Match[str]]:
@@ -97,3 +97,10 @@ def test_what_is_within_a_phase_is_not_counted_twice(monkeypatch: pytest.MonkeyP
 
 def test_durations_in_words() -> None:
     assert [duration(s) for s in (0.2, 59, 61, 3599, 7500)] == ["0 s", "59 s", "1 min 1 s", "59 min 59 s", "2 h 5 min"]
+
+
+def test_brackets_in_names_and_folders_are_letters(capsys: pytest.CaptureFixture[str]) -> None:
+    with Clock(), phase("load", "Loading a[/b] and [dim]c"):
+        CONSOLE.print("runs/[dim]x")
+    printed = capsys.readouterr().out
+    assert printed.startswith("Loading a[/b] and [dim]c ...\nruns/[dim]x\n")

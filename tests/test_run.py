@@ -7,10 +7,10 @@ import logging
 import random
 import shutil
 import signal
-import subprocess
 import sys
 import time
 from pathlib import Path
+from typing import Any
 
 import pytest
 import torch
@@ -21,7 +21,7 @@ from safetensors.torch import load_file
 from transformers import AutoConfig, AutoModelForCausalLM
 
 from circuitlit.cli import first_page
-from circuitlit.cli.main import VERBS
+from circuitlit.cli.main import VERBS, main
 from circuitlit.evaluate.statistics import INTERVALS
 from circuitlit.graph import Circuit
 
@@ -321,9 +321,18 @@ def test_unwritable_output(local: Path, tmp_path: Path, capsys: pytest.CaptureFi
     assert "cannot be written" in failure(capsys, *settings(local, tmp_path / "file" / "out", "logger=none"))
 
 
-def test_verbs_are_listed_for_who_asks() -> None:
-    shown = subprocess.run([sys.executable, "-m", "circuitlit", "nonsense"], cwd=ROOT, capture_output=True, text=True)
-    assert shown.returncode == 1 and "train" in shown.stderr and "Traceback" not in shown.stderr
+def test_verbs_are_listed_for_who_asks(monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]) -> None:
+    def told(*words: str) -> tuple[Any, str, str]:
+        monkeypatch.setattr(sys, "argv", ["circuitlit", *words])
+        with pytest.raises(SystemExit) as stop:
+            main()
+        return stop.value.code, *capsys.readouterr()
+
+    status, listed, nothing = told("--help")
+    assert status == 0 and "\n  train " in listed and not nothing
+    assert told() == (2, "", listed)
+    assert told("trian")[0] == "error: there is no verb trian; did you mean train?"
+    assert told("task=ioi")[0] == "error: there is no verb task=ioi; python -m circuitlit --help lists all"
 
 
 @pytest.mark.long

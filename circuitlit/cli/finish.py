@@ -45,7 +45,7 @@ def finish_circuit(cfg: DictConfig, result: FoundCircuit, facts: dict[str, Any])
     if result.n_edges is None:
         if is_writer():
             result.save(folder)
-        CONSOLE.print(f"FAILED: {result.reason}", style="bold red", highlight=False, markup=False, soft_wrap=True)
+        CONSOLE.print(f"FAILED: {result.reason}", style="bold red", highlight=False, soft_wrap=True)
         return result
     result.live.save(folder, cfg.sparsity.target if result.live.curves else None)
     _explain(cfg, result, facts, folder)

@@ -100,7 +100,7 @@ def open_loggers(cfg: DictConfig) -> Iterator[list[Any]]:
     finally:
         address = close_loggers(loggers, failed)
         if address:
-            CONSOLE.print(f"  W&B: {address}", highlight=False)
+            CONSOLE.print(f"  W&B: {address}", highlight=False, soft_wrap=True)
 
 
 def close_loggers(loggers: list[Any], failed: bool = False) -> str | None:

@@ -60,10 +60,15 @@ def main() -> None:
     verb = sys.argv[1] if len(sys.argv) > 1 else ""
     if verb == "--version":
         return _say_version()
-    if verb not in VERBS:
+    if verb in ("", "-h", "--help"):
         lines = "\n".join(f"  {name:12} {text}" for name, text in VERBS.items())
-        print(f"usage: python -m circuitlit VERB [key=value ...]\n\nverbs:\n{lines}", file=sys.stderr)
-        sys.exit(0 if verb in ("-h", "--help") else f"error: no verb '{verb}'" if verb else 2)
+        print(f"usage: python -m circuitlit VERB [key=value ...]\n\nverbs:\n{lines}", file=None if verb else sys.stderr)
+        sys.exit(0 if verb else 2)
+    if verb not in VERBS:
+        from circuitlit.cli.wording import did_you_mean
+
+        meant = did_you_mean(verb, VERBS) or "python -m circuitlit --help lists all"
+        sys.exit(f"error: there is no verb {verb}; {meant}")
     run_verb(verb, [sys.argv[0], *sys.argv[2:]])
 
 

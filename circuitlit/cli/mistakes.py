@@ -7,6 +7,7 @@ import traceback
 from collections.abc import Sequence
 from pathlib import Path
 
+import hydra
 import yaml
 from hydra.errors import HydraException
 from omegaconf.errors import OmegaConfBaseException
@@ -34,6 +35,8 @@ def explain(error: BaseException, verb: str = "train") -> str | None:
     for cause in _causes(error):
         if isinstance(cause, HydraException | OmegaConfBaseException) and str(cause).strip():
             return _one_line(str(cause), verb)
+    if isinstance(error, ValueError) and _raised_by(error).is_relative_to(Path(hydra.__file__).parent):
+        return _one_line(str(error), verb)  # options that do not fit each other
     if isinstance(error, OSError) and error.filename and _makes_a_folder(error):
         return f"'{error.filename}' cannot be written ({error.strerror}); choose another folder: hydra.run.dir=DIR"
     return None
@@ -55,6 +58,12 @@ def _to_check(error: Unchecked) -> str:
 def explained(error: Exception) -> str:
     """The sentence that is written down for a part that could not be made."""
     return explain(error) or sentence(error)
+
+
+def _raised_by(error: Exception) -> Path:
+    """The file whose code raised an error."""
+    frames = traceback.extract_tb(error.__traceback__)
+    return Path(frames[-1].filename if frames else "")
 
 
 def _makes_a_folder(error: OSError) -> bool:

@@ -36,7 +36,9 @@ def share_out(cfg: DictConfig, words: Sequence[str]) -> None:
             Job(str(part), [*base, f"{cfg.verb}.part={part}"], folder / f"part_{part}.txt", environment=run_id)
             for part in range(own.parts)
         ]
-        CONSOLE.print(f"{own.parts} processes; what they print is in {folder}/part_*.txt", highlight=False)
+        CONSOLE.print(
+            f"{own.parts} processes; what they print is in {folder}/part_*.txt", highlight=False, soft_wrap=True
+        )
         with TemporaryDirectory() as records:
             places = [cards[part % len(cards)] for part in range(own.parts)]
             queue.work_off(Store(Path(records)), jobs, places, Told("part"))

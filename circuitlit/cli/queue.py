@@ -102,7 +102,7 @@ class Told(list[Ended | Failure]):
         """Print a record."""
         self.append(found)
         said = found.error if isinstance(found, Failure) else duration(found.seconds)
-        CONSOLE.print(f"  {self.what} {job.name}: {said}", highlight=False, soft_wrap=True, markup=False)
+        CONSOLE.print(f"  {self.what} {job.name}: {said}", highlight=False, soft_wrap=True)
 
 
 @contextmanager

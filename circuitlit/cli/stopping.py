@@ -126,7 +126,8 @@ def farewell(stop: Stopped, cfg: DictConfig, argv: list[str]) -> str:
     """
     how = "Ctrl-C" if stop.number == signal.SIGINT else "a signal"
     name, text = stop.during or ("", "")
-    where = f"at step {stop.step}" if stop.step is not None else f"while {text[:1].lower()}{text[1:]}" if text else ""
+    doing = f"while {text[:1].lower()}{text[1:]}" if text.partition(" ")[0].endswith("ing") else f"at '{text}'"
+    where = f"at step {stop.step}" if stop.step is not None else doing if text else ""
     stopped = f"stopped by {how} {where}".rstrip()
     folder, alone = run_dir(), cfg.verb in ("train", "finetune") and not cfg.get("story")
     command = ["python", "-m", "circuitlit", cfg.verb]

@@ -34,7 +34,7 @@ def _write(cfg: DictConfig) -> list[Path]:
     if cfg.target == "wandb":
         path = run_dir() / "workspace.json"
         if url := write_workspace(cfg.entity, cfg.project, cfg.task.name, path, cfg.online):
-            CONSOLE.print(f"  W&B: {url}", highlight=False)
+            CONSOLE.print(f"  W&B: {url}", highlight=False, soft_wrap=True)
         return [path]
     if cfg.format not in ("html", *FORMATS):
         raise UserError(f"format={cfg.format} is none of html, {', '.join(FORMATS)}; choose one")
@@ -52,5 +52,5 @@ def _write(cfg: DictConfig) -> list[Path]:
     given = [cfg.runs] if isinstance(cfg.runs, str) else cfg.runs
     written, left_out = write_runs(given, run_dir())
     for name, reason in left_out.items():
-        CONSOLE.print(f"not shown: {name} ({reason})", highlight=False, markup=False, soft_wrap=True)
+        CONSOLE.print(f"not shown: {name} ({reason})", highlight=False, soft_wrap=True)
     return written

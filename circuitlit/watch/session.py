@@ -233,7 +233,7 @@ def _writes() -> bool:
 
 
 def _say(text: str) -> None:
-    CONSOLE.print(f"circuit watch: {text}", highlight=False, markup=False, soft_wrap=True)
+    CONSOLE.print(f"circuit watch: {text}", highlight=False, soft_wrap=True)
 
 
 class Watching:
