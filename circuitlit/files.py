@@ -6,6 +6,8 @@ import json
 import math
 import os
 import re
+from collections.abc import Iterator
+from contextlib import contextmanager
 from pathlib import Path
 from typing import Any
 
@@ -13,19 +15,29 @@ from safetensors.torch import save_file
 from torch import Tensor
 
 
+@contextmanager
+def whole(path: Path) -> Iterator[Path]:
+    """A file beside `path` to write into; it takes the place of `path` at the end, and is gone after an error."""
+    partial = path.with_name(path.name + ".part")
+    try:
+        yield partial
+        os.replace(partial, path)
+    except BaseException:
+        partial.unlink(missing_ok=True)
+        raise
+
+
 def save_tensors(path: Path, tensors: dict[str, Tensor], metadata: dict[str, str] | None = None) -> None:
     """Write a safetensors file that others may read, too (the library makes its files private)."""
-    partial = path.with_name(path.name + ".part")
-    save_file({name: tensor.detach().cpu().contiguous() for name, tensor in tensors.items()}, partial, metadata)
-    partial.chmod(0o644)
-    os.replace(partial, path)
+    with whole(path) as partial:
+        save_file({name: tensor.detach().cpu().contiguous() for name, tensor in tensors.items()}, partial, metadata)
+        partial.chmod(0o644)
 
 
 def write_json(path: Path, content: Any, indent: int | None = 1) -> None:
     """Write json, NaN and infinity as null; without indentation it is one line."""
-    partial = path.with_name(path.name + ".part")
-    partial.write_text(json.dumps(json_types(content), indent=indent))
-    os.replace(partial, path)
+    with whole(path) as partial:
+        partial.write_text(json.dumps(json_types(content), indent=indent))
 
 
 def json_types(value: Any) -> Any:

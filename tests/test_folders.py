@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import json
 import os
+import resource
 import signal
 import time
 from concurrent.futures import ThreadPoolExecutor
@@ -103,6 +104,20 @@ def test_a_mistake_at_the_end_loses_nothing_that_is_finished(
     assert "does not answer" in failure(capsys, *card, "trust.only=[preserved,errors]", verb="trust")
     kept = {path.name for path in tmp_path.rglob("*.*")}
     assert {"result.json", "circuit.safetensors", "trust.json", "trust.html", "errors.json"} <= kept
+
+
+def test_a_full_disk_is_told_and_nothing_is_half_written(
+    local: Path, tmp_path: Path, capsys: pytest.CaptureFixture[str]
+) -> None:
+    limits = resource.getrlimit(resource.RLIMIT_FSIZE)
+    resource.setrlimit(resource.RLIMIT_FSIZE, (15_000, limits[1]))  # less than result.json takes
+    try:
+        said = failure(capsys, *settings(local, tmp_path, "logger=none", "evaluate.controls=3"), verb="attribute")
+    finally:
+        resource.setrlimit(resource.RLIMIT_FSIZE, limits)
+    assert said.startswith("error: no room is left to write the run's files; make room")
+    names = {path.name for path in tmp_path.iterdir()}
+    assert "circuit.safetensors" in names and not any(name.endswith(".part") for name in names)
 
 
 @pytest.mark.long

@@ -2,8 +2,10 @@
 
 from __future__ import annotations
 
+import io
 import itertools
 import re
+import sys
 from pathlib import Path
 
 import pytest
@@ -104,3 +106,13 @@ def test_brackets_in_names_and_folders_are_letters(capsys: pytest.CaptureFixture
         CONSOLE.print("runs/[dim]x")
     printed = capsys.readouterr().out
     assert printed.startswith("Loading a[/b] and [dim]c ...\nruns/[dim]x\n")
+
+
+def test_letters_that_a_terminal_does_not_know_end_no_run(monkeypatch: pytest.MonkeyPatch) -> None:
+    terminal = io.TextIOWrapper(io.BytesIO(), encoding="ascii")
+    monkeypatch.setattr(sys, "stdout", terminal)
+    with pytest.raises(SystemExit):
+        call("task=é", verb="train")
+    CONSOLE.print("läuft")
+    terminal.flush()
+    assert b"l\\xe4uft" in terminal.buffer.getvalue()  # type: ignore[attr-defined]

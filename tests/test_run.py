@@ -25,8 +25,6 @@ from circuitlit.cli.main import VERBS, main
 from circuitlit.evaluate.statistics import INTERVALS
 from circuitlit.graph import Circuit
 
-ROOT = Path(__file__).parent.parent
-
 
 def test_attribute_leaves_a_circuit_and_its_evaluation(local: Path, tmp_path: Path) -> None:
     call(*settings(local, tmp_path, "logger=none", "evaluate.controls=3"), verb="attribute")

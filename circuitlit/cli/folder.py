@@ -15,7 +15,7 @@ from omegaconf import DictConfig, OmegaConf
 
 from circuitlit.cli import ranks
 from circuitlit.cli.checks import run_dir
-from circuitlit.cli.mistakes import explain, sweep_up
+from circuitlit.cli.mistakes import explain, is_full, sweep_up
 from circuitlit.errors import UserError
 from circuitlit.lock import NAME, claimed
 
@@ -80,7 +80,8 @@ def occupied(cfg: DictConfig) -> Iterator[None]:
             yield
         except Exception as error:
             new = set(folder.rglob("*.json")) - before
-            lost = explain(error) is not None and not any(_finished(cfg.verb, path) for path in new)
+            kept = is_full(error) or any(_finished(cfg.verb, path) for path in new)  # room can be made, and a run go on
+            lost = explain(error) is not None and not kept
             if lost and not shared and not goes_on(cfg):
                 others = any(path.parent == folder and _foreign(path) for path in before)
                 sweep_up(folder, before, LEFT if others else None)  # who keeps files here may have saved some meanwhile

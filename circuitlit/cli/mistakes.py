@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import errno
 import re
 import traceback
 from collections.abc import Sequence
@@ -15,6 +16,8 @@ from omegaconf.errors import OmegaConfBaseException
 from circuitlit.cli.schema import names
 from circuitlit.cli.wording import no_preset, unknown
 from circuitlit.errors import Unchecked, UserError, sentence
+
+FULL = (errno.ENOSPC, errno.EDQUOT, errno.EFBIG)
 
 
 def explain(error: BaseException, verb: str = "train") -> str | None:
@@ -35,6 +38,8 @@ def explain(error: BaseException, verb: str = "train") -> str | None:
     for cause in _causes(error):
         if isinstance(cause, HydraException | OmegaConfBaseException) and str(cause).strip():
             return _one_line(str(cause), verb)
+    if is_full(error):
+        return "no room is left to write the run's files; make room, and go on in the same folder or start again"
     if isinstance(error, ValueError) and _raised_by(error).is_relative_to(Path(hydra.__file__).parent):
         return _one_line(str(error), verb)  # options that do not fit each other
     if isinstance(error, OSError) and error.filename and _makes_a_folder(error):
@@ -58,6 +63,11 @@ def _to_check(error: Unchecked) -> str:
 def explained(error: Exception) -> str:
     """The sentence that is written down for a part that could not be made."""
     return explain(error) or sentence(error)
+
+
+def is_full(error: BaseException) -> bool:
+    """True where the disk, or what the user may put there, is full."""
+    return any(isinstance(cause, OSError) and cause.errno in FULL for cause in _causes(error))
 
 
 def _raised_by(error: Exception) -> Path:

@@ -12,7 +12,6 @@ from __future__ import annotations
 
 import json
 import math
-import os
 from dataclasses import replace
 from pathlib import Path
 from typing import Any
@@ -23,7 +22,7 @@ from torch import Tensor
 
 from circuitlit.arguments import checks_arguments
 from circuitlit.errors import UserError
-from circuitlit.files import write_json
+from circuitlit.files import whole, write_json
 from circuitlit.graph.circuit import Circuit
 from circuitlit.graph.kinds import kind_of
 from circuitlit.graph.layout import scatter_edges
@@ -165,10 +164,8 @@ def _matrices(
 
 
 def _write_pt(path: Path, content: dict[str, Any]) -> None:
-    partial = path.with_name(path.name + ".part")
-    with partial.open("wb") as file:  # torch's own opening raises no OSError
+    with whole(path) as partial, partial.open("wb") as file:  # torch's own opening raises no OSError
         torch.save(content, file)
-    os.replace(partial, path)
 
 
 def _read(path: Path, graph: Graph | None) -> Circuit:

@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 import html
-import os
 from collections.abc import Sequence
 from pathlib import Path
 from typing import Any
@@ -11,6 +10,7 @@ from typing import Any
 import plotly.graph_objects as go
 from plotly.subplots import make_subplots
 
+from circuitlit.files import whole
 from circuitlit.report.evolution_table import algorithm_lines, causal_lines, neighbours_text
 from circuitlit.report.figures import BLUE, GREEN, GREY, ORANGE, PINK, RED, finish
 from circuitlit.report.scaling_figure import scaling_figure
@@ -58,9 +58,8 @@ def write_evolution_page(result: Evolution, folder: Path) -> Path:
     style += "td,th{padding:.1rem .6rem;text-align:right;white-space:nowrap}"
     head = f'<head><meta charset="utf-8"><title>{title}</title><style>{style}</style></head>'
     content = f"<body><h1>{title}</h1>{body}<ul>{notes}</ul>{tables}{said}</body>"
-    partial = path.with_name(path.name + ".part")
-    partial.write_text(f'<!doctype html><html lang="en">{head}{content}</html>', encoding="utf-8")
-    os.replace(partial, path)
+    with whole(path) as partial:
+        partial.write_text(f'<!doctype html><html lang="en">{head}{content}</html>', encoding="utf-8")
     return path
 
 

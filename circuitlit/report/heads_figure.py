@@ -2,12 +2,12 @@
 
 from __future__ import annotations
 
-import os
 from pathlib import Path
 
 import plotly.graph_objects as go
 from plotly.subplots import make_subplots
 
+from circuitlit.files import whole
 from circuitlit.heads.roles import HeadScores
 from circuitlit.report.figures import finish
 
@@ -46,9 +46,9 @@ def heads_figure(scores: HeadScores) -> go.Figure:
 
 def write_heads_page(folder: Path, scores: HeadScores) -> Path:
     """Write `heads.html`, readable without a network, and return its path."""
-    path, partial = folder / "heads.html", folder / "heads.html.part"
+    path = folder / "heads.html"
     about = f"{scores.details.get('model', '')}, {scores.details.get('task', '')}".strip(", ")
     figure = heads_figure(scores).update_layout(title=f"Heads of {about}" if about else None, margin_t=80)
-    figure.write_html(partial, include_plotlyjs=True, config={"displayModeBar": False, "responsive": True})
-    os.replace(partial, path)
+    with whole(path) as partial:
+        figure.write_html(partial, include_plotlyjs=True, config={"displayModeBar": False, "responsive": True})
     return path

@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 import json
-import os
 from collections.abc import Callable, Mapping, Sequence
 from functools import partial
 from pathlib import Path
@@ -16,6 +15,7 @@ from plotly.offline import get_plotlyjs
 
 from circuitlit.arguments import checks_arguments
 from circuitlit.errors import UserError
+from circuitlit.files import whole
 from circuitlit.heads.explain.explanation import Explanation
 from circuitlit.report.artefacts import Run, read_run
 from circuitlit.report.beside import read_beside
@@ -70,10 +70,9 @@ def save_page(path: Path, text: str) -> Path:
     Raises:
         UserError: it cannot be written.
     """
-    partial = path.with_name(path.name + ".part")
     try:
-        partial.write_text(text, encoding="utf-8")
-        os.replace(partial, path)
+        with whole(path) as partial:
+            partial.write_text(text, encoding="utf-8")
     except OSError as error:
         raise UserError(f"{path}: cannot be written ({error}); make room or make the directory writable") from error
     return path

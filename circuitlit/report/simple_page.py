@@ -2,12 +2,13 @@
 
 from __future__ import annotations
 
-import os
 from collections.abc import Iterable, Sequence
 from html import escape
 from pathlib import Path
 
 import plotly.graph_objects as go
+
+from circuitlit.files import whole
 
 _STYLE = """:root { color-scheme: light dark } body { font: 16px system-ui, sans-serif; max-width: 60rem;
 margin: 2rem auto; padding: 0 1rem } td, th { padding: .2rem .8rem .2rem 0; text-align: left }
@@ -48,7 +49,6 @@ def write_simple_page(
     page = f"""<!doctype html><html lang="en"><head><meta charset="utf-8"><title>{escape(title)}</title>
 <meta name="viewport" content="width=device-width, initial-scale=1">{again}<style>{_STYLE}</style></head><body>
 <h1>{escape(title)}</h1><p>{escape(lead)}</p>{"".join(parts)}</body></html>"""
-    partial = path.with_name(path.name + ".part")
-    partial.write_text(page)
-    os.replace(partial, path)
+    with whole(path) as partial:
+        partial.write_text(page, encoding="utf-8")
     return path

@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import os
 from collections.abc import Sequence
 from pathlib import Path
 
@@ -13,6 +12,7 @@ from rich.table import Table
 from rich.text import Text
 
 from circuitlit.evaluate.study.results import FewestEdges, MethodRow, MethodStudy, StudiedTask
+from circuitlit.files import whole
 from circuitlit.report.figures import BLUE, GREEN, GREY, ORANGE, PINK, RED, finish
 from circuitlit.report.grid import grid
 from circuitlit.report.published import print_study_published
@@ -94,9 +94,8 @@ def write_figures(study: MethodStudy, folder: Path) -> list[Path]:
     for name, figure in study_figures(study).items():
         for suffix, text in (("html", figure.to_html(include_plotlyjs=True)), ("json", figure.to_json())):
             path = folder / f"study_{name}.{suffix}"
-            partial = path.with_name(path.name + ".part")
-            partial.write_text(str(text), encoding="utf-8")
-            os.replace(partial, path)
+            with whole(path) as partial:
+                partial.write_text(str(text), encoding="utf-8")
             paths.append(path)
     return paths
 

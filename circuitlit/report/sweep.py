@@ -4,7 +4,6 @@ from __future__ import annotations
 
 import csv
 import json
-import os
 import re
 from collections.abc import Mapping, Sequence
 from pathlib import Path
@@ -13,6 +12,7 @@ from typing import Any
 import yaml
 
 from circuitlit.errors import UserError
+from circuitlit.files import whole
 from circuitlit.report.artefacts import read_run
 
 OWN = ("run_id", "resume", "ckpt_path", "overwrite", "fail", "paths", "logger", "callbacks")  # settings of no result
@@ -111,15 +111,13 @@ def write_csv(folders: Sequence[Path], names: Sequence[str], path: Path) -> Path
     columns = differing(folders)
     metrics = list(dict.fromkeys(key for result in results for key, value in result.items() if _is_metric(value)))
     heading = [name for metric in metrics for name in (metric, f"{metric}_low", f"{metric}_high")]
-    partial = path.with_name(path.name + ".part")
-    with partial.open("w", newline="", encoding="utf-8") as file:
+    with whole(path) as partial, partial.open("w", newline="", encoding="utf-8") as file:
         table = csv.writer(file)
         table.writerow(["run", "folder", *(f"setting:{key}" for key in columns), *FIELDS, *heading])
         for place, (folder, name, result) in enumerate(zip(folders, names, results, strict=True)):
             numbers = [(result.get(metric) or {}).get(end) for metric in metrics for end in ("value", "low", "high")]
             own = [_shown(values[place]) for values in columns.values()]
             table.writerow([name, folder, *own, *(result.get(field) for field in FIELDS), *numbers])
-    os.replace(partial, path)
     return path
 
 
