@@ -18,14 +18,14 @@ class Schedule:
     Attributes:
         steps: optimizer steps.
         lr: learning rate of the log-alphas at its height.
-        lr_final: share of `lr` at the last step; the decay is a half cosine after `lr_warmup` steps of linear rise.
+        lr_final: share of `lr` that is reached as the run ends; the decay is a half cosine after `lr_warmup` steps of linear rise.
         lr_warmup: steps of linear rise.
         start_sparsity: sparsity asked for at step 0, never above the target; None starts at the target.
         warmup: share of the run after which the target sparsity holds.
         fall: how the number of edges kept gets there: "geometric" (by equal factors) or "linear" (by equal numbers).
             Linear stays longer where few edges are off at a time, so that one that others need is seen to be needed.
         harden: share of the run, at its end, over which the gates' noise shrinks to `final_noise`.
-        final_noise: noise scale at the last step; 1 leaves the gates as they are.
+        final_noise: noise scale that is reached as the run ends; 1 leaves the gates as they are.
         hard: share of the run, at its end, whose steps run the very circuit that a cut would give, without noise; the
             gradient passes straight through.
         sizes: least and largest share of edges kept, between which every step's size is drawn (uniformly in its
