@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+from pathlib import Path
 from typing import Any
 
 FAILED = 3  # exit status of a command with fail=true whose result has that status
@@ -31,12 +32,16 @@ class Stopped(BaseException):
         number: of the signal.
         step: after which training was saved; None outside training.
         during: name and text of the phase that was ended.
+        done: names of the phases that were finished.
+        result: the file of a result that was saved before.
     """
 
     def __init__(self, number: int, step: int | None = None) -> None:
         super().__init__(number, step)
         self.number, self.step = number, step
         self.during: tuple[str, str] | None = None
+        self.done: tuple[str, ...] = ()
+        self.result: Path | None = None
 
 
 def sentence(error: Exception) -> str:

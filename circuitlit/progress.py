@@ -43,8 +43,10 @@ class Clock:
         self._token = _CLOCK.set(self)
         return self
 
-    def __exit__(self, *_: object) -> None:
+    def __exit__(self, _: object, error: BaseException | None, *__: object) -> None:
         _CLOCK.reset(self._token)
+        if isinstance(error, Stopped):  # of clocks in each other the outermost has the last word
+            error.done = tuple(self.seconds)
 
     @contextmanager
     def phase(self, name: str, text: str) -> Iterator[None]:

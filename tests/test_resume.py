@@ -20,6 +20,8 @@ from forked import start
 from safetensors.torch import load_file
 from transformers import AutoModelForCausalLM
 
+from circuitlit.cli import stopping
+from circuitlit.errors import Stopped
 from circuitlit.graph import Circuit
 
 STEPS = 12
@@ -258,6 +260,67 @@ def test_a_signal_elsewhere_ends_at_once_and_says_what_remains(phase: str, local
     assert code == 130 and "Traceback" not in log.read_text(), log.read_text()
     assert lines and lines[0].startswith("stopped by Ctrl-C while ")
     assert said.split("; ")[1] in lines[0] and lines[0].endswith(f"train resume={out}")
+
+
+def test_a_signal_beside_the_results_says_what_is_there(
+    local: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]
+) -> None:
+    def signalled(*_: object) -> None:
+        signal.raise_signal(signal.SIGINT)
+
+    def stopped(name: str) -> str:
+        with monkeypatch.context() as patch, pytest.raises(SystemExit) as stop:
+            patch.setattr(name, signalled)
+            call(*settings(local, tmp_path), verb="attribute")
+        assert stop.value.code == 130
+        return capsys.readouterr().err.splitlines()[-1]
+
+    assert stopped("circuitlit.evaluate.found.FoundCircuit.save") == "stopped by Ctrl-C; nothing of it is kept"
+    assert {path.name for path in tmp_path.iterdir()} <= {".hydra", "attribute.log"}
+    said = stopped("circuitlit.cli.finish.write_page")  # the same command again is not refused
+    command = f"python -m circuitlit report run={tmp_path}"
+    assert said == f"stopped by Ctrl-C; its result is kept, the page remains; go on with: {command}"
+    call(*shlex.split(command)[4:], f"hydra.run.dir={tmp_path}/report", verb="report")
+    assert (tmp_path / "report.html").exists()
+
+
+def test_a_run_that_was_stopped_at_its_page_gets_it(whole: Path, tmp_path: Path) -> None:
+    out = copy_of(whole, tmp_path / "run")
+    (out / "report.html").unlink()
+    before = (out / "result.json").stat().st_mtime_ns
+    call(f"resume={out}")
+    assert (out / "report.html").exists() and (out / "result.json").stat().st_mtime_ns == before
+
+
+class _Dropped:
+    """Gets a signal where Python drops errors."""
+
+    def __del__(self) -> None:
+        signal.raise_signal(signal.SIGTERM)
+
+
+def test_a_signal_that_comes_where_errors_are_dropped_is_not_lost() -> None:
+    with pytest.raises(Stopped) as stop, stopping.listening():
+        _Dropped()
+        time.sleep(5)
+    assert stop.value.number == signal.SIGTERM
+
+
+@pytest.mark.parametrize("place", ["circuitlit.cli.checks.check", "circuitlit.cli.arguments.readable"])
+def test_an_error_in_clearing_up_after_a_signal_is_no_error(
+    place: str, local: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]
+) -> None:
+    def fails(*_: object) -> None:
+        try:
+            os.kill(os.getpid(), signal.SIGTERM)
+            time.sleep(1)
+        finally:
+            raise AttributeError
+
+    monkeypatch.setattr(place, fails)
+    with stopping.listening(), pytest.raises(SystemExit) as stop:
+        call(*settings(local, tmp_path))
+    assert stop.value.code == 143 and capsys.readouterr().err.startswith("stopped ")
 
 
 @pytest.mark.long

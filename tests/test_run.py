@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import json
 import logging
+import os
 import random
 import shutil
 import signal
@@ -331,6 +332,34 @@ def test_verbs_are_listed_for_who_asks(monkeypatch: pytest.MonkeyPatch, capsys: 
     assert told() == (2, "", listed)
     assert told("trian")[0] == "error: there is no verb trian; did you mean train?"
     assert told("task=ioi")[0] == "error: there is no verb task=ioi; python -m circuitlit --help lists all"
+
+
+@pytest.mark.parametrize("out", ["nobody_reads", "/dev/full"])
+def test_words_that_go_nowhere_make_no_traceback(out: str, monkeypatch: pytest.MonkeyPatch) -> None:
+    if out == "nobody_reads":
+        read, number = os.pipe()
+        os.close(read)
+    else:
+        number = os.open(out, os.O_WRONLY)
+    monkeypatch.setattr(sys, "argv", ["circuitlit", "--help"])
+    with open(number, "w") as stream, pytest.raises(SystemExit) as stop:
+        monkeypatch.setattr(sys, "stdout", stream)
+        main()
+    full = "error: standard output: No space left on device; make room"
+    assert stop.value.code == (full if out == "/dev/full" else 1)
+
+
+def test_ctrl_c_at_import_makes_no_traceback(
+    monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]
+) -> None:
+    def pressed() -> None:
+        raise KeyboardInterrupt
+
+    monkeypatch.setattr("circuitlit.cli.main._quiet", pressed)
+    monkeypatch.setattr(sys, "argv", ["circuitlit", "attribute"])
+    with pytest.raises(SystemExit) as stop:
+        main()
+    assert stop.value.code == 130 and capsys.readouterr().err == "stopped before anything was made\n"
 
 
 @pytest.mark.long

@@ -16,7 +16,8 @@ from omegaconf import DictConfig, OmegaConf
 from circuitlit.cli import ranks
 from circuitlit.cli.checks import run_dir
 from circuitlit.cli.mistakes import explain, is_full, sweep_up
-from circuitlit.errors import UserError
+from circuitlit.cli.stopping import KEEPING
+from circuitlit.errors import Stopped, UserError
 from circuitlit.lock import NAME, claimed
 
 FRESH = ("train", "attribute", "evaluate", "finetune")  # verbs whose files would mix with those of an earlier run
@@ -78,10 +79,14 @@ def occupied(cfg: DictConfig) -> Iterator[None]:
             _save_settings(cfg, folder)
         try:
             yield
-        except Exception as error:
-            new = set(folder.rglob("*.json")) - before
-            kept = is_full(error) or any(_finished(cfg.verb, path) for path in new)  # room can be made, and a run go on
-            lost = explain(error) is not None and not kept
+        except (Exception, Stopped) as error:
+            new = sorted(path for path in set(folder.rglob("*.json")) - before if _finished(cfg.verb, path))
+            if isinstance(error, Stopped):
+                error.result = next((path for path in new if path.parent == folder), None)
+                lost = cfg.verb not in (*KEEPING, *TRAINED) and not new
+            else:
+                kept = is_full(error) or new  # room can be made, and a run go on
+                lost = explain(error) is not None and not kept
             if lost and not shared and not goes_on(cfg):
                 others = any(path.parent == folder and _foreign(path) for path in before)
                 sweep_up(folder, before, LEFT if others else None)  # who keeps files here may have saved some meanwhile

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import errno
 import importlib
 import logging
 import os
@@ -15,7 +16,7 @@ from io import TextIOWrapper
 from pathlib import Path
 from typing import Any
 
-from circuitlit.errors import FAILED
+from circuitlit.errors import FAILED, Stopped, UserError
 
 VERBS = {
     "train": "learn masks until the circuit reproduces the model on a task",
@@ -56,6 +57,26 @@ CHATTY = (
 )
 
 
+@contextmanager
+def _plain_end() -> Iterator[None]:
+    """No traceback where a command is stopped early, or where nobody reads on or there is no room for its words."""
+    try:
+        try:
+            yield
+        finally:
+            if sys.stdout is not None:  # it may be closed
+                sys.stdout.flush()
+    except (KeyboardInterrupt, Stopped) as stop:
+        print("stopped before anything was made", file=sys.stderr)
+        sys.exit(128 + (stop.number if isinstance(stop, Stopped) else signal.SIGINT))
+    except OSError as error:
+        if sys.stdout is None or error.filename is not None or error.errno not in (errno.EPIPE, errno.ENOSPC):
+            raise
+        os.dup2(os.open(os.devnull, os.O_WRONLY), sys.stdout.fileno())  # or Python says it once more at its end
+        sys.exit(1 if error.errno == errno.EPIPE else f"error: standard output: {error.strerror}; make room")
+
+
+@_plain_end()
 def main() -> None:
     """Entry of the console script: the first word is the verb."""
     verb = sys.argv[1] if len(sys.argv) > 1 else ""
@@ -73,6 +94,7 @@ def main() -> None:
     run_verb(verb, [sys.argv[0], *sys.argv[2:]])
 
 
+@_plain_end()
 def run_verb(verb: str, argv: list[str]) -> None:
     """Run one verb as a Hydra app.
 
@@ -88,7 +110,6 @@ def run_verb(verb: str, argv: list[str]) -> None:
     from circuitlit.cli.arguments import readable
     from circuitlit.cli.mistakes import explain
     from circuitlit.cli.presets import conf_dir
-    from circuitlit.errors import Stopped, UserError
 
     original = list(sys.argv)
     os.environ["HYDRA_FULL_ERROR"] = "1"
@@ -117,12 +138,12 @@ def run_verb(verb: str, argv: list[str]) -> None:
                 with Clock():
                     result = resume.finished(cfg) or importlib.import_module(f"circuitlit.run.{verb}").run(cfg)
             failed.append(cfg.fail and _status(result) == "FAILED")
-        except Stopped as stop:
-            if ranks.is_writer():
-                print(stopping.farewell(stop, cfg, original), file=sys.stderr)
-            stopping.requeue(stop)
-            sys.exit(128 + stop.number)
-        except Exception as error:
+        except (Exception, Stopped) as error:
+            if (stop := stopping.behind(error)) is not None:
+                if ranks.is_writer():
+                    print(stopping.farewell(stop, cfg, original), file=sys.stderr)
+                stopping.requeue(stop)
+                sys.exit(128 + stop.number)
             message = explain(error, verb)
             if message is None:
                 raise
@@ -137,10 +158,9 @@ def run_verb(verb: str, argv: list[str]) -> None:
         given = [argv[0], *readable(verb, [*words, *ranks.hydra_overrides()])]
         with stopping.listening(), folder.new_run_id(), _hydra_reads(given), _composed_once():
             hydra.main(version_base="1.3", config_path=str(conf_dir()), config_name=verb)(job)()
-    except (KeyboardInterrupt, Stopped) as stop:
-        print("stopped before anything was made", file=sys.stderr)
-        sys.exit(128 + (stop.number if isinstance(stop, Stopped) else signal.SIGINT))
     except Exception as error:
+        if (stop := stopping.behind(error)) is not None:
+            raise stop from None
         message = explain(error, verb)
         if message is None:
             raise

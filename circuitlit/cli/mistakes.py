@@ -27,7 +27,7 @@ def explain(error: BaseException, verb: str = "train") -> str | None:
         error: what was raised.
         verb: whose settings they were.
     """
-    for cause in _causes(error):
+    for cause in causes(error):
         if isinstance(cause, Unchecked):
             return _to_check(cause)
         if isinstance(cause, UserError):
@@ -35,7 +35,7 @@ def explain(error: BaseException, verb: str = "train") -> str | None:
         if isinstance(cause, yaml.MarkedYAMLError) and cause.problem_mark is not None:
             place = cause.problem_mark
             return f"{place.name}, line {place.line + 1}: not YAML ({cause.problem}); mend it"
-    for cause in _causes(error):
+    for cause in causes(error):
         if isinstance(cause, HydraException | OmegaConfBaseException) and str(cause).strip():
             return _one_line(str(cause), verb)
     if is_full(error):
@@ -67,7 +67,7 @@ def explained(error: Exception) -> str:
 
 def is_full(error: BaseException) -> bool:
     """True where the disk, or what the user may put there, is full."""
-    return any(isinstance(cause, OSError) and cause.errno in FULL for cause in _causes(error))
+    return any(isinstance(cause, OSError) and cause.errno in FULL for cause in causes(error))
 
 
 def _raised_by(error: Exception) -> Path:
@@ -82,7 +82,8 @@ def _makes_a_folder(error: OSError) -> bool:
     return bool({"mkdir", "makedirs"} & set(frames))
 
 
-def _causes(error: BaseException | None) -> list[BaseException]:
+def causes(error: BaseException | None) -> list[BaseException]:
+    """An error, and all that it was raised from or in the handling of."""
     found = []
     while error is not None and error not in found:
         found.append(error)

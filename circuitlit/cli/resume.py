@@ -13,6 +13,7 @@ from hydra.types import RunMode
 from omegaconf import DictConfig, OmegaConf
 from omegaconf.errors import OmegaConfBaseException
 
+from circuitlit.cli.ranks import is_writer
 from circuitlit.errors import UserError
 from circuitlit.progress import CONSOLE
 
@@ -146,6 +147,10 @@ def finished(cfg: DictConfig) -> dict[str, Any]:
     except (OSError, ValueError, KeyError, TypeError):
         return {}
     CONSOLE.print(f"{cfg.resume} is finished: {result['status']}", highlight=False, soft_wrap=True)
+    if (Path(cfg.resume) / "circuit.json").exists() and not (Path(cfg.resume) / "report.html").exists() and is_writer():
+        from circuitlit.report import write_page  # it imports plotly, which a run that ends here seldom needs
+
+        CONSOLE.print(f"{write_page(cfg.resume)}", highlight=False, soft_wrap=True)
     return result
 
 

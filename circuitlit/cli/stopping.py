@@ -19,10 +19,12 @@ from typing import Any, NoReturn
 from omegaconf import DictConfig
 
 from circuitlit.cli.checks import run_dir
+from circuitlit.cli.mistakes import causes
 from circuitlit.cli.ranks import is_writer
 from circuitlit.errors import Stopped
 
 SAME = 1.0  # seconds within which two signals are one: a terminal, a launcher and our parent may each pass it on
+SOON = 0.05  # seconds until a signal that got lost comes again
 KEEPING = ("study", "evolve", "trust", "rivals", "knowledge", "prompts", "guided", "finetune")  # part by part
 QUEUED = "SUBMITIT_EXECUTOR" in os.environ
 ENDING = getattr(signal, f"SIG{os.environ.get('SUBMITIT_PREEMPT_SIGNAL', 'USR2')}") if QUEUED else signal.SIGTERM
@@ -51,12 +53,22 @@ def listening() -> Iterator[None]:
     if threading.current_thread() is not threading.main_thread():
         yield
         return
-    before = {number: signal.getsignal(number) for number in SIGNALS}
-    _Told.number, _Told.patient = 0, False
+    before, hook = {number: signal.getsignal(number) for number in SIGNALS}, sys.unraisablehook
+
+    def again(dropped: Any) -> None:
+        if not isinstance(dropped.exc_value, Stopped):
+            return hook(dropped)
+        _Told.number = 0  # it came while Python ran a `__del__`, whose errors are dropped; let it come again
+        later = threading.Timer(SOON, os.kill, (os.getpid(), dropped.exc_value.number))
+        later.daemon = True
+        later.start()
+
+    _Told.number, _Told.patient, sys.unraisablehook = 0, False, again
     attend()
     try:
         yield
     finally:
+        sys.unraisablehook = hook
         for number, handler in before.items():
             signal.signal(number, handler)
 
@@ -97,6 +109,11 @@ def end_of_patience() -> None:
         raise Stopped(_Told.number)
 
 
+def behind(error: BaseException) -> Stopped | None:
+    """The order to end that an error stems from, if any: what ends may fail at clearing up after itself."""
+    return next((cause for cause in causes(error) if isinstance(cause, Stopped)), None)
+
+
 def requeue(stop: Stopped) -> None:
     """Let submitit queue this job again, if it was ended for that; it then ends this process."""
     if callable(_Told.requeue) and stop.number == ENDING:
@@ -125,15 +142,16 @@ def farewell(stop: Stopped, cfg: DictConfig, argv: list[str]) -> str:
         argv: `sys.argv` of its command.
     """
     how = "Ctrl-C" if stop.number == signal.SIGINT else "a signal"
-    name, text = stop.during or ("", "")
+    _, text = stop.during or ("", "")
     doing = f"while {text[:1].lower()}{text[1:]}" if text.partition(" ")[0].endswith("ing") else f"at '{text}'"
     where = f"at step {stop.step}" if stop.step is not None else doing if text else ""
     stopped = f"stopped by {how} {where}".rstrip()
     folder, alone = run_dir(), cfg.verb in ("train", "finetune") and not cfg.get("story")
     command = ["python", "-m", "circuitlit", cfg.verb]
     if alone:
-        after = {"evaluation": "training is done, the evaluation remains", "after": "tuning is done, its test remains"}
-        kept = "saved" if stop.step is not None else after.get(name, "all of it remains")
+        after = {"training": "training is done, the evaluation remains", "tuning": "tuning is done, its test remains"}
+        remains = next((text for name, text in after.items() if name in stop.done), "all of it remains")
+        kept = "saved" if stop.step is not None else "its result is kept, the page remains" if stop.result else remains
         command.append(f"resume={folder}")
     elif cfg.verb == "knowledge" and cfg.knowledge.inject is not None:
         if not any((folder / "checkpoints").glob("*.ckpt")):
@@ -144,6 +162,10 @@ def farewell(stop: Stopped, cfg: DictConfig, argv: list[str]) -> str:
         kept = "what is finished is kept"
         command += [word for word in argv[1:] if word != cfg.verb and not word.startswith("hydra.run.dir=")]
         command.append(f"hydra.run.dir={folder}")
-    else:
+    elif stop.result is None:
         return f"{stopped}; nothing of it is kept"
+    elif stop.result.name != "result.json" or (folder / "report.html").exists():
+        return f"{stopped}; its result is kept: {stop.result}"
+    else:
+        kept, command = "its result is kept, the page remains", [*command[:3], "report", f"run={folder}"]
     return f"{stopped}; {kept}; go on with: {shlex.join(command)}"
