@@ -18,7 +18,8 @@ class Schedule:
     Attributes:
         steps: optimizer steps.
         lr: learning rate of the log-alphas at its height.
-        lr_final: share of `lr` that is reached as the run ends; the decay is a half cosine after `lr_warmup` steps of linear rise.
+        lr_final: share of `lr` that is reached as the run ends; the decay is a half cosine after `lr_warmup` steps of
+            linear rise.
         lr_warmup: steps of linear rise.
         start_sparsity: sparsity asked for at step 0, never above the target; None starts at the target.
         warmup: share of the run after which the target sparsity holds.
