@@ -51,7 +51,8 @@ class HeldLoss:
         for batch in batches:
             batch = batch.to(references.subject.device)
             reference = references(batch)
-            run = HeldRun(loss.model, batch.clean, reference.ablated, batch.positions, masks, reference.shared)
+            same = references.same_start(batch)
+            run = HeldRun(loss.model, batch.clean, reference.ablated, batch.positions, masks, same)
             self._parts.append((run, reference.teacher, batch))
         if not self._parts:
             raise UserError("no pairs to score edges on; raise method.max_batches")

@@ -93,7 +93,8 @@ class MaskedModel(nn.Module):
         self.check_length(length)
         embedded = self.subject.embedded(ids).flatten(0, 1)
         stream = ablated.embed.flatten(0, 1)
-        tokens = needed_tokens(length, positions, shared, alike) if self.may_leave_out(embedded) else None
+        here = embedded.device.type == "cpu" and not fused(embedded)  # where finding them waits for no device
+        tokens = needed_tokens(length, positions, shared, alike) if here and self.leaves_out_tokens() else None
         embedded = picked(embedded, tokens)
         groups = _groups(None if roles is None else picked(roles.flatten(), tokens), masks.shape[0])
         readers = self.panel * self.graph.readers_per_layer
@@ -143,14 +144,10 @@ class MaskedModel(nn.Module):
             )
         return token, stream
 
-    def may_leave_out(self, like: Tensor) -> bool:
-        """Whether tokens may be left out: where finding them waits for no device, and nothing else varies."""
-        frozen = (
-            self.shards is None
-            and self.graph.inputs == 1
-            and not any(isinstance(block, LiveBlock) for block in self.blocks)
-        )
-        return like.device.type == "cpu" and not fused(like) and frozen and self.subject.anatomy.causal
+    def leaves_out_tokens(self) -> bool:
+        """Whether some tokens' vectors are the ablated run's whatever the masks: where nothing but masks varies."""
+        frozen = self.shards is None and not any(isinstance(block, LiveBlock) for block in self.blocks)
+        return frozen and self.graph.inputs == 1 and self.subject.anatomy.causal
 
     def check_length(self, length: int) -> None:
         """Refuse prompts that the stock model does not take, or on which its attention is not plainly causal.

@@ -155,10 +155,11 @@ class References:
         return Reference(logits.float().log_softmax(-1), ablated, self._shared(batch), alike), hidden[:rows]
 
     def _shared(self, batch: Batch) -> Int[Tensor, "batch"] | None:
-        """Tokens ahead of the first one in which corrupted prompts differ, on a CPU."""
-        if self.kind != "interchange" or batch.clean.device.type != "cpu":
-            return None
-        return (batch.clean == batch.corrupted).cumprod(1).sum(1)
+        return self.same_start(batch) if batch.clean.device.type == "cpu" else None
+
+    def same_start(self, batch: Batch) -> Int[Tensor, "batch"] | None:
+        """Tokens ahead of the first one in which corrupted prompts differ; None where writers are not interchanged."""
+        return (batch.clean == batch.corrupted).cumprod(1).sum(1) if self.kind == "interchange" else None
 
     def fill(self, batches: Iterable[Batch], rows: int) -> bool:
         """Cache a split whose batches come in order, all padded to one length; False if it would not fit.

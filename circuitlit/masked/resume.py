@@ -59,8 +59,8 @@ class HeldRun:
         ablated: outputs of all writers where their edges are cut.
         positions: where logits are wanted.
         masks: to begin with; None keeps all edges.
-        shared: of each prompt, tokens at its start on which `ablated` is this model's run of the same tokens; on a CPU
-            they cost next to nothing.
+        shared: of each prompt, tokens at its start on which `ablated` is this model's run of the same tokens; they cost
+            next to nothing.
 
     Attributes:
         masks: as they are held, on the host, where it is decided what has to be computed again.
@@ -93,7 +93,7 @@ class HeldRun:
         real = model.real_tokens(ids)
         self._real = None if real is None else real.transpose(0, 1)  # heads come first here
         self._room = embedded.new_empty(0)
-        tokens = needed_tokens(self.length, positions, shared) if model.may_leave_out(embedded) else None
+        tokens = needed_tokens(self.length, positions, shared) if model.leaves_out_tokens() else None
         with torch.no_grad():
             self._start(embedded, ablated, cut=masks is not None, tokens=tokens)
         if tokens is not None:

@@ -12,6 +12,7 @@ from circuitlit.discover.method import Traits, declares
 from circuitlit.errors import UserError
 from circuitlit.graph import EdgeScores
 from circuitlit.masked import References
+from circuitlit.progress import told
 from circuitlit.tasks.pair import Batch
 
 
@@ -41,7 +42,8 @@ def exact(loss: MaskedLoss, references: References, batches: Iterable[Batch], *,
     held, graph = HeldLoss(loss, references, batches), loss.layout.graph
     full = held.value()
     values = torch.zeros(graph.n_edges, dtype=torch.float64)
-    for reader, (first, count) in enumerate(zip(graph.offsets.tolist(), graph.visible.tolist(), strict=True)):
+    for reader in told(range(graph.n_readers), "readers looked at", graph.n_readers):
+        first, count = int(graph.offsets[reader]), int(graph.visible[reader])
         for start in range(0, count, chunk):
             writers = torch.arange(start, min(start + chunk, count))
             rows = held.masks[reader].repeat(len(writers), 1)
