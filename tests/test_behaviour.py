@@ -57,7 +57,10 @@ def test_few_pairs_are_of_all_of_a_file(local: Path) -> None:
 def test_from_the_command_line(local: Path, tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:
     more = ["behaviour.tasks=[{name: mine,with: ['task.min_accuracy=0.9']}]", "behaviour.pairs=8", "logger=none"]
     call(*settings(local, tmp_path / "out", *more), verb="behaviour")
-    rows = json.loads((tmp_path / "out" / "behaviour.json").read_text())["rows"]
+    result = json.loads((tmp_path / "out" / "behaviour.json").read_text())
+    rows = result["rows"]
+    assert "task" not in result["provenance"], "the configured task was not looked at"
+    assert result["provenance"]["tasks"] == [{"name": "mine", "with": ["task.min_accuracy=0.9"]}]
     assert [(row["task"], row["split"], row["n_pairs"]) for row in rows] == [("mine", "train", 8), ("mine", "test", 8)]
     assert all("does not do the task" in row["reason"] for row in rows if row["accuracy"]["value"] < 0.9)
     assert "mine" in capsys.readouterr().out

@@ -89,10 +89,20 @@ def finish(
         made: what is there already, and named first.
     """
     facts = subject if isinstance(subject, dict) else provenance(cfg, subject)
-    result = result.replaced(**times(), provenance=facts)
+    result = result.replaced(**times(), provenance=_with_tasks(cfg, facts))
     written = [*made, result.save(run_dir())]
     pages = draw(result, run_dir()) if draw else []
     show(result, CONSOLE)
     for path in [*written, *([pages] if isinstance(pages, Path) else pages)]:
         CONSOLE.print(f"{path}", highlight=False, soft_wrap=True)
     return result
+
+
+def _with_tasks(cfg: DictConfig, facts: dict[str, Any]) -> dict[str, Any]:
+    """A provenance that names the verb's own list of tasks; mostly it stands in the configured task's place."""
+    own = cfg.get(cfg.verb)
+    tasks = own.get("tasks") if isinstance(own, DictConfig) else None
+    if "task" not in facts or not tasks:
+        return facts
+    beside = cfg.verb == "rivals"
+    return {name: value for name, value in facts.items() if beside or name != "task"} | {"tasks": plain(tasks)}
