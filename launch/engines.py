@@ -87,6 +87,9 @@ if __name__ == "__main__":
     if arguments and not arguments[0].isdigit() and arguments[0] != "scaling" and "=" not in arguments[0]:
         raise SystemExit(__doc__)
     if arguments[:1] == ["scaling"]:
-        sys.exit(scaling(*map(Path, arguments[1:])))
+        runs = [Path(folder) for folder in arguments[1:]]
+        if len(runs) != 2 or not all((run / "bench.json").is_file() for run in runs):
+            raise SystemExit("scaling compares two bench runs: name the folders of one on one card and one on several")
+        sys.exit(scaling(*runs))
     number = int(arguments.pop(0)) if arguments and arguments[0].isdigit() else 1
     sys.exit(main(number, arguments))

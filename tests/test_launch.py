@@ -92,6 +92,7 @@ def test_an_unknown_part_is_refused(script: str, name: str) -> None:
         ("dry_run.py", [], "python launch/dry_run.py boolean OUT"),
         ("dry_run.py", ["bolean", "OUT"], "python launch/dry_run.py boolean OUT"),
         ("engines.py", ["two"], "python launch/engines.py"),
+        ("engines.py", ["scaling", "runs/none"], "two bench runs"),
         ("old_and_new.py", ["HEAD"], "python launch/old_and_new.py COMMIT OUT"),
         ("old_and_new.py", ["no-commit", "OUT"], "there is no commit no-commit here"),
         ("pruning_table.py", [], "python launch/pruning_table.py FOLDER"),
