@@ -34,6 +34,7 @@ ORDER = [
     "result",
     "progress",
     "products",
+    "surroundings",
     "tasks",
     "graph",
     "model",

@@ -45,7 +45,7 @@ from circuitlit.timeline.drift import alarms_of
 from circuitlit.timeline.measured_heads import FollowSettings, HeadsFollowed
 from circuitlit.timeline.watcher import Watcher, WatchSettings
 from circuitlit.watch import pace
-from circuitlit.watch.live import as_it_was, language_model, refuse_sharded, subject_of, whole_model
+from circuitlit.watch.live import beside_training, language_model, refuse_sharded, subject_of, whole_model
 from circuitlit.watch.pace import Pace
 from circuitlit.watch.session import WatchSession
 
@@ -174,7 +174,7 @@ def test_random_numbers_and_global_settings_come_back_even_after_an_error(monkey
     lightning.seed_everything(5, verbose=False)
     expected = drawn()
     lightning.seed_everything(5, verbose=False)
-    with pytest.raises(ZeroDivisionError), torch.no_grad(), as_it_was(torch.device("cpu")):
+    with pytest.raises(ZeroDivisionError), torch.no_grad(), beside_training(torch.device("cpu")):
         assert torch.is_grad_enabled()
         lightning.seed_everything(6, verbose=False, workers=True)
         torch.set_float32_matmul_precision("medium")

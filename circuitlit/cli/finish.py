@@ -21,6 +21,7 @@ from circuitlit.progress import CONSOLE, part, times
 from circuitlit.report import print_table, write_page
 from circuitlit.report.published import print_published
 from circuitlit.result import Result
+from circuitlit.surroundings import products_at
 
 Found = TypeVar("Found", bound=Result)
 
@@ -65,7 +66,7 @@ def _explain(cfg: DictConfig, result: FoundCircuit, facts: dict[str, Any], folde
     bench = result.live.bench
     if cfg.explain is None or bench.model.shards is not None:
         return
-    with part("explanation", "Looking at what the circuit does"):
+    with part("explanation", "Looking at what the circuit does"), products_at("highest"):
         found = explain_circuit(bench, result.live.circuit, seed=cfg.seed, **own_settings(cfg.explain))
     found.replaced(provenance=facts).save(folder)
 

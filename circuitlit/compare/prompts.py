@@ -29,6 +29,7 @@ from circuitlit.evaluate.verdict import Bars, held_out
 from circuitlit.graph import Circuit
 from circuitlit.progress import phase
 from circuitlit.result import Result
+from circuitlit.surroundings import products_at
 
 Kept = Bool[Tensor, "copies edge"]
 Find = Callable[[str, Workbench], Circuit | None]  # from a prompt's name; None in a process that is done then
@@ -172,8 +173,7 @@ def compare_prompts(
         made = _circuits(benches, circuits)
         if made is None:
             return None
-        with phase("evaluation", "Every circuit under every prompt"):
-            torch.set_float32_matmul_precision("highest")
+        with phase("evaluation", "Every circuit under every prompt"), products_at("highest"):
             found = with_holm(_compared(benches, made, draws, bars, seed))
         status, reason = _verdict(found, bars)
     return PromptComparison(

@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 from collections.abc import Iterator, Sequence
-from contextlib import contextmanager
+from contextlib import AbstractContextManager
 from dataclasses import dataclass, field, replace
 from functools import partial
 
@@ -26,6 +26,7 @@ from circuitlit.model import Subject
 from circuitlit.model.limits import check_rows
 from circuitlit.objective import Objective, kl_divergence
 from circuitlit.progress import told
+from circuitlit.surroundings import matmul_precision, products_at
 from circuitlit.tasks import PairsModule
 from circuitlit.tasks.encoded import Row
 from circuitlit.tasks.pair import Batch
@@ -144,15 +145,9 @@ class Workbench:
         count = 0 if sparsity is None else edge_budget(sparsity, layout.n_edges)
         return cls(subject, data, model, layout, references, count, select, capture, precision, ablation)
 
-    @contextmanager
-    def training(self) -> Iterator[None]:
+    def training(self) -> AbstractContextManager[None]:
         """Compute at the precision of training while the block runs."""
-        before = torch.get_float32_matmul_precision()
-        torch.set_float32_matmul_precision(self.precision or before)
-        try:
-            yield
-        finally:
-            torch.set_float32_matmul_precision(before)
+        return products_at(self.precision)
 
     def loss(self, objective: Objective, layout: MaskLayout | None = None, capture: bool | None = None) -> MaskedLoss:
         """The objective under masks; the same one again for equal settings, so that a step is captured only once.
@@ -167,7 +162,7 @@ class Workbench:
         layout, capture = layout or self.layout, self.capture if capture is None else capture
         bound = isinstance(objective, partial)
         settings = (objective.func, str(objective.args), str(objective.keywords)) if bound else objective
-        key = (settings, layout.roles, layout.sites, capture, torch.get_float32_matmul_precision())
+        key = (settings, layout.roles, layout.sites, capture, matmul_precision())
         if key not in self.losses:
             self.losses[key] = MaskedLoss(self.model, layout, objective, capture)
         return self.losses[key]

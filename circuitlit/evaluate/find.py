@@ -10,9 +10,7 @@ from functools import partial
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
-import torch
 from jaxtyping import Float
-from lightning import seed_everything
 from torch import Tensor
 
 from circuitlit.arguments import checks_arguments
@@ -34,6 +32,7 @@ from circuitlit.graph import EdgeScores
 from circuitlit.model import Subject
 from circuitlit.objective import Objective, kl_divergence
 from circuitlit.progress import phase, say
+from circuitlit.surroundings import products_at, seeded
 from circuitlit.tasks import Pairs, PairsModule
 
 if TYPE_CHECKING:
@@ -118,8 +117,8 @@ def find_circuit(
     more = {"sparsity": sparsity, "objective": objective, "error_weight": error_weight, "seed": seed}
     learn = partial(train_masks, schedule=schedule, gates=gates, **more)
     method = method or Method.of(mask_gradients, steps=5, draws=1)
-    seed_everything(seed, verbose=False)
-    found = search_circuit(bench, method, learn, others=others, bars=bars, min_accuracy=min_accuracy, seed=seed)
+    with seeded(seed):
+        found = search_circuit(bench, method, learn, others=others, bars=bars, min_accuracy=min_accuracy, seed=seed)
     assert found is not None
     return found
 
@@ -146,11 +145,11 @@ def attribute_circuit(
         sparsity: None keeps as many edges as the method itself does (ACDC).
     """
     bench = prepare_bench(model, pairs, sparsity, ablation, tokenizer, batch_size, eval_batch_size, seed)
-    seed_everything(seed, verbose=False)
-    behaviour, reason = ask(bench, min_accuracy)
-    if reason:
-        return unable(bench, behaviour, reason, seed)
-    result = measure_circuit(bench, bench.cut(bench.score(method)), bars=bars, seed=seed)
+    with seeded(seed):
+        behaviour, reason = ask(bench, min_accuracy)
+        if reason:
+            return unable(bench, behaviour, reason, seed)
+        result = measure_circuit(bench, bench.cut(bench.score(method)), bars=bars, seed=seed)
     return result.replaced(behaviour=behaviour.to_dict())
 
 
@@ -221,23 +220,20 @@ def search_circuit(
     known = early if trained.bench is bench else None  # of the model as it is now
     bench = trained.bench
     circuit = bench.cut(trained.scores, provenance)
-    with phase("evaluation", f"Evaluating on {len(bench.data.test)} held-out pairs"):
-        torch.set_float32_matmul_precision("highest")
+    with phase("evaluation", f"Evaluating on {len(bench.data.test)} held-out pairs"), products_at("highest"):
         bed, tried = known or ranked_by_validation(bench, tried if trained.compared else [], bars.probe_pairs)
         result = measure_circuit(bench, circuit, tried, bars=bars, seed=seed)
         gates = against_cut(trained.masks, circuit, bed)
-    card = (result.trust or {}) | {row.name: row for row in parts.rows(bench, start.scores, seed)}
+        card = (result.trust or {}) | {row.name: row for row in parts.rows(bench, start.scores, seed)}
     result = result.replaced(trust=card, **gates, steps=trained.steps, behaviour=behaviour.to_dict())
     return result.bind(result.live.with_curves(trained.curves))
 
 
 def first_look(bench: Workbench, tried: Sequence[Baseline], pairs: int) -> tuple[TestBed | None, list[Baseline]]:
     """What attribution alone finds, said ahead of the training, which takes longer than all before it."""
-    precision = torch.get_float32_matmul_precision()
     with phase("first_look", "Measuring what attribution alone finds"):
-        torch.set_float32_matmul_precision("highest")
-        bed, ranked = ranked_by_validation(bench, tried, pairs)
-        torch.set_float32_matmul_precision(precision)
+        with products_at("highest"):
+            bed, ranked = ranked_by_validation(bench, tried, pairs)
         for one in ranked if bed else ():
             label, kl = f"{one.scores.method}, {one.scores.ranking}", f"KL {one.val_kl:.3f} nats"
             say(f"{label}: {kl} on {len(bed.full.kl)} validation pairs with {bench.count:,} edges")  # type: ignore[union-attr]

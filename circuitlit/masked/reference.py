@@ -22,6 +22,7 @@ from circuitlit.masked.ablation import (
 from circuitlit.masked.captured import CapturedCall, Outputs
 from circuitlit.model.logits import take_positions
 from circuitlit.model.subject import Subject
+from circuitlit.surroundings import matmul_precision
 from circuitlit.tasks.pair import Batch
 
 log = logging.getLogger(__name__)
@@ -205,7 +206,7 @@ class References:
         written = batch.clean.numel() * 2 * graph.n_layers * config.hidden_size * self.subject.model.dtype.itemsize
         if not (self._capture and self.kind == "interchange" and written <= LAUNCH_BOUND):
             return self.compute(batch)
-        call = self._calls.setdefault(torch.get_float32_matmul_precision(), CapturedCall(self._tensors))
+        call = self._calls.setdefault(matmul_precision(), CapturedCall(self._tensors))
         teacher, *ablated = call(*vars(batch).values())
         return Reference(teacher, Ablated(*ablated))
 

@@ -19,6 +19,7 @@ from transformers import AutoConfig, AutoModelForCausalLM, PretrainedConfig, Pre
 from circuitlit.errors import UserError
 from circuitlit.graph import Graph
 from circuitlit.model.subject import Subject
+from circuitlit.surroundings import seeded
 from circuitlit.tasks import Pairs
 
 TOKENS, MUTE = 12, 4  # words, and the last of them, which the model cannot say
@@ -74,12 +75,11 @@ def planted_copies(graph: Graph, seed: int = 0) -> tuple[Subject, list[list[int]
         raise UserError("two copies of three heads need three layers with two key/value heads")
     places = [place * depth // 3 for place in range(3)]
     chains = [[(layer, 0) for layer in places], [(layer, last) for layer in places]]
-    torch.manual_seed(seed)
-    model = AutoModelForCausalLM.from_config(_config(graph))
-    noise = (graph.n_layers * graph.writers_per_layer) ** -0.5
-    scale = torch.full((model.config.hidden_size,), SOFT * noise)
+    config, noise = _config(graph), (graph.n_layers * graph.writers_per_layer) ** -0.5
+    scale = torch.full((config.hidden_size,), SOFT * noise)
     scale[2 * TOKENS : FREE], scale[FREE:] = LOUD * noise, 0.0
-    with torch.no_grad():
+    with seeded(seed), torch.no_grad():
+        model = AutoModelForCausalLM.from_config(config)
         for name, weight in model.named_parameters():
             if "norm" in name:
                 weight.fill_(1.0)

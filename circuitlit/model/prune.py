@@ -25,6 +25,7 @@ from circuitlit.files import save_tensors, write_json
 from circuitlit.graph import Graph
 from circuitlit.graph.select import nodes_of
 from circuitlit.model.families import anatomy_of, graph_of
+from circuitlit.surroundings import as_it_was
 
 FORMAT = 1
 WEIGHTS = "pruned.safetensors"
@@ -107,7 +108,7 @@ def load_pruned(folder: Path | str) -> PreTrainedModel:
     except (OSError, ValueError, KeyError, AttributeError) as error:
         raise UserError(f"{folder} is no pruned model ({error}); make one: export format=pruned circuit=RUN") from error
     config = AutoConfig.from_pretrained(folder)
-    with torch.no_grad():
+    with torch.no_grad(), as_it_was():  # random weights are drawn first
         model = AutoModelForCausalLM.from_config(config, dtype=dtype)  # `to` would round rotary frequencies
         _carve(model, graph_of(config), cut, values=False)
         missing, more = model.load_state_dict(weights, strict=False)

@@ -23,6 +23,7 @@ from circuitlit.model import Subject
 from circuitlit.model.contents import stamps_of
 from circuitlit.progress import phase, say
 from circuitlit.store import Failure, Store
+from circuitlit.surroundings import as_it_was
 from circuitlit.timeline.cells import HeadsAtCheckpoint, InductionCheck, TaskAtCheckpoint
 from circuitlit.timeline.checkpoints import Checkpoint
 from circuitlit.timeline.evolution import Evolution
@@ -166,6 +167,7 @@ def follow_checkpoints(
         return measured + head_jobs(settings, known, final, settings.heads.draws or most)
 
     with ExitStack() as stack:
+        stack.enter_context(as_it_was())  # each cell has a seed of its own
         where = Path(stack.enter_context(TemporaryDirectory()) if folder is None else folder)
         with phase(name, f"{name}: {len(checkpoints)} checkpoints x {len(tasks)} tasks"):
             loaded = partial(one_at_a_time, load or loaded_subject)

@@ -2,14 +2,11 @@
 
 from __future__ import annotations
 
-import os
-import random
 from collections.abc import Iterable, Iterator
 from contextlib import ExitStack, contextmanager
 from pathlib import Path
 from typing import Any
 
-import numpy as np
 import torch
 from peft import PeftModel
 from torch import nn
@@ -20,33 +17,17 @@ from circuitlit.errors import UserError
 from circuitlit.model import Subject
 from circuitlit.model.linear import unwrap
 from circuitlit.model.load import load_subject
+from circuitlit.surroundings import as_it_was
 
 AFTERWARDS = "or watch its checkpoints afterwards: python -m circuitlit watch checkpoints=FOLDER"
 TRAINERS = ("accelerate.", "trl.", "torch.")  # whose code may stand for a whole model's forward
-SEEDS = ("PL_GLOBAL_SEED", "PL_SEED_WORKERS")  # where Lightning's `seed_everything` leaves them
 
 
 @contextmanager
-def as_it_was(device: torch.device) -> Iterator[None]:
-    """Random numbers (Python, NumPy, torch on the CPU and on the model's GPU) and global settings stay as they were."""
-    states = random.getstate(), np.random.get_state(), torch.get_rng_state()
-    on_gpu = torch.cuda.get_rng_state(device) if device.type == "cuda" else None
-    precision, seeds = torch.get_float32_matmul_precision(), {name: os.environ.get(name) for name in SEEDS}
-    try:
-        with torch.autocast(device.type, enabled=False), torch.enable_grad():
-            yield
-    finally:
-        random.setstate(states[0])
-        np.random.set_state(states[1])
-        torch.set_rng_state(states[2])
-        if on_gpu is not None:
-            torch.cuda.set_rng_state(on_gpu, device)
-        torch.set_float32_matmul_precision(precision)
-        for name, value in seeds.items():
-            if value is None:
-                os.environ.pop(name, None)
-            else:
-                os.environ[name] = value
+def beside_training(device: torch.device) -> Iterator[None]:
+    """Compute with gradients and without autocast; random numbers and global settings stay as they were."""
+    with as_it_was(), torch.autocast(device.type, enabled=False), torch.enable_grad():
+        yield
 
 
 def whole_model(model: nn.Module) -> nn.Module:

@@ -24,7 +24,7 @@ from circuitlit.tasks import Pairs
 from circuitlit.timeline.watch_checkpoints import SERIES, PairsOf, watched_circuit, with_stages
 from circuitlit.timeline.watched import Alarm, Reading, Unread, WatchedCircuit
 from circuitlit.timeline.watcher import TEXT, Watcher, WatchSettings, watched_with
-from circuitlit.watch.live import as_it_was, subject_of, whole_model
+from circuitlit.watch.live import beside_training, subject_of, whole_model
 from circuitlit.watch.pace import SHARE, Pace
 
 log = logging.getLogger(__name__)
@@ -164,7 +164,7 @@ class WatchSession:
         assert watcher is not None
         device = next(model.parameters()).device
         try:
-            with as_it_was(device):
+            with beside_training(device):
                 subject = subject_of(model, self.tokenizer)
                 reading = watcher.read(subject, step)
         except Exception as error:

@@ -12,6 +12,7 @@ from torch.overrides import TorchFunctionMode
 from transformers import PretrainedConfig
 
 from circuitlit.model import Subject
+from circuitlit.surroundings import seeded
 
 TOKENS = 512  # most rows of a twin's embedding
 LEAST = 2  # layers
@@ -39,9 +40,7 @@ def float64_twin(subject: Subject, seed: int = 0) -> Subject:
     Matrices keep the scale of what they multiply; gains and biases are far from 1 and 0, so that none is overlooked.
     """
     config = _shortened(subject)
-    state = torch.random.get_rng_state()
-    torch.manual_seed(seed)
-    try:
+    with seeded(seed):
         model = type(subject.model)._from_config(config, dtype=torch.float64).double().eval()
         with torch.no_grad():
             for parameter in model.parameters():
@@ -49,8 +48,6 @@ def float64_twin(subject: Subject, seed: int = 0) -> Subject:
                     parameter.normal_(0, min(parameter.shape[-2:]) ** -0.5)
                 else:
                     parameter.add_(0.3 * torch.randn_like(parameter))
-    finally:
-        torch.random.set_rng_state(state)
     return Subject(model, name=f"twin of {subject.name}")
 
 

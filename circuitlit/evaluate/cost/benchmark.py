@@ -11,6 +11,7 @@ import torch
 
 from circuitlit.model import Subject
 from circuitlit.result import PACKAGES, Result, version
+from circuitlit.surroundings import matmul_precision
 
 
 @dataclass(frozen=True, kw_only=True, repr=False)
@@ -179,7 +180,7 @@ def machine_of(device: torch.device) -> dict[str, Any]:
     on_gpu = device.type == "cuda"
     return {
         "device": torch.cuda.get_device_name(device) if on_gpu else f"cpu, {torch.get_num_threads()} threads",
-        "precision": torch.get_float32_matmul_precision(),
+        "precision": matmul_precision(),
         "python": platform.python_version(),
         "versions": {name: version(name) for name in PACKAGES},
     }

@@ -32,6 +32,7 @@ from circuitlit.graph.select import edge_budget
 from circuitlit.lock import InUse
 from circuitlit.progress import phase, say
 from circuitlit.store import Failure, Store
+from circuitlit.surroundings import as_it_was
 
 Learn = Callable[[Workbench, EdgeScores, int], EdgeScores]  # trains masks from some scores on, with a seed
 START = ("start of masks",)  # key of those scores; labels of attributions are text, so none is equal to it
@@ -161,6 +162,7 @@ def compare_methods(
     }
     check_names(job.cell for own in jobs.values() for job in own)
     with ExitStack() as stack:
+        stack.enter_context(as_it_was())  # each cell has a seed of its own
         where = Path(stack.enter_context(TemporaryDirectory()) if folder is None else folder)
         for name, bench in benches.items():
             build = cache(partial(StudyTask.build, bench, settings.probe_pairs, settings.published_pairs))

@@ -7,6 +7,8 @@ import os
 
 import torch
 
+from circuitlit.surroundings import matmul_precision
+
 
 def cdiv(size: int, block: int) -> int:
     """Blocks that cover a size."""
@@ -15,7 +17,7 @@ def cdiv(size: int, block: int) -> int:
 
 def precision(dtype: torch.dtype) -> str:
     """Of float32 products, as `torch.set_float32_matmul_precision` has it; other kinds know but one."""
-    exact = dtype == torch.float32 and torch.get_float32_matmul_precision() == "highest"
+    exact = dtype == torch.float32 and matmul_precision() == "highest"
     return "ieee" if exact else "tf32"
 
 
