@@ -104,6 +104,12 @@ def fit(
         enable_model_summary=False,
         enable_progress_bar=False,
     )
-    trainer.fit(learner, data)
-    learner.to(device)  # Lightning leaves it on the CPU
+    try:
+        trainer.fit(learner, data)
+    except SystemExit as end:  # Lightning makes it of Ctrl-C, which is for the caller to answer
+        if isinstance(end.__context__, KeyboardInterrupt):
+            raise end.__context__ from None
+        raise
+    finally:
+        learner.to(device)  # Lightning leaves it on the CPU
     return history.rows

@@ -115,7 +115,8 @@ def finetune_model(
     """Tune a model on examples, and test it on held-out ones.
 
     Args:
-        subject: the model, without adapters; it is tuned itself, so give a copy of what is to stay.
+        subject: the model, without adapters; it is tuned itself, and with it the live model that it was loaded from, so
+            give a copy of what is to stay.
         examples: by split (`examples_of_task`, `examples_of_file`).
         objective: "sft" (supervised), "dpo" (preferences) or "grpo" (rewards).
         adapter: of PEFT (LoRA, AdaLoRA or IA3); None tunes all weights.
@@ -154,11 +155,13 @@ def finetune_model(
         own = {"objective": objective, "seed": seed, "batch_size": eval_batch_size}
         tuner = _tuner(subject, data, make or TUNERS[objective], optimisation, adapter, circuit, **own)
     with phase("tuning", f"Tuning for {steps} steps: {trained_share(tuner.model)}"):
-        if fit is None:
-            curves = fit_quietly(tuner, data, steps=steps, names=WATCHED.get(objective, ("loss",)))
-        else:
-            curves = fit(tuner, data, watched)
-        tuner.to(device)  # Lightning leaves it on the CPU, and with it the subject
+        try:
+            if fit is None:
+                curves = fit_quietly(tuner, data, steps=steps, names=WATCHED.get(objective, ("loss",)))
+            else:
+                curves = fit(tuner, data, watched)
+        finally:
+            tuner.to(device)  # Lightning leaves it on the CPU, and with it the subject
     with phase("after", "Testing the tuned model"):
         outcome = held_out.measure(tuner.model)
         change = behaviour_change(held_out.base, outcome)
