@@ -157,6 +157,9 @@ WORDS: list[Case] = [
     ("train", "mask.init_from=metod", "did you mean method?"),
     ("train", "hydra.run.dir=", "hydra.run.dir='' is not a path"),
     ("train", "run_id=a/b", "a name without any of"),
+    ("train", "run_id=..", "run_id='..' is not a name"),
+    ("train", "resume=~nobody_here/run", "resume: ~nobody_here/run/.hydra/config.yaml is not readable"),
+    ("evaluate", "circuit=~nobody_here/run", "circuit=~nobody_here/run does not exist"),
     ("evaluate", "circuit=a=b", "circuit=a=b does not exist; name a run's folder or a circuit file"),
     ("export", "circuit=運行/一", "circuit=運行/一 does not exist"),
     ("report", "run=it's here", "run=it's here does not exist"),
@@ -184,6 +187,9 @@ COMPOSED: list[Case] = [
     ("train", "task=jsonl task.build.path=~/nowhere.jsonl", f"{Path.home()}/nowhere.jsonl does not exist"),
     ("train", "task=jsonl", "task.build.path has no value"),
     ("train", "adapter=peft adapter.path=missing", "neither a folder nor a hub name"),
+    ("train", "model=local model.path={long}", "/config.json' cannot be used (File name too long)"),
+    ("train", "task=jsonl task.build.path={long}", "cannot be used (File name too long)"),
+    ("train", "adapter=peft adapter.path={long}", "cannot be used (File name too long)"),
     ("train", "ckpt_path={folder}", "is a folder; name a .ckpt file"),
     ("train", "ckpt_path={circuit}/circuit.safetensors", "holds masks, not a checkpoint"),
     ("train", "ckpt_path={pairs}", "not a readable checkpoint"),
@@ -232,6 +238,7 @@ def things(local: Path, tmp_path_factory: pytest.TempPathFactory) -> dict[str, P
         "circuit": folder / "circuit",
         "folder": folder,
         "conf": folder / "conf",
+        "long": Path("n" * 300),
     }
 
 

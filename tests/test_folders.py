@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import errno
 import json
 import os
 import resource
@@ -14,9 +15,12 @@ from types import SimpleNamespace
 import pytest
 from cli import call, failure, settings
 from forked import finished, start
+from hydra.core.override_parser.overrides_parser import OverridesParser
 
 from circuitlit import lock
+from circuitlit.cli.arguments import readable
 from circuitlit.cli.folder import new_run_id
+from circuitlit.cli.resume import quoted
 from circuitlit.errors import UserError
 from circuitlit.lock import claimed
 
@@ -73,6 +77,48 @@ def test_a_failing_command_takes_away_only_what_it_made(
     failure(capsys, *settings(local, tmp_path, "logger=none", "model.path=missing"))
     assert {p.name for p in tmp_path.iterdir()} <= {".hydra", "train.log", "notes.txt", "masks"}
     assert (tmp_path / "notes.txt").read_text() == "mine"
+
+
+@pytest.mark.parametrize(
+    ("name", "words"),
+    {
+        "out": "/out' cannot be written (it is no folder); choose another folder: hydra.run.dir=DIR",
+        "link": "/link' cannot be written (a link that leads nowhere); choose another folder",
+        "log": "/log/train.log' cannot be written (Is a directory); choose another folder",
+        "claim": "/claim/run.lock' cannot be used (Is a directory); give access to it, or name another",
+    }.items(),
+)
+def test_a_folder_that_cannot_be_written_is_named(
+    name: str, words: str, local: Path, tmp_path: Path, capsys: pytest.CaptureFixture[str]
+) -> None:
+    (tmp_path / "out").write_text("mine")
+    (tmp_path / "link").symlink_to(tmp_path / "nowhere")
+    (tmp_path / "log" / "train.log").mkdir(parents=True)
+    (tmp_path / "claim" / lock.NAME).mkdir(parents=True)
+    assert words in failure(capsys, *settings(local, tmp_path / name))
+    assert (tmp_path / "out").read_text() == "mine" and not (tmp_path / "nowhere").exists()
+
+
+def test_files_that_may_not_be_replaced_are_named(
+    local: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]
+) -> None:
+    def denied(path: Path) -> None:
+        raise PermissionError(errno.EACCES, "Permission denied", "step_000000.safetensors")
+
+    (tmp_path / "masks").mkdir()
+    monkeypatch.setattr("circuitlit.cli.folder.shutil.rmtree", denied)
+    said = failure(capsys, *settings(local, tmp_path, "overwrite=true"))
+    assert f"in {tmp_path} cannot be taken away (Permission denied: step_000000.safetensors); choose another" in said
+
+
+def test_a_working_directory_that_is_gone_is_told(
+    local: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]
+) -> None:
+    (tmp_path / "gone").mkdir()
+    monkeypatch.chdir(tmp_path / "gone")
+    (tmp_path / "gone").rmdir()
+    said = failure(capsys, *settings(local, tmp_path / "out"))
+    assert said == "error: the working directory does not exist any more; change into one that does"
 
 
 def test_what_others_save_meanwhile_beside_their_own_files_stays(
@@ -154,6 +200,12 @@ def test_a_used_folder_is_refused_or_cleared_when_told_to(
         "step_000004.ckpt",
         "step_000008.ckpt",
     }
+
+
+@pytest.mark.parametrize("name", ["a\\b", "it's", "a\\'b\\", "two words"])
+def test_a_folder_s_name_survives_being_quoted(name: str) -> None:
+    word = readable("train", [f"hydra.run.dir={quoted(name)}"])[0]
+    assert OverridesParser.create().parse_override(word).value() == name
 
 
 def test_other_verbs_leave_a_run_s_settings_alone(local: Path, tmp_path: Path) -> None:

@@ -110,7 +110,13 @@ def begin(cfg: DictConfig) -> None:
     folder = run_dir()
     if not ranks.is_writer() or (cfg.ckpt_path is not None and goes_on(cfg)):
         return
-    clear(folder, *LEFT)
+    try:
+        clear(folder, *LEFT)
+    except OSError as error:
+        raise UserError(
+            f"an earlier run in {folder} cannot be taken away ({error.strerror}: {error.filename}); choose another "
+            "folder: hydra.run.dir=DIR"
+        ) from error
     if not goes_on(cfg) and folder == Path(HydraConfig.get().runtime.output_dir):
         _save_settings(cfg, folder)
 

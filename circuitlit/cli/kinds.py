@@ -6,6 +6,7 @@ Nothing heavy is imported here: a wrong setting is refused before torch is there
 from __future__ import annotations
 
 import math
+import os
 import re
 from collections.abc import Callable, Mapping
 from dataclasses import dataclass, field, replace
@@ -166,7 +167,7 @@ def word() -> Kind:
     forbidden = "/ \\ # ? % :"
 
     def fits(value: Any) -> bool:
-        return _is_text(value) and re.fullmatch(r"[^/\\#?%:]+", str(value)) is not None
+        return _is_text(value) and re.fullmatch(r"(?!\.+$)[^/\\#?%:]+", str(value)) is not None
 
     return kind(f"a name without any of {forbidden}", fits, literal=True)
 
@@ -182,7 +183,7 @@ def path(meant: str | None = None, only: str = "") -> Kind:
     def fault(key: str, value: Any) -> str | None:
         if not _is_text(value) or not str(value).strip():
             return _not_a(key, value, "a path") + (f"; name {meant}" if meant else "")
-        place = Path(str(value)).expanduser()
+        place = Path(os.path.expanduser(str(value)))
         if meant is None:
             return None
         try:

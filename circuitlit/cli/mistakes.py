@@ -18,6 +18,8 @@ from circuitlit.cli.wording import no_preset, unknown
 from circuitlit.errors import Unchecked, UserError, sentence
 
 FULL = (errno.ENOSPC, errno.EDQUOT, errno.EFBIG)
+PLACES = "EACCES EPERM EROFS EEXIST ENAMETOOLONG ELOOP ENOTDIR EISDIR".split()  # what a path itself can be the cause of
+MAKING = {"mkdir", "makedirs", "configure_handler"}  # functions by which Hydra makes the output folder and its log
 
 
 def explain(error: BaseException, verb: str = "train") -> str | None:
@@ -42,9 +44,7 @@ def explain(error: BaseException, verb: str = "train") -> str | None:
         return "no room is left to write the run's files; make room, and go on in the same folder or start again"
     if isinstance(error, ValueError) and _raised_by(error).is_relative_to(Path(hydra.__file__).parent):
         return _one_line(str(error), verb)  # options that do not fit each other
-    if isinstance(error, OSError) and error.filename and _makes_a_folder(error):
-        return f"'{error.filename}' cannot be written ({error.strerror}); choose another folder: hydra.run.dir=DIR"
-    return None
+    return next((said for cause in causes(error) if isinstance(cause, OSError) and (said := _misplaced(cause))), None)
 
 
 def _to_check(error: Unchecked) -> str:
@@ -76,10 +76,20 @@ def _raised_by(error: Exception) -> Path:
     return Path(frames[-1].filename if frames else "")
 
 
-def _makes_a_folder(error: OSError) -> bool:
-    """True for an error of Hydra's when it makes the output folder."""
-    frames = [frame.name for frame in traceback.extract_tb(error.__traceback__)]
-    return bool({"mkdir", "makedirs"} & set(frames))
+def _misplaced(error: OSError) -> str | None:
+    """One sentence on a path that cannot be used; None where the path is not the cause."""
+    frames = {frame.name for frame in traceback.extract_tb(error.__traceback__)}
+    reason, name = error.strerror, error.filename
+    if name is None:
+        gone = isinstance(error, FileNotFoundError)  # of os.getcwd()
+        return "the working directory does not exist any more; change into one that does" if gone else None
+    if error.errno == errno.EEXIST:
+        reason = "it is no folder" if Path(name).exists() else "a link that leads nowhere"
+    if MAKING & frames:
+        return f"'{name}' cannot be written ({reason}); choose another folder: hydra.run.dir=DIR"
+    if errno.errorcode.get(error.errno or 0) in PLACES:
+        return f"'{name}' cannot be used ({reason}); give access to it, or name another"
+    return None
 
 
 def causes(error: BaseException | None) -> list[BaseException]:

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import os
 from pathlib import Path
 
 import torch
@@ -79,7 +80,7 @@ def random_reader(cfg: DictConfig) -> Subject:
             "model.source=random has random weights, to which no trained adapter belongs; leave adapter.path out"
         )
     if cfg.model.path is None:
-        folder = packaged_weights("smollm2", Path(cfg.paths.cache_dir).expanduser())[0]
+        folder = packaged_weights("smollm2", Path(os.path.expanduser(cfg.paths.cache_dir)))[0]
     elif not (folder := Path(cfg.model.path)).is_dir():
         raise UserError(f"model.path={folder} is no folder; with model.source=random it names one with a tokenizer")
     tokenizer = AutoTokenizer.from_pretrained(folder)

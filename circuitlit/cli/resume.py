@@ -3,12 +3,14 @@
 from __future__ import annotations
 
 import json
+import os
 from collections.abc import Mapping
 from pathlib import Path
 from typing import Any
 
 from hydra import compose
 from hydra.core.hydra_config import HydraConfig
+from hydra.core.override_parser.types import Quote, QuotedString
 from hydra.types import RunMode
 from omegaconf import DictConfig, OmegaConf
 from omegaconf.errors import OmegaConfBaseException
@@ -44,7 +46,7 @@ def expanded(verb: str, argv: list[str]) -> list[str]:
     given = next((word.partition("=")[2] for word in argv[1:] if word.startswith("resume=")), "")
     if given.strip("'\"") in ("", "null"):
         return argv
-    folder = Path(given[1:-1] if given[0] in "'\"" and given[-1] == given[0] else given).expanduser()
+    folder = Path(os.path.expanduser(given[1:-1] if given[0] in "'\"" and given[-1] == given[0] else given))
     if {"-m", "--multirun"} & set(argv):
         raise UserError("resume=DIR goes on with one run; leave -m out, and call it once for each run of a sweep")
     saved, words = saved_settings(folder), _read(folder / ".hydra" / "overrides.yaml")
@@ -74,7 +76,7 @@ def find_begun(cfg: DictConfig) -> None:
 
 def quoted(text: str) -> str:
     """A value of Hydra's command line that means exactly this text."""
-    return "'" + text.replace("\\", "\\\\").replace("'", "\\'") + "'"
+    return QuotedString(text, Quote.single).with_quotes()
 
 
 def as_it_was(cfg: DictConfig) -> DictConfig:

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import json
+import os
 from collections import defaultdict
 from collections.abc import Iterable
 from pathlib import Path
@@ -32,7 +33,7 @@ def load_side(cfg: DictConfig, path: str, which: str) -> Subject:
     Raises:
         UserError: the folder is none of these.
     """
-    folder = Path(path).expanduser()
+    folder = Path(os.path.expanduser(path))
     common: dict[str, Any] = {
         "dtype": cfg.model.dtype,
         "cache_dir": cfg.paths.cache_dir,

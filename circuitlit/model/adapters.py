@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import os
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
@@ -39,7 +40,7 @@ def load_adapter(model: nn.Module, adapter: str) -> PeftModel:
         raise UserError(
             f"the model has an adapter already, beside which '{adapter}' is not loaded; merge it, or leave one"
         )
-    folder = Path(adapter).expanduser()
+    folder = Path(os.path.expanduser(adapter))
     if "/" not in adapter and not folder.is_dir():
         raise UserError(f"adapter '{adapter}' is neither a folder nor a hub name like owner/name; name a PEFT folder")
     if folder.is_dir():

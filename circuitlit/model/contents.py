@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import hashlib
 import json
+import os
 from collections.abc import Iterable
 from pathlib import Path
 
@@ -57,6 +58,6 @@ def stamps_of(*places: str | Path | None) -> dict[str, list[int]]:
 
     Names of the hub and of packages have none.
     """
-    folders = [Path(place).expanduser() for place in places if place]
+    folders = [Path(os.path.expanduser(place)) for place in places if place]
     files = [file for one in folders for file in ([one] if one.is_file() else sorted(one.glob("*"))) if file.is_file()]
     return {str(file): [(found := file.stat()).st_size, found.st_mtime_ns] for file in files}

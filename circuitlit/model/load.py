@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import os
 from collections.abc import Iterator
 from contextlib import contextmanager
 from pathlib import Path
@@ -96,7 +97,9 @@ def load_subject(
                 for _, tensor in parameters(loaded):  # `to` would round rotary frequencies
                     tensor.data = tensor.to(DTYPES[dtype]) if tensor.is_floating_point() else tensor
         else:
-            folder, facts = _place(str(model), source or _source_of(str(model)), revision, Path(cache_dir).expanduser())
+            folder, facts = _place(
+                str(model), source or _source_of(str(model)), revision, Path(os.path.expanduser(cache_dir))
+            )
             remote: dict[str, Any] = {"trust_remote_code": trust_remote_code}
             remote |= {"revision": revision} if facts["source"] == "hub" else {}
             with translated(where):
@@ -168,7 +171,7 @@ def _quiet() -> Iterator[None]:
 
 def _source_of(model: str) -> Source:
     """What a name or path is."""
-    if Path(model).expanduser().exists():
+    if Path(os.path.expanduser(model)).exists():
         return "local"
     if model in PACKAGES:
         return "package"
@@ -181,7 +184,7 @@ def _place(model: str, source: Source, revision: str | None, cache: Path) -> tup
     """The folder or hub name to load from, and the provenance."""
     if source == "package":
         return packaged_weights(model, cache)
-    path = Path(model).expanduser()
+    path = Path(os.path.expanduser(model))
     facts: dict[str, Any] = {"source": source, "path": model, "revision": revision}
     if source == "hub" and not path.is_dir():
         return model, facts

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import hashlib
 import json
+import os
 import sys
 from pathlib import Path
 from types import CodeType, FunctionType
@@ -75,7 +76,7 @@ def key_of(model: PreTrainedModel) -> str:
     facts = {
         "config": {k: v for k, v in model.config.to_dict().items() if k not in BESIDES},
         "class": type(model).__qualname__,
-        "source": _hash(Path(source).read_text()) if source else None,
+        "source": _hash(Path(source).read_text(encoding="utf-8")) if source else None,
         "dtype": str(model.dtype),
         "patches": patches(model),
         "versions": {name: version(name) for name in PACKAGES},
@@ -87,7 +88,7 @@ def key_of(model: PreTrainedModel) -> str:
 
 def record_of(cache: Path, key: str) -> Path:
     """The file that says that a check passed."""
-    return cache.expanduser() / "checks" / f"{key}.json"
+    return Path(os.path.expanduser(cache)) / "checks" / f"{key}.json"
 
 
 def refuse_unchecked(model: PreTrainedModel, name: str, facts: dict[str, Any], cache: Path) -> None:

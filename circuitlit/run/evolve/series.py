@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import os
 from collections.abc import Iterator
 from concurrent.futures import Future, ThreadPoolExecutor
 from contextlib import contextmanager
@@ -53,7 +54,7 @@ def find_series(cfg: DictConfig) -> list[Series]:
             raise UserError("evolve.folder and pretrain are both given; keep one")
         return [Series.of(name, local_checkpoints(folder, schedule)) for name, folder in _trained(cfg)]
     if settings.folder:
-        folder = Path(settings.folder).expanduser()
+        folder = Path(os.path.expanduser(settings.folder))
         found = local_checkpoints(folder, schedule, cfg.model.path, settings.tokens_per_step)
         return [Series.of(cfg.model.name, found)]
     if cfg.model.source != "hub":
@@ -90,7 +91,7 @@ def _trained(cfg: DictConfig) -> list[tuple[str, Path]]:
 def _recipes(cfg: DictConfig) -> list[tuple[Recipe, str, Path]]:
     """What `pretrain` asks for, every model with every seed; the tasks' pairs are written beside."""
     settings = plain(cfg.pretrain)
-    root = Path(settings.pop("folder")).expanduser()
+    root = Path(os.path.expanduser(settings.pop("folder")))
     models, seeds = settings.pop("models"), settings.pop("seeds")
     write_tasks(root)
     made = []

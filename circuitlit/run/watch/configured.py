@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import os
 from dataclasses import replace
 from pathlib import Path
 from typing import Any
@@ -29,7 +30,7 @@ def checkpoints_of(cfg: DictConfig) -> list[Checkpoint]:
         UserError: a second start.
     """
     schedule = None if cfg.watch.schedule is None else list(cfg.watch.schedule)
-    found = local_checkpoints(Path(cfg.checkpoints).expanduser(), schedule, CONFIGURED, key="checkpoints")
+    found = local_checkpoints(Path(os.path.expanduser(cfg.checkpoints)), schedule, CONFIGURED, key="checkpoints")
     if found[0].step == 0:
         if cfg.base is not None:
             raise UserError(f"checkpoints={cfg.checkpoints} begin with step 0, which is the start; leave base out")
