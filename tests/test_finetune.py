@@ -133,6 +133,11 @@ def test_all_bad_lines_of_a_file_are_named_together(tmp_path: Path, tokenizer) -
     with pytest.raises(UserError, match="5 of 6 rows cannot be used: 1 x not JSON") as caught:
         examples_of_file(str(file), tokenizer)
     assert all(f"{file}:{number}" in str(caught.value) for number in range(1, 6))
+    file.write_text('{"prompt": "w1 w2", "chosen": " w3", "chosen": " w4"}')
+    with pytest.raises(UserError, match=r"bad\.jsonl:1: field 'chosen' is there twice; keep one"):
+        examples_of_file(str(file), tokenizer)
+    with pytest.raises(UserError, match=r"is a folder; name a file with one object a line: tune\.data=FILE"):
+        examples_of_file(str(tmp_path), tokenizer)
     file.write_text("\n".join(json.dumps({**good, "split": "train", "rejected": " w3"}) for _ in range(3)))
     file.write_text(file.read_text() + "\n" + json.dumps({**good, "split": "test"}))
     with pytest.raises(UserError, match="3 of 3 rows cannot be used: 3 x chosen and rejected do not differ"):

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import copy
+import gzip
 import json
 import math
 import sys
@@ -289,6 +290,7 @@ TAGGED = {"clean": "a b<predict> c</predict>", "corrupted": "a d<predict> e</pre
 BAD_ROWS = {
     "not JSON": "{",
     "a list where an object belongs": "[]",
+    "field 'answer' is there twice; keep one": f'{{"answer": " John", {json.dumps(GOOD)[1:]}',
     "unknown field 'anwser'": {**GOOD, "anwser": " Mary"},
     "field 'clean' is missing": {"corrupted": CORRUPTED, "answer": " Mary"},
     "field 'answer' is missing": {"clean": CLEAN, "corrupted": CORRUPTED},
@@ -413,9 +415,10 @@ def test_a_file_that_cannot_serve_is_named(byte_bpe, tmp_path):
         jsonl(byte_bpe, write(tmp_path, {**GOOD, "split": "train"}), seed=0)
     with pytest.raises(UserError, match=r"val_fraction=0\.7 and test_fraction=0\.4"):
         jsonl(byte_bpe, write(tmp_path, GOOD), seed=0, val_fraction=0.7)
-    (tmp_path / "latin.jsonl").write_bytes(b'{"clean": "\xe9"}')
-    with pytest.raises(UserError, match=r"latin\.jsonl is not UTF-8"):
-        jsonl(byte_bpe, str(tmp_path / "latin.jsonl"), seed=0)
+    for content in (b'{"clean": "\xe9"}', "{}".encode("utf-16-le"), gzip.compress(b"{}")):
+        (tmp_path / "other.jsonl").write_bytes(content)
+        with pytest.raises(UserError, match=r"other\.jsonl is not UTF-8 text; save it as such, unpacked"):
+            jsonl(byte_bpe, str(tmp_path / "other.jsonl"), seed=0)
 
 
 # --- configuration

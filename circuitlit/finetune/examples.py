@@ -2,11 +2,9 @@
 
 from __future__ import annotations
 
-import json
 import random
 from collections.abc import Sequence
 from dataclasses import dataclass, replace
-from pathlib import Path
 from typing import NamedTuple
 
 from transformers import PreTrainedTokenizerBase
@@ -16,6 +14,7 @@ from circuitlit.errors import UserError
 from circuitlit.tasks import Batch, EncodedPairs, Pair, Pairs, encode
 from circuitlit.tasks.encoded import Row
 from circuitlit.tasks.faults import BadRows, Fault
+from circuitlit.tasks.lines import object_of, read_lines
 from circuitlit.tasks.tokens import front_tokens, part
 
 SPLITS = ("train", "val", "test")
@@ -116,12 +115,8 @@ def examples_of_file(
 
 
 def _read(path: str) -> list[dict[str, str]]:
-    try:
-        lines = Path(path).read_text(encoding="utf-8-sig").split("\n")
-    except (OSError, UnicodeDecodeError) as error:
-        raise UserError(f"tune.data={path} cannot be read ({error}); name a jsonl file of prompt and chosen") from error
     rows, faults = [], []
-    for number, line in enumerate(lines, start=1):
+    for number, line in enumerate(read_lines(path, "tune.data"), start=1):
         if not line.strip():
             continue
         source = f"{path}:{number}"
@@ -135,11 +130,8 @@ def _read(path: str) -> list[dict[str, str]]:
 
 
 def _parsed(line: str) -> dict[str, str]:
-    try:
-        row = json.loads(line)
-    except (ValueError, RecursionError):
-        raise UserError("not JSON; write one object a line") from None
-    if not isinstance(row, dict) or not {"prompt", "chosen"} <= set(row) or not set(row) <= set(FIELDS):
+    row = object_of(line)
+    if not {"prompt", "chosen"} <= set(row) or not set(row) <= set(FIELDS):
         raise UserError("the fields are prompt, chosen and maybe rejected, split; correct them")
     row = {name: value for name, value in row.items() if value is not None}
     if not {"prompt", "chosen"} <= set(row):

@@ -2,13 +2,11 @@
 
 from __future__ import annotations
 
-import json
 import logging
 import random
 import reprlib
 from collections.abc import Iterable, Sequence
 from dataclasses import replace
-from pathlib import Path
 from typing import Any
 
 from transformers import PreTrainedTokenizerBase
@@ -16,6 +14,7 @@ from transformers import PreTrainedTokenizerBase
 from circuitlit.errors import UserError
 from circuitlit.tasks.encode import encode
 from circuitlit.tasks.faults import BadRows, Fault, by_kind
+from circuitlit.tasks.lines import object_of, read_lines
 from circuitlit.tasks.pair import Pair
 from circuitlit.tasks.splits import END, OTHER, SPLITS, Pairs
 
@@ -108,12 +107,12 @@ def _parsed(path: str) -> tuple[list[Entry], list[Fault]]:
     entries: list[Entry] = []
     faults: list[Fault] = []
     first: dict[tuple[str, str | None, str], Entry] = {}
-    for number, line in enumerate(_lines(path), start=1):
+    for number, line in enumerate(read_lines(path, "task.build.path"), start=1):
         if not line.strip():
             continue
         source = f"{path}:{number}"
         try:
-            pair, split = _parse(line, source)
+            pair, split = pair_of(object_of(line), source)
             twin, home = first.setdefault((pair.clean, pair.corrupted, pair.answer), (pair, split))
             if split and home and split != home:
                 raise UserError(f"the same pair is in {home} ({twin.source}) and in {split}; keep it in one split")
@@ -172,30 +171,6 @@ def _deal_out(
         split = max(lacking, key=lacking.__getitem__)
         made[split] += group
         lacking[split] -= len(group)
-
-
-def _lines(path: str) -> list[str]:
-    try:
-        # Not splitlines(): that also breaks at characters that JSON strings may hold.
-        return Path(path).read_text(encoding="utf-8-sig").split("\n")
-    except IsADirectoryError:
-        raise UserError(f"{path} is a folder; name a file with one pair a line: task.build.path=FILE") from None
-    except UnicodeDecodeError:
-        raise UserError(f"{path} is not UTF-8 text; save it as such") from None
-    except OSError as error:
-        reason = error.strerror or type(error).__name__
-        raise UserError(f"{path} cannot be read ({reason}); name a file: task.build.path=FILE") from None
-
-
-def _parse(line: str, source: str) -> tuple[Pair, str | None]:
-    try:
-        row = json.loads(line)
-    except (ValueError, RecursionError) as error:
-        reason = error.msg if isinstance(error, json.JSONDecodeError) else "unreadable"
-        raise UserError(f"not JSON ({reason}); write one object a line") from None
-    if not isinstance(row, dict):
-        raise UserError(f"a {type(row).__name__} where an object belongs; write one object a line")
-    return pair_of(row, source)
 
 
 def pair_of(row: dict[str, Any], source: str) -> Entry:
