@@ -29,6 +29,8 @@ from circuitlit.tasks import Pairs
         ("study", ["study.tasks=[{name: own, with: [model.dtype=float64]}]"], "study.tasks: own sets model"),
         ("study", ["study.tasks=[{name: own, with: [adapter=lora]}]"], "study.tasks: own sets adapter"),
         ("behaviour", ["behaviour.tasks=[{name: own, with: [mask=sigmoid_topk]}]"], "behaviour.tasks: own sets mask"),
+        ("study", ["study.tasks=[{name: sva, with: [seed=1]}]"], "write task=sva among the entry's settings"),
+        ("study", ["study.attributions=[{name: acdc, with: [seed=1]}]"], "write method=acdc among"),
         (
             "knowledge",
             ["knowledge.packs.factual=[{name: own, with: [method=eap]}]"],

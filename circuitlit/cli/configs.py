@@ -10,6 +10,7 @@ from hydra.core.hydra_config import HydraConfig
 from omegaconf import DictConfig, ListConfig, OmegaConf
 
 from circuitlit.cli.arguments import setting
+from circuitlit.cli.presets import known_presets
 from circuitlit.cli.schema import check_settings
 from circuitlit.errors import UserError
 from circuitlit.files import file_name
@@ -91,7 +92,8 @@ def entries(items: ListConfig | None, group: str) -> list[Entry]:
     """A list of presets, or of labels with settings, as entries.
 
     Raises:
-        UserError: an item is neither a preset's name nor {name, with}, or a label is there twice.
+        UserError: an item is neither a preset's name nor {name, with}, a label is there twice, or it is the name of a
+            preset that the item does not take.
     """
     made = []
     for item in items or []:
@@ -99,6 +101,7 @@ def entries(items: ListConfig | None, group: str) -> list[Entry]:
             made.append(Entry(item, (f"{group}={item}",)))
         elif isinstance(item, DictConfig) and {"name", "with"} <= set(item) <= {"name", "with", "cost"}:
             settings = tuple(str(word) for word in item["with"])
+            _check_label(str(item.name), settings, group)
             made.append(Entry(str(item.name), settings, item.get("cost")))
         else:
             raise UserError(f"'{item}' is neither a preset of {group} nor {{name: LABEL, with: [settings]}}")
@@ -107,3 +110,13 @@ def entries(items: ListConfig | None, group: str) -> list[Entry]:
     if twice:
         raise UserError(f"two entries of {group} are called '{twice}'; give each a name of its own")
     return made
+
+
+def _check_label(label: str, settings: Iterable[str], group: str) -> None:
+    """Refuse a label that is a preset's name where another preset would run: a label chooses nothing."""
+    chosen = HydraConfig.get().runtime.choices.get(group)
+    if label in known_presets(group) and label != chosen and group not in map(_key, settings):
+        raise UserError(
+            f"{{name: {label}}} is a label, and {group}={chosen} would run under it; write {group}={label} among the "
+            "entry's settings, or another name"
+        )
