@@ -12,6 +12,7 @@ from typing import Any
 import numpy as np
 import pytest
 import torch
+from peft import LoraConfig, get_peft_model
 from test_borrow import live, same, state
 from test_compare import bench_of
 from torch import Tensor
@@ -37,8 +38,9 @@ from circuitlit import (
 from circuitlit.evaluate.verdict import Bars
 from circuitlit.finetune import examples_of_task
 from circuitlit.finetune.sft import SupervisedTuner
+from circuitlit.model.adapters import load_adapter
 from circuitlit.model.planted import planted_copies
-from circuitlit.surroundings import matmul_precision, products_at
+from circuitlit.surroundings import as_it_was, matmul_precision, products_at
 from circuitlit.tasks.pair import Batch
 from circuitlit.timeline.checkpoints import Checkpoint
 from circuitlit.timeline.measured_heads import FollowSettings, HeadsFollowed
@@ -95,6 +97,13 @@ def cut(_: Subject, bench: Workbench, folder: Path) -> None:
     prune_model(bench.subject, bench.cut(bench.score(Method.of(random_scores))), bench.data, folder)
 
 
+def adapted(subject: Subject, _: Workbench, folder: Path) -> None:
+    with as_it_was():
+        lora = LoraConfig(target_modules=["c_attn"], task_type="CAUSAL_LM")
+        get_peft_model(live("gpt2"), lora).save_pretrained(folder)
+    load_adapter(subject.model, str(folder))
+
+
 def failing(call: Callable[..., None], error: type[BaseException]) -> Call:
     def run(*given: Any) -> None:
         with pytest.raises(error, match="somebody's"):
@@ -113,6 +122,7 @@ CALLS: dict[str, Call] = {
     "compare_prompts": prompts,
     "follow_checkpoints": followed,
     "prune_model": cut,
+    "load_adapter": adapted,
     "planted_copies": lambda *_: planted_copies(Graph(3, 2, 2)),
 }
 

@@ -16,6 +16,7 @@ from circuitlit.model.families import anatomy_of
 from circuitlit.model.files import check_folder
 from circuitlit.model.linear import refuse_curved, unwrap
 from circuitlit.model.report import first_line, named
+from circuitlit.surroundings import as_it_was
 
 if TYPE_CHECKING:  # half a second, and most models have no adapter
     from peft import PeftModel
@@ -50,7 +51,8 @@ def load_adapter(model: nn.Module, adapter: str) -> PeftModel:
         config = PeftConfig.from_pretrained(adapter)
         config.inference_mode = True
         kind = PeftModelForCausalLM if config.task_type == TaskType.CAUSAL_LM else PeftModel
-        wrapped = kind(model, config, NAME)  # type: ignore[arg-type]
+        with as_it_was():  # PEFT draws weights first
+            wrapped = kind(model, config, NAME)  # type: ignore[arg-type]
         found = wrapped.load_adapter(adapter, NAME)  # not `from_pretrained`, which keeps this report to itself
     except Exception as error:
         raise UserError(
