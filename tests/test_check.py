@@ -125,6 +125,18 @@ def test_a_cache_that_cannot_be_written_is_named(tmp_path: Path) -> None:
         checked(single("llama"), tmp_path / "file")
 
 
+def test_where_no_home_is_known_none_is_made(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    def unknown(user: int) -> None:
+        raise KeyError(user)
+
+    monkeypatch.chdir(tmp_path)
+    monkeypatch.delenv("HOME")
+    monkeypatch.setattr("pwd.getpwuid", unknown)  # as in a container with a user that it does not know
+    with pytest.raises(UserError, match=r"paths.cache_dir=~/cache cannot be written \(no home is known; set HOME\)"):
+        checked(single("llama"), Path("~/cache"))
+    assert not list(tmp_path.iterdir())
+
+
 def test_a_patched_forward_is_found(tmp_path: Path) -> None:
     model = patched(colder)
     with pytest.raises(Unchecked, match=r"needs a check first, because model.layers.1.self_attn has a forward"):

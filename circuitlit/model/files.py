@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import errno
 import json
 import struct
 from math import prod
@@ -12,6 +13,17 @@ from circuitlit.errors import UserError
 
 INDEX = "model.safetensors.index.json"
 LONGEST_HEADER = 100_000_000  # bytes, as the format has it
+
+
+def make_cache(folder: Path) -> None:
+    """Make a folder of `paths.cache_dir`.
+
+    Raises:
+        OSError: it cannot be made, or is in a home that nobody knows: no folder is called `~`.
+    """
+    if folder.parts[:1] == ("~",):
+        raise FileNotFoundError(errno.ENOENT, "no home is known; set HOME", str(folder))
+    folder.mkdir(parents=True, exist_ok=True)
 
 
 def check_folder(folder: Path) -> None:

@@ -17,7 +17,7 @@ import torch
 from transformers import AutoTokenizer, GgufConfig
 
 from circuitlit.errors import UserError
-from circuitlit.model.files import check_gguf
+from circuitlit.model.files import check_gguf, make_cache
 from circuitlit.model.report import load_whole, translated
 
 log = logging.getLogger(__name__)
@@ -63,7 +63,7 @@ def _sha256(*parts: Path) -> str:
 def _convert(parts: Sequence[Path], name: str, folder: Path) -> None:
     """Dequantise a GGUF file into a Hugging Face folder that appears whole or not at all."""
     try:
-        folder.parent.mkdir(parents=True, exist_ok=True)
+        make_cache(folder.parent)
         partial = Path(tempfile.mkdtemp(dir=folder.parent, prefix="partial-"))
     except OSError as error:
         raise UserError(

@@ -20,6 +20,7 @@ from circuitlit.evaluate.check.place import first_difference
 from circuitlit.evaluate.check.probes import taken_guess
 from circuitlit.evaluate.check.twin import KeepsFloat64, float64_twin
 from circuitlit.model import Subject
+from circuitlit.model.files import make_cache
 from circuitlit.model.load import load_subject
 from circuitlit.model.trusted import key_of, reasons, record_of
 from circuitlit.progress import phase
@@ -147,6 +148,7 @@ def check_model(
     if not bad:
         kept = record_of(Path(cache_dir), result.key)
         try:
+            make_cache(kept.parent)
             result.save(kept.parent).rename(kept)
         except OSError as error:
             raise UserError(
