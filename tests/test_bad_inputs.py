@@ -196,7 +196,7 @@ COMPOSED: list[Case] = [
     ("attribute", "sparsity=own", "methods that choose their own size"),
     ("evaluate", "", "circuit has no value"),
     ("study", "study.learners=[{name: x, with: [mask=hard]}]", "there is no mask=hard"),
-    ("behaviour", "behaviour.tasks=[sva,{name: sva, with: [task=sva, seed=1]}]", "two entries of task are called 'sva'"),
+    ("behaviour", "behaviour.tasks=[sva,{name: sva, with: [task=sva]}]", "two entries of task are called 'sva'"),
     ("compare", "tuned={model} text={pairs}", "leave it out"),
     ("compare", "tuned={model} runs=[{model},{model}]", "exclude each other"),
     # presets of one's own
