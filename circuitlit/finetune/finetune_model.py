@@ -154,6 +154,7 @@ def finetune_model(
         optimisation = Optimisation(steps, lr, warmup, weight_decay)
         own = {"objective": objective, "seed": seed, "batch_size": eval_batch_size}
         tuner = _tuner(subject, data, make or TUNERS[objective], optimisation, adapter, circuit, **own)
+        tuner.to(device)  # a new module says that it is on the CPU, whatever its model is on
     with phase("tuning", f"Tuning for {steps} steps: {trained_share(tuner.model)}"):
         try:
             if fit is None:
