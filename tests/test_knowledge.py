@@ -264,7 +264,9 @@ def test_the_verb_tests_packs(local: Path, tmp_path: Path, capsys: pytest.Captur
     packs = ["logger=none", "knowledge.packs.linguistic=[]", "knowledge.packs.reasoning=[]"]
     own = 'knowledge.packs.factual=[{name: own, with: ["task=jsonl"]}]'
     call(*settings(local, tmp_path, *packs, own), verb="knowledge")
-    found = json.loads((tmp_path / "knowledge.json").read_text())["tasks"]["own"]
+    result = json.loads((tmp_path / "knowledge.json").read_text())
+    assert "task" not in result["provenance"] and "packs" in result["provenance"], "the configured task is not asked"
+    found = result["tasks"]["own"]
     assert found["n_pairs"] == 24 and found["pack"] == "factual" and found["roles"] is None
     assert "Pairs answered" in (tmp_path / "knowledge.html").read_text()
     none = settings(local, tmp_path / "bad", *packs, "knowledge.packs.factual=[]")

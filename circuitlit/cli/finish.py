@@ -100,10 +100,10 @@ def finish(
 
 
 def _with_tasks(cfg: DictConfig, facts: dict[str, Any]) -> dict[str, Any]:
-    """A provenance that names the verb's own list of tasks; mostly it stands in the configured task's place."""
+    """A provenance that names the verb's own tasks: in the configured one's place, and in `rivals` beside it."""
     own = cfg.get(cfg.verb)
-    tasks = own.get("tasks") if isinstance(own, DictConfig) else None
-    if "task" not in facts or not tasks:
+    lists = {name: own[name] for name in ("tasks", "packs") if own.get(name)} if isinstance(own, DictConfig) else {}
+    if "task" not in facts or not lists:
         return facts
-    beside = cfg.verb == "rivals"
-    return {name: value for name, value in facts.items() if beside or name != "task"} | {"tasks": plain(tasks)}
+    kept = {name: value for name, value in facts.items() if name != "task" or cfg.verb == "rivals"}
+    return kept | {name: plain(tasks) for name, tasks in lists.items()}

@@ -4,7 +4,7 @@ from __future__ import annotations
 
 from omegaconf import DictConfig
 
-from circuitlit.cli.build import build_method, build_pairs
+from circuitlit.cli.build import build_method, build_pairs, provenance
 from circuitlit.cli.checks import run_dir
 from circuitlit.cli.finish import finish, own_settings, prepare
 from circuitlit.cli.sides import load_base, load_side, task_settings
@@ -66,4 +66,5 @@ def _injected(cfg: DictConfig) -> FactInjection:
         base = load_base(cfg)
     more = {"seed": cfg.seed, "batch_size": cfg.data.eval_batch_size}
     result = inject_facts(base, tuned, run_dir(), **more, **own_settings(cfg.knowledge.inject))
-    return finish(cfg, result, base, write_injection, print_injection)
+    facts = {name: value for name, value in provenance(cfg, base).items() if name != "task"}  # its facts are its task
+    return finish(cfg, result, facts, write_injection, print_injection)
