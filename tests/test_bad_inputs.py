@@ -157,7 +157,7 @@ WORDS: list[Case] = [
     ("train", "mask.init_from=metod", "did you mean method?"),
     ("train", "hydra.run.dir=", "hydra.run.dir='' is not a path"),
     ("train", "run_id=a/b", "a name without any of"),
-    ("train", "run_id=..", "run_id='..' is not a name"),
+    ("train", "run_id=..", "not of dots alone"),
     ("train", "resume=~nobody_here/run", "resume: ~nobody_here/run/.hydra/config.yaml is not readable"),
     ("evaluate", "circuit=~nobody_here/run", "circuit=~nobody_here/run does not exist"),
     ("evaluate", "circuit=a=b", "circuit=a=b does not exist; name a run's folder or a circuit file"),

@@ -169,7 +169,7 @@ def word() -> Kind:
     def fits(value: Any) -> bool:
         return _is_text(value) and re.fullmatch(r"(?!\.+$)[^/\\#?%:]+", str(value)) is not None
 
-    return kind(f"a name without any of {forbidden}", fits, literal=True)
+    return kind(f"a name without any of {forbidden} and not of dots alone", fits, literal=True)
 
 
 def path(meant: str | None = None, only: str = "") -> Kind:

@@ -1,4 +1,4 @@
-"""Which tokens of a batch have to be computed: on a CPU and in held runs all others are left out, with the same result.
+"""Which tokens of a batch are computed: on a CPU and in held runs, all others are left out, with the same result.
 
 Behind its last answer position a prompt is never read. Ahead of the first token in which the corrupted prompt differs,
 both runs are one, so that no writer puts out anything beyond its ablated output, whatever the masks. Such a token is

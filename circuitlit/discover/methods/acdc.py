@@ -145,8 +145,8 @@ def _prune(
     """Try all edges into one reader; `row` and `rises` are filled in place.
 
     Several edges are tried at once on the guess that all but the last of them go: variant i lacks edges 1 to i. The
-    verdicts hold up to and including the first edge that is kept; what was tried after it is tried again with it. How
-    many are tried next follows how many went: a call costs about as much as some variants do.
+    verdicts hold up to and including the first edge that is kept; what was tried after it is tried again with it. The
+    next guess then has a size halfway between this one's and the number of edges that went.
 
     Returns:
         The loss after all removals, and how many variants were run.
